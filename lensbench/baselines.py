@@ -1,0 +1,114 @@
+"""Baselines: rival explanations of a score. Each is a file in `baselines/` and a function: of `rivals.py`, of a module of the user's, or behind an entry point.
+
+Nothing in here imports torch, so that names and files are checked before a model is loaded.
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.tasks import data_root
+
+if TYPE_CHECKING:
+    from lensbench.bench import Method
+    from lensbench.rivals import Outcome, Rival
+
+Question = Literal["uses_activation", "beats_text", "target_specific", "diagnostic"]
+QUESTIONS: tuple[Question, ...] = get_args(Question)
+GROUP = "lensbench.baselines"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A rival explanation.
+
+    Attributes:
+        name: of the file.
+        rules_out: the explanation, in a sentence that begins "The score ...".
+        question: the question that it is a rival in.
+        function: a function of `lensbench/rivals.py`, `module:function`, or the name of an entry point in the group `lensbench.baselines`.
+        learns_from: the supervision of the methods that it is a fair rival of.
+        reads: sources that a method must read for it to make sense.
+        parameters: keyword arguments of the function.
+    """
+
+    name: str
+    rules_out: str
+    question: Question
+    function: str
+    learns_from: frozenset[str]
+    reads: frozenset[str] = frozenset()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def applies_to(self, learns_from: str, reads: frozenset[str]) -> bool:
+        """Whether it is a fair rival of a method with this supervision and these sources."""
+        return learns_from in self.learns_from and self.reads <= reads
+
+    def run(self, method: "Method") -> "list[Outcome]":
+        """Answer for the method's bench.
+
+        Raises:
+            NotApplicableError: it cannot answer the relation's questions.
+        """
+        return find_function(self.function)(method, **self.parameters)
+
+
+def find_baselines() -> dict[str, Baseline]:
+    """Read every file of `baselines/`.
+
+    Raises:
+        LensbenchError: a file that does not say what a baseline is.
+    """
+    return {path.stem: _read(path) for path in sorted((data_root() / "baselines").glob("*.toml"))}
+
+
+def _read(path: Path) -> Baseline:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        known = {"rules_out", "question", "function", "learns_from", "reads", "parameters"}
+        if extra := set(data) - known:
+            raise unknown_name("key", min(extra), known)
+        if data["question"] not in QUESTIONS:
+            raise unknown_name("question", data["question"], QUESTIONS)
+        return Baseline(
+            name=path.stem,
+            rules_out=data["rules_out"],
+            question=data["question"],
+            function=data["function"],
+            learns_from=frozenset(data.get("learns_from", ("nothing", "corpus", "labels"))),
+            reads=frozenset(data.get("reads", ())),
+            parameters=data.get("parameters", {}),
+        )
+    except KeyError as error:
+        raise LensbenchError(f"{path}: no {error.args[0]}; see docs/baselines.md") from None
+    except (tomllib.TOMLDecodeError, UsageError) as error:
+        raise LensbenchError(f"{path}: {error}") from None
+
+
+def find_function(name: str) -> "Rival":
+    """Return a baseline's function.
+
+    Raises:
+        LensbenchError: nothing of that name.
+    """
+    from lensbench.rivals import FUNCTIONS  # imports torch
+
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
+    plugged = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name in plugged:
+        loaded: Rival = plugged[name].load()
+        return loaded
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise unknown_name("baseline function", name, {*FUNCTIONS, *plugged}, "or give module:function")
+    try:
+        found: Rival = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise LensbenchError(f"baseline function {name!r} cannot be imported: {error}") from None
+    return found

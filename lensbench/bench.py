@@ -1,0 +1,211 @@
+"""The bench: the items of one relation at one read site, everything captured, and methods at work on them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from lensbench.corpus import Corpus
+from lensbench.evidence import Evidence, Scores, Source, Target, Text, Training
+from lensbench.inspectors.base import Inspector
+from lensbench.model.language_model import LanguageModel
+from lensbench.residuals import Reading, Residuals, capture, find_site
+from lensbench.tasks import N_FOLDS, Item, Relation
+
+Change = Callable[[Residuals], Residuals]
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What all benches of a run share: the models, the corpus, the layers asked."""
+
+    model: LanguageModel
+    verbalizer: LanguageModel
+    corpus: Corpus
+    layers: tuple[int, ...]
+    seed: int
+
+    @cached_property
+    def target(self) -> Target:
+        """The target as inspectors may use it."""
+        return Target(self.model)
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """The layers to read: those asked, and the embeddings, which are a rival."""
+        return tuple(sorted({0, *self.layers}))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The items of one relation at one site.
+
+    Attributes:
+        lab: models and layers.
+        relation: for question, answers and forms.
+        items: test items.
+        train_items: one item a subject, in other phrasings; its residuals are only captured for methods that learn labels.
+    """
+
+    lab: Lab
+    relation: Relation
+    items: tuple[Item, ...]
+    train_items: tuple[Item, ...]
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every answer of the relation."""
+        return self.relation.answers
+
+    def _capture(self, items: Sequence[Item]) -> Residuals:
+        readings: list[Reading] = [find_site(self.lab.model, item) for item in items]
+        return capture(self.lab.model, readings, self.lab.captured)
+
+    @cached_property
+    def residuals(self) -> Residuals:
+        """The test items' residuals."""
+        return self._capture(self.items)
+
+    @cached_property
+    def train_residuals(self) -> Residuals:
+        """The training items' residuals."""
+        return self._capture(self.train_items)
+
+    def evidence(
+        self, reads: frozenset[Source], items: Sequence[int], layers: Sequence[int], residuals: Residuals
+    ) -> Evidence:
+        """Return what a method that reads these sources may see of these items."""
+        activation = "activation" in reads
+        return Evidence(
+            answers=self.answers,
+            choices=tuple(self.items[i].choices for i in items),
+            layers=tuple(layers) if activation else (),
+            residuals=residuals.at(layers).of(items) if activation else None,
+            question=self.relation.inspection[0] if "question" in reads else None,
+            texts=_texts(self.items[i] for i in items) if "text" in reads else None,
+        )
+
+    def training(
+        self, method: type[Inspector], fold: int | None, layers: Sequence[int], labels: Labels | None
+    ) -> Training:
+        """Return what a method may learn from: the corpus, or the training items outside the fold, or nothing.
+
+        Args:
+            method: whose `learns_from` and `reads` decide.
+            fold: the fold to be tested; None for what learns no labels.
+            layers: the layers that it will be asked about.
+            labels: answers by subject, in place of the true ones.
+        """
+        if method.learns_from == "corpus":
+            return Training(corpus=self.lab.corpus)
+        if method.learns_from == "nothing":
+            return Training()
+        places = [i for i, item in enumerate(self.train_items) if item.fold != fold]
+        items = [self.train_items[i] for i in places]
+        return Training(
+            answers=self.answers,
+            subjects=tuple(item.subject for item in items),
+            residuals=self.train_residuals.at(layers).of(places) if "activation" in method.reads else None,
+            texts=_texts(items) if "text" in method.reads else None,
+            labels=tuple(item.answer if labels is None else labels[item.subject] for item in items),
+        )
+
+
+def _texts(items: Iterable[Item]) -> tuple[Text, ...]:
+    return tuple(Text(item.source, item.subject) for item in items)
+
+
+@dataclass
+class Method:
+    """One inspector at work on one bench.
+
+    Attributes:
+        make: makes the inspector, unfitted.
+        bench: what it works on.
+        fitted: inspectors already fitted, shared by the method and its rivals; what learns no labels is fitted once a run.
+    """
+
+    make: Callable[[], Inspector]
+    bench: Bench
+    fitted: dict[object, Inspector] = field(default_factory=dict)
+
+    @cached_property
+    def inspector(self) -> Inspector:
+        """An unfitted inspector, for its declarations."""
+        return self.make()
+
+    def fit(self, fold: int | None, layers: tuple[int, ...], labels: Labels | None = None) -> Inspector:
+        """Return the inspector fitted for one test fold.
+
+        Raises:
+            NotApplicableError: it cannot answer the relation's questions.
+        """
+        learns = self.inspector.learns_from == "labels"
+        key: object = (
+            (self.bench.relation.name, self.bench.items[0].site, fold, layers, _frozen(labels)) if learns else ()
+        )
+        if key not in self.fitted:
+            lab = self.bench.lab
+            training = self.bench.training(type(self.inspector), fold, layers, labels)
+            self.fitted[key] = self.make().fit(lab.target, lab.verbalizer, training)
+        return self.fitted[key]
+
+    def scores(self, layers: tuple[int, ...] | None = None, change: Change | None = None) -> Scores:
+        """Score all test items, each by an inspector that has not learned from its fold.
+
+        Args:
+            layers: other layers than those asked.
+            change: what a rival does to the test residuals before they are shown.
+
+        Raises:
+            NotApplicableError: the method cannot answer the relation's questions.
+        """
+        bench = self.bench
+        if "activation" not in self.inspector.reads:
+            layers = ()
+        elif layers is None:
+            layers = bench.lab.layers
+        residuals = change(bench.residuals) if change else bench.residuals
+        every = range(len(bench.items))
+        if self.inspector.learns_from != "labels":
+            return self._inspect(self.fit(None, layers), every, layers, residuals)
+        # A relation that one fold cannot be trained for is not scored at all: all folds are fitted before any is tested.
+        fitted = {fold: self.fit(fold, layers) for fold in range(N_FOLDS)}
+        folds = {fold: [i for i in every if bench.items[i].fold == fold] for fold in fitted}
+        parts = [(places, self._inspect(fitted[f], places, layers, residuals)) for f, places in folds.items() if places]
+        return merged(parts)
+
+    def scores_with(self, fold: int, labels: Labels | None, items: Sequence[int]) -> Scores:
+        """Score some items by the inspector that is fitted for a fold, on true labels or others."""
+        layers = self.bench.lab.layers if "activation" in self.inspector.reads else ()
+        return self._inspect(self.fit(fold, layers, labels), items, layers, self.bench.residuals)
+
+    def _inspect(
+        self, inspector: Inspector, items: Sequence[int], layers: Sequence[int], residuals: Residuals
+    ) -> Scores:
+        scores = inspector.inspect(self.bench.evidence(inspector.reads, items, layers, residuals))
+        expected = (max(1, len(layers)), len(scores.attempts), len(items), len(self.bench.answers))
+        if tuple(scores.log_scores.shape) != expected:
+            raise ValueError(
+                f"{inspector.name} returned log_scores of shape {tuple(scores.log_scores.shape)}, expected (layer, attempt, item, answer) = {expected}"
+            )
+        if bool(torch.isnan(scores.log_scores).any()):
+            raise ValueError(f"{inspector.name} returned a score that is not a number; give -inf to impossible answers")
+        return scores
+
+
+def _frozen(labels: Labels | None) -> tuple[tuple[str, str], ...] | None:
+    return tuple(sorted(labels.items())) if labels is not None else None
+
+
+def merged(parts: Sequence[tuple[list[int], Scores]]) -> Scores:
+    """Put the folds' scores back in the order of the items."""
+    order = torch.tensor([i for places, _ in parts for i in places]).argsort()
+    scores = [part for _, part in parts]
+    log_scores = torch.cat([part.log_scores.cpu() for part in scores], dim=2)[:, :, order]
+    if any(part.ranks is None for part in scores):
+        return Scores(scores[0].attempts, log_scores)
+    ranks = torch.cat([part.ranks.cpu() for part in scores if part.ranks is not None], dim=2)[:, :, order]
+    return Scores(scores[0].attempts, log_scores, ranks)

@@ -1,0 +1,85 @@
+"""Where converted models and fitted lenses are kept, and how a folder appears there whole or not at all."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lensbench.errors import UsageError
+
+VARIABLE = "LENSBENCH_CACHE"
+_DEFAULT = "~/.cache/lensbench"
+
+
+def cache_path() -> Path:
+    """Name the cache folder without touching the disk: what `LENSBENCH_CACHE` says, else `~/.cache/lensbench`."""
+    # absolute, not resolve: the path stays as the user knows it, symbolic links included.
+    return Path(os.environ.get(VARIABLE) or _DEFAULT).expanduser().absolute()
+
+
+def cache_root() -> Path:
+    """Find the cache folder, and make it where it is missing.
+
+    Returns:
+        The folder that `cache_path` names; absolute and writable.
+
+    Raises:
+        UsageError: It cannot be made or written to.
+    """
+    root = cache_path()
+    origin = VARIABLE if os.environ.get(VARIABLE) else "the default place"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(_not_writable(root, origin, error.strerror or str(error))) from error
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise UsageError(_not_writable(root, origin, "permission denied"))
+    return root
+
+
+@contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """Let a folder be written next to its place, and move it there only when it is complete.
+
+    Two processes may write the same folder at once: the first to finish wins, and the work of the other is dropped.
+    For that, what is written must depend on the name alone. A process that is killed leaves a hidden
+    `.NAME.*.partial` folder behind, which nothing reads.
+
+    Args:
+        final: Where the folder is to stand. Its parents are made.
+
+    Yields:
+        An empty folder next to `final`.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
+    partial.mkdir()
+    try:
+        yield partial
+        _flush(partial)
+        _move(partial, final)
+    finally:
+        # Nothing to remove after the move; after a failure or a lost race, all of it.
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move(partial: Path, final: Path) -> None:
+    try:
+        partial.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+
+
+def _flush(folder: Path) -> None:
+    """Write every file through to the disk: after a power cut, a folder with its final name must be whole."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _not_writable(root: Path, origin: str, reason: str) -> str:
+    return f"the cache {root} ({origin}) is not writable: {reason}; set {VARIABLE} to a folder that is"

@@ -1,0 +1,227 @@
+"""The command line. Each command checks what it was given and calls one public function."""
+
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lensbench.errors import LensbenchError, UsageError
+
+app = typer.Typer(
+    name="lensbench",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Which method reads what in a language model, at which layer, and is it reading the model or only the input?",
+)
+
+Run = Annotated[Path, typer.Argument(help="A run folder, as `lensbench evaluate` wrote it.", show_default=False)]
+
+
+def main() -> None:
+    """Run the command line; errors are one line, and their exit status says whose they are."""
+    try:
+        app(standalone_mode=True)
+    except LensbenchError as error:
+        _complain(str(error))
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        _complain("interrupted; finished cells are kept: run the same command again with the same --out to go on")
+        sys.exit(1)
+
+
+def _complain(message: str) -> None:
+    print(f"lensbench: {message}", file=sys.stderr)  # noqa: T201 - the one place where errors are shown
+
+
+def _split(given: str | None) -> tuple[str, ...] | None:
+    return None if given is None else tuple(part.strip() for part in given.split(",") if part.strip())
+
+
+def _baselines(given: str | None) -> tuple[str, ...] | None:
+    return () if given == "none" else _split(given)
+
+
+def _parameters(given: list[str]) -> dict[str, dict[str, Any]]:
+    """Read `inspector.parameter=value`; the value as TOML, or as plain text."""
+    import tomllib
+
+    parameters: dict[str, dict[str, Any]] = {}
+    for entry in given:
+        place, equals, value = entry.partition("=")
+        # A module:Class may hold dots itself: the parameter is what follows the last one.
+        inspector, dot, name = place.rpartition(".")
+        if not (equals and dot):
+            raise UsageError(f"--set {entry!r}: expected INSPECTOR.PARAMETER=VALUE, such as patchscope.placeholder=y")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        parameters.setdefault(inspector, {})[name] = parsed
+    return parameters
+
+
+def _module_paths(given: str | None) -> dict[str, str] | None:
+    if given is None:
+        return None
+    pairs = [part.partition("=") for part in given.split(",")]
+    if sorted(name for name, _, _ in pairs) != ["blocks", "norm"] or not all(path for _, _, path in pairs):
+        raise UsageError(f"--module-paths {given!r}: expected blocks=PATH,norm=PATH, such as blocks=model.layers,norm=model.norm")
+    return {name: path for name, _, path in pairs}
+
+
+@app.command()
+def evaluate(  # noqa: PLR0913 - a command's options are its interface
+    model: Annotated[str | None, typer.Option(help="Built-in name, folder, GGUF file or Hub id. [default: smollm2-135m]")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Task names (also NAME/RELATION) or folders, with commas between.")] = None,
+    inspectors: Annotated[str | None, typer.Option(help="Inspector names or module:Class, with commas between.")] = None,
+    baselines: Annotated[str | None, typer.Option(help="Baseline names, or none. [default: all]")] = None,
+    layers: Annotated[str | None, typer.Option(help="all; or 0,4,8; or stride:2. Layer 0 is the embeddings.")] = None,
+    sites: Annotated[str | None, typer.Option(help="Read sites: subject, answer. [default: both]")] = None,
+    verbalizer: Annotated[str | None, typer.Option(help="The model that turns activations into words. [default: the target]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Draw this many test items a task and site.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; an existing run is gone on with. [default: reports/TIME-MODEL]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16, float64.")] = None,
+    executor: Annotated[str | None, typer.Option(help="local.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; options win over it.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    offline: Annotated[bool | None, typer.Option("--offline", help="Never ask the Hub.")] = None,
+    chat_template: Annotated[bool | None, typer.Option("--chat-template", help="Put prompts at the beginning of the assistant's turn.")] = None,
+    module_paths: Annotated[str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("--set", help="INSPECTOR.PARAMETER=VALUE; may be given again.")] = None,
+) -> None:
+    """Evaluate methods on tasks at every layer, beside their rival explanations.
+
+    Examples:
+
+    `lensbench evaluate` (everything, on the built-in model)
+
+    `lensbench evaluate --tasks attribute_extraction/country_capital --inspectors patchscope --layers stride:3`
+
+    `lensbench evaluate --inspectors my_module:MyLens,logit_lens --limit 100 --out runs/first`
+    """
+    given: dict[str, Any] = {
+        "model": model,
+        "tasks": _split(tasks),
+        "inspectors": _split(inspectors),
+        "baselines": _baselines(baselines),
+        "layers": layers,
+        "sites": _split(sites),
+        "verbalizer": verbalizer,
+        "limit": limit,
+        "seed": seed,
+        "out": out,
+        "device": device,
+        "dtype": dtype,
+        "executor": executor,
+        "revision": revision,
+        "offline": offline,
+        "chat_template": chat_template,
+        "module_paths": _module_paths(module_paths),
+        "parameters": _parameters(parameter or []) or None,
+    }
+    _evaluate({name: value for name, value in given.items() if value is not None}, config)
+
+
+def _evaluate(given: dict[str, Any], config: Path | None) -> None:
+    from lensbench.config import check_config, make_config
+
+    sys.path.insert(0, "")  # a user's own module lies in the current folder
+    settings = make_config(given, config)
+    check_config(settings)  # before torch is imported: a wrong name is answered at once
+    from lensbench.model.sources import quiet_libraries
+
+    quiet_libraries()
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from lensbench import progress
+    from lensbench.evaluate import run_config
+    from lensbench.report.tables import print_table, result_table
+
+    run = run_config(settings, progress.bar)
+    print_table(result_table(run.best))
+    for file, error in run.failed.items():
+        _complain(f"failed: {file}: {error}")
+    Console(stderr=True, soft_wrap=True).print(f"Run folder: {run.path}", highlight=False)
+    if run.failed:
+        raise LensbenchError(
+            f"{len(run.failed)} of {len(run.info['cells'])} cells failed; tracebacks in {run.path / 'run.json'}; run again with --out {run.path} to try them again"
+        )
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    models = "models"
+    tasks = "tasks"
+    inspectors = "inspectors"
+    baselines = "baselines"
+
+
+@app.command("list")
+def list_(kind: Annotated[Kind | None, typer.Argument(help="Only these.", show_default=False)] = None) -> None:
+    """List models, tasks, inspectors and baselines.
+
+    Example: `lensbench list inspectors`
+    """
+    from lensbench.listings import LISTINGS
+    from lensbench.report.rows import print_rows
+
+    for one in [kind] if kind else list(Kind):
+        print_rows(*LISTINGS[one.value]())
+
+
+@app.command()
+def plot(
+    run: Run,
+    metric: Annotated[str, typer.Option(help="accuracy_corrected, accuracy, gap:uses_activation or gap:beats_text.")] = "accuracy_corrected",
+    out: Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf file, or a folder. [default: RUN/plots]")] = None,
+) -> None:
+    """Draw per-layer curves with bands: PNG, SVG or PDF.
+
+    Examples: `lensbench plot reports/RUN`; `lensbench plot reports/RUN --metric gap:beats_text --out gap.pdf`
+    """
+    from lensbench.report.plots import plot_run
+    from lensbench.run import PLOTS, load_run
+
+    loaded = load_run(run)
+    for path in plot_run(loaded.summary, out or run / PLOTS, metric=metric):
+        Console(soft_wrap=True).print(str(path), highlight=False)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="Built-in name, folder, GGUF file or Hub id.", show_default=False)],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
+    module_paths: Annotated[str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")] = None,
+) -> None:
+    """Is this model read correctly? Each check with its figure and tolerance, and a verdict.
+
+    Example: `lensbench doctor smollm2-135m`
+    """
+    from lensbench.model.sources import check_model_name, quiet_libraries
+
+    check_model_name(model)
+    paths = _module_paths(module_paths)
+    quiet_libraries()
+    from lensbench.doctor import examine
+    from lensbench.model.architecture import ModulePaths
+    from lensbench.model.loading import Loading, load_model
+    from lensbench.report.rows import print_rows
+
+    how = Loading(device, dtype, revision, offline, paths=ModulePaths(**paths) if paths else None)
+    checks = examine(load_model(model, how))
+    rows = [(check.name, check.figure, check.tolerance, "ok" if check.passed else "FAILED") for check in checks]
+    print_rows(("check", "figure", "tolerance", ""), rows)
+    failed = [check.name for check in checks if not check.passed]
+    if failed:
+        raise LensbenchError(f"{model} is not read correctly: {', '.join(failed)}; do not trust results on it")

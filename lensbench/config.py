@@ -1,0 +1,128 @@
+"""What a run is asked to do, checked before anything is loaded. Nothing in here imports torch."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from lensbench.baselines import Baseline, find_baselines
+from lensbench.catalogue import check_inspector
+from lensbench.errors import UsageError, unknown_name
+from lensbench.model.sources import check_model_name
+from lensbench.tasks import Site, Task, load_task
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+class RunConfig(BaseModel):
+    """The settings of one evaluation; the keys of `--config run.toml`, and the options of `lensbench evaluate`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "smollm2-135m"
+    verbalizer: str | None = None
+    tasks: tuple[str, ...] = ("attribute_extraction",)
+    inspectors: tuple[str, ...] = ("logit_lens", "tuned_lens", "probe", "patchscope")
+    baselines: tuple[str, ...] | None = None
+    sites: tuple[Site, ...] | None = None
+    layers: str = "all"
+    limit: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    executor: Literal["local"] = "local"
+    revision: str | None = None
+    offline: bool = False
+    chat_template: bool = False
+    module_paths: dict[Literal["blocks", "norm"], str] | None = None
+    out: Path | None = None
+    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @field_validator("tasks", "inspectors")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("is empty; name at least one")
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("module_paths")
+    @classmethod
+    def _both(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        if value is not None and set(value) != {"blocks", "norm"}:
+            raise ValueError("needs both blocks=PATH and norm=PATH")
+        return value
+
+
+def make_config(settings: dict[str, Any], file: Path | None = None) -> RunConfig:
+    """Merge a configuration file and explicit settings, which win.
+
+    Raises:
+        UsageError: a file that is not there or not TOML, an unknown key, a wrong value.
+    """
+    merged = {**_read(file), **settings} if file else settings
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown_name("setting", key, RunConfig.model_fields) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{key} = {first['input']!r}: {message[0].lower()}{message[1:]}") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read --config {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {file} is not TOML: {error}") from None
+
+
+def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
+    """Check every name that can be checked without a model, and load tasks and baselines.
+
+    Raises:
+        UsageError: an unknown model, task, inspector, baseline or layer list.
+        TaskError: a malformed task.
+    """
+    for name in (config.model, config.verbalizer):
+        if name is not None:
+            check_model_name(name)
+    for name in config.inspectors:
+        check_inspector(name)
+    unused = set(config.parameters) - set(config.inspectors)
+    if unused:
+        raise unknown_name("inspector in [parameters]", min(unused), config.inspectors)
+    parse_layers(config.layers, None)
+    known = find_baselines()
+    chosen = tuple(known) if config.baselines is None else config.baselines
+    for name in chosen:
+        if name not in known:
+            raise unknown_name("baseline", name, known, "or none")
+    return [load_task(name) for name in config.tasks], {name: known[name] for name in dict.fromkeys(chosen)}
+
+
+def parse_layers(given: str, deepest: int | None) -> tuple[int, ...]:
+    """Return the layers of `all`, `0,4,8` or `stride:2`; for a model that is not known yet, only check the form.
+
+    Raises:
+        UsageError: another form, or a layer that the model does not have.
+    """
+    expected = "expected all, numbers such as 0,4,8, or stride:2"
+    if given == "all" or given.startswith("stride:"):
+        step = given.removeprefix("stride:") if given != "all" else "1"
+        if not step.isdigit() or int(step) < 1:
+            raise UsageError(f"--layers {given!r}: {expected}")
+        return tuple(range(0, (deepest or 0) + 1, int(step)))
+    parts = [part.strip() for part in given.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise UsageError(f"--layers {given!r}: {expected}")
+    layers = tuple(sorted({int(part) for part in parts}))
+    if deepest is not None and layers[-1] > deepest:
+        raise UsageError(
+            f"--layers {given!r}: the model has layers 0 (embeddings) to {deepest}; layer {layers[-1]} is not one"
+        )
+    return layers

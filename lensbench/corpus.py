@@ -1,0 +1,96 @@
+"""Ordinary prose, and the target's residual stream on it: what lenses learn from."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lensbench.cache import atomic_folder, cache_root
+from lensbench.errors import LensbenchError
+from lensbench.model.language_model import LanguageModel
+
+PROSE = Path(__file__).parent / "assets" / "prose"
+WINDOW = 128
+WINDOWS_PER_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The target on prose.
+
+    Args:
+        model: the target model. Private: methods get residuals, not the model.
+        path: a text file, paragraphs separated by blank lines.
+        cache: where fitted lenses are kept; None keeps them nowhere.
+    """
+
+    model: LanguageModel
+    path: Path = PROSE / "train.txt"
+    cache: Path | None = None
+
+    @cached_property
+    def windows(self) -> Int[Tensor, "window token"]:
+        """The prose as rows of 128 tokens, spread over the whole file when only a part of it is used."""
+        text = self.path.read_text(encoding="utf-8")
+        ids = torch.tensor(self.model.tokens.encode(text).ids)
+        rows = ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW)
+        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+
+    @property
+    def digest(self) -> str:
+        """A digest of model and text: what a lens learned from this corpus depends on."""
+        text = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return hashlib.sha256(f"{self.model.fingerprint} {self.model.dtype} {text} {WINDOW}".encode()).hexdigest()[:16]
+
+    def residuals(self, tokens: int, *, skip: int = 0) -> Iterator[Float[Tensor, "layer token d_model"]]:
+        """Yield the residual stream at all layers, 0 to L, in batches of up to 2,032 positions.
+
+        The first position of each window is left out: it is an attention sink of a hundred times the usual norm.
+
+        Args:
+            tokens: how many tokens to run, rounded down to whole windows.
+            skip: how many tokens at the beginning to leave for another use.
+
+        Raises:
+            LensbenchError: the corpus is shorter than that.
+        """
+        first, count = -(-skip // WINDOW), tokens // WINDOW
+        if first + count > len(self.windows):
+            raise LensbenchError(
+                f"{skip + tokens} corpus tokens were asked for; {self.path.name} has {self.windows.numel()}: ask for fewer, or give a longer text"
+            )
+        layers = range(self.model.n_layers + 1)
+        for begin in range(first, first + count, WINDOWS_PER_BATCH):
+            ids = self.windows[begin : min(begin + WINDOWS_PER_BATCH, first + count)]
+            positions = torch.arange(1, WINDOW).expand(len(ids), -1)
+            values = self.model.residuals(ids, torch.ones_like(ids), positions, layers)
+            yield values.flatten(1, 2)
+
+    def learn_once(
+        self, name: str, parameters: Mapping[str, object], learn: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what `learn` returns, from the cache where the same method has learned it from the same corpus before."""
+        if self.cache is None:
+            return learn()
+        settings = json.dumps({"method": name, "parameters": parameters, "corpus": self.digest}, sort_keys=True)
+        folder = self.cache / hashlib.sha256(settings.encode()).hexdigest()[:16]
+        if not (folder / "lens.safetensors").exists():
+            learned = learn()
+            with atomic_folder(folder) as temporary:
+                (temporary / "settings.json").write_text(settings, encoding="utf-8")
+                save_file(
+                    {key: value.contiguous().cpu() for key, value in learned.items()}, temporary / "lens.safetensors"
+                )
+        return {key: value.to(self.model.device) for key, value in load_file(folder / "lens.safetensors").items()}
+
+
+def lens_cache() -> Path:
+    """Return the folder of fitted lenses."""
+    return cache_root() / "lenses"

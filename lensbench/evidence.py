@@ -1,0 +1,103 @@
+"""What the harness lets an inspector see, and what it gets back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensbench.corpus import Corpus
+from lensbench.errors import LensbenchError
+from lensbench.model.language_model import LanguageModel, TokenScores
+from lensbench.residuals import Residuals
+
+Source = Literal["activation", "question", "text"]
+Learns = Literal["nothing", "corpus", "labels"]
+
+
+class NotApplicableError(LensbenchError):
+    """A method cannot answer these questions at all. The reason goes into the run, and no score is written."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A source text and the subject in it."""
+
+    source: str
+    subject: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Items of one relation at one read site. No gold answer is in it, and only what the inspector declared that it reads.
+
+    Attributes:
+        answers: every answer of the relation, in alphabetical order; all are to be scored.
+        choices: each item's own choice set, alphabetical.
+        layers: the layers to answer at; empty for a method that does not read activations.
+        residuals: with `activation`.
+        question: with `question`: the inspection prompt; its slot `{subject}` stays unfilled.
+        texts: with `text`.
+    """
+
+    answers: tuple[str, ...]
+    choices: tuple[tuple[str, ...], ...]
+    layers: tuple[int, ...] = ()
+    residuals: Residuals | None = None
+    question: str | None = None
+    texts: tuple[Text, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """What an inspector may learn from: other subjects and other phrasings than it is tested on.
+
+    Attributes:
+        answers: every answer of the relation.
+        subjects: the training items' subjects; what is selected inside the training items is split by them.
+        residuals: the training items', for what learns labels and reads activations.
+        texts: the training items', for what learns labels and reads text.
+        labels: the training items' answers, for what learns labels.
+        corpus: for what learns from a corpus.
+    """
+
+    answers: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+    residuals: Residuals | None = None
+    texts: tuple[Text, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    corpus: Corpus | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-scores of every answer of the relation, for every item, attempt and layer.
+
+    Attributes:
+        attempts: names of the attempts; the first is the method's default.
+        log_scores: higher is more likely; -inf for an answer that the method cannot give. One layer where it reads none.
+        ranks: the answer's rank in the whole vocabulary (0 = the top), for methods that see it.
+    """
+
+    attempts: tuple[str, ...]
+    log_scores: Float[Tensor, "layer attempt item answer"]
+    ranks: Int[Tensor, "layer attempt item answer"] | None = None
+
+
+class Target:
+    """The target model as an inspector may use it: its sizes, and its norm and head. It does not run on text."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.name = model.name
+        self.n_layers = model.n_layers
+        self.d_model = model.d_model
+        self.device = model.device
+        self.head_rows = model.head_rows
+        self.unembed = model.unembed
+        self._score_tokens = model.score_tokens
+        self._answer_token = model.tokens.answer_token
+
+    def score_answers(self, residuals: Float[Tensor, "row d_model"], answers: Sequence[str]) -> TokenScores:
+        """Unembed residuals and score the first token of each answer."""
+        return self._score_tokens(residuals, [self._answer_token(answer) for answer in answers])

@@ -1,0 +1,87 @@
+"""Inspector: the interface of every method."""
+
+import inspect as introspection
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.model.language_model import LanguageModel, TokenScores
+
+
+@dataclass(frozen=True)
+class OwnPrompt:
+    """The text that a method has its verbalizer read: `{subject}` marks where the activation goes, `placeholder` what stands there."""
+
+    text: str
+    placeholder: str
+
+
+class Inspector(ABC):
+    """A method that reads an answer out of evidence.
+
+    Constructors only store their arguments, under the same names; what `fit` learns is stored in attributes that end in `_`.
+
+    Attributes:
+        name: how command line and records call it.
+        reads: which sources it uses. The harness withholds the others.
+        learns_from: the supervision it needs. Rivals get the same.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[frozenset[Source]] = frozenset({"activation"})
+    learns_from: ClassVar[Learns] = "nothing"
+
+    def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "Inspector":
+        """Learn what there is to learn. Called once a run, or once a relation and fold for what learns labels.
+
+        Args:
+            target: norm, head and sizes of the model whose activations will be read.
+            verbalizer: the model that may turn an activation into words; by default the target itself.
+            training: only what `learns_from` and `reads` declare is in it.
+
+        Returns:
+            The inspector itself.
+
+        Raises:
+            NotApplicableError: the method cannot answer these questions.
+        """
+        self.target_ = target
+        self.verbalizer_ = verbalizer
+        return self
+
+    @abstractmethod
+    def inspect(self, evidence: Evidence) -> Scores:
+        """Score every answer of the relation at every layer of the evidence. The scores of a layer use that layer only."""
+
+    def own_prompt(self, question: str) -> OwnPrompt | None:
+        """Return the text that the method has its verbalizer read for a question; None for a method that has none.
+
+        The input-only rival gets the same text with the subject's name in the slot, the question-only rival with the placeholder.
+        """
+        return None
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the constructor's arguments, by name."""
+        names = introspection.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in names}
+
+
+def by_layer(scores: TokenScores, layers: int, attempts: tuple[str, ...]) -> Scores:
+    """Shape token scores of rows in (layer, attempt, item) order as Scores."""
+    shape = (layers, len(attempts), -1, scores.log_probs.shape[1])
+    return Scores(attempts, scores.log_probs.reshape(shape), scores.ranks.reshape(shape))
+
+
+def read_lens(target: Target, evidence: Evidence, translated: torch.Tensor) -> Scores:
+    """Unembed one residual a layer and item: what every lens ends with.
+
+    Args:
+        target: whose norm and head are applied.
+        evidence: for its answers and layers.
+        translated: [layer, item, d_model], in the basis of the last layer.
+    """
+    scores = target.score_answers(translated.flatten(0, 1), evidence.answers)
+    return by_layer(scores, len(evidence.layers), ("default",))

@@ -1,0 +1,1 @@
+"""The target model and the verbalizer. The only folder that imports transformers."""

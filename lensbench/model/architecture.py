@@ -1,0 +1,180 @@
+"""Where a decoder keeps its blocks, final norm and head: found by structure, proved by numbers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lensbench.errors import LensbenchError
+
+
+class ArchitectureError(LensbenchError):
+    """The blocks, the final norm or the head of a model were not found, or did not stand the proof."""
+
+
+@dataclass(frozen=True)
+class ModulePaths:
+    """Module paths given by a user for a model whose structure is not found: `model.layers`, `model.norm`."""
+
+    blocks: str
+    norm: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The parts of a decoder that lensbench touches.
+
+    Attributes:
+        owner: the module that holds the list of blocks in its attribute `attribute`.
+        blocks: the blocks; block i takes layer i to layer i + 1.
+        final: the module that receives the residual stream after the last block (the final norm, or what stands in its place).
+        paths: the names of blocks and final norm in the model.
+    """
+
+    owner: nn.Module
+    attribute: str
+    blocks: nn.ModuleList
+    final: nn.Module
+    paths: ModulePaths
+
+    @contextmanager
+    def without_blocks(self) -> Iterator[None]:
+        """Run the model without its blocks: what is left are the embeddings, the final norm and the head."""
+        setattr(self.owner, self.attribute, nn.ModuleList())
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.attribute, self.blocks)
+
+
+def hidden_of(output: Any) -> Tensor:
+    """Return the residual stream from a block's output: a tensor, or the first of a tuple (BLOOM, GPT-J)."""
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, Tensor)
+    return hidden
+
+
+def find_architecture(model: nn.Module, n_layers: int, paths: ModulePaths | None = None) -> Architecture:
+    """Find blocks and final norm.
+
+    The blocks are the list of `n_layers` modules with the most parameters. The final norm is the first module that is called with the last block's output.
+
+    Args:
+        model: a causal language model of transformers.
+        n_layers: how many blocks its configuration announces.
+        paths: where they are, for a model that keeps them elsewhere.
+
+    Raises:
+        ArchitectureError: nothing of that shape, or no module at the paths.
+    """
+    blocks_path = paths.blocks if paths else _blocks_path(model, n_layers)
+    blocks = _module_at(model, blocks_path)
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        raise ArchitectureError(
+            f"{blocks_path} is {type(blocks).__name__}, expected the ModuleList of blocks; see --module-paths"
+        )
+    norm_path = paths.norm if paths else _called_after(model, blocks_path, blocks)
+    owner_path, _, attribute = blocks_path.rpartition(".")
+    return Architecture(
+        owner=_module_at(model, owner_path),
+        attribute=attribute,
+        blocks=blocks,
+        final=_module_at(model, norm_path),
+        paths=ModulePaths(blocks_path, norm_path),
+    )
+
+
+def _module_at(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise ArchitectureError(
+            f"no module {path!r} in {type(model).__name__}; its parts: {_children(model)}"
+        ) from None
+
+
+def _children(model: nn.Module) -> str:
+    return ", ".join(name for name, _ in model.named_modules() if name and name.count(".") < 2)
+
+
+def _blocks_path(model: nn.Module, n_layers: int) -> str:
+    lists = {
+        name: sum(p.numel() for p in module.parameters())
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    }
+    if not lists:
+        raise ArchitectureError(
+            f"{type(model).__name__} has no list of {n_layers} blocks; name them with --module-paths blocks=PATH,norm=PATH (its parts: {_children(model)})"
+        )
+    return max(lists, key=lambda name: lists[name])
+
+
+def _called_after(model: nn.Module, blocks_path: str, blocks: nn.ModuleList) -> str:
+    """Return the path of the first module that receives the last block's output itself."""
+    last: list[Tensor] = []
+    found: list[str] = []
+
+    def remember(_module: nn.Module, _args: Any, output: Any) -> None:
+        last[:] = [hidden_of(output)]
+
+    def look(name: str) -> Callable[[nn.Module, Any, dict[str, Any]], None]:
+        def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            if last and not found and any(value is last[0] for value in (*args, *kwargs.values())):
+                found.append(name)
+
+        return hook
+
+    handles = [blocks[-1].register_forward_hook(remember)]
+    handles += [
+        module.register_forward_pre_hook(look(name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if name and not name.startswith(blocks_path)
+    ]
+    try:
+        with torch.no_grad():
+            model(probe_ids(model), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise ArchitectureError(
+            f"no module of {type(model).__name__} takes the last block's output; name the final norm with --module-paths blocks={blocks_path},norm=PATH"
+        )
+    return found[0]
+
+
+def probe_ids(model: nn.Module) -> Int[Tensor, "1 token"]:
+    """Return five ordinary token ids on the model's device, for the passes that look at its structure."""
+    size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    device = next(model.parameters()).device
+    return torch.tensor([[size // 7, size // 5, size // 3, size // 2, size - size // 3]], device=device)
+
+
+def unembed(
+    model: nn.Module, parts: Architecture, residuals: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "row vocab"]:
+    """Apply the model's own final norm and head, soft-cap and logit scale included, by running it without blocks.
+
+    Differentiable in `residuals`. Not safe to run from two threads on one model.
+    """
+    rows = residuals.shape[0]
+
+    def substitute(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if args:
+            return (residuals[:, None].to(args[0].dtype), *args[1:]), kwargs
+        name = next(iter(kwargs))
+        return args, {**kwargs, name: residuals[:, None].to(kwargs[name].dtype)}
+
+    handle = parts.final.register_forward_pre_hook(substitute, with_kwargs=True)
+    try:
+        with parts.without_blocks():
+            logits = model(probe_ids(model)[:, :1].expand(rows, 1), use_cache=False).logits
+    finally:
+        handle.remove()
+    result: Tensor = logits[:, 0].float()
+    return result

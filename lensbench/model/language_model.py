@@ -1,0 +1,172 @@
+"""LanguageModel: the one class that knows a transformers model."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lensbench.errors import LensbenchError
+from lensbench.model.architecture import (
+    Architecture,
+    ArchitectureError,
+    ModulePaths,
+    find_architecture,
+    probe_ids,
+    unembed,
+)
+from lensbench.model.tokens import Tokens
+
+# How far numbers of two ways to the same result may lie apart (relative to the largest logit, where that is above 1).
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+LOGITS_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What is kept of a full-vocabulary prediction.
+
+    Attributes:
+        log_probs: natural log-probability of each asked token.
+        ranks: how many tokens of the vocabulary score higher (0 = the top).
+        top1: the id of the highest token.
+    """
+
+    log_probs: Float[Tensor, "row token"]
+    ranks: Int[Tensor, "row token"]
+    top1: Int[Tensor, " row"]
+
+
+class _Stop(Exception):  # noqa: N818 - not an error: ends a forward pass after the deepest layer asked
+    pass
+
+
+class LanguageModel:
+    """A decoder whose residual stream can be read at every layer.
+
+    Args:
+        module: a causal language model of transformers, on its device, in evaluation mode.
+        tokens: its tokenizer.
+        name: how records name it.
+        paths: module paths, where structure is not found by itself.
+
+    Raises:
+        ArchitectureError: blocks, norm or head not found, or reading the last layer does not give the model's own logits.
+    """
+
+    def __init__(self, module: nn.Module, tokens: Tokens, name: str, paths: ModulePaths | None = None) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.tokens = tokens
+        self.name = name
+        config: Any = module.config
+        text_config = config.get_text_config()
+        self.parts: Architecture = find_architecture(module, int(text_config.num_hidden_layers), paths)
+        self.n_layers = len(self.parts.blocks)
+        self.dtype: torch.dtype = next(module.parameters()).dtype
+        self.device: torch.device = next(module.parameters()).device
+        self.d_model = self._prove()
+        self._fingerprint: str | None = None
+
+    def _prove(self) -> int:
+        ids = probe_ids(self.module)
+        with torch.no_grad():
+            logits = self.module(ids, use_cache=False).logits[0].float()
+        last = self.residuals(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None], (self.n_layers,))[0, 0]
+        off = float((self.unembed(last) - logits).abs().max()) / max(1.0, float(logits.abs().max()))
+        if not off <= TOLERANCE[self.dtype]:
+            raise ArchitectureError(
+                f"{self.name}: reading the last layer at {self.parts.paths.norm} gives logits off by {off:.1e} (tolerance {TOLERANCE[self.dtype]:.0e}); name the modules with --module-paths blocks=PATH,norm=PATH"
+            )
+        return int(last.shape[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of names, shapes, dtypes and a fixed sample of every tensor, and of the tokenizer."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.module.state_dict().items()):
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                flat = tensor.detach().flatten()
+                sample = flat[:: max(1, flat.numel() // 4096)].cpu()
+                digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(self.tokens.tokenizer.backend_tokenizer.to_str().encode())
+            digest.update(self.tokens.prefix.encode())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    @contextmanager
+    def _reading(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Collect the residual stream at `layers` in the passes inside, and end each after the deepest."""
+        seen: dict[int, Tensor] = {}
+        deepest = max(layers)
+
+        def hook_for(layer: int) -> Any:
+            def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+                seen[layer] = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
+                if layer == deepest:
+                    raise _Stop
+
+            return hook
+
+        places = [*self.parts.blocks, self.parts.final]
+        handles = [places[i].register_forward_pre_hook(hook_for(i), with_kwargs=True) for i in sorted(set(layers))]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def residuals(
+        self,
+        ids: Int[Tensor, "row token"],
+        mask: Int[Tensor, "row token"],
+        positions: Int[Tensor, "row site"],
+        layers: Sequence[int],
+    ) -> Float[Tensor, "layer row site d_model"]:
+        """Run the model once and return the residual stream before the final norm, at the asked positions only."""
+        with self._reading(layers) as seen:
+            try:
+                self.module(ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+            except _Stop:
+                pass
+            else:
+                raise LensbenchError(f"{self.name}: no layer {max(layers)} was reached in a forward pass")
+        rows = torch.arange(len(ids), device=self.device)[:, None]
+        where = positions.to(self.device)
+        return torch.stack([seen[layer][rows, where] for layer in layers])
+
+    def unembed(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+        """Return logits from the residual stream of any layer: the model's own final norm and head. Differentiable."""
+        return unembed(self.module, self.parts, residuals)
+
+    @property
+    def head_rows(self) -> int:
+        """How many rows go through the head at once."""
+        vocab = int(self.module.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        return max(1, LOGITS_BYTES // (4 * vocab))
+
+    @torch.no_grad()
+    def score_tokens(self, residuals: Float[Tensor, "row d_model"], token_ids: Sequence[int]) -> TokenScores:
+        """Unembed and keep the asked tokens' log-probabilities, their ranks and the top token."""
+        asked = torch.tensor(token_ids, device=self.device)
+        kept = [self._score_chunk(chunk, asked) for chunk in residuals.split(self.head_rows)]
+        log_probs, ranks, top1 = (torch.cat(part) for part in zip(*kept, strict=True))
+        return TokenScores(log_probs, ranks, top1)
+
+    def _score_chunk(self, residuals: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self.unembed(residuals.to(self.device))
+        scores = logits[:, asked]
+        # Rank without sorting the vocabulary: place every logit among the few asked ones, and count from above.
+        ordered, order = scores.sort(dim=1)
+        place = torch.searchsorted(ordered, logits)
+        counts = torch.zeros(len(logits), len(asked) + 1, device=logits.device).scatter_add_(
+            1, place, torch.ones((), device=logits.device).expand(place.shape)
+        )
+        above = counts.flip(1).cumsum(1).flip(1)[:, 1:].long()
+        ranks = torch.empty_like(above).scatter_(1, order, above)
+        return scores - logits.logsumexp(1, keepdim=True), ranks, logits.argmax(1)

@@ -1,0 +1,100 @@
+"""Loading a model by name."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.model.architecture import ModulePaths
+from lensbench.model.language_model import LanguageModel
+from lensbench.model.sources import ModelSource, resolve
+from lensbench.model.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How models are loaded.
+
+    Attributes:
+        device: `auto` (a GPU where there is one), or a torch device.
+        dtype: `auto` (float32 on CPU; the checkpoint's own on a GPU), or a torch dtype's name.
+        revision: a branch, tag or commit of the Hub.
+        offline: never ask the Hub.
+        chat_template: put texts at the beginning of the assistant's turn.
+        paths: module paths, for a model whose structure is not found.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    revision: str | None = None
+    offline: bool = False
+    chat_template: bool = False
+    paths: ModulePaths | None = None
+
+    def torch_device(self) -> torch.device:
+        """Return the device.
+
+        Raises:
+            UsageError: not a device, or not one of this machine.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            raise UsageError(
+                f"--device {self.device!r} is not to be had on this machine; try auto, cpu, cuda or cuda:1"
+            ) from None
+        return device
+
+    def torch_dtype(self, device: torch.device) -> Any:
+        """Return the dtype to load in; "auto" leaves it to the checkpoint."""
+        if self.dtype != "auto":
+            return getattr(torch, self.dtype)
+        return torch.float32 if device.type == "cpu" else "auto"
+
+
+def count_layers(source: ModelSource) -> int:
+    """Read from a model's configuration how many layers it has, without its weights.
+
+    Raises:
+        LensbenchError: a configuration that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(**source.arguments).get_text_config()
+        return int(config.num_hidden_layers)
+    except (OSError, ValueError, AttributeError) as error:
+        raise LensbenchError(f"{source.name}: no configuration of a decoder ({_line(error)})") from None
+
+
+def load_model(name: str, how: Loading | None = None) -> LanguageModel:
+    """Load a built-in model, a folder, a GGUF file or a Hub id.
+
+    Raises:
+        UsageError: a name that cannot be a model, or a device that is not there.
+        LensbenchError: weights that cannot be loaded, or a model whose residual stream is not found.
+    """
+    how = how or Loading()
+    device = how.torch_device()
+    return load_source(resolve(name, revision=how.revision, offline=how.offline), how, device)
+
+
+def load_source(source: ModelSource, how: Loading, device: torch.device) -> LanguageModel:
+    """Load a model from where its weights were found."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
+        module = AutoModelForCausalLM.from_pretrained(**source.arguments, dtype=how.torch_dtype(device))
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise LensbenchError(f"{source.name} cannot be loaded as a causal language model: {_line(error)}") from None
+    tokens = Tokens(tokenizer, chat_template=how.chat_template)
+    return LanguageModel(module.to(device), tokens, source.name, how.paths)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

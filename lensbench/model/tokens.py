@@ -1,0 +1,125 @@
+"""Text to token ids, and characters to token positions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lensbench.errors import LensbenchError
+
+# What an answer is appended to when its first token is asked for: an ordinary word, so that the answer gets its leading space.
+CARRIER = "The answer is"
+
+
+class TokenError(LensbenchError):
+    """A text that the tokenizer cannot serve: a span it cannot locate, a site at token 0, an answer without a token."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Token ids of one text, with the characters that each token covers (special tokens cover none)."""
+
+    text: str
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+
+class Tokens:
+    """A fast tokenizer, behind the few questions that lensbench asks of it.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers (character offsets are needed).
+        chat_template: put every text at the beginning of the assistant's turn of the tokenizer's chat template.
+
+    Raises:
+        TokenError: the tokenizer has no character offsets, or no chat template where one was asked for.
+    """
+
+    def __init__(self, tokenizer: Any, *, chat_template: bool = False) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise TokenError(
+                f"tokenizer {type(tokenizer).__name__} gives no character offsets; lensbench finds read sites by them: use the model's fast tokenizer (tokenizer.json)"
+            )
+        self.tokenizer = tokenizer
+        self.special_ids = frozenset(tokenizer.all_special_ids)
+        self.prefix = _chat_prefix(tokenizer) if chat_template else ""
+        pad = tokenizer.pad_token_id
+        # Padded positions are masked, so any valid id serves where the tokenizer names none.
+        self.pad_id = int(pad) if pad is not None else int(tokenizer.eos_token_id or 0)
+        self._answer_tokens: dict[str, int] = {}
+
+    def encode(self, text: str) -> Encoding:
+        """Encode as the model's own convention has it (BOS where it adds one), without special tokens at the end."""
+        encoded = self.tokenizer(self.prefix + text, return_offsets_mapping=True, add_special_tokens=not self.prefix)
+        ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        while ids and ids[-1] in self.special_ids and offsets[-1][0] == offsets[-1][1]:
+            ids.pop(), offsets.pop()
+        return Encoding(self.prefix + text, tuple(ids), tuple((int(a), int(b)) for a, b in offsets))
+
+    def locate(self, encoding: Encoding, span: tuple[int, int]) -> int:
+        """Return the position of the token that holds the last character of `span` (characters of the unprefixed text).
+
+        Raises:
+            TokenError: no token holds it, the token runs on into the next word, or it is token 0 (an attention sink).
+        """
+        end = span[1] + len(self.prefix)
+        holding = [i for i, (a, b) in enumerate(encoding.offsets) if a < end <= b]
+        shown = f"{encoding.text[span[0] + len(self.prefix) : end]!r} in {encoding.text!r}"
+        if not holding:
+            raise TokenError(f"the tokenizer finds no token for the end of {shown}; rephrase the text")
+        position = holding[-1]
+        if encoding.text[end : encoding.offsets[position][1]].strip():
+            raise TokenError(f"the tokenizer merges the end of {shown} with what follows; put a space after it")
+        if position == 0:
+            raise TokenError(
+                f"{shown} is read at token 0, an attention sink; begin the text with other words, before the subject"
+            )
+        return position
+
+    def last(self, encoding: Encoding) -> int:
+        """Return the position of the last token.
+
+        Raises:
+            TokenError: the text has a single token, which is token 0.
+        """
+        if len(encoding.ids) < 2:
+            raise TokenError(f"{encoding.text!r} is read at token 0, an attention sink; use a longer text")
+        return len(encoding.ids) - 1
+
+    def answer_token(self, answer: str) -> int:
+        """Return the first token of an answer that follows a text after a space.
+
+        Raises:
+            TokenError: the answer changes the tokens of the text before it, or has no token of its own.
+        """
+        if answer not in self._answer_tokens:
+            before = self.encode(CARRIER).ids
+            after = self.encode(f"{CARRIER} {answer}").ids
+            if after[: len(before)] != before or len(after) == len(before):
+                raise TokenError(f"the tokenizer gives the answer {answer!r} no token of its own after {CARRIER!r}")
+            self._answer_tokens[answer] = after[len(before)]
+        return self._answer_tokens[answer]
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"]]:
+        """Pad on the right, where a causal model cannot see it; return ids and attention mask."""
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self.pad_id)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        return ids, mask
+
+    def decode(self, token: int) -> str:
+        """Return the text of one token."""
+        return str(self.tokenizer.decode([token]))
+
+
+def _chat_prefix(tokenizer: Any) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise TokenError("the tokenizer has no chat template; run without --chat-template")
+    messages = [{"role": "user", "content": "Continue."}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

@@ -1,0 +1,139 @@
+"""What is drawn inside one panel: methods with bands, a method beside its rivals, chance."""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from lensbench.report.style import CHANCE_COLOUR, RIVAL_DASHES, RIVAL_GREYS, readable
+from lensbench.statistics import MARGIN, VERDICTS
+
+ALL = "all"
+SHOWN_RIVALS = 4
+NEAR_CHANCE = 0.06
+"""A rival whose mean over layers is not above chance by this much is named in its panel, not drawn."""
+
+
+def of_methods(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One row a method and layer, with the columns value, low and high."""
+    own = rows[(rows["baseline"] == "none") & rows["layer"].notna()]
+    if metric.startswith("gap:"):
+        own = own[(own["question"] == metric.removeprefix("gap:")) & own["gap"].notna()]
+        names = ("gap", "gap_low", "gap_high")
+    else:
+        own = own.drop_duplicates(["inspector", "layer"])
+        names = (metric, "ci_low", "ci_high")
+    result = own.assign(value=own[names[0]], low=own[names[1]], high=own[names[2]])
+    return result.sort_values(["inspector", "layer"], kind="stable")
+
+
+def draw_methods(axis: Axes, rows: pd.DataFrame, metric: str, palette: dict[str, str], width: float = 1.8) -> None:
+    """Draw the curve and band of every method, and chance; on gap plots fill the points where the gap holds."""
+    for method, curve in of_methods(rows, metric).groupby("inspector", observed=True, sort=True):
+        layer = curve["layer"].to_numpy(dtype=float)
+        colour = palette[str(method)]
+        axis.plot(layer, curve["value"].to_numpy(), color=colour, lw=width, zorder=4)
+        if metric != "accuracy":  # the bands of a summary belong to the corrected score
+            low, high = curve["low"].to_numpy(), curve["high"].to_numpy()
+            axis.fill_between(layer, low, high, color=colour, alpha=0.11, lw=0, zorder=2)
+        if metric.startswith("gap:"):
+            holds = (curve["verdict"] == VERDICTS[metric.removeprefix("gap:")]).to_numpy()
+            axis.plot(layer[holds], curve["value"].to_numpy()[holds], "o", color=colour, ms=width * 2, mew=0, zorder=5)
+    _finish(axis, rows, metric)
+
+
+def _finish(axis: Axes, rows: pd.DataFrame, metric: str) -> None:
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    last = float(rows["layer"].max())
+    axis.set_xlim(-0.02 * last, max(last, 1.0))
+    if metric.startswith("gap:"):
+        axis.margins(y=0.12)
+        axis.axhline(0.0, color="black", lw=0.8, zorder=1)
+        axis.axhline(MARGIN, color=CHANCE_COLOUR, lw=0.8, ls=":", zorder=1)
+        return
+    chance = float(rows["chance"].mean())
+    axis.axhline(chance, color=CHANCE_COLOUR, lw=0.9, ls=":", zorder=1)
+    axis.set_ylim(min(-0.03, chance - 0.16), 1.03)
+
+
+def ends(rows: pd.DataFrame, methods: Sequence[str], metric: str) -> list[tuple[str, float]]:
+    """Each method and the value at its last layer."""
+    own = of_methods(rows, metric)
+    last = own.drop_duplicates("inspector", keep="last").set_index("inspector")["value"]
+    return [(method, float(last[method])) for method in methods if method in last.index]
+
+
+def label_ends(axis: Axes, last: list[tuple[str, float]], palette: dict[str, str]) -> None:
+    """Write each method's name beside the end of its curve, moved apart where they would overlap."""
+    low, high = axis.get_ylim()
+    places = spread([value for _, value in last], 0.062 * (high - low), low, high)
+    for (method, value), place in zip(last, places, strict=True):
+        axis.annotate(
+            readable(method), (axis.get_xlim()[1], value), xytext=(1.02, (place - low) / (high - low)),
+            textcoords="axes fraction", color=palette[method], fontsize=8, fontweight="bold", va="center",
+            arrowprops={"arrowstyle": "-", "color": palette[method], "lw": 0.6, "shrinkA": 1, "shrinkB": 1},
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def spread(values: Sequence[float], distance: float, low: float, high: float) -> list[float]:
+    """Move values apart to at least a distance, keeping their order and as near as can be to where they were."""
+    order = np.argsort(values, kind="stable")
+    places = np.clip(np.asarray(values, dtype=float)[order], low, high)
+    for _ in range(100):
+        overlap = distance - np.diff(places)
+        if not len(overlap) or overlap.max() <= 1e-9:
+            break
+        push = np.maximum(overlap, 0) / 2
+        places[1:] += push
+        places[:-1] -= push
+        places = places + max(0.0, low - places.min()) - max(0.0, places.max() - high)
+    result = np.empty(len(places))
+    result[order] = places
+    return [float(place) for place in result]
+
+
+def draw_rivals(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour: str) -> None:
+    """Draw one method with its strongest rivals as dashed grey curves, and name those that are at chance."""
+    own = of_methods(rows[rows["inspector"] == method], metric)
+    layer, value = own["layer"].to_numpy(dtype=float), own["value"].to_numpy()
+    rivals = rows[(rows["inspector"] == method) & (rows["baseline"] != "none") & rows["question"].isin(list(VERDICTS))]
+    means = rivals.groupby("baseline", observed=True)[metric].mean().sort_values(ascending=False, kind="stable")
+    near = means <= float(rows["chance"].mean()) + NEAR_CHANCE
+    shown = [str(name) for name in means.index[~near]][:SHOWN_RIVALS]
+    for index, name in enumerate(shown):
+        curve = rivals[rivals["baseline"] == name].sort_values("layer")
+        style = (0, RIVAL_DASHES[index])
+        x, y = curve["layer"].to_numpy(dtype=float), curve[metric].to_numpy()
+        axis.plot(x, y, color=RIVAL_GREYS[index], lw=1.0, ls=style, label=readable(name), zorder=3)
+    axis.plot(layer, value, color=colour, lw=1.6, zorder=4)
+    _finish(axis, rows, metric)
+    axis.set_ylim(top=1.55)  # room for the legend above the curves
+    axis.set_yticks(np.linspace(0.0, 1.0, 5))
+    if shown:
+        axis.legend(loc="upper left", frameon=False, fontsize=5.5, handlelength=2.6, labelspacing=0.25, borderpad=0.1)
+    _note(axis, len(means) - len(shown) - int(near.sum()), [readable(str(name)) for name in means.index[near]])
+
+
+def _note(axis: Axes, weaker: int, at_chance: list[str]) -> None:
+    """Name below the panel the rivals that are not drawn in it."""
+    parts = [f"{weaker} weaker not drawn"] * bool(weaker) + [f"at chance: {', '.join(at_chance)}"] * bool(at_chance)
+    lines = [line for part in parts for line in textwrap.wrap(part, 34)]
+    axis.annotate(
+        "\n".join(lines), (0.0, 0.0), xycoords="axes fraction", xytext=(0, -27), textcoords="offset points",
+        fontsize=5.5, color="#666666", va="top", annotation_clip=False,
+    )  # fmt: skip
+
+
+def draw_text_rival(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour: str) -> None:
+    """Draw the strongest text rival of a method, layer by layer, as a thin dashed curve in the method's colour."""
+    mine = rows[rows["inspector"] == method]
+    rivals = mine[(mine["baseline"] != "none") & (mine["question"] == "beats_text") & mine["layer"].notna()]
+    if rivals.empty:
+        return
+    best = rivals.groupby("layer", observed=True)[metric].max().sort_index()
+    layer = best.index.to_numpy(dtype=float)
+    axis.plot(layer, best.to_numpy(), color=colour, lw=0.9, ls=(0, (3, 1.5)), alpha=0.8, zorder=3)

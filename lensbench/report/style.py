@@ -1,0 +1,73 @@
+"""How all plots look: colours for colour-blind readers, fonts that stay text, the same bytes each time."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+"""Okabe & Ito 2008, ordered so that the first ones differ most; yellow, hard to see on white, comes last."""
+
+METHOD_COLOURS = {"patchscope": "#D55E00", "probe": "#0072B2", "tuned_lens": "#009E73", "logit_lens": "#CC79A7"}
+"""A method has the same colour in every plot, whichever others are in it."""
+
+RIVAL_GREYS = ("#3b3b3b", "#5c5c5c", "#7a7a7a", "#969696", "#ababab")
+RIVAL_DASHES = ((4.5, 1.6), (1.4, 1.4), (6.0, 1.5, 1.4, 1.5), (2.6, 1.4), (8.0, 2.0))
+CHANCE_COLOUR = "#8a8a8a"
+FAINT = "#e6e6e6"
+
+_SETTINGS: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same on every machine
+    "font.size": 8.0,
+    "axes.titlesize": 9.0,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.solid_capstyle": "round",
+    "figure.dpi": 100.0,
+    "savefig.dpi": 180.0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lensbench",
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+}
+
+
+@contextmanager
+def plot_style() -> Iterator[None]:
+    """Matplotlib's settings while a figure is drawn or saved."""
+    with mpl.rc_context():
+        # A user's matplotlibrc would make other figures; the backend is not ours to change.
+        defaults: dict[Any, Any] = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
+        mpl.rcParams.update({**defaults, **_SETTINGS})
+        yield
+
+
+def colours(methods: Iterable[str]) -> dict[str, str]:
+    """One colour a method: its own where it has one, else the next that is free, in the order of the names."""
+    names = sorted(set(methods))
+    taken = {METHOD_COLOURS[name] for name in names if name in METHOD_COLOURS}
+    free = [colour for colour in OKABE_ITO if colour not in taken]
+    others = [name for name in names if name not in METHOD_COLOURS]
+    return {
+        **{name: METHOD_COLOURS[name] for name in names if name in METHOD_COLOURS},
+        **{name: (free or list(OKABE_ITO))[index % len(free or OKABE_ITO)] for index, name in enumerate(others)},
+    }
+
+
+def readable(name: str) -> str:
+    """A name of the data as a label."""
+    return name.replace("_", " ")

@@ -1,0 +1,80 @@
+"""The residual stream at the read sites of items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensbench.model.language_model import LanguageModel
+from lensbench.model.tokens import TokenError
+from lensbench.tasks import Item
+
+TOKENS_PER_BATCH = 2048
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Residual stream of one read site for each item, at some layers (0 = embeddings, before the final norm)."""
+
+    layers: tuple[int, ...]
+    values: Float[Tensor, "layer item d_model"]
+
+    def at(self, layers: Sequence[int]) -> "Residuals":
+        """Return the same items at other of its layers."""
+        return Residuals(tuple(layers), self.values[[self.layers.index(layer) for layer in layers]])
+
+    def of(self, items: Sequence[int]) -> "Residuals":
+        """Return the same layers for the items at these places."""
+        return Residuals(self.layers, self.values[:, list(items)])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What to run to read one item: its source up to the read site, which a causal model cannot see beyond."""
+
+    ids: tuple[int, ...]
+
+    @property
+    def position(self) -> int:
+        """The read site: the last token kept."""
+        return len(self.ids) - 1
+
+
+def find_site(model: LanguageModel, item: Item) -> Reading:
+    """Find an item's read site under the model's tokenizer.
+
+    Raises:
+        TokenError: the site cannot be located, or is token 0.
+    """
+    encoding = model.tokens.encode(item.source)
+    try:
+        position = model.tokens.last(encoding)
+        if item.site == "subject":
+            position = model.tokens.locate(encoding, item.subject_span)
+    except TokenError as error:
+        raise TokenError(f"item {item.id}: {error}") from None
+    return Reading(encoding.ids[: position + 1])
+
+
+def capture(model: LanguageModel, readings: Sequence[Reading], layers: Sequence[int]) -> Residuals:
+    """Read every site at every layer, in one pass a distinct source, and keep nothing else.
+
+    Batches hold texts of like length and are a function of the readings alone, so that the same plan gives the same bytes.
+    """
+    distinct = sorted(set(readings), key=lambda reading: (len(reading.ids), reading.ids))
+    kept: list[Tensor] = []
+    begin = 0
+    while begin < len(distinct):
+        width = len(distinct[begin].ids)
+        end = begin + 1
+        while end < len(distinct) and (width := len(distinct[end].ids)) * (end + 1 - begin) <= TOKENS_PER_BATCH:
+            end += 1
+        batch = distinct[begin:end]
+        ids, mask = model.tokens.pad([reading.ids for reading in batch])
+        positions = torch.tensor([[reading.position] for reading in batch])
+        kept.append(model.residuals(ids, mask, positions, layers)[:, :, 0])
+        begin = end
+    place = {reading: i for i, reading in enumerate(distinct)}
+    return Residuals(tuple(layers), torch.cat(kept, dim=1)[:, [place[reading] for reading in readings]])

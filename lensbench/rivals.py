@@ -1,0 +1,176 @@
+"""What rival explanations do: each function destroys one source of information, or reads another in its place.
+
+A function takes a method at work on a bench and returns outcomes. Rivals that change the evidence use the method's own fits.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from lensbench.bench import Change, Method, merged
+from lensbench.evidence import NotApplicableError, Scores
+from lensbench.inspectors.base import Inspector
+from lensbench.residuals import Residuals
+from lensbench.tasks import N_FOLDS, Item
+from lensbench.text_readers import ChoicesOnly, InputClassifier, Majority, TextReader
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a baseline answered.
+
+    Attributes:
+        scores: as a method returns them.
+        layers: the layers of their first axis; (None,) for what reads no layer.
+        items: the items scored, their `answer` changed where the baseline asks for another.
+        zero_shot: whether it learned no labels, and is corrected for its prior.
+    """
+
+    scores: Scores
+    layers: tuple[int | None, ...]
+    items: tuple[Item, ...]
+    zero_shot: bool
+
+
+Rival = Callable[..., list[Outcome]]
+
+
+def _changed(method: Method, change: Change) -> list[Outcome]:
+    bench = method.bench
+    scores = method.scores(change=change)
+    return [Outcome(scores, bench.lab.layers, bench.items, method.inspector.learns_from != "labels")]
+
+
+def _read_instead(method: Method, reader: Callable[[], Inspector]) -> list[Outcome]:
+    bench = method.bench
+    rival = Method(reader, bench)
+    return [Outcome(rival.scores(), (None,), bench.items, rival.inspector.learns_from != "labels")]
+
+
+def mean_activation(method: Method) -> list[Outcome]:
+    """The method on the mean activation of the other folds' items, at each layer."""
+
+    def change(residuals: Residuals) -> Residuals:
+        folds = torch.tensor([item.fold for item in method.bench.items])
+        values = residuals.values.clone()
+        for fold in folds.unique():
+            training = residuals.values[:, folds != fold]
+            values[:, folds == fold] = (training if training.shape[1] else residuals.values).mean(1, keepdim=True)
+        return Residuals(residuals.layers, values)
+
+    return _changed(method, change)
+
+
+def shuffled(method: Method) -> list[Outcome]:
+    """The method on another subject's activation, at the same layer and site: a derangement that is blind to the answers."""
+    order = derangement([item.subject for item in method.bench.items], method.bench.lab.seed)
+    if order is None:
+        raise NotApplicableError(
+            "one subject has half of the items or more, so no other subject's activation can stand in for each"
+        )
+    return _changed(method, lambda residuals: residuals.of(order))
+
+
+def derangement(subjects: list[str], seed: int) -> list[int] | None:
+    """Return for each item another one with another subject, each used once; None where there is none."""
+    shuffled_names = sorted(set(subjects))
+    random.Random(seed).shuffle(shuffled_names)
+    rank = {name: i for i, name in enumerate(shuffled_names)}
+    order = sorted(range(len(subjects)), key=lambda i: (rank[subjects[i]], i))
+    step = max(subjects.count(name) for name in shuffled_names)
+    if 2 * step > len(subjects):
+        return None
+    partner = {order[i]: order[(i + step) % len(order)] for i in range(len(order))}
+    return [partner[i] for i in range(len(subjects))]
+
+
+def embedding(method: Method) -> list[Outcome]:
+    """The method at layer 0: token identity without computation."""
+    bench = method.bench
+    scores = method.scores(layers=(0,))
+    return [Outcome(scores, (None,), bench.items, method.inspector.learns_from != "labels")]
+
+
+def question_only(method: Method) -> list[Outcome]:
+    """The verbalizer with the method's own prompt, the placeholder left as it is."""
+    own = method.inspector.own_prompt(method.bench.relation.inspection[0])
+    form = own.text.replace("{subject}", own.placeholder) if own else ""
+    return _read_instead(method, lambda: TextReader((form,)))
+
+
+def input_only(method: Method) -> list[Outcome]:
+    """The verbalizer asked in text: the method's own prompt, every inspection prompt and question form, and source + question."""
+    relation = method.bench.relation
+    own = method.inspector.own_prompt(relation.inspection[0])
+    asked = [*relation.inspection, *relation.questions]
+    forms = (
+        [own.text] * bool(own)
+        + asked
+        + ["{source}\n" + form for form in (relation.inspection[0], relation.questions[0])]
+    )
+    return _read_instead(method, lambda: TextReader(tuple(dict.fromkeys(forms))))
+
+
+def choices_only(method: Method) -> list[Outcome]:
+    """Pick from the choice set by prior, centre, or order."""
+    return _read_instead(method, ChoicesOnly)
+
+
+def majority(method: Method) -> list[Outcome]:
+    """Say the best constant of the training folds."""
+    return _read_instead(method, Majority)
+
+
+def input_classifier(method: Method) -> list[Outcome]:
+    """Classify the characters and words of the source text, with the same labels as the method."""
+    return _read_instead(method, InputClassifier)
+
+
+def control_task(method: Method) -> list[Outcome]:
+    """The method trained on labels dealt to subjects at random (Hewitt & Liang 2019).
+
+    Three attempts: random labels of seen subjects in new phrasings (what it can memorise), random labels of held-out subjects (chance, or
+    something leaks), true labels of seen subjects. Selectivity is the third minus the first.
+    """
+    bench = method.bench
+    truth = {item.subject: item.answer for item in bench.train_items}
+    subjects = sorted(truth)
+    dealt = [truth[subject] for subject in subjects]
+    random.Random(f"{bench.lab.seed}/{bench.relation.name}").shuffle(dealt)
+    labels = dict(zip(subjects, dealt, strict=True))
+    relabelled = tuple(replace(item, answer=labels[item.subject]) for item in bench.items)
+    return [
+        _regime(method, "random_labels_seen", labels, relabelled, held_out=False),
+        _regime(method, "random_labels_held_out", labels, relabelled, held_out=True),
+        _regime(method, "true_labels_seen", None, bench.items, held_out=False),
+    ]
+
+
+def _regime(
+    method: Method, name: str, labels: dict[str, str] | None, items: tuple[Item, ...], *, held_out: bool
+) -> Outcome:
+    parts = []
+    for fold in range(N_FOLDS):
+        # A seen subject is tested by the fold after its own, which learned from it, in other words.
+        tested = fold if held_out else (fold - 1) % N_FOLDS
+        if places := [i for i, item in enumerate(items) if item.fold == tested]:
+            parts.append((places, method.scores_with(fold, labels, places)))
+    return Outcome(replace(merged(parts), attempts=(name,)), method.bench.lab.layers, items, zero_shot=False)
+
+
+FUNCTIONS: dict[str, Rival] = {
+    function.__name__: function
+    for function in (
+        mean_activation,
+        shuffled,
+        embedding,
+        question_only,
+        input_only,
+        choices_only,
+        majority,
+        input_classifier,
+        control_task,
+    )
+}

@@ -1,0 +1,80 @@
+"""A run folder, read back: records, summary, plots. Needs no model."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lensbench.errors import LensbenchError
+from lensbench.records import RECORDS, read_records, read_run
+from lensbench.summary import best_layers, metrics, summarise
+
+SUMMARY = "summary.csv"
+METRICS = "metrics.csv"
+PLOTS = "plots"
+
+
+class Run:
+    """A run folder.
+
+    Args:
+        path: the folder that `lensbench evaluate` wrote.
+
+    Raises:
+        LensbenchError: not a run folder.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.info: dict[str, Any] = read_run(self.path)
+
+    @cached_property
+    def records(self) -> pd.DataFrame:
+        """One row a prediction, of the cells that this run's last plan holds."""
+        done = [file for file, cell in self.info["cells"].items() if cell["status"] == "done"]
+        return read_records(self.path / RECORDS, done)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row a method or rival, layer and question: accuracy with its band, gap, verdict."""
+        path = self.path / SUMMARY
+        if not path.exists():
+            raise LensbenchError(f"{self.path} has no {SUMMARY}: run `lensbench evaluate` again with the same --out")
+        return pd.read_csv(path, dtype={"layer": "Int16"}, keep_default_na=False, na_values=[""])
+
+    @cached_property
+    def best(self) -> pd.DataFrame:
+        """One row a task, relation, site and method: its best layer and what stands against it."""
+        return best_layers(self.summary)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """The cells that failed, and how."""
+        return {file: cell["error"] for file, cell in self.info["cells"].items() if cell["status"] == "failed"}
+
+
+def load_run(path: Path | str) -> Run:
+    """Read a run folder."""
+    return Run(path)
+
+
+def finish(path: Path) -> None:
+    """Write summary, metrics and plots of a run folder from its records."""
+    from lensbench.report.plots import plot_run
+
+    run = Run(path)
+    if not any(cell["status"] == "done" for cell in run.info["cells"].values()):
+        return
+    questions = {name: baseline["question"] for name, baseline in run.info["baselines"].items()}
+    seed = int(run.info["setting"]["seed"])
+    summary = summarise(run.records, questions, seed=seed)
+    _write_csv(summary, path / SUMMARY)
+    _write_csv(metrics(run.records, seed=seed), path / METRICS)
+    plot_run(summary, path / PLOTS)
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    temporary = path.with_suffix(".partial")
+    frame.to_csv(temporary, index=False)
+    temporary.replace(path)

@@ -1,0 +1,75 @@
+"""The items that one row of a summary is about, and how their scores are averaged."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lensbench.frames import ALL
+from lensbench.scored import Items
+from lensbench.statistics import DIFFERENCE, MARGIN, SCORE, Band, Floats, Ints, Scale, simultaneous_band
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a summary is made. `defaults`: inspector -> its default attempt, else the first in the records."""
+
+    questions: Mapping[str, str]
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    margin: float = MARGIN
+    level: float = 0.95
+    draws: int = 2000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A relation, or the total over relations (label `all`), where scores are rescaled so that chance is 0."""
+
+    label: str
+    table: Items
+    settings: Settings
+
+    @property
+    def is_total(self) -> bool:
+        """Whether this is the macro mean over relations."""
+        return self.label == ALL
+
+    def chance(self, items: Ints) -> Floats:
+        """Chance of each item: [item, 1]."""
+        chance: Floats = self.table.chance[items][:, None]
+        return chance
+
+    def mean(self, items: Ints, scores: Floats) -> Floats:
+        """The (macro) mean a layer, without a band."""
+        values = self._rescaled(items, scores)
+        _, stratum = np.unique(self.table.relation[items], return_inverse=True)
+        means: Floats = np.stack([values[stratum == index].mean(axis=0) for index in range(stratum.max() + 1)])
+        macro: Floats = means.mean(axis=0)
+        return macro
+
+    def _rescaled(self, items: Ints, scores: Floats) -> Floats:
+        chance = self.chance(items)
+        rescaled: Floats = (scores - chance) / (1.0 - chance) if self.is_total else scores
+        return rescaled
+
+    def score_band(self, items: Ints, scores: Floats) -> Band:
+        """The band of a mean score; scores are [item, layer]."""
+        chance = float(self.table.chance[items].max())
+        scale = SCORE.stretched(-chance / (1.0 - chance), 1.0) if self.is_total else SCORE
+        return self._band(items, self._rescaled(items, scores), scale)
+
+    def difference_band(self, items: Ints, differences: Floats) -> Band:
+        """The band of a mean paired difference; differences are [item, layer]."""
+        if not self.is_total:
+            return self._band(items, differences, DIFFERENCE)
+        chance = self.chance(items)
+        end = 1.0 / (1.0 - float(chance.max()))
+        return self._band(items, differences / (1.0 - chance), DIFFERENCE.stretched(-end, end))
+
+    def _band(self, items: Ints, values: Floats, scale: Scale) -> Band:
+        chosen, table = self.settings, self.table
+        return simultaneous_band(
+            values, table.subject[items], table.relation[items],
+            scale=scale, level=chosen.level, draws=chosen.draws, seed=chosen.seed,
+        )  # fmt: skip

@@ -1,0 +1,130 @@
+"""Inspectors that never see an activation: what the rivals are made of."""
+
+from collections import Counter
+from typing import ClassVar
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
+
+from lensbench.asking import ask
+from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.inspectors.base import Inspector
+from lensbench.inspectors.probe import require_classes
+from lensbench.model.language_model import LanguageModel
+from lensbench.model.tokens import CARRIER
+
+
+class TextReader(Inspector):
+    """The verbalizer asked in text.
+
+    Args:
+        forms: texts that end where the answer begins, one attempt each. `{subject}` and `{source}` are filled from the item;
+            a form without slots is asked once.
+    """
+
+    name: ClassVar[str] = "text_reader"
+    reads: ClassVar[frozenset[Source]] = frozenset({"text"})
+    learns_from: ClassVar[Learns] = "nothing"
+
+    def __init__(self, forms: tuple[str, ...]) -> None:
+        self.forms = forms
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        """Ask every form about every item."""
+        assert evidence.texts is not None
+        tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
+        asked = [
+            ask(
+                self.verbalizer_,
+                [form.replace("{source}", text.source).replace("{subject}", text.subject) for text in evidence.texts],
+                tokens,
+            )
+            for form in self.forms
+        ]
+        return Scores(
+            self.forms,
+            torch.stack([scores.log_probs for scores in asked])[None],
+            torch.stack([scores.ranks for scores in asked])[None],
+        )
+
+
+class ChoicesOnly(Inspector):
+    """Picks from the choice set without question or input: by the answers' prior, by its centre, by its ends, by its order."""
+
+    name: ClassVar[str] = "choices_only"
+    reads: ClassVar[frozenset[Source]] = frozenset()
+    learns_from: ClassVar[Learns] = "nothing"
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        """Score each item's own choices; one attempt a strategy."""
+        tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
+        prior = ask(self.verbalizer_, [CARRIER], tokens).log_probs[0].double().cpu().numpy()
+        place = {answer: i for i, answer in enumerate(evidence.answers)}
+        scores = np.zeros((1, 4, len(evidence.choices), len(evidence.answers)))
+        for i, choices in enumerate(evidence.choices):
+            own = [place[choice] for choice in choices]
+            scores[0, 0, i, own] = prior[own]
+            scores[0, 1, i, own] = -prior[own]
+            scores[0, 2, i, own] = -np.abs(prior[own] - np.median(prior[own]))
+            scores[0, 3, i, own] = -np.arange(len(own))
+        return Scores(("likeliest", "unlikeliest", "centre", "first"), torch.from_numpy(scores))
+
+
+class Majority(Inspector):
+    """The best constant of the training folds."""
+
+    name: ClassVar[str] = "majority"
+    reads: ClassVar[frozenset[Source]] = frozenset()
+    learns_from: ClassVar[Learns] = "labels"
+
+    def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "Majority":
+        """Count the training labels.
+
+        Raises:
+            NotApplicableError: an answer has too few training subjects: a constant seen elsewhere would always be wrong.
+        """
+        require_classes(training)
+        self.counts_ = Counter(training.labels)
+        return self
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        """Score every answer by its count."""
+        counts = torch.tensor([float(self.counts_[answer]) for answer in evidence.answers])
+        return Scores(("default",), counts.log().expand(1, 1, len(evidence.choices), -1).clone())
+
+
+class InputClassifier(Inspector):
+    """Logistic regression on characters and words of the source text: what its spelling gives away."""
+
+    name: ClassVar[str] = "input_classifier"
+    reads: ClassVar[frozenset[Source]] = frozenset({"text"})
+    learns_from: ClassVar[Learns] = "labels"
+
+    def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "InputClassifier":
+        """Fit on the training items' texts.
+
+        Raises:
+            NotApplicableError: an answer has too few training subjects.
+        """
+        require_classes(training)
+        assert training.texts is not None
+        features = FeatureUnion(
+            [
+                ("characters", TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)),
+                ("words", TfidfVectorizer(analyzer="word", token_pattern=r"\S+", sublinear_tf=True)),
+            ]
+        )
+        self.classifier_: Pipeline = make_pipeline(features, LogisticRegression(C=10.0, max_iter=300))
+        self.classifier_.fit([text.source for text in training.texts], list(training.labels or ()))
+        return self
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        """Return the classifier's log-probabilities."""
+        assert evidence.texts is not None
+        out = np.full((1, 1, len(evidence.texts), len(evidence.answers)), -np.inf)
+        columns = [evidence.answers.index(answer) for answer in self.classifier_.classes_]
+        out[0, 0][:, columns] = self.classifier_.predict_log_proba([text.source for text in evidence.texts])
+        return Scores(("default",), torch.from_numpy(out))

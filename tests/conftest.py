@@ -1,0 +1,91 @@
+"""Settings and fixtures that all tests share.
+
+lensbench itself is imported inside fixtures only: its functions are instrumented when they are first imported.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before torch and huggingface_hub are imported: tiny models are slower on many threads, and no test asks the network.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty LENSBENCH_CACHE for this test alone."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("LENSBENCH_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The real SmolLM2-135M as a Hugging Face folder, in the user's cache so that it is converted only once."""
+    from lensbench.cache import cache_root
+    from lensbench.errors import LensbenchError, UsageError
+    from lensbench.model.sources import check_model_name, resolve
+
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            cache_root()
+        except UsageError:
+            patch.setenv("LENSBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        try:
+            check_model_name("smollm2-135m")
+        except LensbenchError as missing:
+            pytest.skip(str(missing))
+        yield Path(resolve("smollm2-135m").location)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers, with a byte-level tokenizer trained on the tasks, as a Hugging Face folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_task_texts(), trainer)
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def _task_texts() -> list[str]:
+    """Facts of the tasks as words with a blank before them, as they stand in prompts."""
+    texts = ["The quick brown fox jumps over the lazy dog."]
+    for path in sorted((ROOT / "tasks").glob("*/items.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            texts += [f" {value}" for value in json.loads(line).values() if isinstance(value, str)]
+    return texts

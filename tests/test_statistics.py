@@ -1,0 +1,166 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from lensbench.errors import LensbenchError
+from lensbench.statistics import DIFFERENCE, SCORE, Band, gap_verdict, simultaneous_band
+
+
+def differences(rng, subjects, layers, shift=0.0, each=1):
+    """Right minus right of two readers whose layers are strongly correlated; the true difference is `shift`."""
+    scores = []
+    for probability in (0.5 + shift, 0.5):
+        steps = rng.standard_normal((subjects * each, layers))
+        latent = steps.copy()
+        for layer in range(1, layers):
+            latent[:, layer] = 0.95 * latent[:, layer - 1] + math.sqrt(1 - 0.95**2) * steps[:, layer]
+        scores.append(latent < norm.ppf(probability))
+    return scores[0].astype(float) - scores[1], np.repeat(np.arange(subjects), each)
+
+
+def naive_limits(values, pairs, critical):
+    """One item a subject: put the pseudo-subjects into the sample, and compute mean and variance as usual."""
+    k = pairs * (critical / 1.96) ** 2
+    weights = np.array([1.0] * len(values) + [k, k])
+    sample = np.array([*values, 1.0, -1.0])
+    centre = np.average(sample, weights=weights)
+    variance = np.average((sample - centre) ** 2, weights=weights) / weights.sum()
+    return centre - critical * math.sqrt(variance), centre + critical * math.sqrt(variance)
+
+
+@pytest.mark.parametrize("values", [[0, 0, 0, 0, 0], [1, 0, 0, -1, 0, 1, 1], [1, 0], [-1, 0, 0, -1, 0, 0, 0, 0, 1]])
+def test_one_layer_is_the_adjusted_wald_interval_of_bonett_and_price(values):
+    band = simultaneous_band(np.array(values, float)[:, None], np.arange(len(values)))
+    low, high = naive_limits(values, 1, norm.ppf(0.975))
+    assert band.estimate[0] == pytest.approx(np.mean(values))
+    assert (band.low[0], band.high[0]) == pytest.approx((max(low, -1), min(high, 1)))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0])
+def test_five_items_that_agree_are_no_proof(value):
+    band = simultaneous_band(np.full((5, 31), value), np.arange(5))
+    assert (band.high - band.low > 0.3).all()
+    assert (band.low <= value).all()
+    assert (value <= band.high).all()
+
+
+def test_one_subject_says_next_to_nothing_however_many_items():
+    band = simultaneous_band(np.ones((50, 3)), np.zeros(50))
+    assert (band.low < 0).all()
+
+
+def test_the_estimate_is_the_mean_of_the_relations_means():
+    rng = np.random.default_rng(0)
+    values, strata = rng.integers(-1, 2, (40, 4)).astype(float), rng.integers(0, 3, 40)
+    band = simultaneous_band(values, np.arange(40) % 13, strata)
+    expected = np.mean([values[strata == stratum].mean(axis=0) for stratum in range(3)], axis=0)
+    np.testing.assert_allclose(band.estimate, expected)
+
+
+def test_the_variance_is_that_of_resampling_whole_subjects():
+    rng = np.random.default_rng(1)
+    subjects, strata = np.repeat(np.arange(300), 2), np.tile([0, 1], 300)
+    values = np.repeat(rng.integers(-1, 2, 300), 2)[:, None].astype(float)  # both relations agree: one item's worth
+    band = simultaneous_band(values, subjects, strata)
+    means = [values[::2][rng.integers(0, 300, 300)].mean() for _ in range(2000)]
+    assert (band.high - band.low)[0] == pytest.approx(2 * 1.96 * np.std(means), rel=0.05)
+
+
+def test_a_band_for_many_layers_is_wider_than_for_one_and_narrower_than_bonferroni():
+    values, subjects = differences(np.random.default_rng(2), 150, 31)
+    many = simultaneous_band(values, subjects)
+    one = simultaneous_band(values[:, :1], subjects)
+    bonferroni = naive_limits(values[:, 0], 1, norm.ppf(1 - 0.025 / 31))
+    width = many.high[0] - many.low[0]
+    assert one.high[0] - one.low[0] < width < bonferroni[1] - bonferroni[0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 12), st.sampled_from([DIFFERENCE, SCORE]))
+def test_a_band_does_not_depend_on_the_order_of_items_and_stays_in_range(seed, items, scale):
+    rng = np.random.default_rng(seed)
+    values = rng.choice([scale.low, 0.0, 0.5, 1.0], (items, 3))
+    subjects, strata = rng.integers(0, 5, items), rng.integers(0, 2, items)
+    order = rng.permutation(items)
+    first = simultaneous_band(values, subjects, strata, scale=scale, draws=200)
+    second = simultaneous_band(values[order], subjects[order], strata[order], scale=scale, draws=200)
+    for name in ("estimate", "low", "high"):
+        np.testing.assert_allclose(getattr(first, name), getattr(second, name), atol=1e-5)
+    assert (scale.low <= first.low).all()
+    assert (first.low <= first.estimate + 1e-12).all()
+    assert (first.estimate <= first.high + 1e-12).all()
+    assert (first.high <= scale.high).all()
+    assert (first.low < first.high).all()
+
+
+@pytest.mark.parametrize(("subjects", "each", "shift"), [(40, 2, 0.0), (100, 1, 0.0), (100, 1, 0.1), (60, 2, 0.1)])
+def test_the_band_covers_all_layers_and_false_claims_are_rare(subjects, each, shift):
+    rng = np.random.default_rng([subjects, each])
+    covered = claimed = 0
+    repetitions = 200
+    for _ in range(repetitions):
+        values, clusters = differences(rng, subjects, 31, shift, each)
+        band = simultaneous_band(values, clusters, draws=400)
+        covered += bool(((band.low <= shift) & (shift <= band.high)).all())
+        claimed += bool((band.low > 0).any())
+    assert covered / repetitions > 0.915  # .95 less 2.3 standard errors of 200 repetitions
+    if shift == 0:
+        assert claimed / repetitions <= 0.05
+
+
+def test_an_item_without_a_score_is_an_error():
+    with pytest.raises(LensbenchError, match="finite"):
+        simultaneous_band([[math.nan]], [0])
+    with pytest.raises(LensbenchError, match="at least one item"):
+        simultaneous_band(np.empty((0, 3)), [])
+
+
+def band(*limits):
+    low, high = (np.array(side, float) for side in zip(*limits, strict=True))
+    return Band((low + high) / 2, low, high)
+
+
+def test_a_gap_needs_every_rival_raw_and_corrected():
+    sure, unsure = band((0.2, 0.4)), band((-0.1, 0.4))
+    cases = {
+        "uses the activation": {"a": (sure, sure), "b": (sure, sure)},
+        "inconclusive": {"a": (sure, sure), "b": (unsure, sure)},
+    }
+    for verdict, rivals in cases.items():
+        assert gap_verdict("uses_activation", rivals).verdict.tolist() == [verdict]
+    assert gap_verdict("beats_text", {"a": (sure, unsure)}).verdict.tolist() == ["inconclusive"]
+    assert gap_verdict("beats_text", {"a": (sure, sure)}).verdict.tolist() == ["beats this text reader"]
+    assert gap_verdict("target_specific", {"a": (sure, sure)}).verdict.tolist() == ["privileged"]
+
+
+def test_matched_by_names_the_strongest_matching_rival():
+    small, smaller, half = band((-0.1, 0.04)), band((-0.3, 0.02)), band((-0.3, 0.2))
+    rivals = {"far": (band((0.2, 0.4)),) * 2, "small": (small, small), "smaller": (smaller, smaller)}
+    assert gap_verdict("beats_text", rivals).verdict.tolist() == ["matched by smaller"]
+    assert gap_verdict("beats_text", {"half": (half, smaller), "small": (small, small)}).verdict == ["matched by small"]
+    assert gap_verdict("beats_text", {"half": (half, smaller)}).verdict == ["inconclusive"]
+    assert gap_verdict("beats_text", {"small": (small, small)}, margin=0.03).verdict == ["inconclusive"]
+
+
+def test_a_small_gap_that_surely_exists_holds():
+    tiny = band((0.01, 0.04))
+    assert gap_verdict("beats_text", {"a": (tiny, tiny)}).verdict == ["beats this text reader"]
+
+
+def test_the_strongest_rival_is_found_at_each_layer():
+    first, second = band((0.1, 0.3), (0.5, 0.7)), band((0.2, 0.4), (0.1, 0.2))
+    found = gap_verdict("beats_text", {"first": (first, first), "second": (second, second)})
+    assert found.strongest.tolist() == ["first", "second"]
+    np.testing.assert_allclose(found.gap.estimate, [0.2, 0.15])
+    np.testing.assert_allclose(found.gap.low, [0.1, 0.1])
+    np.testing.assert_allclose(found.gap.high, [0.3, 0.2])
+
+
+def test_no_rival_and_no_such_question():
+    assert gap_verdict("beats_text", {}).verdict == ["no rival"]
+    with pytest.raises(LensbenchError, match="beats_text"):
+        gap_verdict("beats_texts", {})

@@ -1,0 +1,237 @@
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lensbench.errors import LensbenchError
+from lensbench.frames import SUMMARY_COLUMNS
+from lensbench.summary import best_layers, metrics, summarise
+
+QUESTIONS = {
+    "question_only": "uses_activation", "shuffled": "uses_activation", "input_only": "beats_text",
+    "unplanted": "target_specific", "control_task": "diagnostic", "wrong_position": "diagnostic",
+}  # fmt: skip
+
+
+def rows(correct, *, corrected=None, inspector="probe", baseline="none", attempt="only", layers=None, **where):
+    """Records from scores [item, layer]; item i is about subject i, in fold i % 5."""
+    correct = np.atleast_2d(np.asarray(correct, float))
+    corrected = correct if corrected is None else np.atleast_2d(np.asarray(corrected, float))
+    layers = range(correct.shape[1]) if layers is None else layers
+    names = where.pop("items", range(len(correct)))
+    relation = where.get("relation", "capital")
+    base = {
+        "model": "m", "verbalizer": "m", "task": "facts", "relation": relation, "inspector": inspector,
+        "baseline": baseline, "attempt": attempt, "site": "answer", "chance": 0.25, "seed": 0, **where,
+    }  # fmt: skip
+    return pd.DataFrame(
+        [
+            {**base, "layer": layer, "item": f"{relation}{name}", "subject": f"s{name:03}", "fold": name % 5,
+             "correct": correct[i, j], "correct_corrected": corrected[i, j]}
+            for (i, name), (j, layer) in itertools.product(enumerate(names), enumerate(layers))
+        ]
+    ).astype({"layer": "Int16"})  # fmt: skip
+
+
+def together(*frames, **changes):
+    return summarise(pd.concat(frames, ignore_index=True), QUESTIONS, draws=300, **changes)
+
+
+def pick(summary, **keys):
+    keep = np.ones(len(summary), bool)
+    for column, value in keys.items():
+        keep &= (summary[column] == value).to_numpy()
+    return summary[keep]
+
+
+def bits(seed, *shape, probability=0.5):
+    return (np.random.default_rng(seed).random(shape) < probability).astype(float)
+
+
+def test_scores_gaps_and_repeated_rows():
+    own, corrected, rival = bits(0, 30, 3), bits(1, 30, 3), bits(2, 30, 1)
+    summary = together(
+        rows(own, corrected=corrected), rows(rival, baseline="question_only", layers=[None]),
+        rows(bits(3, 30, 3), baseline="wrong_position"),
+    )  # fmt: skip
+    assert tuple(summary.columns) == SUMMARY_COLUMNS
+    method = pick(summary, baseline="none", relation="capital")
+    assert method["question"].tolist() == ["uses_activation"] * 3
+    assert method["layer"].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(method["accuracy"], own.mean(axis=0))
+    np.testing.assert_allclose(method["accuracy_corrected"], corrected.mean(axis=0))
+    np.testing.assert_allclose(method["gap"], (corrected - rival).mean(axis=0))
+    assert set(method["strongest_baseline"]) == {"question_only"}
+    assert (method["n"] == 30).all()
+    assert (method["subjects"] == 30).all()
+    repeated = pick(summary, baseline="question_only", relation="capital")
+    np.testing.assert_allclose(repeated["accuracy"], [rival.mean()] * 3)
+    assert repeated["gap"].isna().all()
+    assert set(repeated["verdict"]) == {""}
+    assert set(pick(summary, baseline="wrong_position")["question"]) == {"diagnostic"}
+
+
+def test_a_method_without_rivals_has_rows_without_a_question():
+    summary = together(rows(bits(0, 6, 2)))
+    assert summary["question"].isna().all()
+    assert set(summary["rule"]) == {"fixed"}
+    assert summary["gap"].isna().all()
+
+
+def test_totals_are_relation_means_of_rescaled_scores_over_common_items():
+    first, second = bits(0, 20, 2), bits(1, 8, 2)
+    frames = [
+        rows(first), rows(second, relation="currency"),
+        rows(bits(2, 12, 2), inspector="logit_lens", items=range(3, 15)),
+        rows(bits(3, 8, 2), inspector="logit_lens", relation="currency"),
+    ]  # fmt: skip
+    total = pick(together(*frames), inspector="probe", relation="all")
+    expected = np.mean([((part - 0.25) / 0.75).mean(axis=0) for part in (first[3:15], second)], axis=0)
+    np.testing.assert_allclose(total["accuracy_corrected"], expected)
+    assert (total["n"] == 20).all()
+    assert (total["subjects"] == 15).all()
+    assert (total["chance"] == 0).all()
+
+
+def test_a_pair_uses_the_items_that_both_scored():
+    own, rival = bits(0, 20, 2), bits(1, 12, 2)
+    summary = together(rows(own), rows(rival, baseline="shuffled", items=range(5, 17)))
+    method = pick(summary, baseline="none", relation="capital")
+    np.testing.assert_allclose(method["gap"], (own[5:17] - rival).mean(axis=0))
+    assert (method["n"] == 20).all()
+
+
+def naive_selected(scores, folds):
+    """scores [attempt, item, layer]"""
+    result = np.empty(scores.shape[1:])
+    for item, layer in np.ndindex(*result.shape):
+        others = [other for other in range(scores.shape[1]) if folds[other] != folds[item]]
+        means = [np.mean([scores[attempt, other, layer] for other in others]) for attempt in range(len(scores))]
+        result[item, layer] = scores[int(np.argmax(np.round(means, 9))), item, layer]
+    return result
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rules_against_a_naive_reference(seed):
+    scores, rival = bits(seed, 4, 23, 3), bits(seed + 50, 3, 23, 1)
+    frames = [rows(part, attempt=f"t{9 - index}") for index, part in enumerate(scores)]
+    forms = [
+        rows(part, attempt=f"form{index}", baseline="input_only", layers=[None]) for index, part in enumerate(rival)
+    ]
+    summary = pick(together(*frames, *forms), relation="capital")
+    folds = np.arange(23) % 5
+    selected, chosen = naive_selected(scores, folds), naive_selected(rival, folds)
+    for rule, expected in (("fixed", scores[0]), ("selected", selected), ("oracle", scores.max(axis=0))):
+        method = pick(summary, baseline="none", rule=rule)
+        np.testing.assert_allclose(method["accuracy_corrected"], expected.mean(axis=0))
+        other = rival.max(axis=0) if rule == "oracle" else chosen  # forms are never fixed
+        np.testing.assert_allclose(method["gap"], (expected - other).mean(axis=0), atol=1e-12)
+    assert set(pick(summary, rule="oracle")["verdict"]) == {""}
+
+
+def test_the_default_attempt_can_be_given():
+    scores = bits(0, 2, 10, 2)
+    frames = [rows(part, attempt=name) for part, name in zip(scores, "ab", strict=True)]
+    fixed = pick(together(*frames, defaults={"probe": "b"}), rule="fixed", relation="capital")
+    np.testing.assert_allclose(fixed["accuracy"], scores[1].mean(axis=0))
+
+
+def test_a_rival_with_the_methods_attempts_is_scored_under_the_same_rule():
+    scores, rival = bits(0, 2, 20, 2), bits(1, 2, 20, 2)
+    frames = [rows(part, attempt=name) for part, name in zip(scores, "ab", strict=True)]
+    frames += [rows(part, attempt=name, baseline="shuffled") for part, name in zip(rival, "ab", strict=True)]
+    summary = pick(together(*frames), relation="capital", baseline="shuffled")
+    np.testing.assert_allclose(pick(summary, rule="fixed")["accuracy"], rival[0].mean(axis=0))
+    np.testing.assert_allclose(pick(summary, rule="oracle")["accuracy"], rival.max(axis=0).mean(axis=0))
+
+
+def test_verdicts_of_a_clear_case():
+    good, bad = np.ones((80, 3)), bits(0, 80, 3, probability=0.2)
+    summary = together(rows(good), rows(bad, baseline="shuffled"), rows(good, baseline="input_only"))
+    assert set(pick(summary, baseline="none", question="uses_activation")["verdict"]) == {"uses the activation"}
+    assert set(pick(summary, baseline="none", question="beats_text")["verdict"]) == {"matched by input_only"}
+
+
+def test_control_task_attempts_are_rows_and_selectivity_is_paired():
+    true, random = bits(0, 20, 2, probability=0.9), bits(1, 20, 2, probability=0.4)
+    frames = [
+        rows(true), rows(true, baseline="control_task", attempt="true_labels_seen"),
+        rows(random, baseline="control_task", attempt="random_labels_seen"),
+        rows(bits(2, 9, 2), baseline="control_task", attempt="random_labels_held_out", items=range(9)),
+    ]  # fmt: skip
+    control = pick(together(*frames), baseline="control_task", relation="capital")
+    assert set(control["rule"]) == {"true_labels_seen", "random_labels_seen", "random_labels_held_out"}
+    assert pick(control, rule="random_labels_held_out")["n"].tolist() == [9, 9]
+    assert set(control["question"]) == {"diagnostic"}
+    found = pick(metrics(pd.concat(frames, ignore_index=True), draws=200), metric="selectivity", relation="capital")
+    np.testing.assert_allclose(found["value"], (true - random).mean(axis=0))
+    assert metrics(rows(true)).empty
+
+
+def test_selectivity_over_other_items_is_paired_by_subject():
+    true, random = bits(0, 20, 2), bits(1, 20, 2)
+    other = rows(random, baseline="control_task", attempt="random_labels_seen")
+    other["item"] += "-other context"
+    frames = [rows(true, baseline="control_task", attempt="true_labels_seen"), other]
+    found = pick(metrics(pd.concat(frames, ignore_index=True), draws=200), relation="capital")
+    np.testing.assert_allclose(found["value"], (true - random).mean(axis=0))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000))
+def test_the_order_of_rows_changes_nothing(seed):
+    records = pd.concat(
+        [
+            rows(bits(seed, 12, 2)),
+            rows(bits(seed + 1, 12, 2), baseline="shuffled"),
+            rows(bits(seed + 2, 9, 2), relation="b"),
+        ],
+        ignore_index=True,
+    )
+    mixed = records.sample(frac=1.0, random_state=seed, ignore_index=True)
+    for column in ("item", "subject", "relation"):
+        mixed[column] = mixed[column].astype("category")
+    first, second = (summarise(frame, QUESTIONS, draws=100) for frame in (records, mixed))
+    pd.testing.assert_frame_equal(first, second, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(2, 12), st.integers(4, 20))
+def test_a_constant_scorer_gets_exactly_chance(choices, items):
+    records = rows(np.full((items, 2), 1 / choices), chance=1 / choices)
+    summary = summarise(records, QUESTIONS, draws=50)
+    np.testing.assert_allclose(pick(summary, relation="capital")["accuracy"], 1 / choices)
+    np.testing.assert_allclose(pick(summary, relation="all")["accuracy"], 0, atol=1e-12)
+
+
+def test_best_layers_name_the_rival_and_the_verdict_there():
+    own = np.stack([bits(0, 60, probability=0.3), np.ones(60), np.ones(60)], axis=1)
+    summary = together(rows(own), rows(bits(1, 60, 3), baseline="shuffled"), rows(own, baseline="input_only"))
+    best = pick(best_layers(summary), relation="capital")
+    assert best["layer"].tolist() == [1]
+    row = best.iloc[0]
+    assert row["uses_activation_rival"] == "shuffled"
+    assert row["uses_activation_rival_accuracy"] == pytest.approx(bits(1, 60, 3)[:, 1].mean())
+    assert row["uses_activation_verdict"] == "uses the activation"
+    assert row["beats_text_rival"] == "input_only"
+    assert row["beats_text_gap"] == 0
+    assert pd.isna(row["target_specific_verdict"])
+
+
+def test_errors_say_what_is_wrong():
+    own = rows(bits(0, 6, 2))
+    with pytest.raises(LensbenchError, match=r"unknown baseline 'shufled'.*'shuffled'"):
+        together(own, rows(bits(0, 6, 2), baseline="shufled"))
+    with pytest.raises(LensbenchError, match="occurs twice"):
+        together(own, own)
+    with pytest.raises(LensbenchError, match="incomplete records"):
+        together(own.iloc[:-1])
+    with pytest.raises(LensbenchError, match="other layers"):
+        together(own, rows(bits(0, 6, 1), baseline="shuffled", layers=[1]))
+    with pytest.raises(LensbenchError, match="no records"):
+        together(own.iloc[:0])
+    with pytest.raises(LensbenchError, match="more than one fold"):
+        together(own, rows(bits(0, 6, 2), baseline="shuffled").assign(fold=3))

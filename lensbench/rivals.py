@@ -96,7 +96,9 @@ def embedding(method: Method) -> list[Outcome]:
 def question_only(method: Method) -> list[Outcome]:
     """The verbalizer with the method's own prompt, the placeholder left as it is."""
     own = method.inspector.own_prompt(method.bench.relation.inspection[0])
-    form = own.text.replace("{subject}", own.placeholder) if own else ""
+    if own is None:
+        raise NotApplicableError("the method has no prompt of its own")
+    form = own.text.replace("{subject}", own.placeholder)
     return _read_instead(method, lambda: TextReader((form,)))
 
 
@@ -105,11 +107,9 @@ def input_only(method: Method) -> list[Outcome]:
     relation = method.bench.relation
     own = method.inspector.own_prompt(relation.inspection[0])
     asked = [*relation.inspection, *relation.questions]
-    forms = (
-        [own.text] * bool(own)
-        + asked
-        + ["{source}\n" + form for form in (relation.inspection[0], relation.questions[0])]
-    )
+    own_form = [own.text] if own else []
+    with_source = ["{source}\n" + form for form in (relation.inspection[0], relation.questions[0])]
+    forms = [*own_form, *asked, *with_source]
     return _read_instead(method, lambda: TextReader(tuple(dict.fromkeys(forms))))
 
 

@@ -88,15 +88,19 @@ def simultaneous_band(
     pseudo-subjects at each end of the possible range (Bonett & Price 2012; Agresti & Coull 1998). With n subjects, mean
     u from the middle of the range and half range h:
 
-        centre = n u / (n + 2k)       variance = (n^2 V + 2k h^2 + 2k n u^2 / (n + 2k)) / (n + 2k)^2
+        centre = n u / (n + 2k)     variance = (n^2 V + 2k h^2 + 2k n u^2 / (n + 2k)) / (n + 2k)^2
 
     where V = sum psi^2 is the variance of the mean. For a macro mean n is the effective number of subjects sum(a^2)^-1
     (Kish 1965), a being a subject's share of the estimate: it is the number of subjects when all weigh the same,
     whether every relation asks about all of them or each about its own, and less when a small relation makes a few
-    subjects heavy. A pseudo-subject weighs as much as an average real one. Agresti & Coull's number of
-    pseudo-subjects is z^2 / 2 at the interval's own critical value z, so k = scale.pairs (critical / 1.96)^2: with 31
-    layers about twice that of one layer. Without this factor bands covered .89 where differences are rare and
-    one-sided (100-200 subjects), with it .94.
+    subjects heavy.
+
+    Agresti & Coull's number of pseudo-subjects is z^2 / 2 at the interval's own critical value z, so
+    k = scale.pairs r (critical / 1.96)^2: with 31 layers about twice that of one layer. Without this factor bands
+    covered .89 where differences are rare and one-sided (100-200 subjects), with it .94. A pseudo-subject has one
+    answer where a real one has an answer in each of its S relations; so r = sum a_s^2 / sum a^2, a_s being the share in
+    relation s, is 1 for subjects with one relation and 1/S for subjects with S; where it is below 1, differences too
+    are widened to Student's t.
 
     Args:
         values: [item, layer], paired differences or scores; no NaN.
@@ -115,12 +119,16 @@ def simultaneous_band(
         raise LensbenchError(f"a band needs values [item, layer] with at least one item, got shape {scores.shape}")
     if not np.isfinite(scores).all():
         raise LensbenchError("a band needs finite values: drop the items that were not scored before pairing")
-    estimate, influence, subjects = _influence(scores, clusters, strata)
+    estimate, influence, shares = _influence(scores, clusters, strata)
+    weights = shares.sum(axis=1)
+    subjects = float(1.0 / np.square(weights).sum())
+    repeats = float(np.square(shares).sum() / np.square(weights).sum())
     variance = np.square(influence).sum(axis=0)
     normal = _critical_value(influence, variance, level, draws, seed)
-    critical = float(special.stdtrit(max(subjects - 1.0, 1.0), special.ndtr(normal))) if scale.student else normal
+    small_sample = scale.student or repeats < 1.0 - 1e-9
+    critical = float(special.stdtrit(max(subjects - 1.0, 1.0), special.ndtr(normal))) if small_sample else normal
     middle, half = (scale.low + scale.high) / 2, (scale.high - scale.low) / 2
-    added = 2 * scale.pairs * (normal / 1.96) ** 2
+    added = 2 * scale.pairs * repeats * (normal / 1.96) ** 2
     total, offset = subjects + added, estimate - middle
     centre = middle + subjects * offset / total
     squares = subjects**2 * variance + added * half**2 + added * subjects * offset**2 / total
@@ -131,8 +139,8 @@ def simultaneous_band(
     return Band(estimate, low, high)
 
 
-def _influence(scores: Floats, clusters: ArrayLike, strata: ArrayLike | None) -> tuple[Floats, Floats, float]:
-    """The (macro) mean [layer], each subject's influence on it [subject, layer], the effective number of subjects."""
+def _influence(scores: Floats, clusters: ArrayLike, strata: ArrayLike | None) -> tuple[Floats, Floats, Floats]:
+    """The (macro) mean [layer], each subject's influence on it [subject, layer], its share in it [subject, stratum]."""
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     groups = np.zeros(len(scores), np.int64) if strata is None else np.asarray(strata)
     _, stratum, sizes = np.unique(groups, return_inverse=True, return_counts=True)
@@ -142,8 +150,8 @@ def _influence(scores: Floats, clusters: ArrayLike, strata: ArrayLike | None) ->
     means = membership @ scores
     spread = np.zeros((cluster.max() + 1, len(scores)))
     spread[cluster, np.arange(len(scores))] = weight
-    share = spread.sum(axis=1)
-    return means.mean(axis=0), spread @ (scores - means[stratum]), float(1.0 / np.square(share).sum())
+    shares = np.stack([spread[:, stratum == index].sum(axis=1) for index in range(len(sizes))], axis=1)
+    return means.mean(axis=0), spread @ (scores - means[stratum]), shares
 
 
 def _critical_value(influence: Floats, variance: Floats, level: float, draws: int, seed: int) -> float:

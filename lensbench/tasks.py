@@ -167,13 +167,11 @@ class _Draw:
         names = sorted(open_to)
         # Who gets the odd ones must not always be the first by name.
         random.Random(f"{self.seed}/{self.task}").shuffle(names)
-        quota = dict.fromkeys(names, 0)
-        left = limit
-        while left > 0 and (growing := [name for name in names if quota[name] < open_to[name]]):
-            share, odd = divmod(left, len(growing))
-            for place, name in enumerate(growing):
-                quota[name] += min(share + (place < odd), open_to[name] - quota[name])
-            left = limit - sum(quota.values())
+        # The highest level to which all can be filled, as far as each has anything left.
+        level = next(n for n in range(limit, -1, -1) if sum(min(n, most) for most in open_to.values()) <= limit)
+        quota = {name: min(level, open_to[name]) for name in names}
+        for name in [name for name in names if quota[name] < open_to[name]][: limit - sum(quota.values())]:
+            quota[name] += 1
         return quota
 
     def relation(self, name: str, n_templates: int, quota: int | None) -> list[tuple[Fact, int]]:

@@ -12,13 +12,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lensbench"
 
 # Each row may import from its own row and from those above.
 ORDER: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "cache"}),
+    frozenset({"errors", "cache", "assets"}),
     frozenset({"records", "statistics", "tasks", "task_files", "scored", "frames", "samples", "metrics", "summary"}),
     frozenset({"model"}),
     frozenset({"patching", "residuals", "corpus", "asking"}),
     frozenset({"evidence", "scoring"}),
     frozenset({"inspectors", "catalogue", "baselines", "bench", "rivals", "text_readers", "implants"}),
-    frozenset({"config", "plan", "run", "progress", "evaluate", "executors", "testing"}),
+    frozenset({"config", "plan", "run", "progress", "evaluate", "executors", "testing", "audit", "doctor", "listings"}),
     frozenset({"cli", "__main__"}),
 )
 # Figures are made from records alone, without a model; only the command line may import them.

@@ -26,7 +26,7 @@ def clean(text: str) -> str:
     """Plain text on one line: no markup, no stage directions, simple quotes and dashes."""
     text = html.unescape(re.sub(r"<[^>]+>", " ", html.unescape(text)))
     text = re.sub(r"[\[(](?:applause|laughter)[^\])]*[\])]", " ", text, flags=re.IGNORECASE)
-    text = text.translate(str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\xa0": " "}))
+    text = text.translate(str.maketrans("\u2018\u2019\u201c\u201d\xa0", "''\"\" "))
     return re.sub(r"\s+", " ", text).strip()
 
 

@@ -17,7 +17,7 @@ RIVAL_DASHES = ((4.5, 1.6), (1.4, 1.4), (6.0, 1.5, 1.4, 1.5), (2.6, 1.4), (8.0, 
 CHANCE_COLOUR = "#8a8a8a"
 FAINT = "#e6e6e6"
 
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same on every machine
     "font.size": 8.0,
@@ -50,9 +50,8 @@ _SETTINGS: dict[str, Any] = {
 def plot_style() -> Iterator[None]:
     """Matplotlib's settings while a figure is drawn or saved."""
     with mpl.rc_context():
-        # A user's matplotlibrc would make other figures; the backend is not ours to change.
-        defaults: dict[Any, Any] = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
-        mpl.rcParams.update({**defaults, **_SETTINGS})
+        mpl.rcdefaults()  # a user's matplotlibrc would make other figures; this leaves the backend alone
+        mpl.rcParams.update(_SETTINGS)
         yield
 
 

@@ -69,7 +69,25 @@ ARTICLE |= {"Comoros", "Seychelles", "Republic of the Congo", "Democratic Republ
 RENAMED = {"Timor Leste": "East Timor", "Cabo Verde": "Cape Verde"}
 
 # Not a sovereign state in the sense of this task, or a state whose status is disputed.
-TERRITORY_SOURCES = {"AX", "BQ", "CC", "GF", "GP", "GS", "MO", "MQ", "MF", "PN", "PS", "RE", "SJ", "TF", "UM", "VI", "YT"}
+TERRITORY_SOURCES = {
+    "AX",
+    "BQ",
+    "CC",
+    "GF",
+    "GP",
+    "GS",
+    "MO",
+    "MQ",
+    "MF",
+    "PN",
+    "PS",
+    "RE",
+    "SJ",
+    "TF",
+    "UM",
+    "VI",
+    "YT",
+}
 TERRITORY_SOURCES |= {"CS", "AN", "EH", "XK", "VA", "AQ", "HK", "BL", "TW"}
 
 # Kazakhstan: two of the three packages still have the name of 2019-2022. Myanmar: spelled in three ways.
@@ -80,7 +98,14 @@ CAPITAL_NAMES = {"St. John's": "Saint John's", "St. George's": "Saint George's",
 
 # On two continents, or counted with either.
 TRANSCONTINENTAL = {"RU", "TR", "KZ", "AZ", "GE", "AM", "CY", "EG", "ID", "TL", "PA", "TT"}
-CONTINENTS = {"AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "North America", "SA": "South America", "OC": "Oceania"}
+CONTINENTS = {
+    "AF": "Africa",
+    "AS": "Asia",
+    "EU": "Europe",
+    "NA": "North America",
+    "SA": "South America",
+    "OC": "Oceania",
+}
 REGION = {"AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "Americas", "SA": "Americas", "OC": "Oceania"}
 
 # The packages are behind (French ceased to be official) or list one language of several; tender and unit are in flux.
@@ -195,15 +220,25 @@ CITY_DROPPED = {
     "Iztapalapa", "Brooklyn", "Queens", "The Bronx", "Manhattan", "Staten Island", "Adelaide Hills", "City of Port Phillip",
     "Central Coast", "Manukau City", "Camayenne", "Van", "Nice", "Surrey", "Halifax", "Windsor", "Mérida", "Québec",
     "Gold Coast", "Sunshine Coast", "Ecatepec de Morelos", "Ciudad Nezahualcoyotl", "Santo André", "Córdoba",
-    "Nepean", "Vaughan", "Longueuil", "Bağcılar", "Esenler", "Karşıyaka", "Nilüfer", "Álvaro Obregón", "Mestre", "Regina",
+    "Nepean", "Vaughan", "Le Vieux-Longueuil", "Longueuil", "Bağcılar", "Esenler", "Karşıyaka", "Nilüfer", "Álvaro Obregón", "Mestre", "Regina",
     "Pittwater", "Kakamega", "Logan City", "Ahwatukee Foothills", "Casas Adobes", "Catalina Foothills", "Encanto",
     "Maryvale", "Tempe Junction", "Surprise", "Southglenn", "Highlands Ranch", "Albany Park", "Belmont Cragin",
     "Irving Park", "Logan Square", "Near North Side", "North Peoria", "West Town", "Dorchester", "Framingham Center",
     "South Boston", "Barnstable", "West Coon Rapids", "Tri-Cities", "West Lake Stevens", "Wyoming", "Kent", "Gilbert",
     "Maricopa", "Cypress", "Clinton Township", "Chicago Lawn", "Near South Side",
 }  # fmt: skip
-CITY_RENAMED = {"Köln": "Cologne", "Montréal": "Montreal", "León de los Aldama": "León", "New York City": "New York", "Sevilla": "Seville"}
-CITY_RENAMED |= {"Santiago de Querétaro": "Querétaro", "Zaporizhzhya": "Zaporizhzhia", "Nizhniy Novgorod": "Nizhny Novgorod"}
+CITY_RENAMED = {
+    "Köln": "Cologne",
+    "Montréal": "Montreal",
+    "León de los Aldama": "León",
+    "New York City": "New York",
+    "Sevilla": "Seville",
+}
+CITY_RENAMED |= {
+    "Santiago de Querétaro": "Querétaro",
+    "Zaporizhzhya": "Zaporizhzhia",
+    "Nizhniy Novgorod": "Nizhny Novgorod",
+}
 CITY_STATES = "CA TX FL IL MI OH MA WA CO AZ GA MN".split()
 
 
@@ -310,7 +345,21 @@ PERSON_DROPPED = {
 }  # fmt: skip
 DEITIES = {f"{name}_deity": name for name in "Greek Roman Hindu Celtic Norse Egyptian".split()}
 # Not one deity, spelled oddly, or a common word.
-DEITY_DROPPED = {"Titaness", "Titan", "Chaos", "Min", "Set", "Nut", "LLud", "Ra", "Ge", "Er"}
+DEITY_DROPPED = {
+    "Minos",
+    "Ariadne",
+    "Phaethon",
+    "Titaness",
+    "Titan",
+    "Chaos",
+    "Min",
+    "Set",
+    "Nut",
+    "LLud",
+    "Ra",
+    "Ge",
+    "Er",
+}
 LETTERS = "BCDFGHLMPRST"
 OTHER_WORK = r"\b(poet|composer|philosopher|painter|physicist|chemist|mathematician|sculptor|singer|historian|playwright|dramatist|writer|novelist|architect|statesman|politician|astronomer|theologian|critic|conductor|pianist|general|president)s?\b"
 
@@ -353,7 +402,9 @@ def persons(entities: list[Entity]) -> list[tuple[str, Entity]]:
         if not entity.is_person or not re.search(r"\(.*(\d{4}|BC).*\)|born in \d", entity.gloss):
             continue
         full = [n for n in entity.names if re.fullmatch(r"[A-Z][\w'-]+( [a-z]{2,3})?( [A-Z][\w'-]+){1,2}", n)]
-        full = [n for n in full if not re.match(r"(Sir|Dame|Baron|Lord|Saint|Cardinal|Count|Duke|King|Queen|Bishop) ", n)]
+        full = [
+            n for n in full if not re.match(r"(Sir|Dame|Baron|Lord|Saint|Cardinal|Count|Duke|King|Queen|Bishop) ", n)
+        ]
         # Regnal names are shared by many.
         if full and full[0] not in PERSON_DROPPED and not re.search(r" [IVX]+$", full[0]):
             named.append((full[0], entity))
@@ -365,7 +416,9 @@ def person_nationality(people: list[tuple[str, Entity]]) -> Iterator[Candidate]:
     start = re.compile(rf"(?:an? )?({'|'.join(NATIONS)}) (?=[a-z])")
     for name, entity in people:
         match = start.match(entity.gloss)
-        if match and not re.search(r"born (in|at|of) (?!\d)|emigrat|naturali|lived in|citizen|settled|exile", entity.gloss):
+        if match and not re.search(
+            r"born (in|at|of) (?!\d)|emigrat|naturali|lived in|citizen|settled|exile", entity.gloss
+        ):
             yield Candidate(name, NATIONS[match.group(1)])
 
 
@@ -394,7 +447,12 @@ def deity_culture(entities: list[Entity]) -> Iterator[Candidate]:
             owners[name].add(entity.kinds)
     for entity in entities:
         name = entity.names[0]
-        if len(entity.kinds) == 1 and entity.kinds[0] in DEITIES and len(owners[name]) == 1 and name not in DEITY_DROPPED:
+        if (
+            len(entity.kinds) == 1
+            and entity.kinds[0] in DEITIES
+            and len(owners[name]) == 1
+            and name not in DEITY_DROPPED
+        ):
             yield Candidate(name, DEITIES[entity.kinds[0]])
 
 
@@ -438,7 +496,18 @@ FILM_DROPPED = {
     "Superman", "Supergirl", "Mulan", "The Little Mermaid", "The Lion King", "West Side Story", "The Color Purple",
     "Rebecca", "The Running Man", "Scarface", "Teenage", "Run & Jump", "Pan's Labyrinth", "Femme Fatale", "Happening",
 }  # fmt: skip
-FILM_COUNTRIES = {"France", "Japan", "Australia", "India", "Italy", "Germany", "Spain", "Canada", "South Korea", "Mexico"}
+FILM_COUNTRIES = {
+    "France",
+    "Japan",
+    "Australia",
+    "India",
+    "Italy",
+    "Germany",
+    "Spain",
+    "Canada",
+    "South Korea",
+    "Mexico",
+}
 
 
 def read_films() -> list[dict[str, object]]:
@@ -483,7 +552,7 @@ def film_decade(films: list[dict]) -> Iterator[Candidate]:
 
 # At most so many facts a class. `word_first_letter` may leak: that is what it is for.
 CAPS = collections.defaultdict(lambda: 15) | {
-    "country_continent": 25, "country_currency": 15, "country_language": 15, "element_series": 15, "element_discovery": 25,
+    "country_continent": 25, "country_currency": 20, "country_language": 20, "element_series": 20, "element_discovery": 25,
     "city_country": 15, "city_continent": 20, "us_city_state": 10, "person_century": 20, "film_decade": 20, "deity_culture": 20,
     "word_first_letter": 10, "film_director": 10, "person_nationality": 15, "person_occupation": 15, "film_country": 10,
 }  # fmt: skip
@@ -507,7 +576,11 @@ def choose_class(name: str, candidates: Iterable[Candidate]) -> list[Candidate]:
     seen: set[str] = set()
     for fact in candidates:
         cell = (fact.answer, fold_of(fact.subject))
-        if fold_key(fact.subject) in seen or per_fold[cell] >= cap // FOLDS or (name != "word_first_letter" and leaks(fact)):
+        if (
+            fold_key(fact.subject) in seen
+            or per_fold[cell] >= cap // FOLDS
+            or (name != "word_first_letter" and leaks(fact))
+        ):
             continue
         seen.add(fold_key(fact.subject))
         per_fold[cell] += 1
@@ -590,7 +663,12 @@ def write(prose: dict, chosen: dict[str, list[Candidate]], first_token: FirstTok
         facts = sorted(chosen[name], key=lambda fact: fold_key(fact.subject))
         answers = sorted({fact.answer for fact in facts})
         sets = [answers] if relation["kind"] == "class" else partition(name, answers, first_token)
-        toml += ["", f"[relations.{name}]", f"kind = {quote(relation['kind'])}", f"summary = {quote(relation['summary'])}"]
+        toml += [
+            "",
+            f"[relations.{name}]",
+            f"kind = {quote(relation['kind'])}",
+            f"summary = {quote(relation['summary'])}",
+        ]
         toml += texts("inspection", relation["inspection"]) + texts("questions", relation["questions"])
         toml += ["choice_sets = [", *(f"    [{', '.join(map(quote, choices))}]," for choices in sets), "]"]
         for site, source in (("subject", prose["subjects"][relation["subject"]]), ("answer", relation)):
@@ -601,7 +679,9 @@ def write(prose: dict, chosen: dict[str, list[Candidate]], first_token: FirstTok
             rows.append(json.dumps(row | ({"aliases": fact.aliases} if fact.aliases else {}), ensure_ascii=False))
         collide = len(answers) - len({first_token(a) for a in answers}) if relation["kind"] == "class" else 0
         folds = collections.Counter(fold_of(fact.subject) for fact in facts)
-        print(f"| {name} | {relation['kind']} | {len(facts)} | {len(answers)} | {[folds[i] for i in range(FOLDS)]} | {collide}")
+        print(
+            f"| {name} | {relation['kind']} | {len(facts)} | {len(answers)} | {[folds[i] for i in range(FOLDS)]} | {collide}"
+        )
     (HERE / "task.toml").write_text("\n".join(toml) + "\n", "utf-8", newline="\n")
     (HERE / "items.jsonl").write_text("\n".join(rows) + "\n", "utf-8", newline="\n")
 

@@ -1,0 +1,96 @@
+"""Every architecture: structure found, layers read, patched passes equal to plain hooks on transformers."""
+
+import pytest
+import torch
+from tests import tiny
+
+from lensbench.doctor import examine
+from lensbench.model.architecture import ArchitectureError, ModulePaths
+from lensbench.model.language_model import LanguageModel
+from lensbench.model.tokens import Tokens
+from lensbench.patching import PatchedPass, Prompt, fastest_mode
+
+PROMPT = Prompt(tuple(range(20, 31)), 6)
+
+
+@pytest.mark.parametrize("kind", [*tiny.CONFIGS, *tiny.HYBRIDS])
+def test_doctor_accepts(kind: str) -> None:
+    assert [check for check in examine(tiny.model(kind)) if not check.passed] == []
+
+
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+def test_prefix_is_shared(kind: str) -> None:
+    assert fastest_mode(tiny.model(kind), PROMPT) == "shared"
+
+
+@pytest.mark.parametrize("kind", tiny.HYBRIDS)
+def test_hybrids_fall_back(kind: str) -> None:
+    assert fastest_mode(tiny.model(kind), PROMPT) in ("layer_start", "plain")
+
+
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+@pytest.mark.parametrize("mode", ["shared", "layer_start", "plain"])
+def test_patched_pass_equals_naive_hooks(kind: str, mode: str) -> None:
+    model = tiny.model(kind)
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(12, model.d_model, generator=generator) * 3
+    layers = torch.tensor([4, 0, 1, 1, 2, 3, 3, 0, 4, 2, 1, 0])
+    final = PatchedPass(model, PROMPT, mode).final_residuals(vectors, layers)
+    naive = torch.stack([naive_patch(model, v, int(layer)) for v, layer in zip(vectors, layers, strict=True)])
+    torch.testing.assert_close(model.unembed(final), naive, rtol=2e-4, atol=2e-4)
+
+
+def naive_patch(model: LanguageModel, vector: torch.Tensor, layer: int) -> torch.Tensor:
+    """One whole forward pass on transformers alone, blocks named by path; layer 4 is the last of these models."""
+    blocks = model.module.get_submodule(model.parts.paths.blocks)
+
+    def overwrite(_module: object, _args: object, output: object) -> object:
+        hidden = (output[0] if isinstance(output, tuple) else output).clone()
+        hidden[:, PROMPT.position] = vector
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def overwrite_input(_module: object, args: tuple, kwargs: dict) -> tuple:
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        hidden[:, PROMPT.position] = vector
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    if layer == 0:
+        handle = blocks[0].register_forward_pre_hook(overwrite_input, with_kwargs=True)
+    else:
+        handle = blocks[layer - 1].register_forward_hook(overwrite)
+    try:
+        with torch.no_grad():
+            return model.module(torch.tensor([PROMPT.ids]), use_cache=False).logits[0, -1]
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+def test_layers_are_those_of_transformers(kind: str) -> None:
+    """Layers 0 to L - 1 are transformers' hidden states; its last one is normed, ours is not."""
+    model = tiny.model(kind)
+    ids = torch.tensor([PROMPT.ids])
+    every = torch.arange(ids.shape[1])[None]
+    ours = model.residuals(ids, torch.ones_like(ids), every, range(5))[:, 0]
+    with torch.no_grad():
+        theirs = model.module(ids, output_hidden_states=True, use_cache=False).hidden_states
+    for layer in range(4):
+        torch.testing.assert_close(ours[layer], theirs[layer][0], rtol=1e-4, atol=1e-4)
+
+
+def test_user_given_paths_are_taken() -> None:
+    model = LanguageModel(
+        tiny.module("llama"), Tokens(tiny.tokenizer()), "named", ModulePaths("model.layers", "model.norm")
+    )
+    assert model.parts.paths == ModulePaths("model.layers", "model.norm")
+
+
+def test_wrong_paths_are_refused_in_one_line() -> None:
+    tokens = Tokens(tiny.tokenizer())
+    with pytest.raises(ArchitectureError, match="no module 'model.blocks'"):
+        LanguageModel(tiny.module("llama"), tokens, "m", ModulePaths("model.blocks", "model.norm"))
+    with pytest.raises(ArchitectureError, match="ModuleList of blocks"):
+        LanguageModel(tiny.module("llama"), tokens, "m", ModulePaths("model.norm", "model.norm"))
+    with pytest.raises(ArchitectureError) as refused:
+        LanguageModel(tiny.module("llama"), tokens, "m", ModulePaths("model.layers", "model.layers.3.mlp"))
+    assert "\n" not in str(refused.value)

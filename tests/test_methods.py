@@ -1,0 +1,192 @@
+"""Each method against its definition, and against the conformance checks."""
+
+import pytest
+import torch
+from tests import tiny
+
+from lensbench import testing
+from lensbench.bench import Bench, Method
+from lensbench.corpus import Corpus
+from lensbench.errors import UsageError
+from lensbench.evidence import Evidence, Scores, Target, Training
+from lensbench.inspectors.base import Inspector
+from lensbench.inspectors.logit_lens import LogitLens
+from lensbench.inspectors.patchscope import Patchscope
+from lensbench.inspectors.probe import Probe
+from lensbench.inspectors.tuned_lens import TunedLens
+from lensbench.text_readers import ChoicesOnly, InputClassifier, Majority, TextReader
+
+NAMES = tuple(f"{first} {last}" for first in ("Bo", "Cy", "Di", "Ed", "Fay") for last in ("Ash", "Birch", "Cole", "Dow"))
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    model = tiny.model("llama")
+    subjects = testing.Subjects(NAMES, ("tea", "wine"))
+    return testing.make_bench(model, Corpus(model), subjects, (0, 2, 3, 4))
+
+
+METHODS = {
+    "logit_lens": LogitLens,
+    "tuned_lens": lambda: TunedLens(tokens=1024, steps=2),
+    "probe": Probe,
+    "patchscope": Patchscope,
+    "patchscope with attempts": lambda: Patchscope(target_layers=(1, 0, 4)),
+    "text_reader": lambda: TextReader(("{subject} likes", "{source}\nThey like")),
+    "choices_only": ChoicesOnly,
+    "majority": Majority,
+    "input_classifier": InputClassifier,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_conformance(name: str, bench: Bench) -> None:
+    assert len(testing.check_inspector(METHODS[name], bench)) >= 5
+
+
+class Constant(Inspector):
+    name = "constant"
+    reads = frozenset()
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        return Scores(("default",), torch.zeros(1, 1, len(evidence.choices), len(evidence.answers)))
+
+
+class BatchReader(Inspector):
+    """Compares items of a batch: must be caught."""
+
+    name = "batch_reader"
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        values = evidence.residuals.values
+        centred = (values - values.mean(1, keepdim=True)).sum(-1)
+        return Scores(("default",), torch.stack([centred, -centred], -1)[:, None])
+
+
+class LaterLayer(Inspector):
+    """Answers from the deepest layer that it is shown: must be caught."""
+
+    name = "later_layer"
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        deepest = evidence.residuals.values[-1].sum(-1).expand(len(evidence.layers), -1)
+        return Scores(("default",), torch.stack([deepest, -deepest], -1)[:, None])
+
+
+def test_constant_scorer_passes_and_gets_exactly_chance(bench: Bench) -> None:
+    assert "check_constant_activation" in testing.check_inspector(Constant, bench)
+
+
+@pytest.mark.parametrize(
+    ("cheat", "caught"), [(BatchReader, "an item alone scores otherwise"), (LaterLayer, "scores of layer 0 move")]
+)
+def test_cheats_are_caught(cheat: type[Inspector], caught: str, bench: Bench) -> None:
+    with pytest.raises(AssertionError, match=caught):
+        testing.check_inspector(cheat, bench)
+
+
+def test_wrong_shape_and_nan_are_refused(bench: Bench) -> None:
+    class Short(Constant):
+        def inspect(self, evidence: Evidence) -> Scores:
+            return Scores(("default",), torch.zeros(1, 1, 1, 1))
+
+    class Nan(Constant):
+        def inspect(self, evidence: Evidence) -> Scores:
+            return Scores(("default",), torch.full((1, 1, len(evidence.choices), len(evidence.answers)), torch.nan))
+
+    with pytest.raises(ValueError, match=r"log_scores of shape \(1, 1, 1, 1\)"):
+        Method(Short, bench).scores()
+    with pytest.raises(ValueError, match="not a number"):
+        Method(Nan, bench).scores()
+
+
+def test_logit_lens_of_the_last_layer_is_the_model(bench: Bench) -> None:
+    model = bench.lab.model
+    scores = Method(LogitLens, bench).scores()
+    item = bench.items[3]
+    ids = torch.tensor([model.tokens.encode(item.source).ids])
+    with torch.no_grad():
+        expected = model.module(ids).logits[0, -1].log_softmax(-1)
+    tokens = [model.tokens.answer_token(answer) for answer in bench.answers]
+    torch.testing.assert_close(scores.log_scores[-1, 0, 3], expected[tokens], rtol=1e-4, atol=1e-4)
+
+
+def test_patchscope_into_its_own_place_is_the_clean_run() -> None:
+    """T = S, i* = i, l* = l, f = identity: the definition's fixed point."""
+    model = tiny.model("gemma3_text")
+    subjects = testing.Subjects(("x",) * 1, ("tea", "wine"))
+    bench = testing.make_bench(model, Corpus(model), subjects, (0, 1, 2, 3, 4))
+    prompt = "We talk about {subject} and they say"
+    ids = torch.tensor([model.tokens.encode(prompt.replace("{subject}", "x")).ids])
+    with torch.no_grad():
+        expected = model.module(ids).logits[0, -1].log_softmax(-1)
+    tokens = [model.tokens.answer_token(answer) for answer in bench.answers]
+    for layer in range(5):
+        scores = Method(lambda layer=layer: Patchscope((layer,), prompt), bench).scores()
+        torch.testing.assert_close(scores.log_scores[layer, 0, 0], expected[tokens], rtol=1e-4, atol=1e-4)
+
+
+def test_patchscope_refuses_what_cannot_work() -> None:
+    model, other = tiny.model("llama"), tiny.model("gpt2")
+    with pytest.raises(UsageError, match=r"target_layers \(5,\); tiny-llama has layers 0 to 4"):
+        Patchscope((5,)).fit(Target(model), model, Training())
+    narrow = Target(other)
+    narrow.d_model = 16
+    with pytest.raises(UsageError, match="choose a verbalizer of the same width"):
+        Patchscope().fit(narrow, model, Training())
+
+
+def test_tuned_lens_lowers_divergence_at_every_layer() -> None:
+    """On a model whose layers differ: ridge below the logit lens, on prose that it has not seen."""
+    model = tiny.model("llama")
+    corpus = Corpus(model)
+    target = Target(model)
+    held = torch.cat(list(corpus.residuals(1024, skip=40960)), dim=1)
+    goal = model.unembed(held[-1]).log_softmax(-1)
+
+    def divergence(lens: TunedLens) -> list[float]:
+        fitted = lens.fit(target, model, Training(corpus=corpus))
+        moved = fitted.translate(tuple(range(4)), held[:4])
+        lenses = [model.unembed(h).log_softmax(-1) for h in moved]
+        return [float((goal.exp() * (goal - lens)).sum(-1).mean()) for lens in lenses]
+
+    plain, ridge, trained = (divergence(TunedLens(tokens=t, steps=s)) for t, s in ((0, 0), (16384, 0), (16384, 20)))
+    assert all(b < a for a, b in zip(plain, ridge, strict=True))
+    assert sum(trained) < sum(ridge)
+
+
+def test_ridge_is_least_squares() -> None:
+    """Without penalty the translator is numpy's least-squares solution."""
+    model = tiny.model("llama")
+    corpus = Corpus(model)
+    fitted = TunedLens(tokens=4096, ridge=0.0, steps=0).fit(Target(model), model, Training(corpus=corpus))
+    values = torch.cat(list(corpus.residuals(4096)), dim=1).double()
+    x = torch.cat([values[2], torch.ones(values.shape[1], 1)], dim=1)
+    solution = torch.linalg.lstsq(x, values[-1] - values[2]).solution
+    torch.testing.assert_close(fitted.weight_[2].double(), solution[:-1].T, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(fitted.bias_[2].double(), solution[-1], rtol=1e-3, atol=1e-3)
+
+
+def test_tuned_lens_is_learned_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("llama")
+    corpus = Corpus(model, cache=tmp_path)
+    first = TunedLens(tokens=1024, steps=1).fit(Target(model), model, Training(corpus=corpus))
+    monkeypatch.setattr(TunedLens, "_learn", lambda *_: pytest.fail("learned again"))
+    again = TunedLens(tokens=1024, steps=1).fit(Target(model), model, Training(corpus=corpus))
+    assert torch.equal(first.weight_, again.weight_)
+    assert [path.suffix for path in tmp_path.glob("*/*.safetensors")] == [".safetensors"]
+
+
+def test_probe_equals_plain_scikit_learn(bench: Bench) -> None:
+    """The rotation to the span of the items changes nothing: same probabilities as a regression on the coordinates."""
+    from sklearn.linear_model import LogisticRegression
+
+    method = Method(lambda: Probe(strengths=(0.05,)), bench)
+    scores = method.scores()
+    training = bench.training(Probe, 0, bench.lab.layers, None)
+    values = training.residuals.values[2].numpy()
+    mean, scale = values.mean(0), values.std(0) + 1e-6
+    plain = LogisticRegression(C=0.05, max_iter=1000, tol=1e-6).fit((values - mean) / scale, training.labels)
+    tested = [i for i, item in enumerate(bench.items) if item.fold == 0]
+    expected = plain.predict_log_proba((bench.residuals.values[3][tested].numpy() - mean) / scale)
+    torch.testing.assert_close(scores.log_scores[2, 0][tested].double(), torch.tensor(expected), rtol=1e-2, atol=1e-2)

@@ -1,0 +1,293 @@
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.tasks import N_FOLDS, SITES, Task, TaskError, data_root, find_tasks, fold_of, load_task
+
+TOML = """name = "toy"
+summary = "A toy."
+
+[relations.colour]
+kind = "class"
+summary = "thing → colour"
+inspection = ["The colour of {subject} is"]
+questions = ["Which colour has {subject}? Answer:"]
+choice_sets = [["blue", "red"]]
+
+[relations.colour.sources.subject]
+train = ["They saw {subject}", "We met {subject}"]
+test = ["I know {subject}", "You like {subject}"]
+
+[relations.colour.sources.answer]
+train = ["In colour, {subject} is"]
+test = ["Painters paint {subject} in"]
+"""
+FACTS = [{"relation": "colour", "subject": f"thing {i}", "answer": ("red", "blue")[i % 2]} for i in range(30)]
+
+
+def write(folder: Path, toml: str = TOML, facts: list | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "task.toml").write_text(toml, encoding="utf-8")
+    lines = [fact if isinstance(fact, str) else json.dumps(fact) for fact in (FACTS if facts is None else facts)]
+    (folder / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@functools.cache
+def load_shipped() -> Task:
+    return load_task("attribute_extraction")
+
+
+@pytest.fixture
+def shipped() -> Task:
+    return load_shipped()
+
+
+def test_toy_items(tmp_path):
+    task = load_task(str(write(tmp_path / "toy")))
+    items = task.items("subject", "test")
+    assert len(items) == 60
+    first = items[0]
+    assert first.id == "colour/thing 0/subject/test0"
+    assert first.source == "I know thing 0"
+    assert first.source[slice(*first.subject_span)] == "thing 0"
+    assert first.question == "The colour of {subject} is"
+    assert first.asked() == "The colour of thing 0 is"
+    assert first.choices == ("blue", "red")
+    assert (first.answer, first.relation, first.fold) == ("red", "colour", fold_of("thing 0"))
+    train = task.items("subject", "train")
+    assert [item.subject for item in train] == [fact["subject"] for fact in FACTS]
+    assert {item.template for item in train} == {"train0", "train1"}
+
+
+BROKEN = {
+    "malformed line": (None, [*FACTS, '{"relation": "colour",'], "items.jsonl:31: not JSON"),
+    "not an object": (None, [*FACTS, "[1]"], "items.jsonl:31: a JSON list"),
+    "missing key": (None, [*FACTS, {"relation": "colour", "subject": "x"}], "items.jsonl:31: no 'answer'"),
+    "unknown key": (None, [*FACTS, FACTS[0] | {"subject": "x", "alias": []}], "items.jsonl:31: unknown key 'alias'"),
+    "unknown relation": (
+        None,
+        [*FACTS, {"relation": "color", "subject": "x", "answer": "red"}],
+        "did you mean 'colour'?",
+    ),
+    "empty subject": (None, [*FACTS, FACTS[0] | {"subject": ""}], "items.jsonl:31: subject ''"),
+    "no such answer": (
+        None,
+        [*FACTS, FACTS[0] | {"subject": "x", "answer": "rad"}],
+        "'rad' is in no choice set; expected a choice of colour; did you mean 'red'?",
+    ),
+    "alias is a choice": (None, [*FACTS, FACTS[0] | {"subject": "x", "aliases": ["Blue"]}], "is another choice"),
+    "empty alias": (None, [*FACTS, FACTS[0] | {"subject": "x", "aliases": [""]}], "items.jsonl:31: alias ''"),
+    "duplicate fact": (None, [*FACTS, FACTS[3] | {"subject": "Thing, 3"}], "first in line 4"),
+    "empty folds": (None, FACTS[:2], "is empty (2 subjects in all)"),
+    "no facts": (None, [], "task.toml:4: relation 'colour' has no facts"),
+    "same choices": (('["blue", "red"]', '["blue", "red", "Réd"]'), None, "task.toml:9: choices Réd and red"),
+    "answer in two sets": (
+        ('"class"', '"open"', '["blue", "red"]', '["blue", "red"], ["red", "green"]'),
+        None,
+        "task.toml:9: choices red and red of colour are the same",
+    ),
+    "class with two sets": (
+        ('[["blue", "red"]]', '[["blue", "red"], ["green", "black"]]'),
+        None,
+        "2 choice sets in class relation colour",
+    ),
+    "one choice": (
+        ('"class"', '"open"', '[["blue", "red"]]', '[["blue", "red"], ["green"]]'),
+        None,
+        "a choice set of 1",
+    ),
+    "no slot": (("I know {subject}", "I know"), None, "task.toml:13: 'I know'; expected exactly one {subject}"),
+    "other brace": (("I know {subject}", "I {x} {subject}"), None, "task.toml:13:"),
+    "slot first in prompt": (("The colour of {subject} is", "{subject} is"), None, "task.toml:7: '{subject} is'"),
+    "slot first in source": (("I know {subject}", "{subject}"), None, "words before the slot"),
+    "trailing space": (("I know {subject}", "I know {subject} "), None, "no space at the ends"),
+    "unknown kind": (('"class"', '"klass"'), None, "task.toml:5: kind 'klass'"),
+    "missing table": (("test = [", "tests = ["), None, "expected train = [...] and test = [...]"),
+    "unknown relation key": (("questions", "question"), None, "did you mean 'questions'?"),
+    "unknown key on top": (("summary = \"A toy.\"", "summary = \"A toy.\"\ncolour = 1"), None, "unknown key 'colour'"),
+    "syntax": (('kind = "class"', 'kind = "class'), None, "task.toml:5: not TOML"),
+    "bad name": (('name = "toy"', 'name = "To y"'), None, "task.toml:1: task name 'To y'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_one_problem_is_one_line(tmp_path, case):
+    change, facts, expected = BROKEN[case]
+    toml = TOML
+    for old, new in zip(*[iter(change or ())] * 2, strict=True):
+        assert old in toml
+        toml = toml.replace(old, new)
+    with pytest.raises(TaskError) as raised:
+        load_task(str(write(tmp_path / "toy", toml, facts)))
+    message = str(raised.value)
+    # Two of the cases break both sites in the same way.
+    assert message.count("\n") == (1 if case == "missing table" else 0) + (case == "unknown relation key")
+    assert expected in message
+    assert message.startswith(str(tmp_path / "toy"))
+
+
+def test_all_problems_are_shown_up_to_twenty(tmp_path):
+    facts = [*FACTS, *({"relation": "colour", "subject": f"x{i}", "answer": "rad"} for i in range(25))]
+    with pytest.raises(TaskError) as raised:
+        load_task(str(write(tmp_path / "toy", facts=facts)))
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "... and 5 more"
+    assert "items.jsonl:31:" in lines[0]
+
+
+def test_sites_must_be_the_same_for_all_relations(tmp_path):
+    second = (
+        TOML.split("\n", 3)[3]
+        .replace("relations.colour", "relations.taste")
+        .split("[relations.taste.sources.answer]")[0]
+    )
+    facts = [*FACTS, *(fact | {"relation": "taste"} for fact in FACTS)]
+    with pytest.raises(TaskError, match="taste has sources for subject; expected answer and subject"):
+        load_task(str(write(tmp_path / "toy", TOML + second, facts)))
+
+
+def test_not_utf8(tmp_path):
+    folder = write(tmp_path / "toy")
+    (folder / "items.jsonl").write_bytes(b'{"relation": "colour"}\n\xff\n')
+    with pytest.raises(TaskError, match=r"items.jsonl:2: byte 0xff"):
+        load_task(str(folder))
+
+
+def test_crlf_and_byte_order_mark_are_read(tmp_path):
+    folder = write(tmp_path / "toy")
+    for name in ("task.toml", "items.jsonl"):
+        text = (folder / name).read_text(encoding="utf-8")
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert len(load_task(str(folder)).facts) == 30
+
+
+def test_names_and_paths(tmp_path):
+    folder = write(tmp_path / "toy")
+    assert load_task(str(folder)).name == "toy"
+    assert load_task(f"{folder}/colour").name == "toy/colour"
+    assert load_task("attribute_extraction/country_capital").name == "attribute_extraction/country_capital"
+    for spec in ("atribute_extraction", "attribute_extraction/country_capitol", f"{folder}/color"):
+        with pytest.raises(UsageError, match="did you mean"):
+            load_task(spec)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TaskError, match=r"task.toml:1: cannot be read"):
+        load_task(str(tmp_path / "empty"))
+
+
+def test_version_follows_the_bytes(tmp_path):
+    first = load_task(str(write(tmp_path / "toy"))).version
+    assert load_task(str(write(tmp_path / "copy"))).version == first
+    assert load_task(str(write(tmp_path / "copy", TOML + "\n"))).version != first
+
+
+def test_loading_is_quick_and_needs_no_torch():
+    start = time.perf_counter()
+    load_task("attribute_extraction")
+    assert time.perf_counter() - start < 1
+    code = "import sys, lensbench.tasks as t; t.load_task('attribute_extraction')\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=data_root())
+
+
+def test_shipped_task(shipped):
+    assert find_tasks()["attribute_extraction"] == shipped.folder
+    assert shipped.sites == SITES
+    assert len(shipped.relations) >= 12
+    assert 1500 <= len(shipped.facts) <= 2500
+    assert shipped.relations["country_capital"].inspection[0] == "The capital of {subject} is"
+    for relation in shipped.relations.values():
+        texts = [text for site in SITES for text in relation.sources[site].values()]
+        texts += [*relation.inspection, *relation.questions]
+        assert len(set(texts)) == len(texts) == 17
+        assert all(text.endswith("{subject}") for text in relation.sources["subject"].values())
+        assert not any(text.endswith("{subject}") for text in relation.sources["answer"].values())
+        count = Counter(fact.answer for fact in shipped.facts if fact.relation == relation.name)
+        assert set(count) == set(relation.answers)
+        if relation.kind == "class":
+            assert len(count) <= 12
+            assert 8 <= min(count.values()) <= max(count.values()) <= 40
+        else:
+            assert {len(choices) for choices in relation.choice_sets} == {8}
+
+
+def test_build_and_package_agree_on_folds(shipped):
+    spec = importlib.util.spec_from_file_location("build", shipped.folder / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    sys.modules["build"] = build
+    try:
+        spec.loader.exec_module(build)
+        assert all(build.fold_of(fact.subject) == fact.fold for fact in shipped.facts)
+    finally:
+        del sys.modules["build"]
+
+
+@given(st.text(min_size=1))
+def test_fold_ignores_case_accents_and_spaces(name):
+    assert 0 <= fold_of(name) < N_FOLDS
+    assert fold_of(f"  {name} ") == fold_of(name)
+
+
+def test_fold_of_the_same_name():
+    assert fold_of("São Tomé") == fold_of("SAO  TOME") == fold_of("Sao-Tome")
+
+
+@settings(max_examples=12, deadline=None)
+@given(limit=st.integers(0, 6000), seed=st.integers(0, 3), split=st.sampled_from(["train", "test"]))
+def test_limits(limit, seed, split):
+    shipped = load_shipped()
+    drawn = {site: shipped.items(site, split, limit, seed) for site in SITES}
+    everything = shipped.items("answer", split)
+    items = drawn["answer"]
+    assert len(items) == min(limit, len(everything))
+    assert len({item.id for item in items}) == len(items)
+    keys = [[(item.relation, item.subject, item.template) for item in drawn[site]] for site in SITES]
+    assert keys[0] == keys[1]
+    place = {item: i for i, item in enumerate(everything)}
+    assert [place[item] for item in items] == sorted(place[item] for item in items)
+    count = Counter(item.relation for item in items)
+    size = Counter(item.relation for item in everything)
+    full = [count[r] for r in size if count[r] < size[r]]
+    if full:
+        assert max(full) - min(full) <= 1
+        assert all(count[r] <= max(full) for r in size if count[r] == size[r])
+    facts = Counter(fact.relation for fact in shipped.facts)
+    for relation, n in count.items():
+        subjects = {item.subject for item in items if item.relation == relation}
+        assert len(subjects) == min(n, facts[relation])
+
+
+def test_draw_is_seeded_and_one_relation_is_drawn_as_in_the_task(shipped):
+    assert shipped.items("answer", "test", 100, 1) == shipped.items("answer", "test", 100, 1)
+    assert shipped.items("answer", "test", 100, 1) != shipped.items("answer", "test", 100, 2)
+    n = sum(item.relation == "country_capital" for item in shipped.items("answer", "test", 190))
+    alone = load_task("attribute_extraction/country_capital").items("answer", "test", n)
+    assert alone == tuple(item for item in shipped.items("answer", "test", 190) if item.relation == "country_capital")
+
+
+def test_unknown_site(tmp_path):
+    toml = TOML.split("[relations.colour.sources.answer]")[0]
+    task = load_task(str(write(tmp_path / "toy", toml)))
+    assert task.sites == ("subject",)
+    with pytest.raises(LensbenchError, match="its sites are subject"):
+        task.items("answer", "test")
+
+
+def test_unknown_name_is_one_line():
+    error = unknown_name("inspector", "Logitlens", ["logit_lens", "tuned_lens"], "see `lensbench list`")
+    assert isinstance(error, UsageError)
+    assert error.exit_status == 2
+    assert str(error).startswith("unknown inspector 'Logitlens'; did you mean 'logit_lens'")
+    assert "\n" not in str(error)
+    assert "20 are known" in str(unknown_name("task", "zzz", map(str, range(20))))
+    assert "there is no task" in str(unknown_name("task", "zzz", []))

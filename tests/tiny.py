@@ -1,0 +1,100 @@
+"""Tiny random models of many architectures, and a tokenizer trained on the packaged prose: nothing is downloaded."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from lensbench.corpus import PROSE
+from lensbench.model.language_model import LanguageModel
+from lensbench.model.tokens import Tokens
+
+VOCAB = 600
+_COMMON = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_LLAMA = {
+    **_COMMON,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+_NEOX = {k: v for k, v in _LLAMA.items() if k != "num_key_value_heads"}
+_GEMMA = {**_LLAMA, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8}
+
+# Configurations by model type. Windows are short, so that sliding attention matters in prompts of a few tokens.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt2": {**_COMMON, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 256},
+    "gpt_neox": {**_NEOX, "rotary_pct": 0.25},
+    "gptj": {**_COMMON, "n_embd": 32, "n_layer": 4, "n_head": 4, "rotary_dim": 8, "n_positions": 256},
+    "gpt_neo": {
+        **_COMMON,
+        "hidden_size": 32,
+        "num_layers": 4,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 2]],
+        "window_size": 4,
+        "max_position_embeddings": 256,
+    },
+    "opt": {**_NEOX, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "bloom": {**_COMMON, "hidden_size": 32, "n_layer": 4, "n_head": 4},
+    "falcon": {**_NEOX, "alibi": True, "new_decoder_architecture": False, "multi_query": True},
+    "llama": _LLAMA,
+    "mistral": {**_LLAMA, "sliding_window": 4},
+    "qwen2": _LLAMA,
+    "qwen3": {**_LLAMA, "head_dim": 8},
+    "gemma2": {**_GEMMA, "final_logit_softcapping": 5.0},
+    "gemma3_text": _GEMMA,
+    "phi3": {**_LLAMA, "original_max_position_embeddings": 256},
+    "olmo2": _LLAMA,
+    "cohere": {**_LLAMA, "logit_scale": 0.3},
+    "granite": {**_LLAMA, "logits_scaling": 4.0},
+    "mixtral": {**_LLAMA, "num_local_experts": 4, "sliding_window": None},
+    "stablelm": _LLAMA,
+    "phi": _LLAMA,
+}
+# State-space models keep another state than keys and values: prefixes cannot be shared.
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "mamba": {**_COMMON, "hidden_size": 32, "num_hidden_layers": 4, "state_size": 8},
+}
+
+
+@cache
+def tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of 600 tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<bos>", "<eos>", "<pad>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=special,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    bpe.train_from_iterator([(PROSE / "heldout.txt").read_text(encoding="utf-8")], trainer)
+    if bos:
+        bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
+
+
+def module(kind: str, seed: int = 0) -> torch.nn.Module:
+    """Return a random transformers model; weights large enough that layers differ."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(kind, **(CONFIGS | HYBRIDS)[kind])
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                parameter.mul_(4.0)
+    return model
+
+
+@cache
+def model(kind: str = "llama", *, bos: bool = False) -> LanguageModel:
+    """Return a tiny LanguageModel; shared between tests, which must not change it."""
+    return LanguageModel(module(kind), Tokens(tokenizer(bos=bos)), f"tiny-{kind}")

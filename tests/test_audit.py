@@ -1,3 +1,4 @@
+import random
 import re
 from collections import defaultdict
 from dataclasses import replace
@@ -53,7 +54,8 @@ def subjects(n: int) -> list[str]:
 
 
 def test_planted_leaks_are_found(shipped):
-    facts = [(name, ("Asia", "Africa")[i % 2]) for i, name in enumerate(subjects(60))]
+    order = sorted(random.Random(0).sample(subjects(200), 200), key=fold_of)
+    facts = [(name, ("Asia", "Africa")[i % 2]) for i, name in enumerate(order)]
     sets = (("Africa", "Asia"),)
     clean = toy(shipped, "country_continent", facts, choice_sets=sets)
     assert all(found.ok for found in audit_task(clean))

@@ -5,8 +5,9 @@
     apt-get install wordnet-base                      # WordNet 3.0
     python tasks/attribute_extraction/build.py TOKENIZER.json
 
-TOKENIZER.json is the tokenizer file of SmolLM2-135M: the answers of an open relation are put into sets in which it tells
-the first tokens apart. The result depends on nothing else: no clock, no network, a fixed seed.
+TOKENIZER.json is the tokenizer file of SmolLM2-135M: the answers of an open relation are put into sets in which it
+tells the first tokens apart. dropped.toml says what was taken out by hand. The result depends on nothing else: no
+clock, no network, a fixed seed.
 """
 
 import collections
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
+DROPPED = {kind: set(names) for kind, names in tomllib.loads((HERE / "dropped.toml").read_text("utf-8")).items()}
 WORDNET = Path("/usr/share/wordnet")
 SEED = "attribute_extraction/1"
 SET_SIZE = 8
@@ -212,21 +214,7 @@ def country_language(countries: list[Country]) -> Iterator[Candidate]:
 
 # ---------------------------------------------------------------- cities and states
 
-CITY_COUNTRIES = "BR CA CN FR DE IN IT JP MX NG RU TR".split()
-# Districts and regions that GeoNames lists as cities, and names that are better known as something else.
-CITY_DROPPED = {
-    "Etobicoke", "Marne La Vallée", "Hamburg-Nord", "Wandsbek", "Circoiscrizione V", "Quarto Oggiaro", "Edogawe",
-    "Najafgarh", "Rasapūdipalem", "Bahçelievler", "Esenyurt", "Küçükçekmece", "Üsküdar", "Gustavo Adolfo Madero",
-    "Iztapalapa", "Brooklyn", "Queens", "The Bronx", "Manhattan", "Staten Island", "Adelaide Hills", "City of Port Phillip",
-    "Central Coast", "Manukau City", "Camayenne", "Van", "Nice", "Surrey", "Halifax", "Windsor", "Mérida", "Québec",
-    "Gold Coast", "Sunshine Coast", "Ecatepec de Morelos", "Ciudad Nezahualcoyotl", "Santo André", "Córdoba",
-    "Nepean", "Vaughan", "Le Vieux-Longueuil", "Longueuil", "Bağcılar", "Esenler", "Karşıyaka", "Nilüfer", "Álvaro Obregón", "Mestre", "Regina",
-    "Pittwater", "Kakamega", "Logan City", "Ahwatukee Foothills", "Casas Adobes", "Catalina Foothills", "Encanto",
-    "Maryvale", "Tempe Junction", "Surprise", "Southglenn", "Highlands Ranch", "Albany Park", "Belmont Cragin",
-    "Irving Park", "Logan Square", "Near North Side", "North Peoria", "West Town", "Dorchester", "Framingham Center",
-    "South Boston", "Barnstable", "West Coon Rapids", "Tri-Cities", "West Lake Stevens", "Wyoming", "Kent", "Gilbert",
-    "Maricopa", "Cypress", "Clinton Township", "Chicago Lawn", "Near South Side",
-}  # fmt: skip
+CITY_COUNTRIES = ["BR", "CA", "CN", "FR", "DE", "IN", "IT", "JP", "MX", "NG", "RU", "TR"]
 CITY_RENAMED = {
     "Köln": "Cologne",
     "Montréal": "Montreal",
@@ -239,7 +227,7 @@ CITY_RENAMED |= {
     "Zaporizhzhya": "Zaporizhzhia",
     "Nizhniy Novgorod": "Nizhny Novgorod",
 }
-CITY_STATES = "CA TX FL IL MI OH MA WA CO AZ GA MN".split()
+CITY_STATES = ["CA", "TX", "FL", "IL", "MI", "OH", "MA", "WA", "CO", "AZ", "GA", "MN"]
 
 
 def read_cities(countries: list[Country]) -> list[dict[str, object]]:
@@ -254,7 +242,7 @@ def read_cities(countries: list[Country]) -> list[dict[str, object]]:
     for key, same in by_name.items():
         same.sort(key=lambda city: -city["population"])
         alone = len(same) == 1 or same[0]["population"] >= 4 * same[1]["population"]
-        if same[0]["name"] in CITY_DROPPED:
+        if same[0]["name"] in DROPPED["city"]:
             continue
         same[0]["name"] = CITY_RENAMED.get(same[0]["name"], same[0]["name"])
         if alone and key not in taken and re.fullmatch(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*", same[0]["name"]):
@@ -319,49 +307,55 @@ def element_discovery() -> Iterator[Candidate]:
     for element in get_all_elements():
         places = {"Sweden", "Germany", "United States", "England", "France"}
         if element.discovery_location in places and element.symbol not in DISCOVERY_DROPPED:
-            place = element.discovery_location.replace("United", "the United")
-            yield Candidate(element.name.lower(), place)
+            if element.discovery_location == "United States":
+                # "the United States" would be scored by the token of its article.
+                yield Candidate(element.name.lower(), "America", ("the United States", "United States", "USA"))
+            else:
+                yield Candidate(element.name.lower(), element.discovery_location)
 
 
 # ---------------------------------------------------------------- WordNet: persons, deities, words
 
 NATIONS = {"United States": "American"} | {
     name: name
-    for name in "English French German Italian Russian Scottish Spanish Austrian Greek Dutch Irish Swedish".split()
+    for name in [
+        "English",
+        "French",
+        "German",
+        "Italian",
+        "Russian",
+        "Scottish",
+        "Spanish",
+        "Austrian",
+        "Greek",
+        "Dutch",
+        "Irish",
+        "Swedish",
+    ]
 }
 OCCUPATIONS = {"nuclear_physicist": "physicist", "dramatist": "playwright"} | {
     name: name
-    for name in "poet composer philosopher painter physicist chemist general mathematician sculptor singer historian".split()
+    for name in [
+        "poet",
+        "composer",
+        "philosopher",
+        "painter",
+        "physicist",
+        "chemist",
+        "general",
+        "mathematician",
+        "sculptor",
+        "singer",
+        "historian",
+    ]
 }
 ORDINALS = {15: "fifteenth", 16: "sixteenth", 17: "seventeenth", 18: "eighteenth", 19: "nineteenth", 20: "twentieth"}
-# Misspelled in WordNet, known by another name, shared with somebody else, or wrong in the gloss.
-PERSON_DROPPED = {
-    "Craig Ventner", "Will Keith Kellog", "Jaun Gris", "Vasco da Gamma", "Thomas Jackson", "Raffaello Santi", "De Vries",
-    "Earl of Warwick", "John Reed", "William Henry", "George Pitt", "Benjamin Thompson", "John Cabot", "Richard Leakey",
-    "Joseph Stalin", "Guillaume de Grimoard", "Rebecca Rolfe", "William Bradford", "Humphrey Davy", "Brigit Nilsson",
-    "Philippus Aureolus Paracelsus", "Sebastian Cabot", "John Ross", "John Macleod", "Frank Harris", "Donato di Betto Bardi",
-    "Jan Hendrix Oort", "Anton van Leuwenhoek", "Titus Livius", "Publius Terentius Afer", "K'ung Futzu", "Robert Barany",
-    "Duncan Grant", "John Haldane", "Madonna Louise Ciccone", "Jons Jakob Berzelius", "Bartolommeo Eustachio",
-}  # fmt: skip
-DEITIES = {f"{name}_deity": name for name in "Greek Roman Hindu Celtic Norse Egyptian".split()}
-# Not one deity, spelled oddly, or a common word.
-DEITY_DROPPED = {
-    "Minos",
-    "Ariadne",
-    "Phaethon",
-    "Titaness",
-    "Titan",
-    "Chaos",
-    "Min",
-    "Set",
-    "Nut",
-    "LLud",
-    "Ra",
-    "Ge",
-    "Er",
-}
+DEITIES = {f"{name}_deity": name for name in ["Greek", "Roman", "Hindu", "Celtic", "Norse", "Egyptian"]}
 LETTERS = "BCDFGHLMPRST"
-OTHER_WORK = r"\b(poet|composer|philosopher|painter|physicist|chemist|mathematician|sculptor|singer|historian|playwright|dramatist|writer|novelist|architect|statesman|politician|astronomer|theologian|critic|conductor|pianist|general|president)s?\b"
+OTHER_WORK = (
+    r"\b(poet|composer|philosopher|painter|physicist|chemist|mathematician|sculptor|singer|historian|playwright|dramatist"
+    r"|writer|novelist|architect|statesman|politician|astronomer|theologian|critic|conductor|pianist|general|president)s?\b"
+)
 
 
 @dataclass(frozen=True)
@@ -406,7 +400,7 @@ def persons(entities: list[Entity]) -> list[tuple[str, Entity]]:
             n for n in full if not re.match(r"(Sir|Dame|Baron|Lord|Saint|Cardinal|Count|Duke|King|Queen|Bishop) ", n)
         ]
         # Regnal names are shared by many.
-        if full and full[0] not in PERSON_DROPPED and not re.search(r" [IVX]+$", full[0]):
+        if full and full[0] not in DROPPED["person"] and not re.search(r" [IVX]+$", full[0]):
             named.append((full[0], entity))
     count = collections.Counter(fold_key(name) for name, _ in named)
     return [(name, entity) for name, entity in named if count[fold_key(name)] == 1]
@@ -451,7 +445,7 @@ def deity_culture(entities: list[Entity]) -> Iterator[Candidate]:
             len(entity.kinds) == 1
             and entity.kinds[0] in DEITIES
             and len(owners[name]) == 1
-            and name not in DEITY_DROPPED
+            and name not in DROPPED["deity"]
         ):
             yield Candidate(name, DEITIES[entity.kinds[0]])
 
@@ -491,11 +485,6 @@ def word_first_letter() -> Iterator[Candidate]:
 # ---------------------------------------------------------------- films
 
 DECADES = {1940: "forties", 1950: "fifties", 1960: "sixties", 1970: "seventies", 1980: "eighties", 1990: "nineties"}
-# Remade under the same name since the data were collected, made in several countries, or wrong in the data.
-FILM_DROPPED = {
-    "Superman", "Supergirl", "Mulan", "The Little Mermaid", "The Lion King", "West Side Story", "The Color Purple",
-    "Rebecca", "The Running Man", "Scarface", "Teenage", "Run & Jump", "Pan's Labyrinth", "Femme Fatale", "Happening",
-}  # fmt: skip
 FILM_COUNTRIES = {
     "France",
     "Japan",
@@ -522,7 +511,7 @@ def read_films() -> list[dict[str, object]]:
     films = [dict(zip(("title", "year", "director", "country", "reviews"), row, strict=True)) for row in rows]
     count = collections.Counter(fold_key(film["title"]) for film in films)
     plain = re.compile(r"[A-Z][A-Za-z',.!?& -]{3,32}")
-    films = [film for film in films if film["title"] not in FILM_DROPPED]
+    films = [film for film in films if film["title"] not in DROPPED["film"]]
     return [film for film in films if count[fold_key(film["title"])] == 1 and plain.fullmatch(film["title"])]
 
 
@@ -552,10 +541,23 @@ def film_decade(films: list[dict]) -> Iterator[Candidate]:
 
 # At most so many facts a class. `word_first_letter` may leak: that is what it is for.
 CAPS = collections.defaultdict(lambda: 15) | {
-    "country_continent": 25, "country_currency": 20, "country_language": 20, "element_series": 20, "element_discovery": 25,
-    "city_country": 15, "city_continent": 20, "us_city_state": 10, "person_century": 20, "film_decade": 20, "deity_culture": 20,
-    "word_first_letter": 10, "film_director": 10, "person_nationality": 15, "person_occupation": 15, "film_country": 10,
-}  # fmt: skip
+    "country_continent": 25,
+    "country_currency": 20,
+    "country_language": 20,
+    "element_series": 20,
+    "element_discovery": 25,
+    "city_country": 15,
+    "city_continent": 20,
+    "us_city_state": 10,
+    "person_century": 20,
+    "film_decade": 20,
+    "deity_culture": 20,
+    "word_first_letter": 10,
+    "film_director": 10,
+    "person_nationality": 15,
+    "person_occupation": 15,
+    "film_country": 10,
+}
 
 
 class FirstToken:
@@ -679,9 +681,8 @@ def write(prose: dict, chosen: dict[str, list[Candidate]], first_token: FirstTok
             rows.append(json.dumps(row | ({"aliases": fact.aliases} if fact.aliases else {}), ensure_ascii=False))
         collide = len(answers) - len({first_token(a) for a in answers}) if relation["kind"] == "class" else 0
         folds = collections.Counter(fold_of(fact.subject) for fact in facts)
-        print(
-            f"| {name} | {relation['kind']} | {len(facts)} | {len(answers)} | {[folds[i] for i in range(FOLDS)]} | {collide}"
-        )
+        sizes = ", ".join(str(folds[i]) for i in range(FOLDS))
+        print(f"| {name} | {relation['kind']} | {len(facts)} | {len(answers)} | {sizes} | {collide}")
     (HERE / "task.toml").write_text("\n".join(toml) + "\n", "utf-8", newline="\n")
     (HERE / "items.jsonl").write_text("\n".join(rows) + "\n", "utf-8", newline="\n")
 

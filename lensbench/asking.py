@@ -31,8 +31,7 @@ def ask(model: LanguageModel, texts: Sequence[str], token_ids: Sequence[int]) ->
             readings.append(Reading(encoding.ids))
         distinct = list(dict.fromkeys(readings))
         scores = model.score_tokens(capture(model, distinct, (model.n_layers,)).values[0], token_ids)
-        place = torch.tensor([distinct.index(reading) for reading in readings], device=scores.top1.device)
-        memory[key] = TokenScores(scores.log_probs[place], scores.ranks[place], scores.top1[place])
+        memory[key] = scores.rows(torch.tensor([distinct.index(reading) for reading in readings]))
         if len(memory) > 256:
             memory.popitem(last=False)
     memory.move_to_end(key)

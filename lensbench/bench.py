@@ -107,7 +107,7 @@ class Bench:
         return Training(
             answers=self.answers,
             subjects=tuple(item.subject for item in items),
-            residuals=self.train_residuals.at(layers).of(places) if "activation" in method.reads else None,
+            read=(lambda: self.train_residuals.at(layers).of(places)) if "activation" in method.reads else None,
             texts=_texts(items) if "text" in method.reads else None,
             labels=tuple(item.answer if labels is None else labels[item.subject] for item in items),
         )

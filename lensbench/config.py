@@ -10,7 +10,7 @@ from lensbench.baselines import Baseline, find_baselines
 from lensbench.catalogue import check_inspector
 from lensbench.errors import UsageError, unknown_name
 from lensbench.model.sources import check_model_name
-from lensbench.tasks import Site, Task, load_task
+from lensbench.tasks import Site, Task, load_tasks
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
@@ -102,7 +102,7 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
     for name in chosen:
         if name not in known:
             raise unknown_name("baseline", name, known, "or none")
-    return [load_task(name) for name in config.tasks], {name: known[name] for name in dict.fromkeys(chosen)}
+    return load_tasks(config.tasks), {name: known[name] for name in dict.fromkeys(chosen)}
 
 
 def parse_layers(given: str, deepest: int | None) -> tuple[int, ...]:

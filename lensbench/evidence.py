@@ -1,7 +1,8 @@
 """What the harness lets an inspector see, and what it gets back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from jaxtyping import Float, Int
@@ -10,6 +11,7 @@ from torch import Tensor
 from lensbench.corpus import Corpus
 from lensbench.errors import LensbenchError
 from lensbench.model.language_model import LanguageModel, TokenScores
+from lensbench.model.memory import RowMemory
 from lensbench.residuals import Residuals
 
 Source = Literal["activation", "question", "text"]
@@ -56,7 +58,7 @@ class Training:
     Attributes:
         answers: every answer of the relation.
         subjects: the training items' subjects; what is selected inside the training items is split by them.
-        residuals: the training items', for what learns labels and reads activations.
+        read: reads the training items' activations, for what learns labels and reads activations; see `residuals`.
         texts: the training items', for what learns labels and reads text.
         labels: the training items' answers, for what learns labels.
         corpus: for what learns from a corpus.
@@ -64,10 +66,21 @@ class Training:
 
     answers: tuple[str, ...] = ()
     subjects: tuple[str, ...] = ()
-    residuals: Residuals | None = None
+    read: Callable[[], Residuals] | None = None
     texts: tuple[Text, ...] | None = None
     labels: tuple[str, ...] | None = None
     corpus: Corpus | None = None
+
+    @cached_property
+    def residuals(self) -> Residuals:
+        """The training items' activations, read when first asked for: a method that refuses its labels costs no pass.
+
+        Raises:
+            LensbenchError: the method does not declare that it reads activations, or learns no labels.
+        """
+        if self.read is None:
+            raise LensbenchError("there are no training activations for what does not read `activation` or learn `labels`")
+        return self.read()
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,9 @@ class Target:
         self.unembed = model.unembed
         self._score_tokens = model.score_tokens
         self._answer_token = model.tokens.answer_token
+        self._memory = RowMemory()
 
     def score_answers(self, residuals: Float[Tensor, "row d_model"], answers: Sequence[str]) -> TokenScores:
         """Unembed residuals and score the first token of each answer."""
-        return self._score_tokens(residuals, [self._answer_token(answer) for answer in answers])
+        tokens = [self._answer_token(answer) for answer in answers]
+        return self._memory.answer(tokens, residuals, lambda rows: self._score_tokens(rows, tokens))

@@ -67,6 +67,7 @@ def best_layers(summary: pd.DataFrame) -> pd.DataFrame:
     for question in VERDICTS:
         columns = ["gap", "gap_low", "gap_high", "verdict"]
         asked = methods[methods["question"] == question][[*group, "layer", "strongest_baseline", *columns]]
+        asked = asked.astype({"strongest_baseline": object})  # all missing where no rival was run
         asked = asked.rename(columns={"strongest_baseline": "rival"}).merge(
             rivals[rivals["rival"] != NO_BASELINE], on=[*group, "layer", "rival"], how="left"
         )

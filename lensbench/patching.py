@@ -5,8 +5,6 @@ shared), below the target layer nothing changes (a row starts there), only the l
 docs/decisions/0005-patched-pass.md.
 """
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from lensbench.errors import LensbenchError
 from lensbench.model.block_calls import CleanPass, ReplayError, record_pass, shared_prefix
 from lensbench.model.language_model import TOLERANCE, LanguageModel, TokenScores
+from lensbench.model.memory import RowMemory
 
 Mode = Literal["shared", "layer_start", "plain"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -185,17 +184,13 @@ def fastest_mode(model: LanguageModel, prompt: Prompt) -> Mode:
 
 
 class Patcher:
-    """Patched passes of one model: proves the mode once, keeps prompts, and computes identical rows once.
-
-    Rows are made unique and sorted by content, so that a call which only permutes the rows of an earlier one forms the same batches:
-    its answer may come from memory, with the same bytes as a recomputation.
-    """
+    """Patched passes of one model: proves the mode once, keeps prompts, and computes identical rows once."""
 
     def __init__(self, model: LanguageModel, mode: Mode | None = None) -> None:
         self.model = model
         self.mode = mode
         self._passes: dict[Prompt, PatchedPass] = {}
-        self._memory: OrderedDict[str, TokenScores] = OrderedDict()
+        self._memory = RowMemory()
 
     def score(
         self,
@@ -215,24 +210,14 @@ class Patcher:
             )
         if self.mode is None:
             self.mode = fastest_mode(self.model, prompt)
-        keyed = torch.cat([target_layers[:, None].to(vectors), vectors], dim=1)
-        unique, place = torch.unique(keyed, dim=0, return_inverse=True)
-        scores = self._remembered(prompt, unique, token_ids)
-        return TokenScores(scores.log_probs[place], scores.ranks[place], scores.top1[place])
+        passes = self._passes.setdefault(prompt, PatchedPass(self.model, prompt, self.mode))
 
-    def _remembered(self, prompt: Prompt, unique: Tensor, token_ids: Sequence[int]) -> TokenScores:
-        digest = hashlib.sha256(repr((prompt, tuple(token_ids), tuple(unique.shape))).encode())
-        digest.update(unique.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        key = digest.hexdigest()
-        if key not in self._memory:
-            assert self.mode is not None
-            passes = self._passes.setdefault(prompt, PatchedPass(self.model, prompt, self.mode))
-            final = passes.final_residuals(unique[:, 1:], unique[:, 0].round().long())
-            self._memory[key] = self.model.score_tokens(final, token_ids)
-            if len(self._memory) > 64:
-                self._memory.popitem(last=False)
-        self._memory.move_to_end(key)
-        return self._memory[key]
+        def compute(rows: Tensor) -> TokenScores:
+            final = passes.final_residuals(rows[:, 1:], rows[:, 0].round().long())
+            return self.model.score_tokens(final, token_ids)
+
+        keyed = torch.cat([target_layers[:, None].to(vectors), vectors], dim=1)
+        return self._memory.answer((prompt, tuple(token_ids)), keyed, compute)
 
 
 _PATCHERS: WeakKeyDictionary[LanguageModel, Patcher] = WeakKeyDictionary()

@@ -39,7 +39,7 @@ class Cell:
     @property
     def file(self) -> str:
         """The shard's file name."""
-        parts = (self.task.name.replace("/", "."), self.site, self.inspector, self.baseline_name, self.digest)
+        parts = (self.task.name, self.site, self.inspector, self.baseline_name, self.digest)
         return "-".join(parts) + ".parquet"
 
 
@@ -116,7 +116,7 @@ def _digest(setting: Setting, task: Task, site: Site, inspector: Inspector, base
     rival = asdict(baseline) if baseline else None
     described = {
         "setting": setting.describe(),
-        "task": [task.name, task.version],
+        "task": [task.name, task.version, list(task.relations)],
         "site": site,
         "inspector": [inspector.name, inspector.parameters(), _code(type(inspector))],
         "baseline": {**rival, "learns_from": sorted(rival["learns_from"]), "reads": sorted(rival["reads"])} if rival else None,

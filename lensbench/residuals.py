@@ -11,7 +11,8 @@ from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import TokenError
 from lensbench.tasks import Item
 
-TOKENS_PER_BATCH = 2048
+# Enough for the matrix products to run at full speed, small enough to stay in cache.
+TOKENS_PER_BATCH = 512
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def input_only(method: Method) -> list[Outcome]:
     own = method.inspector.own_prompt(relation.inspection[0])
     asked = [*relation.inspection, *relation.questions]
     own_form = [own.text] if own else []
-    with_source = ["{source}\n" + form for form in (relation.inspection[0], relation.questions[0])]
+    with_source = ["{source}\n" + form for form in relation.inspection[:1]]
     forms = [*own_form, *asked, *with_source]
     return _read_instead(method, lambda: TextReader(tuple(dict.fromkeys(forms))))
 

@@ -18,6 +18,13 @@ from lensbench.statistics import MARGIN, VERDICTS, Band, GapVerdict, Ints, gap_v
 DIAGNOSTIC = "diagnostic"
 """The question of baselines that are reported and are never rivals."""
 
+FACED = {
+    "uses_activation": ("uses_activation",),
+    "beats_text": ("uses_activation", "beats_text"),
+    "target_specific": ("target_specific",),
+}
+"""The rivals that a question is decided against: who beats the text must beat the prompt alone as well."""
+
 __all__ = ["DIAGNOSTIC", "Settings", "best_layers", "metrics", "summarise"]
 
 
@@ -192,15 +199,17 @@ def _score_columns(method: _Method, name: str, scored: Scored, sample: Sample) -
 def _gaps(method: _Method, scores: Mapping[str, Scored], sample: Sample) -> Iterator[tuple[str, GapVerdict]]:
     """The verdict on each question that had a rival here."""
     own = scores[NO_BASELINE]
-    for question in VERDICTS:
-        rivals = {}
-        for name, rival in scores.items():
-            if sample.settings.questions.get(name) == question:
-                bands = _paired_bands(method, name, own, rival, sample)
-                if bands is not None:
-                    rivals[name] = bands
-        if rivals:
-            yield question, gap_verdict(question, rivals, sample.settings.margin)
+    asked = sample.settings.questions
+    rivals = {
+        name: bands
+        for name, rival in scores.items()
+        if asked.get(name, DIAGNOSTIC) != DIAGNOSTIC
+        and (bands := _paired_bands(method, name, own, rival, sample)) is not None
+    }
+    for question, faced in FACED.items():
+        if any(asked[name] == question for name in rivals):
+            facing = {name: bands for name, bands in rivals.items() if asked[name] in faced}
+            yield question, gap_verdict(question, facing, sample.settings.margin)
 
 
 def _paired_bands(method: _Method, name: str, own: Scored, rival: Scored, sample: Sample) -> tuple[Band, Band] | None:

@@ -5,12 +5,12 @@ Nothing in here imports torch, so that names and files are checked before a mode
 
 import hashlib
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from lensbench.errors import LensbenchError, unknown_name
+from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.task_files import (
     N_FOLDS,
     SITES,
@@ -38,6 +38,7 @@ __all__ = [
     "find_tasks",
     "fold_of",
     "load_task",
+    "load_tasks",
 ]
 
 Split = Literal["train", "test"]
@@ -85,7 +86,7 @@ class Task:
     """A loaded and checked task.
 
     Attributes:
-        name: The task's name, or `name/relation` where only one relation was asked for.
+        name: The task's name.
         version: Digest of the two files, so that results are filed under what they were made from.
         summary: What the task measures, in a sentence.
         folder: Where it was read.
@@ -236,7 +237,7 @@ def load_task(spec: str) -> Task:
         raise unknown_name(f"relation of task {read.name}", wanted, read.relations)
     names = [wanted] if wanted else list(read.relations)
     return Task(
-        name=f"{read.name}/{wanted}" if wanted else read.name,
+        name=read.name,
         version=read.version,
         summary=read.summary,
         folder=folder,
@@ -244,6 +245,24 @@ def load_task(spec: str) -> Task:
         facts=tuple(fact for fact in read.facts if fact.relation in names),
         sites=sites,
     )
+
+
+def load_tasks(specs: Iterable[str]) -> list[Task]:
+    """Load several tasks; relations of one task that are named one by one become one task again.
+
+    Raises:
+        UsageError: If there is no such task or relation, or two different tasks have one name.
+        TaskError: If a task's files are wrong.
+    """
+    merged: dict[str, Task] = {}
+    for task in map(load_task, specs):
+        before = merged.setdefault(task.name, task)
+        if before.folder != task.folder:
+            raise UsageError(f"two tasks are called {task.name!r}: {before.folder} and {task.folder}; rename one")
+        relations = {**before.relations, **task.relations}
+        facts = {fact.line: fact for fact in (*before.facts, *task.facts)}
+        merged[task.name] = replace(before, relations=relations, facts=tuple(facts[line] for line in sorted(facts)))
+    return list(merged.values())
 
 
 def _resolve(spec: str, known: Mapping[str, Path]) -> tuple[Path, str]:

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
+from sklearn.pipeline import FeatureUnion
+from threadpoolctl import threadpool_limits
 
 from lensbench.asking import ask
 from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.probe import require_classes
+from lensbench.inspectors.probe import require_classes, span
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import CARRIER
 
@@ -117,8 +118,10 @@ class InputClassifier(Inspector):
                 ("words", TfidfVectorizer(analyzer="word", token_pattern=r"\S+", sublinear_tf=True)),
             ]
         )
-        self.classifier_: Pipeline = make_pipeline(features, LogisticRegression(C=10.0, max_iter=300))
-        self.classifier_.fit([text.source for text in training.texts], list(training.labels or ()))
+        self.features_ = features
+        rotated, self.basis_ = span(features.fit_transform([text.source for text in training.texts]).toarray())
+        with threadpool_limits(1):
+            self.classifier_ = LogisticRegression(C=10.0, max_iter=300).fit(rotated, list(training.labels or ()))
         return self
 
     def inspect(self, evidence: Evidence) -> Scores:
@@ -126,5 +129,6 @@ class InputClassifier(Inspector):
         assert evidence.texts is not None
         out = np.full((1, 1, len(evidence.texts), len(evidence.answers)), -np.inf)
         columns = [evidence.answers.index(answer) for answer in self.classifier_.classes_]
-        out[0, 0][:, columns] = self.classifier_.predict_log_proba([text.source for text in evidence.texts])
+        found = self.features_.transform([text.source for text in evidence.texts]).toarray() @ self.basis_.T
+        out[0, 0][:, columns] = self.classifier_.predict_log_proba(found)
         return Scores(("default",), torch.from_numpy(out))

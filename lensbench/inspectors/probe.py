@@ -1,13 +1,15 @@
 """Logistic probe."""
 
+import os
 from collections import Counter
 from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from joblib import Parallel, delayed
+from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupShuffleSplit
 from threadpoolctl import threadpool_limits
 
@@ -16,6 +18,7 @@ from lensbench.inspectors.base import Inspector
 from lensbench.model.language_model import LanguageModel
 
 MIN_SUBJECTS = 5
+PARALLEL_LAYERS = 8
 
 
 class Probe(Inspector):
@@ -47,12 +50,13 @@ class Probe(Inspector):
         labels = np.array(training.labels)
         split = GroupShuffleSplit(1, test_size=0.25, random_state=self.seed).split(labels, groups=training.subjects)
         learn, choose = next(split)
-        self.layers_ = training.residuals.layers
-        with threadpool_limits(1):  # thousands of small problems: threads cost more than they bring
-            self.probes_ = [
-                _fit_layer(values.float().cpu().numpy(), labels, learn, choose, self.strengths)
-                for values in training.residuals.values
-            ]
+        residuals = training.residuals
+        self.layers_ = residuals.layers
+        jobs = os.cpu_count() or 1
+        self.probes_ = Parallel(n_jobs=jobs if len(residuals.layers) >= PARALLEL_LAYERS else 1)(
+            delayed(_fit_layer)(values.float().cpu().numpy(), labels, learn, choose, self.strengths)
+            for values in residuals.values
+        )
         return self
 
     def inspect(self, evidence: Evidence) -> Scores:
@@ -93,24 +97,52 @@ def _fit_layer(
 ) -> Fitted:
     """Choose C, then fit on all training items.
 
-    With fewer items than coordinates the items span a subspace; an L2-penalised regression in its basis is the same one, and smaller.
+    With fewer items than coordinates the items span a subspace; an L2-penalised regression in an orthonormal basis of it is the same one, and smaller.
     """
     mean, scale = values.mean(0), values.std(0) + 1e-6
-    u, s, basis = np.linalg.svd((values - mean) / scale, full_matrices=False)
-    rotated = u * s
+    # Thousands of small problems: threads, and checks of the same arrays again and again, cost more than the fits.
+    with threadpool_limits(1), config_context(skip_parameter_validation=True, assume_finite=True):
+        probe, basis = _chosen_fit(((values - mean) / scale).astype(np.float64), labels, learn, choose, strengths)
+    probe.coef_ = probe.coef_ @ basis
+    probe.n_features_in_ = basis.shape[1]
+    return mean, scale, probe
+
+
+def _chosen_fit(
+    values: Float[np.ndarray, "item d_model"],
+    labels: np.ndarray,
+    learn: np.ndarray,
+    choose: np.ndarray,
+    strengths: tuple[float, ...],
+) -> tuple[LogisticRegression, Float[np.ndarray, "rank d_model"]]:
+    """Return the fit at the best C, in the basis that is returned beside it."""
+    rotated, basis = span(values)
+    # A rough path is enough to choose C; only the last fit is used.
+    probe = LogisticRegression(warm_start=True, max_iter=300, tol=1e-2)
     losses = []
-    probe = LogisticRegression(warm_start=True, max_iter=300, tol=1e-3)
     for strength in strengths:
         probe.set_params(C=strength).fit(rotated[learn], labels[learn])
         losses.append(_loss(probe, rotated[choose], labels[choose]))
-    best = LogisticRegression(C=strengths[int(np.argmin(losses))], max_iter=300, tol=1e-3).fit(rotated, labels)
-    best.coef_ = best.coef_ @ basis
-    best.n_features_in_ = basis.shape[1]
-    return mean, scale, best
+    best = LogisticRegression(C=strengths[int(np.argmin(losses))], max_iter=300, tol=1e-3)
+    return best.fit(rotated, labels), basis
+
+
+def span(
+    values: Float[np.ndarray, "item d_model"],
+) -> tuple[Float[np.ndarray, "item rank"], Float[np.ndarray, "rank d_model"]]:
+    """Return coordinates in an orthonormal basis of the rows' span, and the basis, by way of the smaller Gram matrix."""
+    if len(values) > values.shape[1]:
+        return values, np.eye(values.shape[1])
+    eigenvalues, vectors = np.linalg.eigh(values @ values.T)
+    kept = eigenvalues > max(eigenvalues[-1], 1.0) * 1e-9
+    if not kept.any():  # the same activation everywhere, as at layer 0 of prompts that end alike
+        return np.zeros((len(values), 1)), np.zeros((1, values.shape[1]))
+    scales = np.sqrt(eigenvalues[kept])
+    return vectors[:, kept] * scales, (vectors[:, kept] / scales).T @ values
 
 
 def _loss(probe: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean log-loss over labels that the probe has seen."""
     seen = np.isin(labels, probe.classes_)
-    return (
-        float(log_loss(labels[seen], probe.predict_proba(features[seen]), labels=probe.classes_)) if seen.any() else 0.0
-    )
+    columns = np.searchsorted(probe.classes_, labels[seen])
+    return -float(probe.predict_log_proba(features[seen])[np.arange(len(columns)), columns].mean()) if seen.any() else 0.0

@@ -32,7 +32,7 @@ class TunedLens(Inspector):
     reads: ClassVar[frozenset[Source]] = frozenset({"activation"})
     learns_from: ClassVar[Learns] = "corpus"
 
-    def __init__(self, tokens: int = 12288, ridge: float = 0.001, steps: int = 24, seed: int = 0) -> None:
+    def __init__(self, tokens: int = 8192, ridge: float = 0.001, steps: int = 16, seed: int = 0) -> None:
         self.tokens = tokens
         self.ridge = ridge
         self.steps = steps

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -33,12 +34,14 @@ class TokenScores:
     Attributes:
         log_probs: natural log-probability of each asked token.
         ranks: how many tokens of the vocabulary score higher (0 = the top).
-        top1: the id of the highest token.
     """
 
     log_probs: Float[Tensor, "row token"]
     ranks: Int[Tensor, "row token"]
-    top1: Int[Tensor, " row"]
+
+    def rows(self, places: Int[Tensor, " place"]) -> "TokenScores":
+        """Return the rows at these places."""
+        return TokenScores(self.log_probs[places], self.ranks[places])
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: ends a forward pass after the deepest layer asked
@@ -152,21 +155,27 @@ class LanguageModel:
 
     @torch.no_grad()
     def score_tokens(self, residuals: Float[Tensor, "row d_model"], token_ids: Sequence[int]) -> TokenScores:
-        """Unembed and keep the asked tokens' log-probabilities, their ranks and the top token."""
+        """Unembed and keep the asked tokens' log-probabilities, and their ranks."""
         asked = torch.tensor(token_ids, device=self.device)
         kept = [self._score_chunk(chunk, asked) for chunk in residuals.split(self.head_rows)]
-        log_probs, ranks, top1 = (torch.cat(part) for part in zip(*kept, strict=True))
-        return TokenScores(log_probs, ranks, top1)
+        return TokenScores(torch.cat([log_probs for log_probs, _ in kept]), torch.cat([ranks for _, ranks in kept]))
 
-    def _score_chunk(self, residuals: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _score_chunk(self, residuals: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.unembed(residuals.to(self.device))
         scores = logits[:, asked]
-        # Rank without sorting the vocabulary: place every logit among the few asked ones, and count from above.
-        ordered, order = scores.sort(dim=1)
-        place = torch.searchsorted(ordered, logits)
-        counts = torch.zeros(len(logits), len(asked) + 1, device=logits.device).scatter_add_(
-            1, place, torch.ones((), device=logits.device).expand(place.shape)
-        )
-        above = counts.flip(1).cumsum(1).flip(1)[:, 1:].long()
-        ranks = torch.empty_like(above).scatter_(1, order, above)
-        return scores - logits.logsumexp(1, keepdim=True), ranks, logits.argmax(1)
+        return scores - logits.logsumexp(1, keepdim=True), ranks_of(logits, scores)
+
+
+def ranks_of(logits: Float[Tensor, "row vocab"], scores: Float[Tensor, "row token"]) -> Int[Tensor, "row token"]:
+    """Return how many of a row's logits lie above each score. Sorting the vocabulary would cost more than the head itself."""
+    if logits.device.type == "cpu" and scores.shape[1] <= 24:
+        # numpy counts a comparison in a few microseconds, where torch widens it to integers first.
+        pairs = zip(logits.numpy(), scores.numpy(), strict=True)
+        return torch.tensor([[np.count_nonzero(row > score) for score in asked] for row, asked in pairs])
+    ordered, order = scores.sort(dim=1)
+    # Place every logit among the few asked scores, then count from above.
+    place = torch.searchsorted(ordered, logits)
+    counts = torch.zeros(len(logits), scores.shape[1] + 1, device=logits.device)
+    counts.scatter_add_(1, place, torch.ones((), device=logits.device).expand(place.shape))
+    above = counts.flip(1).cumsum(1).flip(1)[:, 1:].long()
+    return torch.empty_like(above).scatter_(1, order, above)

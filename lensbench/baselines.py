@@ -1,10 +1,12 @@
-"""Baselines: rival explanations of a score. Each is a file in `baselines/` and a function: of `rivals.py`, of a module of the user's, or behind an entry point.
+"""Baselines: rival explanations of a score.
+
+Each is a file in `baselines/` and a function: of `rivals.py`, of a module of the user's, or behind an entry point.
 
 Nothing in here imports torch, so that names and files are checked before a model is loaded.
 """
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -31,7 +33,8 @@ class Baseline:
         name: of the file.
         rules_out: the explanation, in a sentence that begins "The score ...".
         question: the question that it is a rival in.
-        function: a function of `lensbench/rivals.py`, `module:function`, or the name of an entry point in the group `lensbench.baselines`.
+        function: a function of `lensbench/rivals.py`, `module:function`, or the name of an entry point in the group
+            `lensbench.baselines`.
         learns_from: the supervision of the methods that it is a fair rival of.
         reads: sources that a method must read for it to make sense.
         parameters: keyword arguments of the function.

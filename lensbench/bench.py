@@ -46,7 +46,8 @@ class Bench:
         lab: models and layers.
         relation: for question, answers and forms.
         items: test items.
-        train_items: one item a subject, in other phrasings; its residuals are only captured for methods that learn labels.
+        train_items: one item a subject, in other phrasings; its residuals are only captured for methods that learn
+            labels.
     """
 
     lab: Lab
@@ -124,7 +125,8 @@ class Method:
     Attributes:
         make: makes the inspector, unfitted.
         bench: what it works on.
-        fitted: inspectors already fitted, shared by the method and its rivals; what learns no labels is fitted once a run.
+        fitted: inspectors already fitted, shared by the method and its rivals; what learns no labels is fitted once a
+            run.
     """
 
     make: Callable[[], Inspector]
@@ -171,7 +173,8 @@ class Method:
         every = range(len(bench.items))
         if self.inspector.learns_from != "labels":
             return self._inspect(self.fit(None, layers), every, layers, residuals)
-        # A relation that one fold cannot be trained for is not scored at all: all folds are fitted before any is tested.
+        # A relation that one fold cannot be trained for is not scored at all: all folds are fitted before any is
+        # tested.
         fitted = {fold: self.fit(fold, layers) for fold in range(N_FOLDS)}
         folds = {fold: [i for i in every if bench.items[i].fold == fold] for fold in fitted}
         parts = [(places, self._inspect(fitted[f], places, layers, residuals)) for f, places in folds.items() if places]
@@ -189,7 +192,8 @@ class Method:
         expected = (max(1, len(layers)), len(scores.attempts), len(items), len(self.bench.answers))
         if tuple(scores.log_scores.shape) != expected:
             raise ValueError(
-                f"{inspector.name} returned log_scores of shape {tuple(scores.log_scores.shape)}, expected (layer, attempt, item, answer) = {expected}"
+                f"{inspector.name} returned log_scores of shape {tuple(scores.log_scores.shape)}, expected (layer, "
+                f"attempt, item, answer) = {expected}"
             )
         if bool(torch.isnan(scores.log_scores).any()):
             raise ValueError(f"{inspector.name} returned a score that is not a number; give -inf to impossible answers")

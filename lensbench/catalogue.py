@@ -1,4 +1,4 @@
-"""Which inspectors there are, known without importing torch: ours by reading their files, plug-ins by their entry points."""
+"""Which inspectors there are, known without importing torch: by reading our files, and the entry points of plug-ins."""
 
 import ast
 from collections.abc import Iterable
@@ -78,7 +78,8 @@ def _plugged(entry: EntryPoint) -> Listing:
         if node.name == attribute and (listing := _listing(node, module)):
             return listing
     raise LensbenchError(
-        f"plug-in {entry.name}: {spec.origin} defines no inspector {attribute!r} with a `name`; reinstall or uninstall it"
+        f"plug-in {entry.name}: {spec.origin} defines no inspector {attribute!r} with a `name`; reinstall or "
+        "uninstall it"
     )
 
 

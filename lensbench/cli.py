@@ -13,25 +13,33 @@ from lensbench.errors import LensbenchError, UsageError
 
 app = typer.Typer(
     name="lensbench",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Which method reads what in a language model, at which layer, and is it reading the model or only the input?",
 )
 
+# What typer returns after Ctrl-C.
+INTERRUPTED = 130
 Run = Annotated[Path, typer.Argument(help="A run folder, as `lensbench evaluate` wrote it.", show_default=False)]
 
 
 def main() -> None:
     """Run the command line; errors are one line, and their exit status says whose they are."""
     try:
-        app(standalone_mode=True)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except LensbenchError as error:
         _complain(str(error))
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
+        status = error.exit_status
+    except Exception as error:
+        # What the parser raises; its class has moved between versions of typer, its method has not.
+        if not hasattr(error, "format_message"):
+            raise
+        _complain(f"{error.format_message()} See `lensbench --help`.")
+        status = 2
+    if status == INTERRUPTED:
         _complain("interrupted; finished cells are kept: run the same command again with the same --out to go on")
-        sys.exit(1)
+        status = 1
+    sys.exit(status)
 
 
 def _complain(message: str) -> None:
@@ -70,36 +78,53 @@ def _module_paths(given: str | None) -> dict[str, str] | None:
         return None
     pairs = [part.partition("=") for part in given.split(",")]
     if sorted(name for name, _, _ in pairs) != ["blocks", "norm"] or not all(path for _, _, path in pairs):
-        raise UsageError(f"--module-paths {given!r}: expected blocks=PATH,norm=PATH, such as blocks=model.layers,norm=model.norm")
+        raise UsageError(
+            f"--module-paths {given!r}: expected blocks=PATH,norm=PATH, such as blocks=model.layers,norm=model.norm"
+        )
     return {name: path for name, _, path in pairs}
 
 
 @app.command()
-def evaluate(  # noqa: PLR0913 - a command's options are its interface
-    model: Annotated[str | None, typer.Option(help="Built-in name, folder, GGUF file or Hub id. [default: smollm2-135m]")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Task names (also NAME/RELATION) or folders, with commas between.")] = None,
-    inspectors: Annotated[str | None, typer.Option(help="Inspector names or module:Class, with commas between.")] = None,
+def evaluate(
+    model: Annotated[
+        str | None, typer.Option(help="Built-in name, folder, GGUF file or Hub id. [default: smollm2-135m]")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Task names (also NAME/RELATION) or folders, with commas between.")
+    ] = None,
+    inspectors: Annotated[
+        str | None, typer.Option(help="Inspector names or module:Class, with commas between.")
+    ] = None,
     baselines: Annotated[str | None, typer.Option(help="Baseline names, or none. [default: all]")] = None,
     layers: Annotated[str | None, typer.Option(help="all; or 0,4,8; or stride:2. Layer 0 is the embeddings.")] = None,
     sites: Annotated[str | None, typer.Option(help="Read sites: subject, answer. [default: both]")] = None,
-    verbalizer: Annotated[str | None, typer.Option(help="The model that turns activations into words. [default: the target]")] = None,
+    verbalizer: Annotated[
+        str | None, typer.Option(help="The model that turns activations into words. [default: the target]")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Draw this many test items a task and site.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; an existing run is gone on with. [default: reports/TIME-MODEL]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; an existing run is gone on with. [default: reports/TIME-MODEL]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16, float64.")] = None,
     executor: Annotated[str | None, typer.Option(help="local.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options win over it.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help="Never ask the Hub.")] = None,
-    chat_template: Annotated[bool | None, typer.Option("--chat-template", help="Put prompts at the beginning of the assistant's turn.")] = None,
-    module_paths: Annotated[str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")] = None,
-    parameter: Annotated[list[str] | None, typer.Option("--set", help="INSPECTOR.PARAMETER=VALUE; may be given again.")] = None,
+    chat_template: Annotated[
+        bool | None, typer.Option("--chat-template", help="Put prompts at the beginning of the assistant's turn.")
+    ] = None,
+    module_paths: Annotated[
+        str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--set", help="INSPECTOR.PARAMETER=VALUE; may be given again.")
+    ] = None,
 ) -> None:
     """Evaluate methods on tasks at every layer, beside their rival explanations.
 
     Examples:
-
     `lensbench evaluate` (everything, on the built-in model)
 
     `lensbench evaluate --tasks attribute_extraction/country_capital --inspectors patchscope --layers stride:3`
@@ -141,7 +166,7 @@ def _evaluate(given: dict[str, Any], config: Path | None) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from lensbench import progress
-    from lensbench.evaluate import run_config
+    from lensbench.evaluation import run_config
     from lensbench.report.tables import print_table, result_table
 
     run = run_config(settings, progress.bar)
@@ -151,7 +176,8 @@ def _evaluate(given: dict[str, Any], config: Path | None) -> None:
     Console(stderr=True, soft_wrap=True).print(f"Run folder: {run.path}", highlight=False)
     if run.failed:
         raise LensbenchError(
-            f"{len(run.failed)} of {len(run.info['cells'])} cells failed; tracebacks in {run.path / 'run.json'}; run again with --out {run.path} to try them again"
+            f"{len(run.failed)} of {len(run.info['cells'])} cells failed; tracebacks in {run.path / 'run.json'}; run "
+            f"again with --out {run.path} to try them again"
         )
 
 
@@ -180,8 +206,12 @@ def list_(kind: Annotated[Kind | None, typer.Argument(help="Only these.", show_d
 @app.command()
 def plot(
     run: Run,
-    metric: Annotated[str, typer.Option(help="accuracy_corrected, accuracy, gap:uses_activation or gap:beats_text.")] = "accuracy_corrected",
-    out: Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf file, or a folder. [default: RUN/plots]")] = None,
+    metric: Annotated[
+        str, typer.Option(help="accuracy_corrected, accuracy, gap:uses_activation or gap:beats_text.")
+    ] = "accuracy_corrected",
+    out: Annotated[
+        Path | None, typer.Option(help="A .png, .svg or .pdf file, or a folder. [default: RUN/plots]")
+    ] = None,
 ) -> None:
     """Draw per-layer curves with bands: PNG, SVG or PDF.
 
@@ -202,7 +232,9 @@ def doctor(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
-    module_paths: Annotated[str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")] = None,
+    module_paths: Annotated[
+        str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")
+    ] = None,
 ) -> None:
     """Is this model read correctly? Each check with its figure and tolerance, and a verdict.
 

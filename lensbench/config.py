@@ -93,9 +93,8 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
             check_model_name(name)
     for name in config.inspectors:
         check_inspector(name)
-    unused = set(config.parameters) - set(config.inspectors)
-    if unused:
-        raise unknown_name("inspector in [parameters]", min(unused), config.inspectors)
+    for name in config.parameters:
+        check_inspector(name)
     parse_layers(config.layers, None)
     known = find_baselines()
     chosen = tuple(known) if config.baselines is None else config.baselines

@@ -64,7 +64,8 @@ class Corpus:
         first, count = -(-skip // WINDOW), tokens // WINDOW
         if first + count > len(self.windows):
             raise LensbenchError(
-                f"{skip + tokens} corpus tokens were asked for; {self.path.name} has {self.windows.numel()}: ask for fewer, or give a longer text"
+                f"{skip + tokens} corpus tokens were asked for; {self.path.name} has {self.windows.numel()}: ask for "
+                "fewer, or give a longer text"
             )
         layers = range(self.model.n_layers + 1)
         for begin in range(first, first + count, WINDOWS_PER_BATCH):
@@ -76,7 +77,7 @@ class Corpus:
     def learn_once(
         self, name: str, parameters: Mapping[str, object], learn: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Return what `learn` returns, from the cache where the same method has learned it from the same corpus before."""
+        """Return what `learn` returns; from the cache, where the method has learned from this corpus before."""
         if self.cache is None:
             return learn()
         settings = json.dumps({"method": name, "parameters": parameters, "corpus": self.digest}, sort_keys=True)

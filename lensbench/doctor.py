@@ -58,7 +58,7 @@ def _measures(model: LanguageModel) -> Iterator[tuple[str, Callable[[], float]]]
 
 
 def _keeps_keys_and_values(model: LanguageModel) -> bool:
-    """Whether the model is made of attention alone; lensbench itself needs neither its cache nor padding on the left."""
+    """Whether the model is made of attention alone; lensbench itself needs no cache and no padding on the left."""
     try:
         shared_prefix(model, torch.tensor([model.tokens.encode(TEXTS[0]).ids]))
     except (ReplayError, AttributeError):
@@ -117,7 +117,7 @@ def _cached(model: LanguageModel) -> float:
 
 
 def _patched_clean(model: LanguageModel, *, noop: bool) -> float:
-    """Patch the clean vector at every layer of its own place; or nothing that anything reads, at the last position's last layer."""
+    """Patch the clean vector at every layer of its own place, or anything at all at a place that nothing reads."""
     prompt = make_prompt(model, PROMPT, "x")
     ids = torch.tensor([prompt.ids])
     layers = range(model.n_layers + 1)

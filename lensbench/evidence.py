@@ -32,7 +32,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Items of one relation at one read site. No gold answer is in it, and only what the inspector declared that it reads.
+    """Items of one relation at one read site, as far as the inspector declared that it reads them. No gold answer.
 
     Attributes:
         answers: every answer of the relation, in alphabetical order; all are to be scored.
@@ -79,7 +79,9 @@ class Training:
             LensbenchError: the method does not declare that it reads activations, or learns no labels.
         """
         if self.read is None:
-            raise LensbenchError("there are no training activations for what does not read `activation` or learn `labels`")
+            raise LensbenchError(
+                "there are no training activations for what does not read `activation` or learn `labels`"
+            )
         return self.read()
 
 
@@ -89,7 +91,8 @@ class Scores:
 
     Attributes:
         attempts: names of the attempts; the first is the method's default.
-        log_scores: higher is more likely; -inf for an answer that the method cannot give. One layer where it reads none.
+        log_scores: higher is more likely; -inf for an answer that the method cannot give. One layer where it reads
+            none.
         ranks: the answer's rank in the whole vocabulary (0 = the top), for methods that see it.
     """
 

@@ -79,7 +79,7 @@ class PatchedPass:
 
     @property
     def rows_per_batch(self) -> int:
-        """How many rows run at once: a function of the model and the prompt only, so that a plan gives the same bytes."""
+        """How many rows run at once: a function of model and prompt only, so that a plan gives the same bytes."""
         per_token = 24 * self.model.d_model * self.model.dtype.itemsize
         return max(1, ACTIVATION_BYTES // (per_token * (len(self.prompt.ids) - self._skip)))
 
@@ -120,7 +120,7 @@ class PatchedPass:
         return running[:, -1]
 
     def _hooked(self, vectors: Tensor, layers: list[int]) -> Tensor:
-        """Run whole passes, all rows of a target layer in one: the definition, and the reference for the other modes."""
+        """Run whole passes, the rows of a target layer in one: the definition, and the reference for other modes."""
         out = torch.empty_like(vectors)
         wanted = torch.tensor(layers, device=vectors.device)
         for layer in sorted(set(layers)):
@@ -206,7 +206,8 @@ class Patcher:
         """
         if vectors.shape[1] != self.model.d_model:
             raise LensbenchError(
-                f"a vector of width {vectors.shape[1]} cannot be patched into {self.model.name} (width {self.model.d_model}); choose a verbalizer of the target's width"
+                f"a vector of width {vectors.shape[1]} cannot be patched into {self.model.name} (width "
+                f"{self.model.d_model}); choose a verbalizer of the target's width"
             )
         if self.mode is None:
             self.mode = fastest_mode(self.model, prompt)

@@ -53,7 +53,7 @@ def make_inspectors(config: RunConfig) -> dict[str, Make]:
     for given in config.inspectors:
         found = load_inspector(given)
         settings = config.parameters.get(given, {})
-        known = [name for name in introspection.signature(found).parameters]
+        known = list(introspection.signature(found).parameters)
         for name in settings:
             if name not in known:
                 raise UsageError(
@@ -105,7 +105,9 @@ def plan_cells(
         for site in sites_of(task, setting.config):
             for name, make in makes.items():
                 inspector = make()
-                rivals = [b for b in baselines.values() if b.applies_to(inspector.learns_from, frozenset(inspector.reads))]
+                rivals = [
+                    b for b in baselines.values() if b.applies_to(inspector.learns_from, frozenset(inspector.reads))
+                ]
                 for baseline in (None, *rivals):
                     digest = _digest(setting, task, site, inspector, baseline)
                     cells.append(Cell(task, site, name, baseline, digest))
@@ -119,7 +121,9 @@ def _digest(setting: Setting, task: Task, site: Site, inspector: Inspector, base
         "task": [task.name, task.version, list(task.relations)],
         "site": site,
         "inspector": [inspector.name, inspector.parameters(), _code(type(inspector))],
-        "baseline": {**rival, "learns_from": sorted(rival["learns_from"]), "reads": sorted(rival["reads"])} if rival else None,
+        "baseline": {**rival, "learns_from": sorted(rival["learns_from"]), "reads": sorted(rival["reads"])}
+        if rival
+        else None,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

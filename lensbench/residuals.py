@@ -62,15 +62,15 @@ def find_site(model: LanguageModel, item: Item) -> Reading:
 def capture(model: LanguageModel, readings: Sequence[Reading], layers: Sequence[int]) -> Residuals:
     """Read every site at every layer, in one pass a distinct source, and keep nothing else.
 
-    Batches hold texts of like length and are a function of the readings alone, so that the same plan gives the same bytes.
+    Batches hold texts of like length and are a function of the readings alone, so that the same plan gives the same
+    bytes.
     """
     distinct = sorted(set(readings), key=lambda reading: (len(reading.ids), reading.ids))
     kept: list[Tensor] = []
     begin = 0
     while begin < len(distinct):
-        width = len(distinct[begin].ids)
         end = begin + 1
-        while end < len(distinct) and (width := len(distinct[end].ids)) * (end + 1 - begin) <= TOKENS_PER_BATCH:
+        while end < len(distinct) and len(distinct[end].ids) * (end + 1 - begin) <= TOKENS_PER_BATCH:
             end += 1
         batch = distinct[begin:end]
         ids, mask = model.tokens.pad([reading.ids for reading in batch])

@@ -1,6 +1,7 @@
 """What rival explanations do: each function destroys one source of information, or reads another in its place.
 
-A function takes a method at work on a bench and returns outcomes. Rivals that change the evidence use the method's own fits.
+A function takes a method at work on a bench and returns outcomes. Rivals that change the evidence use the method's
+own fits.
 """
 
 import random
@@ -64,7 +65,7 @@ def mean_activation(method: Method) -> list[Outcome]:
 
 
 def shuffled(method: Method) -> list[Outcome]:
-    """The method on another subject's activation, at the same layer and site: a derangement that is blind to the answers."""
+    """The method on another subject's activation, same layer, same site: a derangement that is blind to the answers."""
     order = derangement([item.subject for item in method.bench.items], method.bench.lab.seed)
     if order is None:
         raise NotApplicableError(
@@ -103,7 +104,7 @@ def question_only(method: Method) -> list[Outcome]:
 
 
 def input_only(method: Method) -> list[Outcome]:
-    """The verbalizer asked in text: the method's own prompt, every inspection prompt and question form, and source + question."""
+    """The verbalizer asked in text: the method's prompt, all inspection prompts and questions, source + question."""
     relation = method.bench.relation
     own = method.inspector.own_prompt(relation.inspection[0])
     asked = [*relation.inspection, *relation.questions]
@@ -131,8 +132,8 @@ def input_classifier(method: Method) -> list[Outcome]:
 def control_task(method: Method) -> list[Outcome]:
     """The method trained on labels dealt to subjects at random (Hewitt & Liang 2019).
 
-    Three attempts: random labels of seen subjects in new phrasings (what it can memorise), random labels of held-out subjects (chance, or
-    something leaks), true labels of seen subjects. Selectivity is the third minus the first.
+    Three attempts: random labels of seen subjects in new phrasings (what it can memorise), random labels of held-out
+    subjects (chance, or something leaks), true labels of seen subjects. Selectivity is the third minus the first.
     """
     bench = method.bench
     truth = {item.subject: item.answer for item in bench.train_items}

@@ -71,7 +71,8 @@ def finish(path: Path) -> None:
     summary = summarise(run.records, questions, seed=seed)
     _write_csv(summary, path / SUMMARY)
     _write_csv(metrics(run.records, seed=seed), path / METRICS)
-    plot_run(summary, path / PLOTS)
+    if summary["layer"].notna().any():
+        plot_run(summary, path / PLOTS)
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:

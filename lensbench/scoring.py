@@ -20,8 +20,8 @@ def prior_corrected(
 ) -> Float[np.ndarray, "layer attempt item answer"]:
     """Subtract each answer's mean log-score over training items: those of the other folds, without labels.
 
-    Where a relation has several choice sets, only items whose set does not contain the answer count, so that all answers of a set are
-    treated alike. A fold without such items (a very small sample) stays as it is.
+    Where a relation has several choice sets, only items whose set does not contain the answer count, so that all
+    answers of a set are treated alike. A fold without such items (a very small sample) stays as it is.
 
     Args:
         log_scores: raw scores of every answer.
@@ -50,7 +50,8 @@ def pick(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the answer picked from each item's own choice set, and its credit.
 
-    Credit is 1 over the number of tied answers where the gold is among them, else 0: a constant scorer gets exactly 1/k.
+    Credit is 1 over the number of tied answers where the gold is among them, else 0: a constant scorer gets exactly
+    1/k.
     """
     inside = np.where(own, log_scores, -np.inf)
     top = inside.max(axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
 """The checks that every inspector must pass, ours or a stranger's.
 
-`check_inspector(lambda: MyLens())` runs them all on a small random model; each is also a function of its own. A failed check raises
-AssertionError and says what was found.
+`check_inspector(lambda: MyLens())` runs them all on a small random model; each is also a function of its own. A
+failed check raises AssertionError and says what was found.
 """
 
 from collections.abc import Callable, Iterator
@@ -105,7 +105,7 @@ def _checks(inspector: Inspector) -> Iterator[Callable[[Make, Bench], None]]:
 
 
 def check_contract(make: Make, bench: Bench) -> None:
-    """The constructor only stores its arguments; `fit` returns the inspector; scores have the stated shape and no NaN."""
+    """The constructor only stores its arguments; `fit` returns the inspector; scores have their shape and no NaN."""
     inspector = make()
     learned = [name for name in vars(inspector) if name.endswith("_")]
     assert not learned, f"{inspector.name}: constructor sets {learned}; what is learned belongs into fit"
@@ -168,7 +168,9 @@ def check_constant_activation(make: Make, bench: Bench) -> None:
     columns = prediction_columns(bench.items, bench.answers, scores, layers, correct_prior=False)
     accuracy = float(columns["correct"].mean())
     chance = 1 / len(bench.answers)
-    assert abs(accuracy - chance) < 1e-9, f"{make().name}: a constant activation gets {accuracy:.3f}, chance {chance:.3f}"
+    assert abs(accuracy - chance) < 1e-9, (
+        f"{make().name}: a constant activation gets {accuracy:.3f}, chance {chance:.3f}"
+    )
 
 
 def check_blind_to_activations(make: Make, bench: Bench) -> None:
@@ -206,7 +208,9 @@ def check_untrained_tuned_lens(make: Make, bench: Bench) -> None:
     """A tuned lens that has seen no tokens is the logit lens."""
     from lensbench.inspectors.logit_lens import LogitLens
 
-    _same(_scores(lambda: TunedLens(tokens=0), bench), _scores(LogitLens, bench), make, "untrained, it is no logit lens")
+    _same(
+        _scores(lambda: TunedLens(tokens=0), bench), _scores(LogitLens, bench), make, "untrained, it is no logit lens"
+    )
 
 
 def _with_train(bench: Bench, change: Callable[[Residuals], Residuals]) -> Bench:
@@ -236,7 +240,9 @@ def _chosen(scores: Scores, items: list[int]) -> Scores:
 
 
 def _same(found: Scores, expected: Scores, make: Make, complaint: str) -> None:
-    assert found.attempts == expected.attempts, f"{make().name}: attempts {found.attempts}, expected {expected.attempts}"
+    assert found.attempts == expected.attempts, (
+        f"{make().name}: attempts {found.attempts}, expected {expected.attempts}"
+    )
     torch.testing.assert_close(
         found.log_scores.float().cpu(),
         expected.log_scores.float().cpu(),

@@ -22,8 +22,8 @@ class TextReader(Inspector):
     """The verbalizer asked in text.
 
     Args:
-        forms: texts that end where the answer begins, one attempt each. `{subject}` and `{source}` are filled from the item;
-            a form without slots is asked once.
+        forms: texts that end where the answer begins, one attempt each. `{subject}` and `{source}` are filled from
+            the item; a form without slots is asked once.
     """
 
     name: ClassVar[str] = "text_reader"
@@ -53,7 +53,7 @@ class TextReader(Inspector):
 
 
 class ChoicesOnly(Inspector):
-    """Picks from the choice set without question or input: by the answers' prior, by its centre, by its ends, by its order."""
+    """Picks from the choice set without question or input: by the answers' prior, the set's centre, ends, or order."""
 
     name: ClassVar[str] = "choices_only"
     reads: ClassVar[frozenset[Source]] = frozenset()
@@ -85,7 +85,8 @@ class Majority(Inspector):
         """Count the training labels.
 
         Raises:
-            NotApplicableError: an answer has too few training subjects: a constant seen elsewhere would always be wrong.
+            NotApplicableError: an answer has too few training subjects: a constant seen elsewhere would always be
+                wrong.
         """
         require_classes(training)
         self.counts_ = Counter(training.labels)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests import tiny
 
 from lensbench.doctor import examine
 from lensbench.model.architecture import ArchitectureError, ModulePaths
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import Tokens
 from lensbench.patching import PatchedPass, Prompt, fastest_mode
+from tests import tiny
 
 PROMPT = Prompt(tuple(range(20, 31)), 6)
 
@@ -87,7 +87,7 @@ def test_user_given_paths_are_taken() -> None:
 
 def test_wrong_paths_are_refused_in_one_line() -> None:
     tokens = Tokens(tiny.tokenizer())
-    with pytest.raises(ArchitectureError, match="no module 'model.blocks'"):
+    with pytest.raises(ArchitectureError, match=r"no module 'model\.blocks'"):
         LanguageModel(tiny.module("llama"), tokens, "m", ModulePaths("model.blocks", "model.norm"))
     with pytest.raises(ArchitectureError, match="ModuleList of blocks"):
         LanguageModel(tiny.module("llama"), tokens, "m", ModulePaths("model.norm", "model.norm"))

@@ -18,7 +18,21 @@ ORDER: tuple[frozenset[str], ...] = (
     frozenset({"patching", "residuals", "corpus", "asking"}),
     frozenset({"evidence", "scoring"}),
     frozenset({"inspectors", "catalogue", "baselines", "bench", "rivals", "text_readers", "implants"}),
-    frozenset({"config", "plan", "run", "progress", "evaluate", "executors", "testing", "audit", "doctor", "listings"}),
+    frozenset(
+        {
+            "config",
+            "plan",
+            "journal",
+            "preparation",
+            "run",
+            "progress",
+            "evaluation",
+            "testing",
+            "audit",
+            "doctor",
+            "listings",
+        }
+    ),
     frozenset({"cli", "__main__"}),
 )
 # Figures are made from records alone, without a model; only the command line may import them.
@@ -35,7 +49,7 @@ def allowed(concept: str) -> frozenset[str]:
     row = place(concept)
     assert row is not None
     below = frozenset().union(*ORDER[: row + 1])
-    return below | {"report"} if "evaluate" in below else below
+    return below | {"report"} if "evaluation" in below else below
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests import tiny
 
 from lensbench import testing
 from lensbench.bench import Bench, Method
@@ -15,8 +14,11 @@ from lensbench.inspectors.patchscope import Patchscope
 from lensbench.inspectors.probe import Probe
 from lensbench.inspectors.tuned_lens import TunedLens
 from lensbench.text_readers import ChoicesOnly, InputClassifier, Majority, TextReader
+from tests import tiny
 
-NAMES = tuple(f"{first} {last}" for first in ("Bo", "Cy", "Di", "Ed", "Fay") for last in ("Ash", "Birch", "Cole", "Dow"))
+NAMES = tuple(
+    f"{first} {last}" for first in ("Bo", "Cy", "Di", "Ed", "Fay") for last in ("Ash", "Birch", "Cole", "Dow")
+)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from lensbench.errors import LensbenchError
-from lensbench.report.panels import spread
+from lensbench.report.panels import of_methods, spread
 from lensbench.report.plots import plot_layers, plot_relations, plot_run
 from lensbench.report.style import METHOD_COLOURS, colours
 from lensbench.report.tables import number, print_table, result_table
@@ -150,3 +150,11 @@ def test_numbers_are_short(value, text):
 
 def test_differences_have_a_sign():
     assert [number(value, signed=True) for value in (0.1, -0.25, 0.001)] == ["+.10", "-.25", ".00"]
+
+
+def test_a_method_that_reads_no_layer_is_a_level_line(summary):
+    level = summary[summary["baseline"] == "none"].drop_duplicates(["inspector", "relation", "site", "question"])
+    level = level.assign(inspector="reader", layer=pd.NA).astype({"layer": "Int16"})
+    drawn = of_methods(pd.concat([summary, level]).query("relation == 'all'"), "accuracy_corrected")
+    reader = drawn[drawn["inspector"] == "reader"]
+    assert sorted(reader["layer"].unique()) == sorted(summary["layer"].dropna().unique())

@@ -13,7 +13,12 @@ from lensbench.model.language_model import LanguageModel, TokenScores
 
 @dataclass(frozen=True)
 class OwnPrompt:
-    """The text that a method has its verbalizer read: `{subject}` marks where the activation goes, `placeholder` what stands there."""
+    """The text that a method has its verbalizer read.
+
+    Attributes:
+        text: with the slot `{subject}` where the activation goes.
+        placeholder: what stands in the slot.
+    """
 
     text: str
     placeholder: str
@@ -22,7 +27,8 @@ class OwnPrompt:
 class Inspector(ABC):
     """A method that reads an answer out of evidence.
 
-    Constructors only store their arguments, under the same names; what `fit` learns is stored in attributes that end in `_`.
+    Constructors only store their arguments, under the same names; what `fit` learns is stored in attributes that end
+    in `_`.
 
     Attributes:
         name: how command line and records call it.
@@ -54,12 +60,13 @@ class Inspector(ABC):
 
     @abstractmethod
     def inspect(self, evidence: Evidence) -> Scores:
-        """Score every answer of the relation at every layer of the evidence. The scores of a layer use that layer only."""
+        """Score every answer of the relation at every layer of the evidence, each layer from that layer alone."""
 
     def own_prompt(self, question: str) -> OwnPrompt | None:
         """Return the text that the method has its verbalizer read for a question; None for a method that has none.
 
-        The input-only rival gets the same text with the subject's name in the slot, the question-only rival with the placeholder.
+        The input-only rival gets the same text with the subject's name in the slot, the question-only rival with the
+        placeholder.
         """
         return None
 

@@ -12,9 +12,12 @@ from lensbench.patching import make_prompt, patcher_of
 
 
 class Patchscope(Inspector):
-    """Overwrite a placeholder's residual in another prompt with the one to be read, and let the model go on (Ghandeharioun et al. 2024, arXiv 2401.06102).
+    """Put the residual in the place of a word in another prompt, and let the model go on.
 
-    The quintuplet (T, i*, f, M*, l*): prompt T is the item's question, i* its slot, f the identity, M* the verbalizer, l* the target layer.
+    Ghandeharioun et al. 2024, arXiv 2401.06102.
+
+    The quintuplet (T, i*, f, M*, l*): prompt T is the item's question, i* its slot, f the identity, M* the
+    verbalizer, l* the target layer.
 
     Args:
         target_layers: l*, one attempt each; the first is the default.
@@ -42,11 +45,13 @@ class Patchscope(Inspector):
         outside = [layer for layer in self.target_layers if not 0 <= layer <= verbalizer.n_layers]
         if outside or not self.target_layers:
             raise UsageError(
-                f"patchscope: target_layers {self.target_layers}; {verbalizer.name} has layers 0 to {verbalizer.n_layers}"
+                f"patchscope: target_layers {self.target_layers}; {verbalizer.name} has layers 0 to "
+                f"{verbalizer.n_layers}"
             )
         if target.d_model != verbalizer.d_model:
             raise UsageError(
-                f"patchscope: {target.name} has width {target.d_model}, verbalizer {verbalizer.name} {verbalizer.d_model}; choose a verbalizer of the same width"
+                f"patchscope: {target.name} has width {target.d_model}, verbalizer {verbalizer.name} "
+                f"{verbalizer.d_model}; choose a verbalizer of the same width"
             )
         self.verbalizer_ = verbalizer
         return self

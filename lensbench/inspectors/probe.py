@@ -22,7 +22,9 @@ PARALLEL_LAYERS = 8
 
 
 class Probe(Inspector):
-    """softmax(W z(h_l) + c): multinomial logistic regression on the standardised residual (Alain & Bengio 2016; Belinkov 2022).
+    """softmax(W z(h_l) + c): multinomial logistic regression on the standardised residual.
+
+    Alain & Bengio 2016, arXiv 1610.01644; Belinkov 2022.
 
     One a layer, relation and fold. C is chosen at each layer on a quarter of the training subjects, by log-loss.
 
@@ -81,7 +83,8 @@ def require_classes(training: Training) -> None:
     few = [answer for answer in training.answers if subjects[answer] < MIN_SUBJECTS]
     if few:
         raise NotApplicableError(
-            f"{len(few)} of {len(training.answers)} answers have fewer than {MIN_SUBJECTS} training subjects ({few[0]}: {subjects[few[0]]})"
+            f"{len(few)} of {len(training.answers)} answers have fewer than {MIN_SUBJECTS} training subjects "
+            f"({few[0]}: {subjects[few[0]]})"
         )
 
 
@@ -97,7 +100,8 @@ def _fit_layer(
 ) -> Fitted:
     """Choose C, then fit on all training items.
 
-    With fewer items than coordinates the items span a subspace; an L2-penalised regression in an orthonormal basis of it is the same one, and smaller.
+    With fewer items than coordinates the items span a subspace; an L2-penalised regression in an orthonormal basis of
+    it is the same one, and smaller.
     """
     mean, scale = values.mean(0), values.std(0) + 1e-6
     # Thousands of small problems: threads, and checks of the same arrays again and again, cost more than the fits.
@@ -130,7 +134,7 @@ def _chosen_fit(
 def span(
     values: Float[np.ndarray, "item d_model"],
 ) -> tuple[Float[np.ndarray, "item rank"], Float[np.ndarray, "rank d_model"]]:
-    """Return coordinates in an orthonormal basis of the rows' span, and the basis, by way of the smaller Gram matrix."""
+    """Return coordinates in an orthonormal basis of the rows' span, and the basis, from the smaller Gram matrix."""
     if len(values) > values.shape[1]:
         return values, np.eye(values.shape[1])
     eigenvalues, vectors = np.linalg.eigh(values @ values.T)
@@ -145,4 +149,6 @@ def _loss(probe: LogisticRegression, features: np.ndarray, labels: np.ndarray) -
     """Return the mean log-loss over labels that the probe has seen."""
     seen = np.isin(labels, probe.classes_)
     columns = np.searchsorted(probe.classes_, labels[seen])
-    return -float(probe.predict_log_proba(features[seen])[np.arange(len(columns)), columns].mean()) if seen.any() else 0.0
+    return (
+        -float(probe.predict_log_proba(features[seen])[np.arange(len(columns)), columns].mean()) if seen.any() else 0.0
+    )

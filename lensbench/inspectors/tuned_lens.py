@@ -18,8 +18,9 @@ POSITIONS_PER_STEP = 16
 class TunedLens(Inspector):
     """U(N(h_l + A_l h_l + b_l)): a learned affine translator a layer (Belrose et al. 2023, arXiv 2303.08112).
 
-    A and b begin as the ridge regression of h_L - h_l on h_l, for all layers in one pass over the corpus, and are then trained a little on the published
-    loss KL(p || lens). The residual form makes ridge shrink towards the logit lens, not towards zero.
+    A and b begin as the ridge regression of h_L - h_l on h_l, for all layers in one pass over the corpus, and are
+    then trained a little on the published loss KL(p || lens). The residual form makes ridge shrink towards the logit
+    lens, not towards zero.
 
     Args:
         tokens: corpus tokens for the ridge; 0 leaves the translators at zero, which is the logit lens.
@@ -51,7 +52,7 @@ class TunedLens(Inspector):
         return self
 
     def inspect(self, evidence: Evidence) -> Scores:
-        """Translate each layer's residual to the last layer's basis and unembed it; the last layer is its own translation."""
+        """Translate each layer's residual to the last layer's basis and unembed it; the last layer stays as it is."""
         assert evidence.residuals is not None
         return read_lens(self.target_, evidence, self.translate(evidence.residuals.layers, evidence.residuals.values))
 
@@ -108,7 +109,7 @@ def _divergence(target: Target, last: Tensor, translated: Float[Tensor, "layer p
 
 
 class _Moments:
-    """Sums over corpus positions that the normal equations of all layers need, and a sample of the positions themselves."""
+    """What the normal equations of all layers need: sums over corpus positions, and a sample of the positions."""
 
     def __init__(self, target: Target, keep_every: int) -> None:
         shape = (target.n_layers, target.d_model)

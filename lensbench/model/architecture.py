@@ -31,7 +31,8 @@ class Architecture:
     Attributes:
         owner: the module that holds the list of blocks in its attribute `attribute`.
         blocks: the blocks; block i takes layer i to layer i + 1.
-        final: the module that receives the residual stream after the last block (the final norm, or what stands in its place).
+        final: the module that receives the residual stream after the last block (the final norm, or what stands in
+            its place).
         paths: the names of blocks and final norm in the model.
     """
 
@@ -61,7 +62,8 @@ def hidden_of(output: Any) -> Tensor:
 def find_architecture(model: nn.Module, n_layers: int, paths: ModulePaths | None = None) -> Architecture:
     """Find blocks and final norm.
 
-    The blocks are the list of `n_layers` modules with the most parameters. The final norm is the first module that is called with the last block's output.
+    The blocks are the list of `n_layers` modules with the most parameters. The final norm is the first module that is
+    called with the last block's output.
 
     Args:
         model: a causal language model of transformers.
@@ -102,16 +104,17 @@ def _children(model: nn.Module) -> str:
 
 
 def _blocks_path(model: nn.Module, n_layers: int) -> str:
-    lists = {
+    sizes: dict[str, int] = {
         name: sum(p.numel() for p in module.parameters())
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     }
-    if not lists:
+    if not sizes:
         raise ArchitectureError(
-            f"{type(model).__name__} has no list of {n_layers} blocks; name them with --module-paths blocks=PATH,norm=PATH (its parts: {_children(model)})"
+            f"{type(model).__name__} has no list of {n_layers} blocks; name them with --module-paths "
+            f"blocks=PATH,norm=PATH (its parts: {_children(model)})"
         )
-    return max(lists, key=lambda name: lists[name])
+    return max(sizes, key=lambda name: sizes[name])
 
 
 def _called_after(model: nn.Module, blocks_path: str, blocks: nn.ModuleList) -> str:
@@ -143,7 +146,8 @@ def _called_after(model: nn.Module, blocks_path: str, blocks: nn.ModuleList) -> 
             handle.remove()
     if not found:
         raise ArchitectureError(
-            f"no module of {type(model).__name__} takes the last block's output; name the final norm with --module-paths blocks={blocks_path},norm=PATH"
+            f"no module of {type(model).__name__} takes the last block's output; name the final norm with "
+            f"--module-paths blocks={blocks_path},norm=PATH"
         )
     return found[0]
 

@@ -26,8 +26,11 @@ class SharedPrefixLayer(DynamicLayer):
     """
 
     def __init__(self, source: DynamicLayer) -> None:
-        super().__init__()
-        self.keys, self.values = source.keys, source.values
+        super().__init__()  # type: ignore[no-untyped-call]
+        assert source.keys is not None
+        assert source.values is not None
+        self._prefix = (source.keys, source.values)
+        self.keys, self.values = self._prefix
         self.dtype, self.device = source.keys.dtype, source.keys.device
         self.is_initialized = True
         self.is_sliding = getattr(source, "is_sliding", False)
@@ -37,8 +40,10 @@ class SharedPrefixLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return the prefix's keys and values, for as many rows as the new ones have, followed by the new ones."""
         rows = key_states.shape[0]
-        keys = torch.cat([self.keys.expand(rows, *self.keys.shape[1:]), key_states], dim=-2)
-        values = torch.cat([self.values.expand(rows, *self.values.shape[1:]), value_states], dim=-2)
+        keys, values = (
+            torch.cat([prefix.expand(rows, *prefix.shape[1:]), new], dim=-2)
+            for prefix, new in zip(self._prefix, (key_states, value_states), strict=True)
+        )
         return keys, values
 
     def get_seq_length(self) -> int:
@@ -48,7 +53,7 @@ class SharedPrefixLayer(DynamicLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return length and offset of the keys for the attention mask, as the layer that was wrapped would."""
         if self._window is None:
-            return self.keys.shape[-2] + query_length, 0
+            return self._prefix[0].shape[-2] + query_length, 0
         offset = max(self._seen - self._window + 1, 0)
         full = self._seen >= self._window
         return (self._window - 1 + query_length if full else self._seen + query_length), offset
@@ -106,7 +111,8 @@ def record_pass(model: LanguageModel, ids: Int[Tensor, "1 token"], cache: Cache 
     """Run a text (after a shared prefix, if one is given) at batch 1 and 2 and record how every block was called.
 
     Raises:
-        ReplayError: a block was not called exactly once, or an argument changed with the batch in another way than by doubling.
+        ReplayError: a block was not called exactly once, or an argument changed with the batch in another way than by
+            doubling.
     """
     one, two = (_record(model, ids.expand(rows, -1), cache) for rows in (1, 2))
     calls = []

@@ -58,7 +58,8 @@ class LanguageModel:
         paths: module paths, where structure is not found by itself.
 
     Raises:
-        ArchitectureError: blocks, norm or head not found, or reading the last layer does not give the model's own logits.
+        ArchitectureError: blocks, norm or head not found, or reading the last layer does not give the model's own
+            logits.
     """
 
     def __init__(self, module: nn.Module, tokens: Tokens, name: str, paths: ModulePaths | None = None) -> None:
@@ -82,7 +83,8 @@ class LanguageModel:
         off = float((self.unembed(last) - logits).abs().max()) / max(1.0, float(logits.abs().max()))
         if not off <= TOLERANCE[self.dtype]:
             raise ArchitectureError(
-                f"{self.name}: reading the last layer at {self.parts.paths.norm} gives logits off by {off:.1e} (tolerance {TOLERANCE[self.dtype]:.0e}); name the modules with --module-paths blocks=PATH,norm=PATH"
+                f"{self.name}: reading the last layer at {self.parts.paths.norm} gives logits off by {off:.1e} "
+                f"(tolerance {TOLERANCE[self.dtype]:.0e}); name the modules with --module-paths blocks=PATH,norm=PATH"
             )
         return int(last.shape[-1])
 
@@ -167,7 +169,7 @@ class LanguageModel:
 
 
 def ranks_of(logits: Float[Tensor, "row vocab"], scores: Float[Tensor, "row token"]) -> Int[Tensor, "row token"]:
-    """Return how many of a row's logits lie above each score. Sorting the vocabulary would cost more than the head itself."""
+    """Return how many of a row's logits lie above each score; sorting them would cost more than the head itself."""
     if logits.device.type == "cpu" and scores.shape[1] <= 24:
         # numpy counts a comparison in a few microseconds, where torch widens it to integers first.
         pairs = zip(logits.numpy(), scores.numpy(), strict=True)

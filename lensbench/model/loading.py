@@ -93,7 +93,7 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise LensbenchError(f"{source.name} cannot be loaded as a causal language model: {_line(error)}") from None
     tokens = Tokens(tokenizer, chat_template=how.chat_template)
-    return LanguageModel(module.to(device), tokens, source.name, how.paths)
+    return LanguageModel(torch.nn.Module.to(module, device), tokens, source.name, how.paths)
 
 
 def _line(error: Exception) -> str:

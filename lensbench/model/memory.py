@@ -14,8 +14,9 @@ from lensbench.model.language_model import TokenScores
 class RowMemory:
     """The answers to the last calls.
 
-    Rows are made unique and sorted by content, so that a call which only permutes the rows of an earlier one (a shuffled control) forms the
-    same batches: its answer comes from memory with the same bytes as a recomputation would have.
+    Rows are made unique and sorted by content, so that a call which only permutes the rows of an earlier one (a
+    shuffled control) forms the same batches: its answer comes from memory with the same bytes as a recomputation
+    would have.
 
     Args:
         calls: how many are kept.

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lensbench.errors import LensbenchError
 
-# What an answer is appended to when its first token is asked for: an ordinary word, so that the answer gets its leading space.
+# What an answer is appended to when its first token is asked for: an ordinary word, so that the answer gets its
+# leading space.
 CARRIER = "The answer is"
 
 
@@ -41,7 +42,8 @@ class Tokens:
     def __init__(self, tokenizer: Any, *, chat_template: bool = False) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise TokenError(
-                f"tokenizer {type(tokenizer).__name__} gives no character offsets; lensbench finds read sites by them: use the model's fast tokenizer (tokenizer.json)"
+                f"tokenizer {type(tokenizer).__name__} gives no character offsets; lensbench finds read sites by "
+                "them: use the model's fast tokenizer (tokenizer.json)"
             )
         self.tokenizer = tokenizer
         self.special_ids = frozenset(tokenizer.all_special_ids)

@@ -18,8 +18,8 @@ NEAR_CHANCE = 0.06
 
 
 def of_methods(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row a method and layer, with the columns value, low and high."""
-    own = rows[(rows["baseline"] == "none") & rows["layer"].notna()]
+    """One row a method and layer, with the columns value, low and high; what reads no layer is level over all."""
+    own = _levelled(rows[rows["baseline"] == "none"])
     if metric.startswith("gap:"):
         own = own[(own["question"] == metric.removeprefix("gap:")) & own["gap"].notna()]
         names = ("gap", "gap_low", "gap_high")
@@ -28,6 +28,15 @@ def of_methods(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
         names = (metric, "ci_low", "ci_high")
     result = own.assign(value=own[names[0]], low=own[names[1]], high=own[names[2]])
     return result.sort_values(["inspector", "layer"], kind="stable")
+
+
+def _levelled(rows: pd.DataFrame) -> pd.DataFrame:
+    """Repeat the rows without a layer at each layer of the others."""
+    without = rows["layer"].isna()
+    if not without.any():
+        return rows
+    layers = rows.loc[~without, "layer"].drop_duplicates()
+    return pd.concat([rows[~without], rows[without].drop(columns="layer").merge(layers, how="cross")])
 
 
 def draw_methods(axis: Axes, rows: pd.DataFrame, metric: str, palette: dict[str, str], width: float = 1.8) -> None:

@@ -1,0 +1,5 @@
+"""`python -m lensbench`."""
+
+from lensbench.cli import main
+
+main()

@@ -1,0 +1,63 @@
+"""From tasks to benches: which items a model can be asked, and where their read sites are; before anything is run."""
+
+from collections.abc import Iterable
+
+from lensbench.bench import Bench, Lab
+from lensbench.errors import LensbenchError
+from lensbench.journal import Journal
+from lensbench.model.language_model import LanguageModel
+from lensbench.plan import Setting
+from lensbench.residuals import find_site
+from lensbench.tasks import N_FOLDS, Item, Relation, Site, Task
+
+
+def make_benches(lab: Lab, setting: Setting, task: Task, site: Site, journal: Journal) -> list[Bench]:
+    """Make a bench for each relation of a task at a site; nothing is captured yet.
+
+    Items whose choices begin with the same token are dropped, for all methods alike, and noted in the journal.
+
+    Raises:
+        LensbenchError: a site that the tokenizer cannot find, a fold left empty, or nothing left at all.
+    """
+    test = task.items(site, "test", setting.config.limit, setting.config.seed)
+    train = task.items(site, "train")
+    benches = []
+    for relation in task.relations.values():
+        items, train_items = (_distinguishable(setting, task, relation, group, journal) for group in (test, train))
+        if items:
+            _require_folds(setting, task, relation, train_items)
+            for item in (*items, *train_items):
+                find_site(setting.model, item)
+            benches.append(Bench(lab, relation, items, train_items))
+    if not benches:
+        raise LensbenchError(
+            f"task {task.name} has no item left for {setting.model.name}: all were dropped because choices of a set "
+            "begin with the same token; give other answers, or another model"
+        )
+    return benches
+
+
+def _distinguishable(
+    setting: Setting, task: Task, relation: Relation, items: Iterable[Item], journal: Journal
+) -> tuple[Item, ...]:
+    """Keep the relation's items whose choices begin with different tokens under target and verbalizer."""
+    models: set[LanguageModel] = {setting.model, setting.verbalizer}
+    kept = []
+    for item in items:
+        if item.relation != relation.name:
+            continue
+        firsts = [[model.tokens.answer_token(choice) for choice in item.choices] for model in models]
+        if all(len(set(first)) == len(first) for first in firsts):
+            kept.append(item)
+        else:
+            journal.drop(f"{task.name}/{relation.name}", item.id, "choices begin with the same token")
+    return tuple(kept)
+
+
+def _require_folds(setting: Setting, task: Task, relation: Relation, train_items: Iterable[Item]) -> None:
+    empty = sorted(set(range(N_FOLDS)) - {item.fold for item in train_items})
+    if empty:
+        raise LensbenchError(
+            f"{task.name}/{relation.name}: fold {empty[0]} holds no subject whose choices begin with different tokens "
+            f"of {setting.model.name}; add subjects or leave the relation out"
+        )

@@ -1,0 +1,142 @@
+"""Every wrong input is answered in one line, with its exit status, and leaves nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_evaluate import write_task
+
+COMMAND = [sys.executable, "-m", "lensbench"]
+
+
+def lensbench(*arguments: object, cwd: Path, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LENSBENCH_CACHE": str(cache or cwd / "cache"), "COLUMNS": "100"}
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
+
+
+def refused(done: subprocess.CompletedProcess[str], status: int) -> str:
+    lines = [line for line in done.stderr.splitlines() if line.startswith("lensbench: ")]
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == status, done.stderr
+    assert len(lines) == 1, done.stderr
+    return lines[0].removeprefix("lensbench: ")
+
+
+EVALUATE = {
+    ("--model", "smollm2-135"): "unknown model 'smollm2-135'; did you mean 'smollm2-135m'?",
+    ("--model", "./nowhere"): "no such file or folder: ./nowhere",
+    ("--tasks", "atribute_extraction"): "did you mean 'attribute_extraction'?",
+    ("--tasks", "attribute_extraction/country_capitol"): "did you mean 'country_capital'",
+    ("--inspectors", "logit_lense"): "did you mean 'logit_lens'?",
+    ("--inspectors", "nowhere:Lens"): "no module 'nowhere' on the Python path",
+    ("--baselines", "shufled"): "did you mean 'shuffled'?",
+    ("--layers", "3,x"): "expected all, numbers such as 0,4,8, or stride:2",
+    ("--layers", "stride:0"): "expected all, numbers such as 0,4,8, or stride:2",
+    ("--sites", "end"): "sites",
+    ("--dtype", "int8"): "dtype = 'int8'",
+    ("--limit", "0"): "limit = 0",
+    ("--config", "missing.toml"): "cannot read --config missing.toml",
+    ("--set", "placeholder=y"): "expected INSPECTOR.PARAMETER=VALUE",
+    ("--set", "patchscop.placeholder=y"): "did you mean 'patchscope'?",
+    ("--module-paths", "blocks=a"): "expected blocks=PATH,norm=PATH",
+    ("--tasks", ","): "name at least one",
+}
+
+
+@pytest.mark.parametrize("arguments", EVALUATE, ids=" ".join)
+def test_wrong_settings_are_usage_errors(arguments: tuple[str, str], tmp_path: Path) -> None:
+    message = refused(lensbench("evaluate", *arguments, "--out", "run", cwd=tmp_path), 2)
+    assert EVALUATE[arguments] in message
+    assert not (tmp_path / "run").exists()
+
+
+BY_MODEL = {
+    ("--layers", "0,3"): "the model has layers 0 (embeddings) to 2; layer 3 is not one",
+    ("--device", "cuda:9"): "--device 'cuda:9' is not to be had on this machine",
+    ("--device", "toaster"): "--device 'toaster' is not to be had on this machine",
+    ("--set", "patchscope.target_layers=[9]"): "target_layers (9,)",
+    ("--set", "patchscope.target=1"): "inspector patchscope has no parameter 'target'",
+    ("--chat-template",): "the tokenizer has no chat template",
+    ("--revision", "main"): "is not on the Hub; leave the revision out",
+}
+
+
+@pytest.mark.parametrize("arguments", BY_MODEL, ids=" ".join)
+def test_wrong_settings_for_a_model(arguments: tuple[str, ...], tiny_llama_folder: Path, tmp_path: Path) -> None:
+    given = ("--model", tiny_llama_folder, "--tasks", "attribute_extraction/country_capital", "--limit", 5)
+    done = lensbench("evaluate", *given, "--inspectors", "patchscope", *arguments, "--out", "run", cwd=tmp_path)
+    assert BY_MODEL[arguments] in refused(done, 1 if arguments == ("--chat-template",) else 2)
+    assert not list((tmp_path / "run").rglob("*.parquet"))
+
+
+def test_output_folder_that_is_a_file(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    done = lensbench("evaluate", "--model", tiny_llama_folder, "--out", "taken", cwd=tmp_path)
+    assert "--out taken cannot be written to" in refused(done, 2)
+
+
+def test_malformed_task_names_file_and_line(tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "drinks", choices=["tea", "wine"])
+    lines = (folder / "items.jsonl").read_text().splitlines()
+    lines[6] = '{"relation": "likes", "subject": "A B"'
+    (folder / "items.jsonl").write_text("\n".join(lines))
+    done = lensbench("evaluate", "--tasks", folder, cwd=tmp_path)
+    assert f"{folder / 'items.jsonl'}:7:" in refused(done, 1)
+
+
+def test_empty_fold_and_colliding_choices(tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "few", choices=["tea", "wine"])
+    kept = (folder / "items.jsonl").read_text().splitlines()[:2]
+    (folder / "items.jsonl").write_text("\n".join(kept))
+    assert "fold" in refused(lensbench("evaluate", "--tasks", folder, cwd=tmp_path), 1)
+    collide = write_task(tmp_path / "alike", choices=["tea", "Tea"])
+    assert "choice" in lensbench("evaluate", "--tasks", collide, cwd=tmp_path).stderr
+
+
+def test_subject_at_token_0(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "sink", choices=["tea", "wine"])
+    rows = (folder / "items.jsonl").read_text().replace("Name0 Other0", "a")
+    (folder / "items.jsonl").write_text(rows)
+    text = (folder / "task.toml").read_text().replace("We spoke of {subject}", "({subject} likes")
+    (folder / "task.toml").write_text(text)
+    given = ("--model", tiny_llama_folder, "--tasks", folder, "--inspectors", "logit_lens")
+    done = lensbench("evaluate", *given, cwd=tmp_path)
+    # Whether the tokenizer merges "(a" or reads it apart, the answer names the item and what to do.
+    if done.returncode:
+        message = refused(done, 1)
+        assert "likes/" in message
+
+
+def test_interrupted_run_keeps_what_is_done(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "LENSBENCH_CACHE": str(tmp_path / "cache")}
+    given = ["evaluate", "--model", str(tiny_llama_folder), "--inspectors", "logit_lens,patchscope", "--out", "run"]
+    process = subprocess.Popen(
+        [*COMMAND, *given], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run").rglob("*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted; finished cells are kept" in errors
+    assert "Traceback" not in errors
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")]
+
+
+def test_plot_and_errors_of_plot(tmp_path: Path) -> None:
+    assert "not a run folder" in refused(lensbench("plot", "nowhere", cwd=tmp_path), 1)
+
+
+def test_lists_are_not_cut_when_piped(tmp_path: Path) -> None:
+    done = lensbench("list", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "…" not in done.stdout
+    for expected in ("smollm2-135m", "attribute_extraction/country_capital", "patchscope", "The score comes from"):
+        assert expected in done.stdout

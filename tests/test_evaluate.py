@@ -1,0 +1,194 @@
+"""From configuration to run folder, on a tiny model."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lensbench import evaluate, load_run
+from lensbench.evidence import Evidence, Scores
+from lensbench.inspectors.base import Inspector
+from lensbench.rivals import derangement
+
+TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")
+METHODS = ("logit_lens", "tuned_lens", "probe", "patchscope")
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENSBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield {
+            "model": str(tiny_llama_folder),
+            "tasks": TASKS,
+            "limit": 40,
+            "parameters": {"tuned_lens": {"tokens": 1024, "steps": 1}},
+        }
+
+
+@pytest.fixture(scope="module")
+def run(settings: dict, tmp_path_factory: pytest.TempPathFactory):
+    return evaluate(**settings, out=tmp_path_factory.mktemp("runs") / "all")
+
+
+def shards(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((path / "records").glob("*.parquet"))}
+
+
+def test_every_method_stands_beside_its_rivals(run) -> None:
+    assert not run.failed
+    pairs = set(run.records[["inspector", "baseline"]].itertuples(index=False, name=None))
+    zero_shot = {"none", "mean", "shuffled", "choices_only", "embedding", "input_only"}
+    learned = zero_shot - {"choices_only"} | {"majority", "input_classifier", "control_task"}
+    expected = {("patchscope", name) for name in zero_shot | {"question_only"}}
+    expected |= {(lens, name) for lens in ("logit_lens", "tuned_lens") for name in zero_shot}
+    assert pairs == expected | {("probe", name) for name in learned}
+
+
+def test_run_folder_is_whole(run) -> None:
+    assert {"run.json", "summary.csv", "metrics.csv", "records", "plots"} <= {path.name for path in run.path.iterdir()}
+    assert {path.suffix for path in (run.path / "plots").iterdir()} == {".png", ".svg"}
+    assert not [path for path in run.path.rglob("*") if "partial" in path.name or path.name.startswith(".")]
+    assert run.info["setting"]["layers"] == [0, 1, 2]
+    assert all(cell["status"] in ("done", "not applicable") for cell in run.info["cells"].values())
+
+
+def test_same_items_for_all_methods(run) -> None:
+    scored = run.records[(run.records.baseline == "none") & (run.records.relation == "country_continent")]
+    sets = scored.groupby(["inspector", "site"], observed=True)["item"].agg(lambda items: frozenset(items))
+    for site in ("subject", "answer"):
+        assert len(set(sets.xs(site, level="site"))) == 1
+
+
+def test_probe_is_not_applicable_to_open_relations(run) -> None:
+    probe = run.records[run.records.inspector == "probe"]
+    assert set(probe[probe.baseline.isin(["none", "majority"])].relation) == {"country_continent"}
+    reasons = [cell.get("not_applicable", {}) for cell in run.info["cells"].values() if cell["baseline"] == "majority"]
+    assert all("fewer than 5 training subjects" in reason["country_capital"] for reason in reasons)
+
+
+def test_verdicts_never_say_privileged(run) -> None:
+    verdicts = set(run.summary.verdict.dropna())
+    assert verdicts <= {"uses the activation", "beats this text reader", "inconclusive"} | {
+        verdict for verdict in verdicts if verdict.startswith("matched by ")
+    }
+
+
+def test_prior_correction_leaves_what_learns_labels_alone(run) -> None:
+    probe = run.records[(run.records.inspector == "probe") & (run.records.baseline == "none")]
+    assert (probe.correct == probe.correct_corrected).all()
+
+
+def test_question_only_is_exactly_chance_when_corrected(run) -> None:
+    """The same scores for all items: nothing is left after the prior is subtracted."""
+    rows = run.records[run.records.baseline == "question_only"]
+    assert rows.correct_corrected.to_numpy() == pytest.approx(rows.chance.to_numpy())
+
+
+def test_shuffled_takes_each_activation_once_and_never_its_own() -> None:
+    subjects = ["a", "b", "a", "c", "d", "b"]
+    order = derangement(subjects, seed=3)
+    assert sorted(order) == list(range(6))
+    assert all(subjects[i] != subjects[j] for i, j in enumerate(order))
+    assert derangement(["a", "a", "b"], seed=0) is None
+
+
+def test_again_with_the_same_folder_does_only_what_is_missing(run, settings, monkeypatch) -> None:
+    before = shards(run.path)
+    gone = next(name for name in before if "patchscope-shuffled" in name)
+    (run.path / "records" / gone).unlink()
+    worked = []
+    original = Inspector.fit
+    monkeypatch.setattr(Inspector, "fit", lambda self, *rest: worked.append(self.name) or original(self, *rest))
+    again = evaluate(**settings, out=run.path)
+    assert shards(again.path) == before, "the missing cell comes back with the same bytes, and no other changes"
+    assert set(worked) <= {"patchscope"}
+
+
+def test_same_plan_same_bytes(settings, tmp_path: Path) -> None:
+    small = {**settings, "limit": 10, "inspectors": ("patchscope",), "baselines": ("shuffled", "mean")}
+    first, second = (evaluate(**small, out=tmp_path / name) for name in ("a", "b"))
+    assert shards(first.path) == shards(second.path)
+    assert (first.path / "summary.csv").read_bytes() == (second.path / "summary.csv").read_bytes()
+
+
+def test_a_cell_that_fails_does_not_end_the_others(settings, tmp_path: Path, monkeypatch) -> None:
+    small = {**settings, "limit": 10, "baselines": (), "sites": ("subject",)}
+    from lensbench.inspectors.logit_lens import LogitLens
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LogitLens, "inspect", lambda *_: 1 / 0)
+        broken = evaluate(**small, out=tmp_path)
+    assert list(broken.failed.values()) == ["ZeroDivisionError: division by zero"]
+    assert set(broken.records.inspector) == {"tuned_lens", "probe", "patchscope"}
+    traceback = next(cell["traceback"] for cell in broken.info["cells"].values() if cell["status"] == "failed")
+    assert "1 / 0" in traceback
+    mended = evaluate(**small, out=tmp_path)
+    assert not mended.failed
+    assert set(mended.records.inspector) == set(METHODS)
+
+
+def test_run_is_read_back(run) -> None:
+    loaded = load_run(run.path)
+    pd.testing.assert_frame_equal(loaded.summary, run.summary)
+    assert set(loaded.best.inspector) == set(METHODS)
+
+
+def test_another_plan_does_not_mix_into_a_folder(run, settings) -> None:
+    from lensbench.errors import UsageError
+
+    with pytest.raises(UsageError, match="holds a run with limit 40, now 41; choose another folder"):
+        evaluate(**{**settings, "limit": 41}, out=run.path)
+
+
+def test_items_whose_choices_begin_alike_are_dropped_for_all_and_counted(tiny_llama_folder, tmp_path, settings) -> None:
+    folder = write_task(tmp_path / "alike", choices=["tea", "tea cake"])
+    from lensbench.errors import LensbenchError
+
+    with pytest.raises(LensbenchError, match=r"no item left for .*begin with the same token"):
+        evaluate(**{**settings, "tasks": (str(folder),)}, out=tmp_path / "run")
+    assert not list((tmp_path / "run" / "records").iterdir())
+
+
+def write_task(folder: Path, choices: list[str], subject_source: str = "We spoke of {subject}") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "task.toml").write_text(
+        f'name = "{folder.name}"\nsummary = "made up"\n[relations.likes]\nkind = "class"\nsummary = "who → what"\n'
+        f'inspection = ["They say that {{subject}} likes"]\nquestions = ["What does {{subject}} like? Answer:"]\n'
+        f"choice_sets = [{json.dumps(choices)}]\n[relations.likes.sources.subject]\n"
+        f'train = ["Once I saw {{subject}}"]\ntest = ["{subject_source}"]\n'
+    )
+    rows = [
+        {"relation": "likes", "subject": f"Name{i} Other{i}", "answer": choices[i % len(choices)]} for i in range(60)
+    ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_custom_task_folder(settings, tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "drinks", choices=["tea", "wine"])
+    run = evaluate(**{**settings, "tasks": (str(folder),), "limit": None, "inspectors": ("probe",)}, out=tmp_path / "r")
+    assert set(run.records.task) == {"drinks"}
+    assert set(run.records.site) == {"subject"}
+
+
+class Forgetful(Inspector):
+    """Reads nothing and scores all alike."""
+
+    name = "forgetful"
+    reads = frozenset()
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        import torch
+
+        return Scores(("default",), torch.zeros(1, 1, len(evidence.choices), len(evidence.answers)))
+
+
+def test_a_constant_scorer_gets_exactly_chance_in_the_records(settings, tmp_path: Path) -> None:
+    small = {**settings, "inspectors": ("tests.test_evaluate:Forgetful",), "baselines": ("input_only",)}
+    run = evaluate(**small, out=tmp_path)
+    own = run.records[run.records.baseline == "none"]
+    assert own.layer.isna().all()
+    assert own.correct.to_numpy() == pytest.approx(own.chance.to_numpy())

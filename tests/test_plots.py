@@ -131,15 +131,25 @@ def test_a_method_keeps_its_colour():
     assert len(set(palette.values())) == 6
 
 
+def test_the_table_is_whole_on_80_columns(summary):
+    output = io.StringIO()
+    console = Console(file=output, width=80, force_terminal=True, color_system=None)
+    print_table(result_table(best_layers(summary)), console)
+    lines = output.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert "\u2026" not in output.getvalue()
+    assert re.search(r"(inconclusive|uses the)\s*$", output.getvalue(), re.MULTILINE)
+
+
 def test_the_piped_table_is_whole(summary):
     output = io.StringIO()
     print_table(result_table(best_layers(summary)), Console(file=output))
     text = output.getvalue()
     assert "\u2026" not in text
-    assert text.count("patchscope") == 6
+    assert text.count("patchscope") == 6  # two relations and the totals, two sites
     assert "country_facts / currency" in text
     assert "input only" in text
-    assert "not where the attribute is" in text
+    assert "not where the" in text
     assert re.search(r"\+\.\d\d \[[+-]\.\d\d, \+\.\d\d\]", text)
 
 

@@ -1,76 +1,87 @@
 """The table that the terminal shows at the end of a run."""
 
 import math
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from lensbench.report.style import readable
 from lensbench.statistics import VERDICTS
 
-FOOTNOTE = """\
-Accuracy is closed choice, prior-corrected; chance in brackets. Rows 'all' are relation means of
-(accuracy - chance) / (1 - chance): 0 is chance, 1 is perfect.
-Gaps are to the strongest rival, with 95 % intervals that hold for all layers at once, so choosing the best layer is
-allowed for. A verdict needs every rival of the question, under the raw score too.
-Lenses are ranked only at `answer`; at `subject` nobody has asked them. A Patchscope at `subject` whose verbalizer is
-the target shows what this reader can recover, not where the attribute is."""
-_QUESTIONS = {
-    "uses_activation": "uses the activation?",
-    "beats_text": "beats the text?",
-    "target_specific": "target-specific?",
-}
+ALL = "all"
+FOOTNOTE = (
+    "Accuracy is closed choice, prior-corrected, at the method's best layer. Totals are relation means of "
+    "(accuracy - chance) / (1 - chance): 0 is chance, 1 is perfect. Two questions: does the method use the "
+    "activation, does it beat the text? The gap is to the strongest rival there, with a 95 % interval that holds for all layers at once, so "
+    "that choosing the best layer is allowed for. A verdict needs every rival, under the raw score too. "
+    "Lenses are ranked only at `answer`; at `subject` nobody has asked them. A Patchscope at `subject` whose "
+    "verbalizer is the target shows what this reader can recover, not where the attribute is."
+)
+_QUESTIONS = {"uses_activation": "activation", "beats_text": "text", "target_specific": "target"}
 _WIDE = 4000
 
 
-def result_table(best: pd.DataFrame, *, title: str | None = None, footnote: bool = True) -> Table:
-    """One line a task, relation, site and method: its best layer, its strongest rivals, the gaps and verdicts.
+def result_table(best: pd.DataFrame) -> Group:
+    """For each relation and site, and last the totals: each method's best layer, its strongest rivals and the verdicts.
 
     Args:
         best: as `best_layers` gives it.
-        title: over the table.
-        footnote: whether to say below how to read it.
     """
-    verdicts = {question: f"{question}_verdict" for question in VERDICTS}
-    asked = [question for question, name in verdicts.items() if name in best and best[name].notna().any()]
-    table = Table(title=title, caption=FOOTNOTE if footnote else None, caption_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("task / relation", "site", "method"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("best\nlayer", justify="right")
-    table.add_column("accuracy\n(chance)", justify="right", no_wrap=True)
-    for question in asked:
-        table.add_column(f"{_QUESTIONS[question]}\nstrongest rival, gap, verdict", no_wrap=True)
-    table.add_column("subjects", justify="right")
-    several = best["model"].nunique() > 1
-    previous = None
-    for row in best.to_dict("records"):
-        place = (row["model"], row["task"], row["relation"], row["site"])
-        if previous is not None and place != previous:
-            table.add_section()
-        table.add_row(*_cells(row, asked, several, repeated=place == previous))
-        previous = place
-    return table
+    places: list[RenderableType] = []
+    for place, rows in _places(best):
+        lines = [line for row in rows.to_dict("records") for line in _lines(row)]
+        # Words wrap, and no number is cut, down to 80 columns.
+        table = Table(title=place, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+        table.padding = (0, 1, 0, 0)
+        table.add_column("method", no_wrap=True)
+        for name in ("layer", "acc."):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        table.add_column("strongest rival", min_width=9)
+        table.add_column("gap, interval", no_wrap=True)
+        table.add_column("verdict", min_width=13)
+        for line in lines:
+            table.add_row(*line)
+        places += [table, Text()]
+    return Group(*places, Text(textwrap.fill(FOOTNOTE, 79)))
 
 
-def _cells(row: dict[Any, Any], asked: list[str], several_models: bool, *, repeated: bool) -> list[str]:
-    where = f"{row['task']} / {row['relation']}"
-    place = ["", ""] if repeated else [f"{row['model']}: {where}" if several_models else where, str(row["site"])]
+def _places(best: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each model, task, relation and site with its title; totals last, and none of a single relation."""
+    groups = dict(iter(best.groupby(["model", "task", "relation", "site"], observed=True, sort=False)))
+    several_models = best["model"].nunique() > 1
+    for total in (False, True):
+        for (model, task, relation, site), rows in groups.items():
+            if (relation == ALL) != total:
+                continue
+            if total and sum(key[:2] == (model, task) and key[3] == site for key in groups) == 2:
+                continue
+            what = "all relations" if total else relation
+            chance = "" if total else f", chance {number(float(rows['chance'].mean()))}"
+            where = f"{task} / {what}, read at {site} ({rows['subjects'].max()} subjects{chance})"
+            yield (f"{model}: {where}" if several_models else where), rows
+
+
+def _lines(row: dict[Any, Any]) -> Iterator[tuple[str | Text, ...]]:
+    """One line a question; the method is named in the first."""
     layer = "-" if pd.isna(row["layer"]) else str(row["layer"])
-    accuracy = f"{number(row['accuracy_corrected'])} ({number(row['chance'])})"
-    gaps = [_gap(row, question) for question in asked]
-    return [*place, str(row["inspector"]), layer, accuracy, *gaps, str(row["subjects"])]
-
-
-def _gap(row: dict[Any, Any], question: str) -> str:
-    if pd.isna(row[f"{question}_verdict"]):
-        return "no rival"
-    gap, low, high = (number(row[f"{question}_{part}"], signed=True) for part in ("gap", "gap_low", "gap_high"))
-    rival = f"{readable(row[f'{question}_rival'])} {number(row[f'{question}_rival_accuracy'])}"
-    return f"{rival}, {gap} \\[{low}, {high}]\n[bold]{row[f'{question}_verdict']}[/bold]"
+    method = [str(row["inspector"]), layer, number(row["accuracy_corrected"])]
+    asked = [q for q in VERDICTS if f"{q}_verdict" in row and not pd.isna(row[f"{q}_verdict"])]
+    if not asked:
+        yield (*method, "", "", "", "no rival")
+    for i, question in enumerate(asked):
+        gap, low, high = (number(row[f"{question}_{part}"], signed=True) for part in ("gap", "gap_low", "gap_high"))
+        rival = f"{readable(row[f'{question}_rival'])} {number(row[f'{question}_rival_accuracy'])}"
+        verdict = Text(readable(row[f"{question}_verdict"]), style="bold")
+        interval = Text(f"{gap} [{low}, {high}]")
+        yield (*(method if i == 0 else ["", "", ""]), _QUESTIONS[question], rival, interval, verdict)
 
 
 def number(value: float, *, signed: bool = False) -> str:
@@ -82,12 +93,12 @@ def number(value: float, *, signed: bool = False) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
 
 
-def print_table(table: Table, console: Console | None = None) -> None:
+def print_table(table: RenderableType, console: Console | None = None) -> None:
     """Print a table. Where the output is not a terminal nothing is wrapped or cut, however wide the table is."""
     shown = console or Console()
     width = shown.width
     if not shown.is_terminal:
-        # Only as wide as is needed: the caption is padded to any width.
+        # Only as wide as is needed: titles are padded to any width.
         shown.width = Measurement.get(shown, shown.options.update(width=_WIDE), table).maximum
     shown.print(table)
     shown.width = width

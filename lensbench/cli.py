@@ -20,6 +20,8 @@ app = typer.Typer(
 
 # What typer returns after Ctrl-C.
 INTERRUPTED = 130
+# What the result table takes without wrapping.
+WIDE = 100
 Run = Annotated[Path, typer.Argument(help="A run folder, as `lensbench evaluate` wrote it.", show_default=False)]
 
 
@@ -170,7 +172,8 @@ def _evaluate(given: dict[str, Any], config: Path | None) -> None:
     from lensbench.report.tables import print_table, result_table
 
     run = run_config(settings, progress.bar)
-    print_table(result_table(run.best))
+    console = Console()
+    print_table(result_table(run.best, narrow=console.is_terminal and console.width < WIDE), console)
     for file, error in run.failed.items():
         _complain(f"failed: {file}: {error}")
     Console(stderr=True, soft_wrap=True).print(f"Run folder: {run.path}", highlight=False)

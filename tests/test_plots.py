@@ -134,11 +134,13 @@ def test_a_method_keeps_its_colour():
 def test_the_table_is_whole_on_80_columns(summary):
     output = io.StringIO()
     console = Console(file=output, width=80, force_terminal=True, color_system=None)
-    print_table(result_table(best_layers(summary)), console)
+    print_table(result_table(best_layers(summary), narrow=True), console)
     lines = output.getvalue().splitlines()
     assert max(len(line) for line in lines) <= 80
     assert "\u2026" not in output.getvalue()
-    assert re.search(r"(inconclusive|uses the)\s*$", output.getvalue(), re.MULTILINE)
+    words = set(re.findall(r"\w+", output.getvalue()))
+    assert words & {"inconclusive", "activation"}
+    assert not words & {"inconclusiv", "inconclusi", "inconclus"}
 
 
 def test_the_piped_table_is_whole(summary):

@@ -28,28 +28,27 @@ _QUESTIONS = {"uses_activation": "activation", "beats_text": "text", "target_spe
 _WIDE = 4000
 
 
-def result_table(best: pd.DataFrame) -> Group:
+def result_table(best: pd.DataFrame, *, narrow: bool = False) -> Group:
     """For each relation and site, and last the totals: each method's best layer, its strongest rivals and the verdicts.
 
     Args:
         best: as `best_layers` gives it.
+        narrow: fit 80 columns; words wrap, and no number is cut.
     """
     places: list[RenderableType] = []
     for place, rows in _places(best):
         lines = [line for row in rows.to_dict("records") for line in _lines(row)]
-        # Words wrap, and no number is cut, down to 80 columns.
-        table = Table(title=place, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
-        table.padding = (0, 1, 0, 0)
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("method", no_wrap=True)
         for name in ("layer", "acc."):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
-        table.add_column("strongest rival", min_width=9)
+        table.add_column("strongest rival", width=9 if narrow else None)
         table.add_column("gap, interval", no_wrap=True)
-        table.add_column("verdict", min_width=13)
+        table.add_column("verdict", width=12 if narrow else None)
         for line in lines:
             table.add_row(*line)
-        places += [table, Text()]
+        places += [Text(place, style="bold"), table, Text()]
     return Group(*places, Text(textwrap.fill(FOOTNOTE, 79)))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lensbench.task_files import N_FOLDS, SITES, SLOT, Fact, Relation, normalise
+from lensbench.facts import N_FOLDS, SITES, SLOT, Fact, Relation, normalise
 from lensbench.tasks import Task
 
 # What each check allows where a task does not say otherwise. A value passes when it is not above its threshold.

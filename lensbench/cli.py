@@ -25,6 +25,22 @@ WIDE = 100
 Run = Annotated[Path, typer.Argument(help="A run folder, as `lensbench evaluate` wrote it.", show_default=False)]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from lensbench import __version__
+
+        Console(soft_wrap=True).print(f"lensbench {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
 def main() -> None:
     """Run the command line; errors are one line, and their exit status says whose they are."""
     try:
@@ -36,7 +52,7 @@ def main() -> None:
         # What the parser raises; its class has moved between versions of typer, its method has not.
         if not hasattr(error, "format_message"):
             raise
-        _complain(f"{error.format_message()} See `lensbench --help`.")
+        _complain(f"{error.format_message().rstrip('.')}; see `lensbench --help`")
         status = 2
     if status == INTERRUPTED:
         _complain("interrupted; finished cells are kept: run the same command again with the same --out to go on")
@@ -260,3 +276,4 @@ def doctor(
     failed = [check.name for check in checks if not check.passed]
     if failed:
         raise LensbenchError(f"{model} is not read correctly: {', '.join(failed)}; do not trust results on it")
+    Console(soft_wrap=True).print(f"{model} is read correctly.", highlight=False)

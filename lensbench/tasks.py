@@ -11,18 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.task_files import (
-    N_FOLDS,
-    SITES,
-    SLOT,
-    Fact,
-    Relation,
-    Site,
-    TaskError,
-    fold_of,
-    normalise,
-    read_task_folder,
-)
+from lensbench.facts import N_FOLDS, SITES, SLOT, Fact, Relation, Site, fold_of, normalise
+from lensbench.task_files import TaskError, read_task_folder
 
 __all__ = [
     "N_FOLDS",

@@ -1,6 +1,5 @@
 """The real SmolLM2-135M: against references written straight on transformers, and against what is known of it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +85,8 @@ class Naive:
 
 
 @pytest.fixture(scope="module")
-def naive(smollm2_folder: Path) -> Iterator[Naive]:
-    yield Naive(smollm2_folder)
+def naive(smollm2_folder: Path) -> Naive:
+    return Naive(smollm2_folder)
 
 
 @pytest.mark.parametrize("method", ["logit_lens", "patchscope"])

@@ -6,7 +6,7 @@ Nothing in here imports torch, so that names and files are checked before a mode
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -70,7 +70,28 @@ def find_baselines() -> dict[str, Baseline]:
     return {path.stem: _read(path) for path in sorted((data_root() / "baselines").glob("*.toml"))}
 
 
+def choose_baselines(names: Iterable[str] | None) -> dict[str, Baseline]:
+    """Return the baselines of these names, or of these files (`./mine.toml`); None takes all that ship.
+
+    Raises:
+        UsageError: no baseline of that name, or two of one name.
+        LensbenchError: a file that does not say what a baseline is.
+    """
+    known = find_baselines()
+    chosen: dict[str, Baseline] = {}
+    for name in known if names is None else dict.fromkeys(names):
+        if not name.endswith(".toml") and name not in known:
+            raise unknown_name("baseline", name, known, "or none, or the path of a .toml file")
+        baseline = _read(Path(name)) if name.endswith(".toml") else known[name]
+        if baseline.name in chosen:
+            raise UsageError(f"two of the baselines are called {baseline.name!r}; rename one")
+        chosen[baseline.name] = baseline
+    return chosen
+
+
 def _read(path: Path) -> Baseline:
+    if not path.is_file():
+        raise UsageError(f"no baseline file {path}; give the path of a .toml file, or a name")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         known = {"rules_out", "question", "function", "learns_from", "reads", "parameters"}

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from lensbench.baselines import Baseline, find_baselines
+from lensbench.baselines import Baseline, choose_baselines
 from lensbench.catalogue import check_inspector
 from lensbench.errors import UsageError, unknown_name
 from lensbench.model.sources import check_model_name
@@ -96,12 +96,7 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
     for name in config.parameters:
         check_inspector(name)
     parse_layers(config.layers, None)
-    known = find_baselines()
-    chosen = tuple(known) if config.baselines is None else config.baselines
-    for name in chosen:
-        if name not in known:
-            raise unknown_name("baseline", name, known, "or none")
-    return load_tasks(config.tasks), {name: known[name] for name in dict.fromkeys(chosen)}
+    return load_tasks(config.tasks), choose_baselines(config.baselines)
 
 
 def parse_layers(given: str, deepest: int | None) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lensbench.baselines import find_function
 from lensbench.bench import Bench, Lab, Method
 from lensbench.config import RunConfig, check_config, make_config, parse_layers
 from lensbench.corpus import Corpus, lens_cache
@@ -62,6 +63,8 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
         if not sites_of(task, config):
             raise UsageError(f"task {task.name} has no site {config.sites}; its sites are {', '.join(task.sites)}")
     makes = make_inspectors(config)
+    for baseline in baselines.values():
+        find_function(baseline.function)
     out = _out_folder(config)
     setting = _load(config)
     cells = plan_cells(setting, tasks, makes, baselines)

@@ -113,7 +113,9 @@ def evaluate(
     inspectors: Annotated[
         str | None, typer.Option(help="Inspector names or module:Class, with commas between.")
     ] = None,
-    baselines: Annotated[str | None, typer.Option(help="Baseline names or .toml files, or none. [default: all]")] = None,
+    baselines: Annotated[
+        str | None, typer.Option(help="Baseline names or .toml files, or none. [default: all]")
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="all; or 0,4,8; or stride:2. Layer 0 is the embeddings.")] = None,
     sites: Annotated[str | None, typer.Option(help="Read sites: subject, answer. [default: both]")] = None,
     verbalizer: Annotated[

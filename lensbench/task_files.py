@@ -90,7 +90,7 @@ class _File:
             line = self.content[: error.start].count(b"\n") + 1
             self.problem(line, f"byte {self.content[error.start]:#04x}", "UTF-8 text", "save the file as UTF-8")
         except OSError as error:
-            do = "a task is a folder with task.toml and items.jsonl (`lensbench new task NAME` makes one)"
+            do = "a task is a folder with task.toml and items.jsonl (docs/tasks.md)"
             self.problem(1, f"cannot be read ({error.strerror})", "a readable file", do)
 
     def problem(self, line: int, given: str, expected: str, do: str) -> None:

@@ -5,13 +5,14 @@ Nothing in here imports torch, so that names and files are checked before a mode
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.facts import N_FOLDS, SITES, SLOT, Fact, Relation, Site, fold_of, normalise
+from lensbench.facts import N_FOLDS, SITES, SLOT, Fact, Relation, Site, TaskFolder, fold_of, normalise
 from lensbench.task_files import TaskError, read_task_folder
 
 __all__ = [
@@ -216,9 +217,13 @@ def load_task(spec: str) -> Task:
         UsageError: If there is no such task or relation.
         TaskError: If the task's files are wrong.
     """
+    return _task(spec, read_task_folder)
+
+
+def _task(spec: str, reader: Callable[[Path], TaskFolder]) -> Task:
     known = find_tasks()
     folder, wanted = _resolve(spec, known)
-    read = read_task_folder(folder)
+    read = reader(folder)
     if known.get(folder.name) == folder and read.name != folder.name:
         expected = f"expected the folder's name {folder.name!r}; rename one of them"
         raise TaskError(f"{folder / 'task.toml'}:1: name {read.name!r}; {expected}")
@@ -245,7 +250,8 @@ def load_tasks(specs: Iterable[str]) -> list[Task]:
         TaskError: If a task's files are wrong.
     """
     merged: dict[str, Task] = {}
-    for task in map(load_task, specs):
+    read_once = cache(read_task_folder)
+    for task in (_task(spec, read_once) for spec in specs):
         before = merged.setdefault(task.name, task)
         if before.folder != task.folder:
             raise UsageError(f"two tasks are called {task.name!r}: {before.folder} and {task.folder}; rename one")

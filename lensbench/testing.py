@@ -1,20 +1,22 @@
 """The checks that every inspector must pass, ours or a stranger's.
 
-`check_inspector(lambda: MyLens())` runs them all on a small random model; each is also a function of its own. A
+`check_inspector(MyLens)` runs them all on a small random model; each is also a function of its own. A
 failed check raises AssertionError and says what was found.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
 from lensbench.bench import Bench, Lab, Method
-from lensbench.corpus import Corpus
+from lensbench.corpus import PROSE, Corpus
 from lensbench.evidence import NotApplicableError, Scores
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.tuned_lens import TunedLens
 from lensbench.model.language_model import LanguageModel
+from lensbench.model.small import small_model
 from lensbench.residuals import Residuals
 from lensbench.scoring import prediction_columns
 from lensbench.tasks import Item, Relation
@@ -70,16 +72,26 @@ def _item(relation: Relation, subjects: Subjects, i: int, template: str) -> Item
     )
 
 
-def check_inspector(make: Make, bench: Bench) -> list[str]:
+@cache
+def small_bench() -> Bench:
+    """Return a bench of twenty made-up subjects on a small random model, made once."""
+    model = small_model((PROSE / "heldout.txt").read_text(encoding="utf-8"))
+    firsts, lasts = ("Bo", "Cy", "Di", "Ed", "Fay"), ("Ash", "Birch", "Cole", "Dow")
+    names = tuple(f"{first} {last}" for first in firsts for last in lasts)
+    return make_bench(model, Corpus(model), Subjects(names, ("tea", "wine")), (0, 2, 3, 4))
+
+
+def check_inspector(make: Make, bench: Bench | None = None) -> list[str]:
     """Run every check that makes sense for an inspector, and return their names.
 
     Args:
-        make: makes the inspector, unfitted.
-        bench: from `make_bench`, on a small model.
+        make: makes the inspector, unfitted: its class will do.
+        bench: from `make_bench`; by default `small_bench()`.
 
     Raises:
         AssertionError: a check failed.
     """
+    bench = bench or small_bench()
     done = []
     for check in _checks(make()):
         check(make, bench)

@@ -16,16 +16,10 @@ from lensbench.inspectors.tuned_lens import TunedLens
 from lensbench.text_readers import ChoicesOnly, InputClassifier, Majority, TextReader
 from tests import tiny
 
-NAMES = tuple(
-    f"{first} {last}" for first in ("Bo", "Cy", "Di", "Ed", "Fay") for last in ("Ash", "Birch", "Cole", "Dow")
-)
-
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    model = tiny.model("llama")
-    subjects = testing.Subjects(NAMES, ("tea", "wine"))
-    return testing.make_bench(model, Corpus(model), subjects, (0, 2, 3, 4))
+    return testing.small_bench()
 
 
 METHODS = {

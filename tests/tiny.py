@@ -4,14 +4,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lensbench.corpus import PROSE
 from lensbench.model.language_model import LanguageModel
+from lensbench.model.small import VOCAB, enlarge, train_tokenizer
 from lensbench.model.tokens import Tokens
 
-VOCAB = 600
 _COMMON = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 _LLAMA = {
     **_COMMON,
@@ -65,21 +64,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 @cache
 def tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer of 600 tokens."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<bos>", "<eos>", "<pad>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
-        special_tokens=special,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    bpe.train_from_iterator([(PROSE / "heldout.txt").read_text(encoding="utf-8")], trainer)
-    if bos:
-        bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
+    return train_tokenizer((PROSE / "heldout.txt").read_text(encoding="utf-8"), bos=bos)
 
 
 def module(kind: str, seed: int = 0) -> torch.nn.Module:
@@ -87,10 +72,7 @@ def module(kind: str, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, **(CONFIGS | HYBRIDS)[kind])
     model = AutoModelForCausalLM.from_config(config).float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() >= 2:
-                parameter.mul_(4.0)
+    enlarge(model)
     return model
 
 

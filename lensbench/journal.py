@@ -1,5 +1,6 @@
 """The journal of a run: `run.json`, written after every cell, so that a run that was cut off can be gone on with."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -55,7 +56,7 @@ class Journal:
             "setting": described,
             "versions": {name: version(name) for name in VERSIONS},
             "python": platform.python_version(),
-            "platform": platform.platform(),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
             "git_commit": _commit(),
             "baselines": {**before.get("baselines", {}), **asked},
             "patched_pass": before.get("patched_pass"),

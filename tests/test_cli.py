@@ -101,16 +101,17 @@ def test_empty_fold_and_colliding_choices(tmp_path: Path) -> None:
 
 def test_subject_at_token_0(tiny_llama_folder: Path, tmp_path: Path) -> None:
     folder = write_task(tmp_path / "sink", choices=["tea", "wine"])
-    rows = (folder / "items.jsonl").read_text().replace("Name0 Other0", "a")
-    (folder / "items.jsonl").write_text(rows)
-    text = (folder / "task.toml").read_text().replace("We spoke of {subject}", "({subject} likes")
-    (folder / "task.toml").write_text(text)
-    given = ("--model", tiny_llama_folder, "--tasks", folder, "--inspectors", "logit_lens")
-    done = lensbench("evaluate", *given, cwd=tmp_path)
-    # Whether the tokenizer merges "(a" or reads it apart, the answer names the item and what to do.
-    if done.returncode:
-        message = refused(done, 1)
-        assert "likes/" in message
+    # With this apostrophe before it, the name is in one token with the text's first character.
+    for name, old, new in (
+        ("items.jsonl", "Name0 Other0", "s"),
+        ("task.toml", "We spoke of {subject}", "'{subject} sang"),
+    ):
+        (folder / name).write_text((folder / name).read_text().replace(old, new))
+    given = ("--model", tiny_llama_folder, "--tasks", folder, "--inspectors", "logit_lens", "--out", "run")
+    message = refused(lensbench("evaluate", *given, cwd=tmp_path), 1)
+    assert "likes/s/subject/test0" in message
+    assert "is read at token 0, an attention sink; begin the text with other words" in message
+    assert not list((tmp_path / "run").rglob("*.parquet"))
 
 
 def test_interrupted_run_keeps_what_is_done(tiny_llama_folder: Path, tmp_path: Path) -> None:

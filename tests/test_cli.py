@@ -114,11 +114,19 @@ def test_subject_at_token_0(tiny_llama_folder: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "run").rglob("*.parquet"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
 def test_interrupted_run_keeps_what_is_done(tiny_llama_folder: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "LENSBENCH_CACHE": str(tmp_path / "cache")}
     given = ["evaluate", "--model", str(tiny_llama_folder), "--inspectors", "logit_lens,patchscope", "--out", "run"]
     process = subprocess.Popen(
-        [*COMMAND, *given], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*COMMAND, *given],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background of a shell inherit a SIGINT that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "run").rglob("*.parquet")) and time.monotonic() < deadline:

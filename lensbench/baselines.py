@@ -8,12 +8,11 @@ Nothing in here imports torch, so that names and files are checked before a mode
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.errors import LensbenchError, UsageError, import_attribute, unknown_name
 from lensbench.tasks import data_root
 
 if TYPE_CHECKING:
@@ -23,6 +22,17 @@ if TYPE_CHECKING:
 Question = Literal["uses_activation", "beats_text", "target_specific", "diagnostic"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 GROUP = "lensbench.baselines"
+SUPERVISION = ("nothing", "corpus", "labels")
+SOURCES = ("activation", "question", "text")
+_KEYS = {
+    "rules_out": str,
+    "question": str,
+    "function": str,
+    "learns_from": list,
+    "reads": list,
+    "parameters": dict,
+    "essential": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Baseline:
         learns_from: the supervision of the methods that it is a fair rival of.
         reads: sources that a method must read for it to make sense.
         parameters: keyword arguments of the function.
+        essential: whether a verdict stays open where it cannot answer the relation's questions.
     """
 
     name: str
@@ -47,6 +58,7 @@ class Baseline:
     learns_from: frozenset[str]
     reads: frozenset[str] = frozenset()
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    essential: bool = False
 
     def applies_to(self, learns_from: str, reads: frozenset[str]) -> bool:
         """Whether it is a fair rival of a method with this supervision and these sources."""
@@ -94,24 +106,41 @@ def _read(path: Path) -> Baseline:
         raise UsageError(f"no baseline file {path}; give the path of a .toml file, or a name")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-        known = {"rules_out", "question", "function", "learns_from", "reads", "parameters"}
-        if extra := set(data) - known:
-            raise unknown_name("key", min(extra), known)
-        if data["question"] not in QUESTIONS:
-            raise unknown_name("question", data["question"], QUESTIONS)
+        _check(data)
         return Baseline(
             name=path.stem,
             rules_out=data["rules_out"],
             question=data["question"],
             function=data["function"],
-            learns_from=frozenset(data.get("learns_from", ("nothing", "corpus", "labels"))),
+            learns_from=frozenset(data.get("learns_from", SUPERVISION)),
             reads=frozenset(data.get("reads", ())),
             parameters=data.get("parameters", {}),
+            essential=data.get("essential", False),
         )
     except KeyError as error:
         raise LensbenchError(f"{path}: no {error.args[0]}; see docs/baselines.md") from None
     except (tomllib.TOMLDecodeError, UsageError) as error:
         raise LensbenchError(f"{path}: {error}") from None
+
+
+def _check(data: dict[str, Any]) -> None:
+    """Refuse what a baseline cannot have.
+
+    Raises:
+        UsageError: an unknown key or name, or a value of another type.
+        KeyError: no question.
+    """
+    for key, value in data.items():
+        if key not in _KEYS:
+            raise unknown_name("key", key, _KEYS)
+        if not isinstance(value, _KEYS[key]):
+            raise UsageError(f"{key} = {value!r}; expected {_KEYS[key].__name__}")
+    chosen = {"learns_from": SUPERVISION, "reads": SOURCES, "question": QUESTIONS}
+    for key, known in chosen.items():
+        given = [data[key]] if key == "question" else data.get(key, [])
+        for name in given:
+            if name not in known:
+                raise unknown_name(key, str(name), known)
 
 
 def find_function(name: str) -> "Rival":
@@ -131,8 +160,5 @@ def find_function(name: str) -> "Rival":
     module, _, attribute = name.partition(":")
     if not attribute:
         raise unknown_name("baseline function", name, {*FUNCTIONS, *plugged}, "or give module:function")
-    try:
-        found: Rival = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise LensbenchError(f"baseline function {name!r} cannot be imported: {error}") from None
+    found: Rival = import_attribute(f"baseline function {name!r}", module, attribute)
     return found

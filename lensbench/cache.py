@@ -1,11 +1,14 @@
-"""Where converted models and fitted lenses are kept, and how a folder appears there whole or not at all."""
+"""Where converted models and fitted lenses are kept, how a folder appears there whole, and what makes it stale."""
 
+import hashlib
+import inspect
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lensbench.errors import UsageError
 
@@ -63,6 +66,21 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     finally:
         # Nothing to remove after the move; after a failure or a lost race, all of it.
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def code_digest(what: type | Callable[..., Any]) -> str:
+    """Return a digest of the files that define a function, or a class and what it inherits from.
+
+    Results are filed under it, so that what was made by other code is made again.
+    """
+    parts = [part for part in what.__mro__ if part.__module__ != "builtins"] if isinstance(what, type) else [what]
+    digest = hashlib.sha256()
+    for part in parts:
+        try:
+            digest.update(Path(inspect.getfile(part)).read_bytes())
+        except (TypeError, OSError):  # made at run time, or compiled: its name is all there is
+            digest.update(f"{part.__module__}.{part.__qualname__}".encode())
+    return digest.hexdigest()[:12]
 
 
 def _move(partial: Path, final: Path) -> None:

@@ -3,13 +3,12 @@
 import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.errors import LensbenchError, UsageError, import_attribute, unknown_name
 
 if TYPE_CHECKING:
     from lensbench.inspectors.base import Inspector
@@ -176,12 +175,7 @@ def load_inspector(name: str) -> "type[Inspector]":
     check_inspector(name)
     location = name if ":" in name else find_inspectors()[name].location
     module, _, attribute = location.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except AttributeError:
-        raise UsageError(f"inspector {name!r}: module {module} has no {attribute!r}") from None
-    except ImportError as error:
-        raise UsageError(f"inspector {name!r} cannot be imported: {error}") from None
+    found = import_attribute(f"inspector {name!r}", module, attribute)
     if not (isinstance(found, type) and issubclass(found, Inspector)):
         raise UsageError(f"inspector {name!r} is no subclass of lensbench.inspectors.base.Inspector")
     missing = sorted(getattr(found, "__abstractmethods__", ()))

@@ -93,7 +93,7 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
             check_model_name(name)
     for name in config.inspectors:
         check_inspector(name)
-    for name in config.parameters:
+    for name in set(config.parameters) - set(config.inspectors):
         check_inspector(name)
     parse_layers(config.layers, None)
     return load_tasks(config.tasks), choose_baselines(config.baselines)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lensbench.cache import atomic_folder, cache_root
+from lensbench.cache import atomic_folder, cache_root, code_digest
 from lensbench.errors import LensbenchError
 from lensbench.model.language_model import LanguageModel
 
@@ -21,33 +20,35 @@ WINDOW = 128
 WINDOWS_PER_BATCH = 16
 
 
-@dataclass(frozen=True)
 class Corpus:
-    """The target on prose.
+    """The target on prose. Methods get residuals from it, not the model.
 
     Args:
-        model: the target model. Private: methods get residuals, not the model.
+        model: the target model.
         path: a text file, paragraphs separated by blank lines.
         cache: where fitted lenses are kept; None keeps them nowhere.
     """
 
-    model: LanguageModel
-    path: Path = PROSE / "train.txt"
-    cache: Path | None = None
+    def __init__(self, model: LanguageModel, path: Path = PROSE / "train.txt", cache: Path | None = None) -> None:
+        self._model = model
+        self.path = path
+        self.cache = cache
 
     @cached_property
     def windows(self) -> Int[Tensor, "window token"]:
         """The prose as rows of 128 tokens, spread over the whole file when only a part of it is used."""
         text = self.path.read_text(encoding="utf-8")
-        ids = torch.tensor(self.model.tokens.encode(text).ids)
+        ids = torch.tensor(self._model.tokens.encode(text).ids)
         rows = ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW)
         return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
 
     @property
     def digest(self) -> str:
         """A digest of model and text: what a lens learned from this corpus depends on."""
+        model = self._model
         text = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        return hashlib.sha256(f"{self.model.fingerprint} {self.model.dtype} {text} {WINDOW}".encode()).hexdigest()[:16]
+        parts = (model.fingerprint, model.dtype, model.device.type, model.parts.paths, text, WINDOW)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def residuals(self, tokens: int, *, skip: int = 0) -> Iterator[Float[Tensor, "layer token d_model"]]:
         """Yield the residual stream at all layers, 0 to L, in batches of up to 2,032 positions.
@@ -67,20 +68,21 @@ class Corpus:
                 f"{skip + tokens} corpus tokens were asked for; {self.path.name} has {self.windows.numel()}: ask for "
                 "fewer, or give a longer text"
             )
-        layers = range(self.model.n_layers + 1)
+        layers = range(self._model.n_layers + 1)
         for begin in range(first, first + count, WINDOWS_PER_BATCH):
             ids = self.windows[begin : min(begin + WINDOWS_PER_BATCH, first + count)]
             positions = torch.arange(1, WINDOW).expand(len(ids), -1)
-            values = self.model.residuals(ids, torch.ones_like(ids), positions, layers)
+            values = self._model.residuals(ids, torch.ones_like(ids), positions, layers)
             yield values.flatten(1, 2)
 
     def learn_once(
-        self, name: str, parameters: Mapping[str, object], learn: Callable[[], dict[str, Tensor]]
+        self, learner: type, parameters: Mapping[str, object], learn: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """Return what `learn` returns; from the cache, where the method has learned from this corpus before."""
         if self.cache is None:
             return learn()
-        settings = json.dumps({"method": name, "parameters": parameters, "corpus": self.digest}, sort_keys=True)
+        method = [learner.__qualname__, code_digest(learner)]
+        settings = json.dumps({"method": method, "parameters": parameters, "corpus": self.digest}, sort_keys=True)
         folder = self.cache / hashlib.sha256(settings.encode()).hexdigest()[:16]
         if not (folder / "lens.safetensors").exists():
             learned = learn()
@@ -89,7 +91,7 @@ class Corpus:
                 save_file(
                     {key: value.contiguous().cpu() for key, value in learned.items()}, temporary / "lens.safetensors"
                 )
-        return {key: value.to(self.model.device) for key, value in load_file(folder / "lens.safetensors").items()}
+        return {key: value.to(self._model.device) for key, value in load_file(folder / "lens.safetensors").items()}
 
 
 def lens_cache() -> Path:

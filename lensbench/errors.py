@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
 _SHORT_LIST = 12
 
@@ -50,3 +52,18 @@ def unknown_name(kind: str, given: str, known: Iterable[str], hint: str = "") ->
 def _either(names: list[str]) -> str:
     quoted = [repr(name) for name in names]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+
+def import_attribute(what: str, module: str, attribute: str) -> Any:
+    """Import a module of the user's and return one of its attributes.
+
+    Raises:
+        UsageError: the module fails on import, or has no such attribute.
+    """
+    try:
+        imported = import_module(module)
+    except Exception as error:  # a stranger's module may raise anything
+        raise UsageError(f"{what}: importing {module} failed: {type(error).__name__}: {error}") from error
+    if not hasattr(imported, attribute):
+        raise UsageError(f"{what}: module {module} has no {attribute!r}")
+    return getattr(imported, attribute)

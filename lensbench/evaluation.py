@@ -8,20 +8,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from lensbench.baselines import find_function
+from lensbench.baselines import Baseline, find_function
 from lensbench.bench import Bench, Lab, Method
 from lensbench.config import RunConfig, check_config, make_config, parse_layers
 from lensbench.corpus import Corpus, lens_cache
 from lensbench.errors import UsageError
-from lensbench.evidence import NotApplicableError
+from lensbench.evidence import NotApplicableError, Target
 from lensbench.inspectors.base import Inspector
 from lensbench.journal import Journal
 from lensbench.model.architecture import ModulePaths
 from lensbench.model.loading import Loading, count_layers, load_source
 from lensbench.model.sources import resolve
 from lensbench.patching import patcher_of
-from lensbench.plan import Cell, Make, Setting, make_inspectors, plan_cells, sites_of
-from lensbench.preparation import make_benches
+from lensbench.plan import Cell, Make, Setting, due_rivals, make_inspectors, plan_cells, sites_of
+from lensbench.preparation import check_prompts, make_benches
 from lensbench.progress import Progress, silent
 from lensbench.records import RECORDS, table_from_columns, write_shard
 from lensbench.rivals import Outcome
@@ -65,10 +65,13 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
     makes = make_inspectors(config)
     for baseline in baselines.values():
         find_function(baseline.function)
+    _tell_idle(makes, baselines)
     out = _out_folder(config)
     setting = _load(config)
+    for make in makes.values():
+        make().check(Target(setting.model), setting.verbalizer)
     cells = plan_cells(setting, tasks, makes, baselines)
-    journal = Journal(out, setting, cells, baselines)
+    journal = Journal(out, setting, cells, baselines, due_rivals(makes, baselines))
     corpus = Corpus(setting.model, cache=lens_cache())
     lab = Lab(setting.model, setting.verbalizer, corpus, setting.layers, config.seed)
     benches = {
@@ -76,11 +79,20 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
         for task in tasks
         for site in sites_of(task, config)
     }
+    check_prompts(setting, [make() for make in makes.values()], benches.values())
     job = _Job(setting, makes, journal, benches)
     journal.write()
     job.execute(cells, progress)
     finish(out)
     return Run(out)
+
+
+def _tell_idle(makes: dict[str, Make], baselines: dict[str, Baseline]) -> None:
+    """Say which baselines are rivals of none of the methods."""
+    methods = [make() for make in makes.values()]
+    for baseline in baselines.values():
+        if not any(baseline.applies_to(method.learns_from, frozenset(method.reads)) for method in methods):
+            LOG.warning("baseline %s is no rival of %s; it is left out", baseline.name, ", ".join(makes))
 
 
 def _out_folder(config: RunConfig) -> Path:

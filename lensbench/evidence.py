@@ -57,7 +57,7 @@ class Training:
 
     Attributes:
         answers: every answer of the relation.
-        subjects: the training items' subjects; what is selected inside the training items is split by them.
+        groups: a number for each training item's subject; what is selected inside the training items is split by them.
         read: reads the training items' activations, for what learns labels and reads activations; see `residuals`.
         texts: the training items', for what learns labels and reads text.
         labels: the training items' answers, for what learns labels.
@@ -65,7 +65,7 @@ class Training:
     """
 
     answers: tuple[str, ...] = ()
-    subjects: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
     read: Callable[[], Residuals] | None = None
     texts: tuple[Text, ...] | None = None
     labels: tuple[str, ...] | None = None
@@ -110,10 +110,14 @@ class Target:
         self.d_model = model.d_model
         self.device = model.device
         self.head_rows = model.head_rows
-        self.unembed = model.unembed
+        self._unembed = model.unembed
         self._score_tokens = model.score_tokens
         self._answer_token = model.tokens.answer_token
         self._memory = RowMemory()
+
+    def unembed(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+        """Return logits from the residual stream of any layer: the model's own final norm and head. Differentiable."""
+        return self._unembed(residuals)
 
     def score_answers(self, residuals: Float[Tensor, "row d_model"], answers: Sequence[str]) -> TokenScores:
         """Unembed residuals and score the first token of each answer."""

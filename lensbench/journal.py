@@ -20,7 +20,19 @@ from lensbench.plan import Cell, Setting
 from lensbench.records import RECORDS, RUN_FILE, read_run, write_json_atomic
 
 # What records of one folder must have in common: they are read as one table.
-COMMON = ("schema", "model_fingerprint", "verbalizer_fingerprint", "dtype", "layers", "limit", "seed")
+COMMON = (
+    "schema",
+    "model",
+    "model_fingerprint",
+    "module_paths",
+    "verbalizer",
+    "verbalizer_fingerprint",
+    "dtype",
+    "device",
+    "layers",
+    "limit",
+    "seed",
+)
 VERSIONS = ("lensbench", "torch", "transformers", "scikit-learn", "numpy")
 SETTLED = ("done", "not applicable")
 
@@ -33,20 +45,28 @@ class Journal:
         setting: what all cells depend on.
         cells: the plan.
         baselines: the rivals in it.
+        due: inspector -> the rivals that it must have faced, as `due_rivals` lists them.
 
     Raises:
         UsageError: the folder holds a run whose records cannot stand beside these.
     """
 
-    def __init__(self, out: Path, setting: Setting, cells: list[Cell], baselines: Mapping[str, Baseline]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        setting: Setting,
+        cells: list[Cell],
+        baselines: Mapping[str, Baseline],
+        due: Mapping[str, Mapping[str, Any]],
+    ) -> None:
         self.out = out
         before: dict[str, Any] = read_run(out) if (out / RUN_FILE).exists() else {}
         described = setting.describe()
         for key in COMMON if before else ():
-            if before["setting"][key] != described[key]:
+            held = before.get("setting", {}).get(key)
+            if held != described[key]:
                 raise UsageError(
-                    f"--out {out} holds a run with {key} {before['setting'][key]}, now {described[key]}; "
-                    "choose another folder"
+                    f"--out {out} holds a run with {key} {held}, now {described[key]}; choose another folder"
                 )
         asked = {name: {"question": one.question, "rules_out": one.rules_out} for name, one in baselines.items()}
         self.cells: dict[str, dict[str, Any]] = before.get("cells", {})
@@ -59,7 +79,9 @@ class Journal:
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
             "git_commit": _commit(),
             "baselines": {**before.get("baselines", {}), **asked},
+            "due": {**before.get("due", {}), **due},
             "patched_pass": before.get("patched_pass"),
+            "plan": [cell.file for cell in cells],
             "cells": self.cells,
             "dropped": self.dropped,
         }
@@ -67,17 +89,21 @@ class Journal:
             self._enter(cell)
 
     def _enter(self, cell: Cell) -> None:
-        """Enter a cell as settled where its records are there, else as missing; forget what it supersedes."""
-        named = {
-            "task": cell.task.name,
-            "site": cell.site,
-            "inspector": cell.inspector,
-            "baseline": cell.baseline_name,
-        }
+        """Enter a cell as settled where its records are there, else as missing; drop what it makes stale."""
+        place = {"task": cell.task.name, "site": cell.site, "inspector": cell.inspector}
+        named = {**place, "baseline": cell.baseline_name, "method": cell.method, "relations": cell.relations}
         for file, other in list(self.cells.items()):
-            # A cell of the same name under another digest: its task, method or baseline has changed since.
-            if file != cell.file and all(other.get(key) == value for key, value in named.items()):
+            if other["task"] == cell.task.name and other.get("relations") != cell.relations:
+                raise UsageError(
+                    f"--out {self.out} holds task {cell.task.name} with the relations {', '.join(other['relations'])}, "
+                    f"now {', '.join(cell.relations)}; choose another folder"
+                )
+            same_method = all(other[key] == value for key, value in place.items())
+            stale = other["method"] != cell.method or (other["baseline"] == cell.baseline_name and file != cell.file)
+            if same_method and stale:
+                # A rival is compared with the method as it is now, not with an earlier version of it.
                 del self.cells[file]
+                (self.out / RECORDS / file).unlink(missing_ok=True)
         entry = self.cells.get(cell.file, {})
         there = (self.out / RECORDS / cell.file).exists()
         if entry.get("status") != "not applicable" and (entry.get("status") == "done") != there:
@@ -112,8 +138,6 @@ class Journal:
         begun = time.perf_counter()
         try:
             yield entry
-        except UsageError:
-            raise
         except Exception as error:
             entry.update(status="failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
         entry["seconds"] = round(time.perf_counter() - begun, 3)
@@ -125,7 +149,12 @@ def _commit() -> str | None:
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:  # a checkout without git, as in slim containers
+        return None
     return done.stdout.strip() or None
 
 

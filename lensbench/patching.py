@@ -5,20 +5,21 @@ shared), below the target layer nothing changes (a row starts there), only the l
 docs/decisions/0005-patched-pass.md.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lensbench.errors import LensbenchError
-from lensbench.model.block_calls import CleanPass, ReplayError, record_pass, shared_prefix
+from lensbench.model.block_calls import CleanPass, record_pass, shared_prefix
 from lensbench.model.language_model import TOLERANCE, LanguageModel, TokenScores
 from lensbench.model.memory import RowMemory
 
+LOG = logging.getLogger("lensbench")
 Mode = Literal["shared", "layer_start", "plain"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 ACTIVATION_BYTES = 256 * 2**20
@@ -177,9 +178,10 @@ def fastest_mode(model: LanguageModel, prompt: Prompt) -> Mode:
         try:
             if agreement(model, prompt, mode) <= TOLERANCE[model.dtype]:
                 return mode
-        except (ReplayError, TypeError, ValueError, RuntimeError, IndexError, AttributeError):
-            # Whatever a foreign block raises when called from the middle, the plainer mode is the answer.
-            continue
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a foreign block raises when called from the middle
+            LOG.info("%s: patched pass %s is not possible (%s)", model.name, mode, error)
     return "plain"
 
 
@@ -221,9 +223,8 @@ class Patcher:
         return self._memory.answer((prompt, tuple(token_ids)), keyed, compute)
 
 
-_PATCHERS: WeakKeyDictionary[LanguageModel, Patcher] = WeakKeyDictionary()
-
-
 def patcher_of(model: LanguageModel) -> Patcher:
     """Return the one patcher of a model, so that its proof and its memory are shared by all methods."""
-    return _PATCHERS.setdefault(model, Patcher(model))
+    # Kept by the model itself: a table of models would keep them alive.
+    kept: Patcher = model.companions.setdefault("patcher", Patcher(model))
+    return kept

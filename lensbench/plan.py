@@ -4,12 +4,14 @@ import hashlib
 import inspect as introspection
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lensbench.baselines import Baseline
+from lensbench.baselines import Baseline, find_baselines, find_function
+from lensbench.cache import code_digest
 from lensbench.catalogue import load_inspector
 from lensbench.config import RunConfig
 from lensbench.errors import UsageError
@@ -21,20 +23,39 @@ from lensbench.tasks import SITES, Site, Task
 Make = Callable[[], Inspector]
 
 
+# What predictions are made of besides the method and the rival themselves: when these change, all is made again.
+ENGINE = ("asking.py", "bench.py", "corpus.py", "evidence.py", "patching.py", "residuals.py", "scoring.py", "model")
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One shard of records: a task at a site, by a method or by one of its rivals."""
+    """One shard of records: a task at a site, by a method or by one of its rivals.
+
+    Attributes:
+        task: as far as it is asked.
+        site: where it is read.
+        inspector: the method's name.
+        baseline: the rival, or None for the method itself.
+        method: a digest of everything that the method's own predictions depend on.
+        digest: of everything that this cell's predictions depend on.
+    """
 
     task: Task
     site: Site
     inspector: str
     baseline: Baseline | None
+    method: str
     digest: str
 
     @property
     def baseline_name(self) -> str:
         """The baseline's name, or "none" for the method itself."""
         return self.baseline.name if self.baseline else NO_BASELINE
+
+    @property
+    def relations(self) -> list[str]:
+        """The relations asked, in alphabetical order."""
+        return sorted(self.task.relations)
 
     @property
     def file(self) -> str:
@@ -47,23 +68,53 @@ def make_inspectors(config: RunConfig) -> dict[str, Make]:
     """Import the inspectors, and try their settings.
 
     Raises:
-        UsageError: an inspector that cannot be imported, or a parameter that it does not have.
+        UsageError: an inspector that cannot be imported, or settings that it refuses.
     """
     makes: dict[str, Make] = {}
+    unused = dict(config.parameters)
     for given in config.inspectors:
         found = load_inspector(given)
-        settings = config.parameters.get(given, {})
+        if found.name in makes:
+            raise UsageError(f"two of the inspectors are called {found.name!r}; rename one")
+        settings = {**unused.pop(found.name, {}), **unused.pop(given, {})}
         known = list(introspection.signature(found).parameters)
         for name in settings:
             if name not in known:
                 raise UsageError(
                     f"inspector {found.name} has no parameter {name!r}; it has {', '.join(known) or 'none'}"
                 )
-        if found.name in makes:
-            raise UsageError(f"two of the inspectors are called {found.name!r}; rename one")
-        makes[found.name] = partial(found, **settings)
-        makes[found.name]()
+        # TOML has lists where methods have tuples.
+        makes[found.name] = partial(found, **{key: _tupled(value) for key, value in settings.items()})
+        try:
+            makes[found.name]()
+        except (TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UsageError(f"inspector {found.name} refuses its settings {settings}: {reason}") from None
+    if unused:
+        raise UsageError(
+            f"settings are given for {min(unused)}, which is not in this run ({', '.join(makes)}); leave them out"
+        )
     return makes
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
+
+
+def due_rivals(makes: dict[str, Make], chosen: dict[str, Baseline]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return for each inspector the rivals that it must have faced before anything good is said of it.
+
+    All that ship and apply to it, chosen or not, and those that were chosen.
+    """
+    due: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, make in makes.items():
+        inspector = make()
+        due[name] = {
+            baseline.name: {"question": baseline.question, "essential": baseline.essential}
+            for baseline in {**find_baselines(), **chosen}.values()
+            if baseline.applies_to(inspector.learns_from, frozenset(inspector.reads))
+        }
+    return due
 
 
 def sites_of(task: Task, config: RunConfig) -> tuple[Site, ...]:
@@ -90,6 +141,7 @@ class Setting:
             "verbalizer_fingerprint": self.verbalizer.fingerprint,
             "dtype": str(self.model.dtype),
             "device": self.model.device.type,
+            "module_paths": [self.model.parts.paths.blocks, self.model.parts.paths.norm],
             "layers": list(self.layers),
             "limit": self.config.limit,
             "seed": self.config.seed,
@@ -108,27 +160,27 @@ def plan_cells(
                 rivals = [
                     b for b in baselines.values() if b.applies_to(inspector.learns_from, frozenset(inspector.reads))
                 ]
+                method = _digest(setting, task, site, inspector, None)
                 for baseline in (None, *rivals):
                     digest = _digest(setting, task, site, inspector, baseline)
-                    cells.append(Cell(task, site, name, baseline, digest))
+                    cells.append(Cell(task, site, name, baseline, method, digest))
     return cells
 
 
 def _digest(setting: Setting, task: Task, site: Site, inspector: Inspector, baseline: Baseline | None) -> str:
-    rival = asdict(baseline) if baseline else None
     described = {
         "setting": setting.describe(),
-        "task": [task.name, task.version, list(task.relations)],
+        "engine": [version("lensbench"), _engine()],
+        "task": [task.name, task.version, sorted(task.relations)],
         "site": site,
-        "inspector": [inspector.name, inspector.parameters(), _code(type(inspector))],
-        "baseline": {**rival, "learns_from": sorted(rival["learns_from"]), "reads": sorted(rival["reads"])}
-        if rival
-        else None,
+        "inspector": [inspector.name, inspector.parameters(), code_digest(type(inspector))],
+        "baseline": baseline and [baseline.name, baseline.parameters, code_digest(find_function(baseline.function))],
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _code(method: type[Inspector]) -> str:
-    """Return a digest of the file that defines a method: a method that was changed is run again."""
-    file = introspection.getsourcefile(method)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else ""
+@cache
+def _engine() -> str:
+    package = Path(__file__).parent
+    files = [file for name in ENGINE for file in sorted((package / name).rglob("*.py")) or [package / name]]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

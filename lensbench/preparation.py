@@ -4,8 +4,10 @@ from collections.abc import Iterable
 
 from lensbench.bench import Bench, Lab
 from lensbench.errors import LensbenchError
+from lensbench.inspectors.base import Inspector
 from lensbench.journal import Journal
 from lensbench.model.language_model import LanguageModel
+from lensbench.patching import make_prompt
 from lensbench.plan import Setting
 from lensbench.residuals import find_site
 from lensbench.tasks import N_FOLDS, Item, Relation, Site, Task
@@ -35,6 +37,19 @@ def make_benches(lab: Lab, setting: Setting, task: Task, site: Site, journal: Jo
             "begin with the same token; give other answers, or another model"
         )
     return benches
+
+
+def check_prompts(setting: Setting, inspectors: Iterable[Inspector], benches: Iterable[Iterable[Bench]]) -> None:
+    """Check that every prompt of every method has a place for the activation under the verbalizer's tokenizer.
+
+    Raises:
+        LensbenchError: no slot, or a placeholder that is not one token of its own, or is token 0.
+    """
+    questions = {bench.relation.inspection[0] for group in benches for bench in group}
+    for inspector in inspectors:
+        for own in (inspector.own_prompt(question) for question in sorted(questions)):
+            if own is not None:
+                make_prompt(setting.verbalizer, own.text, own.placeholder)
 
 
 def _distinguishable(

@@ -8,8 +8,6 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
-
 from lensbench.bench import Change, Method, merged
 from lensbench.evidence import NotApplicableError, Scores
 from lensbench.inspectors.base import Inspector
@@ -51,17 +49,17 @@ def _read_instead(method: Method, reader: Callable[[], Inspector]) -> list[Outco
 
 
 def mean_activation(method: Method) -> list[Outcome]:
-    """The method on the mean activation of the other folds' items, at each layer."""
+    """The method on the mean activation of all items, at each layer.
 
-    def change(residuals: Residuals) -> Residuals:
-        folds = torch.tensor([item.fold for item in method.bench.items])
-        values = residuals.values.clone()
-        for fold in folds.unique():
-            training = residuals.values[:, folds != fold]
-            values[:, folds == fold] = (training if training.shape[1] else residuals.values).mean(1, keepdim=True)
-        return Residuals(residuals.layers, values)
-
-    return _changed(method, change)
+    One mean for all: a mean that leaves an item's fold out would, after the prior is corrected, point away from its
+    answer, and the rival would be weaker than chance.
+    """
+    return _changed(
+        method,
+        lambda residuals: Residuals(
+            residuals.layers, residuals.values.mean(1, keepdim=True).expand_as(residuals.values)
+        ),
+    )
 
 
 def shuffled(method: Method) -> list[Outcome]:
@@ -104,13 +102,13 @@ def question_only(method: Method) -> list[Outcome]:
 
 
 def input_only(method: Method) -> list[Outcome]:
-    """The verbalizer asked in text: the method's prompt, all inspection prompts and questions, source + question."""
+    """The verbalizer asked in text: the method's prompt, every inspection prompt and question, the source."""
     relation = method.bench.relation
     own = method.inspector.own_prompt(relation.inspection[0])
-    asked = [*relation.inspection, *relation.questions]
-    own_form = [own.text] if own else []
-    with_source = ["{source}\n" + form for form in relation.inspection[:1]]
-    forms = [*own_form, *asked, *with_source]
+    forms = [own.text] if own else []
+    forms += [*relation.inspection, *relation.questions, "{source}\n" + relation.inspection[0]]
+    if method.bench.items[0].site == "answer":
+        forms.append("{source}")  # it asks by itself: what a lens at the last layer reads
     return _read_instead(method, lambda: TextReader(tuple(dict.fromkeys(forms))))
 
 
@@ -136,17 +134,24 @@ def control_task(method: Method) -> list[Outcome]:
     subjects (chance, or something leaks), true labels of seen subjects. Selectivity is the third minus the first.
     """
     bench = method.bench
-    truth = {item.subject: item.answer for item in bench.train_items}
-    subjects = sorted(truth)
-    dealt = [truth[subject] for subject in subjects]
-    random.Random(f"{bench.lab.seed}/{bench.relation.name}").shuffle(dealt)
-    labels = dict(zip(subjects, dealt, strict=True))
+    labels = _dealt(bench.train_items, f"{bench.lab.seed}/{bench.relation.name}")
     relabelled = tuple(replace(item, answer=labels[item.subject]) for item in bench.items)
     return [
         _regime(method, "random_labels_seen", labels, relabelled, held_out=False),
         _regime(method, "random_labels_held_out", labels, relabelled, held_out=True),
         _regime(method, "true_labels_seen", None, bench.items, held_out=False),
     ]
+
+
+def _dealt(items: tuple[Item, ...], seed: str) -> dict[str, str]:
+    """Deal the answers of a choice set to its subjects at random."""
+    labels: dict[str, str] = {}
+    for choices in sorted({item.choices for item in items}):
+        truth = {item.subject: item.answer for item in items if item.choices == choices}
+        answers = [truth[subject] for subject in sorted(truth)]
+        random.Random(f"{seed}/{choices}").shuffle(answers)
+        labels.update(zip(sorted(truth), answers, strict=True))
+    return labels
 
 
 def _regime(

@@ -1,5 +1,6 @@
 """A run folder, read back: records, summary, plots. Needs no model."""
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from lensbench.errors import LensbenchError
-from lensbench.records import RECORDS, read_records, read_run
-from lensbench.summary import best_layers, metrics, summarise
+from lensbench.records import NO_BASELINE, RECORDS, read_records, read_run
+from lensbench.summary import Due, best_layers, metrics, summarise
 
 SUMMARY = "summary.csv"
 METRICS = "metrics.csv"
@@ -31,7 +32,7 @@ class Run:
 
     @cached_property
     def records(self) -> pd.DataFrame:
-        """One row a prediction, of the cells that this run's last plan holds."""
+        """One row a prediction, of all cells of the folder that are done."""
         done = [file for file, cell in self.info["cells"].items() if cell["status"] == "done"]
         return read_records(self.path / RECORDS, done)
 
@@ -50,8 +51,9 @@ class Run:
 
     @property
     def failed(self) -> dict[str, str]:
-        """The cells that failed, and how."""
-        return {file: cell["error"] for file, cell in self.info["cells"].items() if cell["status"] == "failed"}
+        """The cells of the last plan that failed, and how."""
+        cells = {file: self.info["cells"][file] for file in self.info["plan"]}
+        return {file: cell["error"] for file, cell in cells.items() if cell["status"] == "failed"}
 
 
 def load_run(path: Path | str) -> Run:
@@ -68,11 +70,19 @@ def finish(path: Path) -> None:
         return
     questions = {name: baseline["question"] for name, baseline in run.info["baselines"].items()}
     seed = int(run.info["setting"]["seed"])
-    summary = summarise(run.records, questions, seed=seed)
+    due = {name: {rival: Due(**one) for rival, one in rivals.items()} for name, rivals in run.info["due"].items()}
+    summary = summarise(run.records, questions, due=due, excused=_excused(run.info["cells"]), seed=seed)
     _write_csv(summary, path / SUMMARY)
     _write_csv(metrics(run.records, seed=seed), path / METRICS)
-    if summary["layer"].notna().any():
+    if (summary["layer"].notna() & (summary["baseline"] == NO_BASELINE)).any():
         plot_run(summary, path / PLOTS)
+
+
+def _excused(cells: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Where a rival could not answer: (task, site, inspector, baseline, relation)."""
+    for cell in cells.values():
+        for relation in cell.get("not_applicable", {}):
+            yield cell["task"], cell["site"], cell["inspector"], cell["baseline"], relation
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:

@@ -11,10 +11,32 @@ from lensbench.statistics import DIFFERENCE, MARGIN, SCORE, Band, Floats, Ints, 
 
 
 @dataclass(frozen=True)
+class Due:
+    """A rival that a method must have faced before anything good is said of it.
+
+    Attributes:
+        question: that it is a rival in.
+        essential: whether the verdict is open even where the rival cannot answer the relation's questions.
+    """
+
+    question: str
+    essential: bool
+
+
+@dataclass(frozen=True)
 class Settings:
-    """How a summary is made. `defaults`: inspector -> its default attempt, else the first in the records."""
+    """How a summary is made.
+
+    Attributes:
+        questions: baseline -> its question.
+        due: inspector -> the rivals that it must have faced, by name.
+        excused: (task, site, inspector, baseline, relation) where a rival is not applicable.
+        defaults: inspector -> its default attempt, else the first in the records.
+    """
 
     questions: Mapping[str, str]
+    due: Mapping[str, Mapping[str, Due]] = field(default_factory=dict)
+    excused: frozenset[tuple[str, str, str, str, str]] = frozenset()
     defaults: Mapping[str, str] = field(default_factory=dict)
     margin: float = MARGIN
     level: float = 0.95

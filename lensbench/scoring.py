@@ -35,11 +35,11 @@ def prior_corrected(
         if not training.any():
             continue
         several = ~own[training].all(axis=0)
-        weight = np.where(several, ~own[training], True).astype(np.float64)
-        total = weight.sum(axis=0)
-        finite = np.where(np.isfinite(log_scores[:, :, training]), log_scores[:, :, training], 0.0)
-        mean = (finite * weight).sum(axis=2) / np.maximum(total, 1)
-        corrected[:, :, test] -= np.where(total > 0, mean, 0.0)[:, :, None]
+        finite = np.isfinite(log_scores[:, :, training])
+        counted = finite & np.where(several, ~own[training], True)
+        total = counted.sum(axis=2)
+        mean = np.where(counted, log_scores[:, :, training], 0.0).sum(axis=2) / np.maximum(total, 1)
+        corrected[:, :, test] -= mean[:, :, None]
     return corrected
 
 

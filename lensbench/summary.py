@@ -11,7 +11,7 @@ from lensbench.errors import LensbenchError, unknown_name
 from lensbench.frames import ALL, SUMMARY_COLUMNS, best_layers, frame_of
 from lensbench.metrics import CONTROL_TASK, metrics
 from lensbench.records import NO_BASELINE
-from lensbench.samples import Sample, Settings
+from lensbench.samples import Due, Sample, Settings
 from lensbench.scored import FIXED, NO_LAYER, ORACLE, SELECTED, Cell, Items, Scored, cells_of
 from lensbench.statistics import MARGIN, VERDICTS, Band, GapVerdict, Ints, gap_verdict
 
@@ -25,13 +25,15 @@ FACED = {
 }
 """The rivals that a question is decided against: who beats the text must beat the prompt alone as well."""
 
-__all__ = ["DIAGNOSTIC", "Settings", "best_layers", "metrics", "summarise"]
+__all__ = ["DIAGNOSTIC", "Due", "Settings", "best_layers", "metrics", "summarise"]
 
 
 def summarise(
     records: pd.DataFrame,
     questions: Mapping[str, str],
     *,
+    due: Mapping[str, Mapping[str, Due]] | None = None,
+    excused: Iterable[tuple[str, str, str, str, str]] = (),
     defaults: Mapping[str, str] | None = None,
     margin: float = MARGIN,
     level: float = 0.95,
@@ -50,13 +52,16 @@ def summarise(
     Args:
         records: as `read_records` gives them, of one run.
         questions: baseline -> uses_activation, beats_text, target_specific or diagnostic (never a rival).
+        due: inspector -> the rivals that it must have faced: where one has no scores, a gap that holds over the others
+            is `incomplete`, not a verdict.
+        excused: (task, site, inspector, baseline, relation) where a rival cannot answer.
         defaults: inspector -> its default attempt; by default the first in the order of the records.
         margin: a rival surely closer than this `matches`.
         level: of the simultaneous bands.
         draws: bootstrap draws.
         seed: of the bootstrap.
     """
-    settings = Settings(questions, dict(defaults or {}), margin, level, draws, seed)
+    settings = Settings(questions, due or {}, frozenset(excused), defaults or {}, margin, level, draws, seed)
     table, cells = cells_of(records)
     _check(cells, settings)
     blocks = [block for group in _methods(table, cells) for block in _method_blocks(group, settings)]
@@ -197,7 +202,7 @@ def _score_columns(method: _Method, name: str, scored: Scored, sample: Sample) -
 
 
 def _gaps(method: _Method, scores: Mapping[str, Scored], sample: Sample) -> Iterator[tuple[str, GapVerdict]]:
-    """The verdict on each question that had a rival here."""
+    """The verdict on each question that had a rival here; `incomplete` where a rival that was due is missing."""
     own = scores[NO_BASELINE]
     asked = sample.settings.questions
     rivals = {
@@ -209,7 +214,27 @@ def _gaps(method: _Method, scores: Mapping[str, Scored], sample: Sample) -> Iter
     for question, faced in FACED.items():
         if any(asked[name] == question for name in rivals):
             facing = {name: bands for name, bands in rivals.items() if asked[name] in faced}
-            yield question, gap_verdict(question, facing, sample.settings.margin)
+            found = gap_verdict(question, facing, sample.settings.margin)
+            missing = _missing(method, scores, sample, faced)
+            if missing:
+                found.verdict[found.verdict == VERDICTS[question]] = f"incomplete without {', '.join(missing)}"
+            yield question, found
+
+
+def _missing(method: _Method, scores: Mapping[str, Scored], sample: Sample, faced: Iterable[str]) -> list[str]:
+    """The rivals that were due in one of the method's relations, and have no scores there."""
+    table, settings, key = method.table, sample.settings, method.cells[NO_BASELINE].key
+
+    def relations(name: str) -> set[str]:
+        return {table.relations[i] for i in table.relation[scores[name].items]} if name in scores else set()
+
+    def lacks(name: str, due: Due) -> bool:
+        place = (key["task"], key["site"], key["inspector"], name)
+        open_ones = relations(NO_BASELINE) - relations(name)
+        return any(due.essential or (*place, relation) not in settings.excused for relation in open_ones)
+
+    owed = settings.due.get(key["inspector"], {})
+    return [name for name, due in owed.items() if due.question in faced and lacks(name, due)]
 
 
 def _paired_bands(method: _Method, name: str, own: Scored, rival: Scored, sample: Sample) -> tuple[Band, Band] | None:

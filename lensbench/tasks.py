@@ -67,10 +67,6 @@ class Item:
     fold: int
     template: str
 
-    def asked(self) -> str:
-        """The question with the subject filled in."""
-        return self.question.replace(SLOT, self.subject)
-
 
 @dataclass(frozen=True)
 class Task:

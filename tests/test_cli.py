@@ -149,3 +149,18 @@ def test_lists_are_not_cut_when_piped(tmp_path: Path) -> None:
     assert "…" not in done.stdout
     for expected in ("smollm2-135m", "attribute_extraction/country_capital", "patchscope", "The score comes from"):
         assert expected in done.stdout
+
+
+def test_a_setting_of_a_wrong_kind_is_refused(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    given = ("--model", tiny_llama_folder, "--inspectors", "patchscope", "--out", "run")
+    done = lensbench("evaluate", *given, "--set", "patchscope.target_layers=5", cwd=tmp_path)
+    assert "inspector patchscope refuses its settings {'target_layers': 5}" in refused(done, 2)
+    done = lensbench("evaluate", *given, "--set", "tuned_lens.tokens=5", cwd=tmp_path)
+    assert "settings are given for tuned_lens, which is not in this run" in refused(done, 2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_module_that_fails_on_import_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mymod.py").write_text("import torch\ntorch.does_not_exist\n\nclass Mine: ...\n")
+    message = refused(lensbench("evaluate", "--inspectors", "mymod:Mine", cwd=tmp_path), 2)
+    assert "importing mymod failed: AttributeError" in message

@@ -8,8 +8,11 @@ import pandas as pd
 import pytest
 
 from lensbench import evaluate, load_run
+from lensbench.baselines import choose_baselines
+from lensbench.errors import LensbenchError, UsageError
 from lensbench.evidence import Evidence, Scores
 from lensbench.inspectors.base import Inspector
+from lensbench.inspectors.logit_lens import LogitLens
 from lensbench.rivals import derangement
 
 TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")
@@ -31,6 +34,10 @@ def settings(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def run(settings: dict, tmp_path_factory: pytest.TempPathFactory):
     return evaluate(**settings, out=tmp_path_factory.mktemp("runs") / "all")
+
+
+def without_lens(settings: dict) -> dict:
+    return {key: value for key, value in settings.items() if key != "parameters"}
 
 
 def shards(path: Path) -> dict[str, bytes]:
@@ -108,7 +115,7 @@ def test_again_with_the_same_folder_does_only_what_is_missing(run, settings, mon
 
 
 def test_same_plan_same_bytes(settings, tmp_path: Path) -> None:
-    small = {**settings, "limit": 10, "inspectors": ("patchscope",), "baselines": ("shuffled", "mean")}
+    small = {**without_lens(settings), "limit": 10, "inspectors": ("patchscope",), "baselines": ("shuffled", "mean")}
     first, second = (evaluate(**small, out=tmp_path / name) for name in ("a", "b"))
     assert shards(first.path) == shards(second.path)
     assert (first.path / "summary.csv").read_bytes() == (second.path / "summary.csv").read_bytes()
@@ -116,8 +123,6 @@ def test_same_plan_same_bytes(settings, tmp_path: Path) -> None:
 
 def test_a_cell_that_fails_does_not_end_the_others(settings, tmp_path: Path, monkeypatch) -> None:
     small = {**settings, "limit": 10, "baselines": (), "sites": ("subject",)}
-    from lensbench.inspectors.logit_lens import LogitLens
-
     with monkeypatch.context() as patch:
         patch.setattr(LogitLens, "inspect", lambda *_: 1 / 0)
         broken = evaluate(**small, out=tmp_path)
@@ -137,16 +142,12 @@ def test_run_is_read_back(run) -> None:
 
 
 def test_another_plan_does_not_mix_into_a_folder(run, settings) -> None:
-    from lensbench.errors import UsageError
-
     with pytest.raises(UsageError, match="holds a run with limit 40, now 41; choose another folder"):
         evaluate(**{**settings, "limit": 41}, out=run.path)
 
 
 def test_items_whose_choices_begin_alike_are_dropped_for_all_and_counted(tiny_llama_folder, tmp_path, settings) -> None:
     folder = write_task(tmp_path / "alike", choices=["tea", "tea cake"])
-    from lensbench.errors import LensbenchError
-
     with pytest.raises(LensbenchError, match=r"no item left for .*begin with the same token"):
         evaluate(**{**settings, "tasks": (str(folder),)}, out=tmp_path / "run")
     assert not list((tmp_path / "run" / "records").iterdir())
@@ -169,7 +170,8 @@ def write_task(folder: Path, choices: list[str], subject_source: str = "We spoke
 
 def test_a_custom_task_folder(settings, tmp_path: Path) -> None:
     folder = write_task(tmp_path / "drinks", choices=["tea", "wine"])
-    run = evaluate(**{**settings, "tasks": (str(folder),), "limit": None, "inspectors": ("probe",)}, out=tmp_path / "r")
+    asked = {**without_lens(settings), "tasks": (str(folder),), "limit": None, "inspectors": ("probe",)}
+    run = evaluate(**asked, out=tmp_path / "r")
     assert set(run.records.task) == {"drinks"}
     assert set(run.records.site) == {"subject"}
 
@@ -187,8 +189,81 @@ class Forgetful(Inspector):
 
 
 def test_a_constant_scorer_gets_exactly_chance_in_the_records(settings, tmp_path: Path) -> None:
-    small = {**settings, "inspectors": ("tests.test_evaluate:Forgetful",), "baselines": ("input_only",)}
+    small = {**without_lens(settings), "inspectors": ("tests.test_evaluate:Forgetful",), "baselines": ("input_only",)}
     run = evaluate(**small, out=tmp_path)
     own = run.records[run.records.baseline == "none"]
     assert own.layer.isna().all()
     assert own.correct.to_numpy() == pytest.approx(own.chance.to_numpy())
+
+
+def test_a_changed_method_leaves_no_rivals_of_its_older_self(settings, tmp_path: Path) -> None:
+    small = {
+        **without_lens(settings),
+        "limit": 10,
+        "inspectors": ("patchscope",),
+        "sites": ("subject",),
+        "out": tmp_path,
+    }
+    evaluate(**small, baselines=("shuffled", "input_only"))
+    changed = evaluate(**small, baselines=(), parameters={"patchscope": {"target_layers": [2, 0]}})
+    assert set(changed.records.baseline) == {"none"}
+    assert len(shards(tmp_path)) == 1
+    assert set(changed.records.attempt) == {"target_layer=2", "target_layer=0"}
+
+
+def test_a_changed_baseline_is_run_again(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.toml").write_text('rules_out = "x"\nquestion = "diagnostic"\nfunction = "my_own_rival:f"\n')
+    code = "from lensbench.rivals import FUNCTIONS\ndef f(method):\n    return FUNCTIONS['shuffled'](method)\n"
+    (tmp_path / "my_own_rival.py").write_text(code)
+    small = {**without_lens(settings), "limit": 10, "inspectors": ("logit_lens",), "sites": ("subject",)}
+    small |= {"baselines": (str(tmp_path / "mine.toml"),), "out": tmp_path / "run"}
+    before = set(shards(evaluate(**small).path))
+    assert set(shards(evaluate(**small).path)) == before
+    (tmp_path / "my_own_rival.py").write_text(code + "# changed\n")
+    after = set(shards(evaluate(**small).path))
+    assert len(after) == 2
+    assert len(after & before) == 1, "the method itself is not run again"
+
+
+def test_other_relations_do_not_mix_into_a_folder(run, settings) -> None:
+    with pytest.raises(UsageError, match="relations country_capital, country_continent, now country_capital; choose"):
+        evaluate(**{**settings, "tasks": TASKS[:1]}, out=run.path)
+
+
+def test_failures_of_an_earlier_plan_are_not_those_of_this_one(settings, tmp_path: Path, monkeypatch) -> None:
+    small = {**without_lens(settings), "limit": 10, "baselines": (), "sites": ("subject",), "out": tmp_path}
+    with monkeypatch.context() as patch:
+        patch.setattr(LogitLens, "inspect", lambda *_: 1 / 0)
+        assert evaluate(**small, inspectors=("logit_lens", "patchscope")).failed
+    assert not evaluate(**small, inspectors=("patchscope",)).failed
+
+
+def test_a_method_that_fails_beside_rivals_that_do_not_is_reported(settings, tmp_path: Path, monkeypatch) -> None:
+    small = {**without_lens(settings), "limit": 10, "sites": ("subject",), "baselines": ("choices_only",)}
+    monkeypatch.setattr(LogitLens, "inspect", lambda *_: 1 / 0)
+    assert len(evaluate(**small, inspectors=("logit_lens",), out=tmp_path).failed) == 1
+
+
+def test_a_baseline_that_is_nobodys_rival_is_named(settings, tmp_path: Path, caplog) -> None:
+    small = {**without_lens(settings), "limit": 10, "sites": ("subject",), "inspectors": ("logit_lens",)}
+    evaluate(**small, baselines=("majority",), out=tmp_path)
+    assert "baseline majority is no rival of logit_lens" in caplog.text
+
+
+WRONG_BASELINES = {
+    'learns_from = "labels"': "learns_from = 'labels'; expected list",
+    'learns_from = ["label"]': "unknown learns_from 'label'; did you mean 'labels'?",
+    'reads = ["activations"]': "did you mean 'activation'?",
+    'rule_out = "x"': "did you mean 'rules_out'?",
+}
+
+
+@pytest.mark.parametrize("line", WRONG_BASELINES)
+def test_a_baseline_file_is_checked(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'rules_out = "x"\nquestion = "diagnostic"\nfunction = "shuffled"\n{line}\n')
+    with pytest.raises(LensbenchError) as refused:
+        choose_baselines([str(path)])
+    assert str(path) in str(refused.value)
+    assert WRONG_BASELINES[line] in str(refused.value)

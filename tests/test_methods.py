@@ -1,9 +1,15 @@
 """Each method against its definition, and against the conformance checks."""
 
+import gc
+import weakref
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
-from lensbench import testing
+from lensbench import rivals, testing
+from lensbench.asking import ask
 from lensbench.bench import Bench, Method
 from lensbench.corpus import Corpus
 from lensbench.errors import UsageError
@@ -13,6 +19,11 @@ from lensbench.inspectors.logit_lens import LogitLens
 from lensbench.inspectors.patchscope import Patchscope
 from lensbench.inspectors.probe import Probe
 from lensbench.inspectors.tuned_lens import TunedLens
+from lensbench.model.language_model import LanguageModel
+from lensbench.model.tokens import Tokens
+from lensbench.patching import patcher_of
+from lensbench.rivals import FUNCTIONS
+from lensbench.scoring import prediction_columns, prior_corrected
 from lensbench.text_readers import ChoicesOnly, InputClassifier, Majority, TextReader
 from tests import tiny
 
@@ -125,11 +136,11 @@ def test_patchscope_into_its_own_place_is_the_clean_run() -> None:
 def test_patchscope_refuses_what_cannot_work() -> None:
     model, other = tiny.model("llama"), tiny.model("gpt2")
     with pytest.raises(UsageError, match=r"target_layers \(5,\); tiny-llama has layers 0 to 4"):
-        Patchscope((5,)).fit(Target(model), model, Training())
+        Patchscope((5,)).check(Target(model), model)
     narrow = Target(other)
     narrow.d_model = 16
     with pytest.raises(UsageError, match="choose a verbalizer of the same width"):
-        Patchscope().fit(narrow, model, Training())
+        Patchscope().check(narrow, model)
 
 
 def test_tuned_lens_lowers_divergence_at_every_layer() -> None:
@@ -187,3 +198,55 @@ def test_probe_equals_plain_scikit_learn(bench: Bench) -> None:
     expected = plain.predict_log_proba((bench.residuals.values[2][tested].numpy() - mean) / scale)
     found = scores.log_scores[2, 0][tested].double()
     torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-2, atol=1e-2)
+
+
+def test_the_mean_rival_is_exactly_chance_when_corrected(bench: Bench) -> None:
+    """It tells items apart by nothing: neither above chance nor, which would make it no rival, below."""
+    (outcome,) = FUNCTIONS["mean_activation"](Method(LogitLens, bench))
+    columns = prediction_columns(outcome.items, bench.answers, outcome.scores, outcome.layers, correct_prior=True)
+    assert columns["correct_corrected"] == pytest.approx(0.5)
+
+
+def test_input_only_asks_the_source_where_it_asks(bench: Bench) -> None:
+    asking = replace(bench, items=tuple(replace(item, site="answer") for item in bench.items))
+    forms = {
+        site: FUNCTIONS["input_only"](Method(LogitLens, b))[0].scores.attempts
+        for site, b in (("subject", bench), ("answer", asking))
+    }
+    assert set(forms["answer"]) - set(forms["subject"]) == {"{source}"}
+
+
+def test_random_labels_are_dealt_within_choice_sets(bench: Bench) -> None:
+    sets = (("tea", "wine"), ("milk", "water"))
+    items = tuple(
+        replace(item, choices=sets[i % 2], answer=sets[i % 2][i // 2 % 2]) for i, item in enumerate(bench.train_items)
+    )
+    dealt = rivals._dealt(items, "seed")
+    assert all(dealt[item.subject] in item.choices for item in items)
+    assert dealt != {item.subject: item.answer for item in items}
+
+
+def test_impossible_answers_do_not_shift_the_prior() -> None:
+    scores = np.array([[[[-10.0, -1.0], [-np.inf, -1.0], [-10.0, -1.0]]]])
+    own = np.ones((3, 2), dtype=bool)
+    corrected = prior_corrected(scores, own, [0, 1, 2])
+    assert corrected[0, 0, 0, 0] == 0.0
+    assert np.isneginf(corrected[0, 0, 1, 0])
+
+
+def test_the_fingerprint_sees_any_weight() -> None:
+    module = tiny.module("llama")
+    before = LanguageModel(module, Tokens(tiny.tokenizer()), "m").fingerprint
+    with torch.no_grad():
+        module.model.layers[2].mlp.down_proj.weight[5, 7] += 1e-3
+    assert LanguageModel(module, Tokens(tiny.tokenizer()), "m").fingerprint != before
+
+
+def test_a_model_is_freed_after_use() -> None:
+    model = LanguageModel(tiny.module("llama"), Tokens(tiny.tokenizer()), "m")
+    patcher_of(model)
+    ask(model, ["They say so"], [5])
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

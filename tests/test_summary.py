@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lensbench.errors import LensbenchError
 from lensbench.frames import SUMMARY_COLUMNS
-from lensbench.summary import best_layers, metrics, summarise
+from lensbench.summary import Due, best_layers, metrics, summarise
 
 QUESTIONS = {
     "question_only": "uses_activation", "shuffled": "uses_activation", "input_only": "beats_text",
@@ -153,6 +153,26 @@ def test_verdicts_of_a_clear_case():
     summary = together(rows(good), rows(bad, baseline="shuffled"), rows(good, baseline="input_only"))
     assert set(pick(summary, baseline="none", question="uses_activation")["verdict"]) == {"uses the activation"}
     assert set(pick(summary, baseline="none", question="beats_text")["verdict"]) == {"matched by input_only"}
+
+
+def test_no_good_is_said_while_a_rival_is_missing():
+    own, low = np.ones((60, 2)), bits(1, 60, 1, probability=0.1)
+    frames = [rows(own), rows(low, baseline="question_only", layers=[None])]
+    due = {"probe": {"question_only": Due("uses_activation", False), "shuffled": Due("uses_activation", True)}}
+
+    def verdicts(*more, **changes):
+        return set(pick(together(*frames, *more, **changes), baseline="none", question="uses_activation").verdict)
+
+    assert verdicts() == {"uses the activation"}
+    assert verdicts(due=due) == {"incomplete without shuffled"}
+    assert verdicts(rows(low, baseline="shuffled", layers=[None]), due=due) == {"uses the activation"}
+    excuse = [("facts", "answer", "probe", "shuffled", relation) for relation in ("capital", "all")]
+    assert verdicts(due=due, excused=excuse) == {"incomplete without shuffled"}, "an essential rival is never excused"
+    due = {"probe": {"shuffled": Due("uses_activation", False)}}
+    assert verdicts(due=due, excused=excuse) == {"uses the activation"}
+    worse = [rows(low.repeat(2, 1)), rows(np.ones((60, 1)), baseline="question_only", layers=[None])]
+    lost = pick(together(*worse, due=due), baseline="none")
+    assert set(lost.verdict) == {"matched by question_only"}, "that a rival does as well needs no other rival"
 
 
 def test_control_task_attempts_are_rows_and_selectivity_is_paired():

@@ -62,7 +62,6 @@ def test_toy_items(tmp_path):
     assert first.source == "I know thing 0"
     assert first.source[slice(*first.subject_span)] == "thing 0"
     assert first.question == "The colour of {subject} is"
-    assert first.asked() == "The colour of thing 0 is"
     assert first.choices == ("blue", "red")
     assert (first.answer, first.relation, first.fold) == ("red", "colour", fold_of("thing 0"))
     train = task.items("subject", "train")

@@ -40,6 +40,13 @@ class Inspector(ABC):
     reads: ClassVar[frozenset[Source]] = frozenset({"activation"})
     learns_from: ClassVar[Learns] = "nothing"
 
+    def check(self, target: Target, verbalizer: LanguageModel) -> None:  # noqa: B027 - most methods read any model
+        """Refuse models that the method cannot read, before anything is run.
+
+        Raises:
+            UsageError: what does not fit, and what to choose instead.
+        """
+
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "Inspector":
         """Learn what there is to learn. Called once a run, or once a relation and fold for what learns labels.
 

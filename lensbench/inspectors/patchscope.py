@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 
 from lensbench.errors import UsageError
-from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.evidence import Evidence, Learns, Scores, Source, Target
 from lensbench.inspectors.base import Inspector, OwnPrompt, by_layer
 from lensbench.model.language_model import LanguageModel
 from lensbench.patching import make_prompt, patcher_of
@@ -36,8 +36,8 @@ class Patchscope(Inspector):
         self.prompt = prompt
         self.placeholder = placeholder
 
-    def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "Patchscope":
-        """Check that activations fit the verbalizer; nothing is learned.
+    def check(self, target: Target, verbalizer: LanguageModel) -> None:
+        """Check that activations fit the verbalizer.
 
         Raises:
             UsageError: a target layer that the verbalizer lacks, or a verbalizer of another width.
@@ -53,8 +53,6 @@ class Patchscope(Inspector):
                 f"patchscope: {target.name} has width {target.d_model}, verbalizer {verbalizer.name} "
                 f"{verbalizer.d_model}; choose a verbalizer of the same width"
             )
-        self.verbalizer_ = verbalizer
-        return self
 
     def own_prompt(self, question: str) -> OwnPrompt:
         """Return the inspection prompt T."""

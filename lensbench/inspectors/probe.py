@@ -50,7 +50,7 @@ class Probe(Inspector):
         require_classes(training)
         assert training.residuals is not None
         labels = np.array(training.labels)
-        split = GroupShuffleSplit(1, test_size=0.25, random_state=self.seed).split(labels, groups=training.subjects)
+        split = GroupShuffleSplit(1, test_size=0.25, random_state=self.seed).split(labels, groups=training.groups)
         learn, choose = next(split)
         residuals = training.residuals
         self.layers_ = residuals.layers
@@ -78,7 +78,7 @@ def require_classes(training: Training) -> None:
     Raises:
         NotApplicableError: an answer has fewer than 5 training subjects.
     """
-    pairs = set(zip(training.labels or (), training.subjects, strict=True))
+    pairs = set(zip(training.labels or (), training.groups, strict=True))
     subjects = Counter(label for label, _ in pairs)
     few = [answer for answer in training.answers if subjects[answer] < MIN_SUBJECTS]
     if few:

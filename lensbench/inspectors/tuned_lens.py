@@ -45,7 +45,7 @@ class TunedLens(Inspector):
         corpus = training.corpus
         self.target_ = target
         learned = corpus.learn_once(
-            self.name, self.parameters(), lambda: self._learn(target, corpus.residuals(self.tokens))
+            type(self), self.parameters(), lambda: self._learn(target, corpus.residuals(self.tokens))
         )
         self.weight_: Float[Tensor, "layer d_model d_model"] = learned["weight"]
         self.bias_: Float[Tensor, "layer d_model"] = learned["bias"]

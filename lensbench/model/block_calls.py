@@ -68,7 +68,8 @@ def shared_prefix(model: LanguageModel, ids: Int[Tensor, "1 token"]) -> Cache:
     with torch.no_grad():
         cache = model.module(ids.to(model.device), use_cache=True).past_key_values
     layers = getattr(cache, "layers", None)
-    if not layers or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    if not layers or any(type(layer) not in plain or layer.keys is None for layer in layers):
         raise ReplayError(f"{model.name}: its cache is not made of plain keys and values")
     return Cache(layers=[SharedPrefixLayer(layer) for layer in layers])
 

@@ -1,6 +1,7 @@
 """LanguageModel: the one class that knows a transformers model."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ class TokenScores:
         return TokenScores(self.log_probs[places], self.ranks[places])
 
 
+# Settings that say where a model lies and what wrote it, not what it computes.
+UNRELATED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+
+
 class _Stop(Exception):  # noqa: N818 - not an error: ends a forward pass after the deepest layer asked
     pass
 
@@ -73,6 +78,8 @@ class LanguageModel:
         self.dtype: torch.dtype = next(module.parameters()).dtype
         self.device: torch.device = next(module.parameters()).device
         self.d_model = self._prove()
+        # What other modules keep for as long as the model lives, such as its patcher.
+        self.companions: dict[str, Any] = {}
         self._fingerprint: str | None = None
 
     def _prove(self) -> int:
@@ -90,14 +97,15 @@ class LanguageModel:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of names, shapes, dtypes and a fixed sample of every tensor, and of the tokenizer."""
+        """A digest of the configuration, of every weight, and of the tokenizer."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
+            config: Any = self.module.config
+            # Where it lies and by what it was written do not make it another model.
+            settings = {key: value for key, value in config.to_dict().items() if key not in UNRELATED}
+            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
             for name, tensor in sorted(self.module.state_dict().items()):
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                flat = tensor.detach().flatten()
-                sample = flat[:: max(1, flat.numel() // 4096)].cpu()
-                digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}".encode())
             digest.update(self.tokens.tokenizer.backend_tokenizer.to_str().encode())
             digest.update(self.tokens.prefix.encode())
             self._fingerprint = digest.hexdigest()[:16]
@@ -166,6 +174,18 @@ class LanguageModel:
         logits = self.unembed(residuals.to(self.device))
         scores = logits[:, asked]
         return scores - logits.logsumexp(1, keepdim=True), ranks_of(logits, scores)
+
+
+def checksum(tensor: Tensor) -> tuple[int, int]:
+    """Return two sums over the bits of all elements, one of them weighted by place: any one change shows."""
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    plain = weighted = 0
+    for chunk in tensor.detach().contiguous().flatten().split(2**22):
+        bits = chunk.view(kinds[chunk.element_size()]).long()
+        places = torch.arange(1, len(bits) + 1, device=bits.device)
+        plain = (plain * 31 + int(bits.sum())) % 2**61
+        weighted = (weighted * 31 + int((bits * places).sum())) % 2**61
+    return plain, weighted
 
 
 def ranks_of(logits: Float[Tensor, "row vocab"], scores: Float[Tensor, "row token"]) -> Int[Tensor, "row token"]:

@@ -90,10 +90,16 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
         module = AutoModelForCausalLM.from_pretrained(**source.arguments, dtype=how.torch_dtype(device))
+        module = torch.nn.Module.to(module, device)
+    except torch.OutOfMemoryError:
+        raise LensbenchError(
+            f"{source.name} does not fit into the memory of {device}; try --dtype bfloat16, another --device, or a "
+            "smaller model"
+        ) from None
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise LensbenchError(f"{source.name} cannot be loaded as a causal language model: {_line(error)}") from None
     tokens = Tokens(tokenizer, chat_template=how.chat_template)
-    return LanguageModel(torch.nn.Module.to(module, device), tokens, source.name, how.paths)
+    return LanguageModel(module, tokens, source.name, how.paths)
 
 
 def _line(error: Exception) -> str:

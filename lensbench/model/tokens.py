@@ -115,10 +115,6 @@ class Tokens:
             mask[i, : len(row)] = 1
         return ids, mask
 
-    def decode(self, token: int) -> str:
-        """Return the text of one token."""
-        return str(self.tokenizer.decode([token]))
-
 
 def _chat_prefix(tokenizer: Any) -> str:
     if not getattr(tokenizer, "chat_template", None):

@@ -62,10 +62,21 @@ def _places(best: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
                 continue
             if total and sum(key[:2] == (model, task) and key[3] == site for key in groups) == 2:
                 continue
-            what = "all relations" if total else relation
+            what = _share(groups, str(model), str(task), str(site)) if total else relation
             chance = "" if total else f", chance {number(float(rows['chance'].mean()))}"
             where = f"{task} / {what}, read at {site} ({rows['subjects'].max()} subjects{chance})"
             yield (f"{model}: {where}" if several_models else where), rows
+
+
+def _share(groups: dict[Any, pd.DataFrame], model: str, task: str, site: str) -> str:
+    """Which relations a total is over: those that all methods answered."""
+    here = {key[2]: set(rows["inspector"]) for key, rows in groups.items() if (*key[:2], key[3]) == (model, task, site)}
+    here.pop(ALL)
+    methods = set().union(*here.values())
+    complete = [relation for relation, answered in here.items() if answered == methods]
+    if len(complete) == len(here):
+        return f"all {len(here)} relations"
+    return f"the {len(complete)} of {len(here)} relations that all methods answered"
 
 
 def _lines(row: dict[Any, Any]) -> Iterator[tuple[str | Text, ...]]:

@@ -65,7 +65,8 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
     makes = make_inspectors(config)
     for baseline in baselines.values():
         find_function(baseline.function)
-    _tell_idle(makes, baselines)
+    if config.baselines is not None:
+        _tell_idle(makes, baselines)
     out = _out_folder(config)
     setting = _load(config)
     for make in makes.values():

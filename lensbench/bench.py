@@ -196,6 +196,8 @@ class Method:
                 f"{inspector.name} returned log_scores of shape {tuple(scores.log_scores.shape)}, expected (layer, "
                 f"attempt, item, answer) = {expected}"
             )
+        if len(set(scores.attempts)) < len(scores.attempts):
+            raise ValueError(f"{inspector.name} gave two attempts one name: {', '.join(scores.attempts)}")
         if bool(torch.isnan(scores.log_scores).any()):
             raise ValueError(f"{inspector.name} returned a score that is not a number; give -inf to impossible answers")
         return scores

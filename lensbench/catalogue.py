@@ -1,6 +1,7 @@
 """Which inspectors there are, known without importing torch: by reading our files, and the entry points of plug-ins."""
 
 import ast
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -13,6 +14,9 @@ from lensbench.errors import LensbenchError, UsageError, import_attribute, unkno
 if TYPE_CHECKING:
     from lensbench.inspectors.base import Inspector
 
+# What a method may learn from, and what it may read: the harness withholds the rest.
+SUPERVISION = ("nothing", "corpus", "labels")
+SOURCES = ("activation", "question", "text")
 GROUP = "lensbench.inspectors"
 OURS = Path(__file__).parent / "inspectors"
 
@@ -182,4 +186,20 @@ def load_inspector(name: str) -> "type[Inspector]":
     if missing or not isinstance(getattr(found, "name", None), str):
         what = f"has no {', '.join(missing)}" if missing else "has no `name`"
         raise UsageError(f"inspector {name!r} {what}; see CONTRIBUTING.md, 'A method'")
+    _check_declarations(name, found)
     return found
+
+
+def _check_declarations(given: str, found: "type[Inspector]") -> None:
+    """Refuse a name that cannot be a file's, and sources or supervision that do not exist.
+
+    Raises:
+        UsageError: one of them.
+    """
+    if not re.fullmatch(r"[A-Za-z]\w*", found.name) or found.name == "none":
+        raise UsageError(f"inspector {given!r} has the name {found.name!r}; use letters, digits and _, and not 'none'")
+    if found.learns_from not in SUPERVISION:
+        raise unknown_name(f"learns_from of inspector {found.name}:", str(found.learns_from), SUPERVISION)
+    for source in found.reads:
+        if source not in SOURCES:
+            raise unknown_name(f"source in reads of inspector {found.name}:", str(source), SOURCES)

@@ -64,14 +64,6 @@ def _complain(message: str) -> None:
     print(f"lensbench: {message}", file=sys.stderr)  # noqa: T201 - the one place where errors are shown
 
 
-def _split(given: str | None) -> tuple[str, ...] | None:
-    return None if given is None else tuple(part.strip() for part in given.split(",") if part.strip())
-
-
-def _baselines(given: str | None) -> tuple[str, ...] | None:
-    return () if given == "none" else _split(given)
-
-
 def _parameters(given: list[str]) -> dict[str, dict[str, Any]]:
     """Read `inspector.parameter=value`; the value as TOML, or as plain text."""
     import tomllib
@@ -153,11 +145,11 @@ def evaluate(
     """
     given: dict[str, Any] = {
         "model": model,
-        "tasks": _split(tasks),
-        "inspectors": _split(inspectors),
-        "baselines": _baselines(baselines),
+        "tasks": tasks,
+        "inspectors": inspectors,
+        "baselines": baselines,
         "layers": layers,
-        "sites": _split(sites),
+        "sites": sites,
         "verbalizer": verbalizer,
         "limit": limit,
         "seed": seed,
@@ -191,10 +183,12 @@ def _evaluate(given: dict[str, Any], config: Path | None) -> None:
 
     run = run_config(settings, progress.bar)
     console = Console()
-    print_table(result_table(run.best, narrow=console.is_terminal and console.width < WIDE), console)
+    if any(cell["status"] == "done" for cell in run.info["cells"].values()):
+        print_table(result_table(run.best, narrow=console.is_terminal and console.width < WIDE), console)
+    for what, reason in run.unanswered.items():
+        console.print(f"not applicable: {what}: {reason}", highlight=False, markup=False, soft_wrap=True)
     for file, error in run.failed.items():
-        _complain(f"failed: {file}: {error}")
-    Console(stderr=True, soft_wrap=True).print(f"Run folder: {run.path}", highlight=False)
+        _complain(f"failed: {file}: {error.splitlines()[0]}")
     if run.failed:
         raise LensbenchError(
             f"{len(run.failed)} of {len(run.info['cells'])} cells failed; tracebacks in {run.path / 'run.json'}; run "
@@ -228,7 +222,8 @@ def list_(kind: Annotated[Kind | None, typer.Argument(help="Only these.", show_d
 def plot(
     run: Run,
     metric: Annotated[
-        str, typer.Option(help="accuracy_corrected, accuracy, gap:uses_activation or gap:beats_text.")
+        str,
+        typer.Option(help="accuracy_corrected, accuracy, or gap:QUESTION, such as gap:beats_text."),
     ] = "accuracy_corrected",
     out: Annotated[
         Path | None, typer.Option(help="A .png, .svg or .pdf file, or a folder. [default: RUN/plots]")
@@ -242,7 +237,11 @@ def plot(
     from lensbench.run import PLOTS, load_run
 
     loaded = load_run(run)
-    for path in plot_run(loaded.summary, out or run / PLOTS, metric=metric):
+    try:
+        written = plot_run(loaded.summary, out or run / PLOTS, metric=metric)
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written to: {error.strerror}; choose another place") from None
+    for path in written:
         Console(soft_wrap=True).print(str(path), highlight=False)
 
 

@@ -12,8 +12,6 @@ from lensbench.errors import UsageError, unknown_name
 from lensbench.model.sources import check_model_name
 from lensbench.tasks import Site, Task, load_tasks
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-
 
 class RunConfig(BaseModel):
     """The settings of one evaluation; the keys of `--config run.toml`, and the options of `lensbench evaluate`."""
@@ -39,9 +37,34 @@ class RunConfig(BaseModel):
     out: Path | None = None
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
-    @field_validator("tasks", "inspectors")
+    @field_validator("tasks", "inspectors", "baselines", "sites", mode="before")
     @classmethod
-    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _split(cls, value: Any) -> Any:
+        """Names may be given with commas between."""
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("baselines", mode="after")
+    @classmethod
+    def _none(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return () if value == ("none",) else value
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple | range) else value
+
+    @field_validator("out")
+    @classmethod
+    def _named(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.name:
+            raise ValueError("is no folder of its own; give a name")
+        return value
+
+    @field_validator("tasks", "inspectors", "sites")
+    @classmethod
+    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is None:
+            return None
         if not value:
             raise ValueError("is empty; name at least one")
         return tuple(dict.fromkeys(value))
@@ -108,11 +131,11 @@ def parse_layers(given: str, deepest: int | None) -> tuple[int, ...]:
     expected = "expected all, numbers such as 0,4,8, or stride:2"
     if given == "all" or given.startswith("stride:"):
         step = given.removeprefix("stride:") if given != "all" else "1"
-        if not step.isdigit() or int(step) < 1:
+        if not _is_number(step) or int(step) < 1:
             raise UsageError(f"--layers {given!r}: {expected}")
         return tuple(range(0, (deepest or 0) + 1, int(step)))
     parts = [part.strip() for part in given.split(",")]
-    if not all(part.isdigit() for part in parts):
+    if not all(map(_is_number, parts)):
         raise UsageError(f"--layers {given!r}: {expected}")
     layers = tuple(sorted({int(part) for part in parts}))
     if deepest is not None and layers[-1] > deepest:
@@ -120,3 +143,7 @@ def parse_layers(given: str, deepest: int | None) -> tuple[int, ...]:
             f"--layers {given!r}: the model has layers 0 (embeddings) to {deepest}; layer {layers[-1]} is not one"
         )
     return layers
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()

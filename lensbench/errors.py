@@ -62,7 +62,7 @@ def import_attribute(what: str, module: str, attribute: str) -> Any:
     """
     try:
         imported = import_module(module)
-    except Exception as error:  # a stranger's module may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything
         raise UsageError(f"{what}: importing {module} failed: {type(error).__name__}: {error}") from error
     if not hasattr(imported, attribute):
         raise UsageError(f"{what}: module {module} has no {attribute!r}")

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ from lensbench.patching import patcher_of
 from lensbench.plan import Cell, Make, Setting, due_rivals, make_inspectors, plan_cells, sites_of
 from lensbench.preparation import check_prompts, make_benches
 from lensbench.progress import Progress, silent
-from lensbench.records import RECORDS, table_from_columns, write_shard
+from lensbench.records import RECORDS, RUN_FILE, table_from_columns, write_shard
 from lensbench.rivals import Outcome
 from lensbench.run import Run, finish
 from lensbench.scoring import prediction_columns
-from lensbench.tasks import Site
+from lensbench.tasks import Site, Task
 
 LOG = logging.getLogger("lensbench")
 Place = tuple[str, Site]
@@ -68,6 +69,21 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
     if config.baselines is not None:
         _tell_idle(makes, baselines)
     out = _out_folder(config)
+    try:
+        job, cells = _prepare(config, tasks, makes, baselines, out)
+    except BaseException:
+        _leave_nothing(out)
+        raise
+    job.journal.write()
+    job.execute(cells, progress)
+    finish(out)
+    return Run(out)
+
+
+def _prepare(
+    config: RunConfig, tasks: list[Task], makes: dict[str, Make], baselines: dict[str, Baseline], out: Path
+) -> "tuple[_Job, list[Cell]]":
+    """Load the models, plan, and check everything that can be checked before the first cell is run."""
     setting = _load(config)
     for make in makes.values():
         make().check(Target(setting.model), setting.verbalizer)
@@ -81,11 +97,15 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
         for site in sites_of(task, config)
     }
     check_prompts(setting, [make() for make in makes.values()], benches.values())
-    job = _Job(setting, makes, journal, benches)
-    journal.write()
-    job.execute(cells, progress)
-    finish(out)
-    return Run(out)
+    return _Job(setting, makes, journal, benches), cells
+
+
+def _leave_nothing(out: Path) -> None:
+    """Remove the folders of a run that did not begin."""
+    if not (out / RUN_FILE).exists():
+        for folder in (out / RECORDS, out):
+            with suppress(OSError):  # something else is in it
+                folder.rmdir()
 
 
 def _tell_idle(makes: dict[str, Make], baselines: dict[str, Baseline]) -> None:
@@ -142,7 +162,7 @@ class _Job:
     def execute(self, cells: list[Cell], progress: Progress) -> None:
         """Work through the cells that are missing. The journal is written after each, and however the work ends."""
         missing = [cell for cell in cells if not self.journal.settled(cell)]
-        LOG.info("%d cells, %d done before", len(cells), len(cells) - len(missing))
+        LOG.info("%d cells, %d done before, in %s", len(cells), len(cells) - len(missing), self.journal.out)
         try:
             with progress(len(missing)) as advance:
                 for place, cell in enumerate(missing):
@@ -160,7 +180,7 @@ class _Job:
         with self.journal.record(cell) as entry:
             entry.update(self._score(cell))
         if entry["status"] == "failed":
-            LOG.error("%s %s: %s", cell.inspector, cell.baseline_name, entry["error"])
+            LOG.error("%s %s: %s", cell.inspector, cell.baseline_name, entry["error"].splitlines()[0])
         self.journal.write(patcher_of(self.setting.verbalizer).mode)
 
     def _score(self, cell: Cell) -> dict[str, Any]:

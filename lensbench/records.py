@@ -181,7 +181,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / RUN_FILE
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise LensbenchError(f"{folder} is not a run folder: it has no {RUN_FILE}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise LensbenchError(f"{path} is damaged ({error}): {_AGAIN}") from error

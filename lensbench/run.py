@@ -1,5 +1,6 @@
 """A run folder, read back: records, summary, plots. Needs no model."""
 
+import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lensbench.errors import LensbenchError
+from lensbench.frames import SUMMARY_COLUMNS
 from lensbench.records import NO_BASELINE, RECORDS, read_records, read_run
 from lensbench.summary import Due, best_layers, metrics, summarise
 
@@ -42,12 +44,33 @@ class Run:
         path = self.path / SUMMARY
         if not path.exists():
             raise LensbenchError(f"{self.path} has no {SUMMARY}: run `lensbench evaluate` again with the same --out")
-        return pd.read_csv(path, dtype={"layer": "Int16"}, keep_default_na=False, na_values=[""])
+        try:
+            frame = pd.read_csv(path, dtype={"layer": "Int16"}, keep_default_na=False, na_values=[""])
+        except ValueError as error:  # pandas' own errors are ValueErrors
+            raise LensbenchError(
+                f"{path} is damaged ({error}); run `lensbench evaluate` again to have it made"
+            ) from None
+        if tuple(frame.columns) != SUMMARY_COLUMNS:
+            raise LensbenchError(f"{path} is not a summary; run `lensbench evaluate` again with the same --out")
+        return frame
 
     @cached_property
     def best(self) -> pd.DataFrame:
         """One row a task, relation, site and method: its best layer and what stands against it."""
         return best_layers(self.summary)
+
+    @property
+    def unanswered(self) -> dict[str, str]:
+        """What a method could not answer, `method: relation` -> why."""
+        cells = [cell for cell in self.info["cells"].values() if cell["baseline"] == NO_BASELINE]
+        return {
+            f"{cell['inspector']}: {relation}": reason
+            for cell in cells
+            for relation, reason in cell.get("not_applicable", {}).items()
+        }
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}): {len(self.info['cells'])} cells, {len(self.failed)} failed"
 
     @property
     def failed(self) -> dict[str, str]:
@@ -67,6 +90,10 @@ def finish(path: Path) -> None:
 
     run = Run(path)
     if not any(cell["status"] == "done" for cell in run.info["cells"].values()):
+        # What an earlier plan left here must not pass for the result of this one.
+        for name in (SUMMARY, METRICS):
+            (path / name).unlink(missing_ok=True)
+        shutil.rmtree(path / PLOTS, ignore_errors=True)
         return
     questions = {name: baseline["question"] for name, baseline in run.info["baselines"].items()}
     seed = int(run.info["setting"]["seed"])

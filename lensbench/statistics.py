@@ -211,6 +211,8 @@ def gap_verdict(question: str, rivals: Mapping[str, tuple[Band, Band]], margin: 
     verdict = np.full(len(layers), "inconclusive", dtype=object)
     for layer in np.flatnonzero(matched.any(axis=0)):
         verdict[layer] = f"matched by {names[matcher[layer]]}"
+    corrected_low = np.stack([band.low for band in corrected])
+    verdict[(verdict == "inconclusive") & (corrected_low > 0).all(axis=0)] = "inconclusive (raw score)"
     verdict[(low > 0).all(axis=0)] = VERDICTS[question]
     limits = [np.stack([getattr(band, side) for band in corrected])[strongest, layers] for side in ("low", "high")]
     return GapVerdict(verdict, names[strongest], Band(difference[strongest, layers], limits[0], limits[1]))

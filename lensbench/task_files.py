@@ -18,6 +18,7 @@ from typing import Any
 from lensbench.errors import LensbenchError
 from lensbench.facts import N_FOLDS, SITES, SLOT, Fact, Relation, Site, TaskFolder, fold_of, normalise
 
+LONGEST = 500
 _SHOWN_PROBLEMS = 20
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TASK_KEYS = {"name": str, "summary": str, "relations": dict}
@@ -295,7 +296,20 @@ def _parse_fact(file: _File, number: int, line: str, declared: set[str]) -> dict
     if not row["subject"].strip() or row["subject"] != row["subject"].strip():
         file.problem(number, f"subject {row['subject']!r}", "a name without spaces at its ends", "write the name")
         return None
+    if len(row["subject"]) > LONGEST or not _is_unicode(row["subject"]):
+        given = f"subject {row['subject'][:40]!r} of {len(row['subject'])} characters"
+        file.problem(number, given, f"at most {LONGEST} characters, all of them Unicode", "shorten or mend the name")
+        return None
     return row
+
+
+def _is_unicode(text: str) -> bool:
+    """Half of a surrogate pair is valid in JSON, and is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_answer(file: _File, number: int, row: Mapping[str, Any], choices: Mapping[str, str]) -> None:
@@ -324,7 +338,7 @@ def _check_coverage(toml: _File, items: _File, relation: Relation, facts: list[F
     empty = [fold for fold in range(N_FOLDS) if not by_fold[fold]]
     if empty:
         subjects = len({normalise(fact.subject) for fact in facts})
-        given = f"fold {_listed(empty)} of {relation.name} is empty ({subjects} subjects in all)"
+        given = f"{relation.name} has no subject in fold {_listed(empty)} ({subjects} subjects in all)"
         do = "add subjects (the fold is a hash of the name; about 25 fill all five)"
         items.problem(facts[-1].line, given, f"a subject in each of the {N_FOLDS} folds", do)
 

@@ -46,12 +46,15 @@ EVALUATE = {
     ("--set", "patchscop.placeholder=y"): "did you mean 'patchscope'?",
     ("--module-paths", "blocks=a"): "expected blocks=PATH,norm=PATH",
     ("--tasks", ","): "name at least one",
+    ("--sites", ","): "name at least one",
+    ("--layers", "\u00b2"): "expected all, numbers such as 0,4,8, or stride:2",
+    ("--out", ""): "give a name",
 }
 
 
 @pytest.mark.parametrize("arguments", EVALUATE, ids=" ".join)
 def test_wrong_settings_are_usage_errors(arguments: tuple[str, str], tmp_path: Path) -> None:
-    message = refused(lensbench("evaluate", *arguments, "--out", "run", cwd=tmp_path), 2)
+    message = refused(lensbench("evaluate", "--out", "run", *arguments, cwd=tmp_path), 2)
     assert EVALUATE[arguments] in message
     assert not (tmp_path / "run").exists()
 
@@ -59,6 +62,7 @@ def test_wrong_settings_are_usage_errors(arguments: tuple[str, str], tmp_path: P
 BY_MODEL = {
     ("--layers", "0,3"): "the model has layers 0 (embeddings) to 2; layer 3 is not one",
     ("--device", "cuda:9"): "--device 'cuda:9' is not to be had on this machine",
+    ("--device", "meta"): "--device 'meta' is not to be had on this machine",
     ("--device", "toaster"): "--device 'toaster' is not to be had on this machine",
     ("--set", "patchscope.target_layers=[9]"): "target_layers (9,)",
     ("--set", "patchscope.target=1"): "inspector patchscope has no parameter 'target'",
@@ -72,7 +76,7 @@ def test_wrong_settings_for_a_model(arguments: tuple[str, ...], tiny_llama_folde
     given = ("--model", tiny_llama_folder, "--tasks", "attribute_extraction/country_capital", "--limit", 5)
     done = lensbench("evaluate", *given, "--inspectors", "patchscope", *arguments, "--out", "run", cwd=tmp_path)
     assert BY_MODEL[arguments] in refused(done, 1 if arguments == ("--chat-template",) else 2)
-    assert not list((tmp_path / "run").rglob("*.parquet"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_output_folder_that_is_a_file(tiny_llama_folder: Path, tmp_path: Path) -> None:
@@ -164,3 +168,63 @@ def test_a_module_that_fails_on_import_is_named(tmp_path: Path) -> None:
     (tmp_path / "mymod.py").write_text("import torch\ntorch.does_not_exist\n\nclass Mine: ...\n")
     message = refused(lensbench("evaluate", "--inspectors", "mymod:Mine", cwd=tmp_path), 2)
     assert "importing mymod failed: AttributeError" in message
+
+
+def test_doctor_refuses_a_wrong_final_norm(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    """Reading the last layer there gives the right logits; every other layer would be read on another scale."""
+    paths = ("--module-paths", "blocks=model.layers,norm=lm_head")
+    done = lensbench("doctor", tiny_llama_folder, *paths, cwd=tmp_path)
+    assert "lm_head does not take the last block's output" in refused(done, 1)
+    assert "unknown dtype 'foo'" in refused(lensbench("doctor", tiny_llama_folder, "--dtype", "foo", cwd=tmp_path), 2)
+
+
+def test_when_everything_fails_the_reasons_are_shown(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    code = "from lensbench import Inspector\nclass Mine(Inspector):\n    name = 'mine'\n"
+    code += "    def inspect(self, evidence):\n"
+    (tmp_path / "mymod.py").write_text(code + "        return None\n")
+    given = ("--model", tiny_llama_folder, "--tasks", "attribute_extraction/country_capital", "--limit", 5)
+    given += (
+        "--inspectors",
+        "mymod:Mine",
+        "--baselines",
+        "none",
+        "--layers",
+        "1",
+        "--sites",
+        "subject",
+        "--out",
+        "run",
+    )
+    done = lensbench("evaluate", *given, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "lensbench: failed: " in done.stderr
+    assert "1 of 1 cells failed; tracebacks in run/run.json" in done.stderr
+    assert "strongest rival" not in done.stdout
+
+
+def test_what_a_method_cannot_answer_is_said(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    given = ("--model", tiny_llama_folder, "--tasks", "attribute_extraction/country_capital", "--limit", 5)
+    done = lensbench("evaluate", *given, "--inspectors", "probe", "--baselines", "none", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "not applicable: probe: country_capital: 168 of 168 answers have fewer than 5" in done.stdout
+
+
+DECLARED = {
+    "learns_from = 'magic'": "unknown learns_from of inspector mine: 'magic'",
+    "reads = frozenset({'foo'})": "unknown source in reads of inspector mine: 'foo'",
+    "name = 'a/b'": "use letters, digits and _",
+}
+
+
+@pytest.mark.parametrize("line", DECLARED)
+def test_declarations_are_checked(line: str, tmp_path: Path) -> None:
+    code = f"from lensbench import Inspector\nclass Mine(Inspector):\n    name = 'mine'\n    {line}\n"
+    (tmp_path / "mymod.py").write_text(code + "    def inspect(self, evidence):\n        return None\n")
+    done = lensbench("evaluate", "--inspectors", "mymod:Mine", "--out", "run", cwd=tmp_path)
+    assert DECLARED[line] in refused(done, 2)
+
+
+def test_a_baseline_called_like_a_shipped_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shuffled.toml").write_text('rules_out = "x"\nquestion = "uses_activation"\nfunction = "shuffled"\n')
+    done = lensbench("evaluate", "--baselines", "./shuffled.toml", "--out", "run", cwd=tmp_path)
+    assert "is called like the baseline 'shuffled'; rename the file" in refused(done, 2)

@@ -128,7 +128,8 @@ def test_a_gap_needs_every_rival_raw_and_corrected():
     sure, unsure = band((0.2, 0.4)), band((-0.1, 0.4))
     cases = {
         "uses the activation": {"a": (sure, sure), "b": (sure, sure)},
-        "inconclusive": {"a": (sure, sure), "b": (unsure, sure)},
+        "inconclusive (raw score)": {"a": (sure, sure), "b": (unsure, sure)},
+        "inconclusive": {"a": (sure, sure), "b": (sure, unsure)},
     }
     for verdict, rivals in cases.items():
         assert gap_verdict("uses_activation", rivals).verdict.tolist() == [verdict]

@@ -88,7 +88,7 @@ BROKEN = {
     "alias is a choice": (None, [*FACTS, FACTS[0] | {"subject": "x", "aliases": ["Blue"]}], "is another choice"),
     "empty alias": (None, [*FACTS, FACTS[0] | {"subject": "x", "aliases": [""]}], "items.jsonl:31: alias ''"),
     "duplicate fact": (None, [*FACTS, FACTS[3] | {"subject": "Thing, 3"}], "first in line 4"),
-    "empty folds": (None, FACTS[:2], "is empty (2 subjects in all)"),
+    "empty folds": (None, FACTS[:2], "has no subject in fold 0 and"),
     "no facts": (None, [], "task.toml:4: relation 'colour' has no facts"),
     "same choices": (('["blue", "red"]', '["blue", "red", "Réd"]'), None, "task.toml:9: choices Réd and red"),
     "answer in two sets": (

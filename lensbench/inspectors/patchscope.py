@@ -42,7 +42,7 @@ class Patchscope(Inspector):
         Raises:
             UsageError: a target layer that the verbalizer lacks, or a verbalizer of another width.
         """
-        outside = [layer for layer in self.target_layers if not 0 <= layer <= verbalizer.n_layers]
+        outside = [layer for layer in self.target_layers if layer not in range(verbalizer.n_layers + 1)]
         if outside or not self.target_layers:
             raise UsageError(
                 f"patchscope: target_layers {self.target_layers}; {verbalizer.name} has layers 0 to "

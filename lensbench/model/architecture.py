@@ -80,6 +80,8 @@ def find_architecture(model: nn.Module, n_layers: int, paths: ModulePaths | None
             f"{blocks_path} is {type(blocks).__name__}, expected the ModuleList of blocks; see --module-paths"
         )
     norm_path = paths.norm if paths else _called_after(model, blocks_path, blocks)
+    if paths:
+        _require_stream(model, blocks, _module_at(model, norm_path), norm_path)
     owner_path, _, attribute = blocks_path.rpartition(".")
     return Architecture(
         owner=_module_at(model, owner_path),
@@ -150,6 +152,34 @@ def _called_after(model: nn.Module, blocks_path: str, blocks: nn.ModuleList) -> 
             f"--module-paths blocks={blocks_path},norm=PATH"
         )
     return found[0]
+
+
+def _require_stream(model: nn.Module, blocks: nn.ModuleList, final: nn.Module, path: str) -> None:
+    """Refuse a final norm whose input is not what the last block puts out: all layers would be read on another scale.
+
+    Raises:
+        ArchitectureError: it is another module, or is not called.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen["blocks"] = hidden_of(output).detach()
+
+    def before(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        given = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(given, Tensor):
+            seen["final"] = given.detach()
+
+    handles = [blocks[-1].register_forward_hook(after), final.register_forward_pre_hook(before, with_kwargs=True)]
+    try:
+        with torch.no_grad():
+            model(probe_ids(model), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    end, start = seen.get("blocks"), seen.get("final")
+    if end is None or start is None or end.shape != start.shape or not torch.allclose(end, start, rtol=1e-3, atol=1e-4):
+        raise ArchitectureError(f"{path} does not take the last block's output; give the final norm as norm=PATH")
 
 
 def probe_ids(model: nn.Module) -> Int[Tensor, "1 token"]:

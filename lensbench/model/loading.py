@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 
-from lensbench.errors import LensbenchError, UsageError
+from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.model.architecture import ModulePaths
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.sources import ModelSource, resolve
 from lensbench.model.tokens import Tokens
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Loading:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             device = torch.device(self.device)
-            torch.empty(1, device=device)
+            torch.empty(1, device=device).item()
         except (RuntimeError, AssertionError, NotImplementedError):
             raise UsageError(
                 f"--device {self.device!r} is not to be had on this machine; try auto, cpu, cuda or cuda:1"
@@ -50,8 +52,14 @@ class Loading:
         return device
 
     def torch_dtype(self, device: torch.device) -> Any:
-        """Return the dtype to load in; "auto" leaves it to the checkpoint."""
+        """Return the dtype to load in; "auto" leaves it to the checkpoint.
+
+        Raises:
+            UsageError: not a floating-point dtype of torch.
+        """
         if self.dtype != "auto":
+            if self.dtype not in DTYPES:
+                raise unknown_name("dtype", self.dtype, ("auto", *DTYPES))
             return getattr(torch, self.dtype)
         return torch.float32 if device.type == "cpu" else "auto"
 

@@ -13,6 +13,7 @@ from lensbench.statistics import MARGIN, VERDICTS
 
 ALL = "all"
 SHOWN_RIVALS = 4
+FEW_LAYERS = 12
 NEAR_CHANCE = 0.06
 """A rival whose mean over layers is not above chance by this much is named in its panel, not drawn."""
 
@@ -44,7 +45,9 @@ def draw_methods(axis: Axes, rows: pd.DataFrame, metric: str, palette: dict[str,
     for method, curve in of_methods(rows, metric).groupby("inspector", observed=True, sort=True):
         layer = curve["layer"].to_numpy(dtype=float)
         colour = palette[str(method)]
-        axis.plot(layer, curve["value"].to_numpy(), color=colour, lw=width, zorder=4)
+        # Few layers are points that were measured, with nothing known between.
+        marker = "o" if len(layer) <= FEW_LAYERS and not metric.startswith("gap:") else ""
+        axis.plot(layer, curve["value"].to_numpy(), color=colour, lw=width, marker=marker, ms=width * 2, zorder=4)
         if metric != "accuracy":  # the bands of a summary belong to the corrected score
             low, high = curve["low"].to_numpy(), curve["high"].to_numpy()
             axis.fill_between(layer, low, high, color=colour, alpha=0.11, lw=0, zorder=2)

@@ -91,11 +91,14 @@ def choose_baselines(names: Iterable[str] | None) -> dict[str, Baseline]:
     known = find_baselines()
     chosen: dict[str, Baseline] = {}
     for name in known if names is None else dict.fromkeys(names):
-        if not name.endswith(".toml") and name not in known:
+        if name in known:
+            baseline = known[name]
+        elif name.endswith(".toml"):
+            baseline = _read(Path(name))
+            if baseline.name in known:
+                raise UsageError(f"{name} is called like the baseline {baseline.name!r}; rename the file")
+        else:
             raise unknown_name("baseline", name, known, "or none, or the path of a .toml file")
-        baseline = _read(Path(name)) if name.endswith(".toml") else known[name]
-        if name.endswith(".toml") and baseline.name in known:
-            raise UsageError(f"{name} is called like the baseline {baseline.name!r}; rename the file")
         if baseline.name in chosen:
             raise UsageError(f"two of the baselines are called {baseline.name!r}; rename one")
         chosen[baseline.name] = baseline

@@ -105,10 +105,10 @@ class Bench:
             return Training()
         places = [i for i, item in enumerate(self.train_items) if item.fold != fold]
         items = [self.train_items[i] for i in places]
-        names = sorted({item.subject for item in items})
+        number = {name: i for i, name in enumerate(sorted({item.subject for item in items}))}
         return Training(
             answers=self.answers,
-            groups=tuple(names.index(item.subject) for item in items),
+            groups=tuple(number[item.subject] for item in items),
             read=(lambda: self.train_residuals.at(layers).of(places)) if "activation" in method.reads else None,
             texts=_texts(items) if "text" in method.reads else None,
             labels=tuple(item.answer if labels is None else labels[item.subject] for item in items),

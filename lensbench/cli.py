@@ -183,7 +183,7 @@ def _evaluate(given: dict[str, Any], config: Path | None) -> None:
 
     run = run_config(settings, progress.bar)
     console = Console()
-    if any(cell["status"] == "done" for cell in run.info["cells"].values()):
+    if run.done:
         print_table(result_table(run.best, narrow=console.is_terminal and console.width < WIDE), console)
     for what, reason in run.unanswered.items():
         console.print(f"not applicable: {what}: {reason}", highlight=False, markup=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 import logging
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,6 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
     makes = make_inspectors(config)
     for baseline in baselines.values():
         find_function(baseline.function)
-    if config.baselines is not None:
-        _tell_idle(makes, baselines)
     out = _out_folder(config)
     try:
         job, cells = _prepare(config, tasks, makes, baselines, out)
@@ -88,6 +86,9 @@ def _prepare(
     for make in makes.values():
         make().check(Target(setting.model), setting.verbalizer)
     cells = plan_cells(setting, tasks, makes, baselines)
+    idle = set(baselines) - {cell.baseline_name for cell in cells}
+    if idle and config.baselines is not None:
+        LOG.warning("baseline %s is no rival of %s; it is left out", ", ".join(sorted(idle)), ", ".join(makes))
     journal = Journal(out, setting, cells, baselines, due_rivals(makes, baselines))
     corpus = Corpus(setting.model, cache=lens_cache())
     lab = Lab(setting.model, setting.verbalizer, corpus, setting.layers, config.seed)
@@ -106,14 +107,6 @@ def _leave_nothing(out: Path) -> None:
         for folder in (out / RECORDS, out):
             with suppress(OSError):  # something else is in it
                 folder.rmdir()
-
-
-def _tell_idle(makes: dict[str, Make], baselines: dict[str, Baseline]) -> None:
-    """Say which baselines are rivals of none of the methods."""
-    methods = [make() for make in makes.values()]
-    for baseline in baselines.values():
-        if not any(baseline.applies_to(method.learns_from, frozenset(method.reads)) for method in methods):
-            LOG.warning("baseline %s is no rival of %s; it is left out", baseline.name, ", ".join(makes))
 
 
 def _out_folder(config: RunConfig) -> Path:
@@ -144,7 +137,8 @@ def _load(config: RunConfig) -> Setting:
     model = load_source(source, how, device)
     verbalizer = model
     if config.verbalizer and config.verbalizer != config.model:
-        plain = Loading(config.device, config.dtype, offline=config.offline, chat_template=config.chat_template)
+        # Revision and module paths are those of the target.
+        plain = replace(how, revision=None, paths=None)
         verbalizer = load_source(resolve(config.verbalizer, offline=config.offline), plain, device)
     return Setting(model, verbalizer, layers, config)
 
@@ -160,21 +154,17 @@ class _Job:
     fitted: dict[str, dict[object, Inspector]] = field(default_factory=dict)
 
     def execute(self, cells: list[Cell], progress: Progress) -> None:
-        """Work through the cells that are missing. The journal is written after each, and however the work ends."""
+        """Work through the cells that are missing. The journal is written after each."""
         missing = [cell for cell in cells if not self.journal.settled(cell)]
         LOG.info("%d cells, %d done before, in %s", len(cells), len(cells) - len(missing), self.journal.out)
-        try:
-            with progress(len(missing)) as advance:
-                for place, cell in enumerate(missing):
-                    advance(
-                        f"{cell.task.name} {cell.site}: {cell.inspector} {cell.baseline.name if cell.baseline else ''}"
-                    )
-                    self._run(cell)
-                    advance(None)
-                    if not any(_place(later) == _place(cell) for later in missing[place + 1 :]):
-                        self._release(_place(cell))
-        finally:
-            self.journal.write(patcher_of(self.setting.verbalizer).mode)
+        with progress(len(missing)) as advance:
+            for place, cell in enumerate(missing):
+                rival = cell.baseline.name if cell.baseline else ""
+                advance(f"{cell.task.name} {cell.site}: {cell.inspector} {rival}")
+                self._run(cell)
+                advance(None)
+                if not any(_place(later) == _place(cell) for later in missing[place + 1 :]):
+                    self._release(_place(cell))
 
     def _run(self, cell: Cell) -> None:
         with self.journal.record(cell) as entry:

@@ -6,7 +6,8 @@ docs/decisions/0005-patched-pass.md.
 """
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -172,16 +173,23 @@ def agreement(model: LanguageModel, prompt: Prompt, mode: Mode) -> float:
     return float((reference - other).abs().max()) / max(1.0, float(reference.abs().max()))
 
 
-def fastest_mode(model: LanguageModel, prompt: Prompt) -> Mode:
-    """Return the mode that shares most and agrees with plain passes on this model and prompt."""
+def try_modes(model: LanguageModel, prompt: Prompt) -> Iterator[tuple[Mode, float, str]]:
+    """Try the modes that share something: how far each lies from plain passes, or infinity and why it is impossible."""
     for mode in MODES[:-1]:
         try:
-            if agreement(model, prompt, mode) <= TOLERANCE[model.dtype]:
-                return mode
+            yield mode, agreement(model, prompt, mode), ""
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a foreign block raises when called from the middle
-            LOG.info("%s: patched pass %s is not possible (%s)", model.name, mode, error)
+            yield mode, math.inf, str(error)
+
+
+def fastest_mode(model: LanguageModel, prompt: Prompt) -> Mode:
+    """Return the mode that shares most and agrees with plain passes on this model and prompt."""
+    for mode, off, reason in try_modes(model, prompt):
+        if off <= TOLERANCE[model.dtype]:
+            return mode
+        LOG.info("%s: patched pass %s is not used (%s)", model.name, mode, reason or f"off by {off:.1e}")
     return "plain"
 
 

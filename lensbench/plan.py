@@ -24,7 +24,18 @@ Make = Callable[[], Inspector]
 
 
 # What predictions are made of besides the method and the rival themselves: when these change, all is made again.
-ENGINE = ("asking.py", "bench.py", "corpus.py", "evidence.py", "patching.py", "residuals.py", "scoring.py", "model")
+ENGINE = (
+    "asking.py",
+    "bench.py",
+    "corpus.py",
+    "evidence.py",
+    "model",
+    "patching.py",
+    "residuals.py",
+    "rivals.py",
+    "scoring.py",
+    "text_readers.py",
+)
 
 
 @dataclass(frozen=True)
@@ -106,15 +117,18 @@ def due_rivals(makes: dict[str, Make], chosen: dict[str, Baseline]) -> dict[str,
 
     All that ship and apply to it, chosen or not, and those that were chosen.
     """
-    due: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, make in makes.items():
-        inspector = make()
-        due[name] = {
+    every = {**find_baselines(), **chosen}
+    return {
+        name: {
             baseline.name: {"question": baseline.question, "essential": baseline.essential}
-            for baseline in {**find_baselines(), **chosen}.values()
-            if baseline.applies_to(inspector.learns_from, frozenset(inspector.reads))
+            for baseline in _rivals_of(make(), every)
         }
-    return due
+        for name, make in makes.items()
+    }
+
+
+def _rivals_of(inspector: Inspector, baselines: dict[str, Baseline]) -> list[Baseline]:
+    return [b for b in baselines.values() if b.applies_to(inspector.learns_from, frozenset(inspector.reads))]
 
 
 def sites_of(task: Task, config: RunConfig) -> tuple[Site, ...]:
@@ -157,11 +171,9 @@ def plan_cells(
         for site in sites_of(task, setting.config):
             for name, make in makes.items():
                 inspector = make()
-                rivals = [
-                    b for b in baselines.values() if b.applies_to(inspector.learns_from, frozenset(inspector.reads))
-                ]
                 method = _digest(setting, task, site, inspector, None)
-                for baseline in (None, *rivals):
+                cells.append(Cell(task, site, name, None, method, method))
+                for baseline in _rivals_of(inspector, baselines):
                     digest = _digest(setting, task, site, inspector, baseline)
                     cells.append(Cell(task, site, name, baseline, method, digest))
     return cells

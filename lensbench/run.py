@@ -32,11 +32,15 @@ class Run:
         self.path = Path(path)
         self.info: dict[str, Any] = read_run(self.path)
 
+    @property
+    def done(self) -> list[str]:
+        """The files of the cells that have records."""
+        return [file for file, cell in self.info["cells"].items() if cell["status"] == "done"]
+
     @cached_property
     def records(self) -> pd.DataFrame:
         """One row a prediction, of all cells of the folder that are done."""
-        done = [file for file, cell in self.info["cells"].items() if cell["status"] == "done"]
-        return read_records(self.path / RECORDS, done)
+        return read_records(self.path / RECORDS, self.done)
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -89,7 +93,7 @@ def finish(path: Path) -> None:
     from lensbench.report.plots import plot_run
 
     run = Run(path)
-    if not any(cell["status"] == "done" for cell in run.info["cells"].values()):
+    if not run.done:
         # What an earlier plan left here must not pass for the result of this one.
         for name in (SUMMARY, METRICS):
             (path / name).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lensbench.errors import LensbenchError
 
@@ -140,12 +141,7 @@ def _called_after(model: nn.Module, blocks_path: str, blocks: nn.ModuleList) -> 
         for name, module in model.named_modules()
         if name and not name.startswith(blocks_path)
     ]
-    try:
-        with torch.no_grad():
-            model(probe_ids(model), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _probe_pass(model, handles)
     if not found:
         raise ArchitectureError(
             f"no module of {type(model).__name__} takes the last block's output; name the final norm with "
@@ -171,15 +167,20 @@ def _require_stream(model: nn.Module, blocks: nn.ModuleList, final: nn.Module, p
             seen["final"] = given.detach()
 
     handles = [blocks[-1].register_forward_hook(after), final.register_forward_pre_hook(before, with_kwargs=True)]
+    _probe_pass(model, handles)
+    end, start = seen.get("blocks"), seen.get("final")
+    if end is None or start is None or end.shape != start.shape or not torch.allclose(end, start, rtol=1e-3, atol=1e-4):
+        raise ArchitectureError(f"{path} does not take the last block's output; give the final norm as norm=PATH")
+
+
+def _probe_pass(model: nn.Module, handles: list[RemovableHandle]) -> None:
+    """Run the model once on a few tokens for what the hooks behind these handles see, and remove them."""
     try:
         with torch.no_grad():
             model(probe_ids(model), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    end, start = seen.get("blocks"), seen.get("final")
-    if end is None or start is None or end.shape != start.shape or not torch.allclose(end, start, rtol=1e-3, atol=1e-4):
-        raise ArchitectureError(f"{path} does not take the last block's output; give the final norm as norm=PATH")
 
 
 def probe_ids(model: nn.Module) -> Int[Tensor, "1 token"]:

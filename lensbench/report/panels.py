@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 from lensbench.report.style import CHANCE_COLOUR, RIVAL_DASHES, RIVAL_GREYS, readable
 from lensbench.statistics import MARGIN, VERDICTS
 
-ALL = "all"
 SHOWN_RIVALS = 4
 FEW_LAYERS = 12
 NEAR_CHANCE = 0.06

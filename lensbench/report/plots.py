@@ -10,7 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lensbench.errors import LensbenchError, unknown_name
-from lensbench.report.panels import ALL, draw_methods, draw_rivals, draw_text_rival, ends, label_ends, of_methods
+from lensbench.frames import ALL
+from lensbench.report.panels import draw_methods, draw_rivals, draw_text_rival, ends, label_ends, of_methods
 from lensbench.report.style import colours, plot_style, readable
 from lensbench.statistics import MARGIN, VERDICTS
 

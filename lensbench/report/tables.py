@@ -12,10 +12,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from lensbench.frames import ALL
 from lensbench.report.style import readable
 from lensbench.statistics import VERDICTS
 
-ALL = "all"
 FOOTNOTE = (
     "Accuracy is closed choice, prior-corrected, at the method's best layer. Totals are relation means of "
     "(accuracy - chance) / (1 - chance): 0 is chance, 1 is perfect. Two questions: does the method use the "

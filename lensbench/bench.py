@@ -10,7 +10,8 @@ from lensbench.corpus import Corpus
 from lensbench.evidence import Evidence, Scores, Source, Target, Text, Training
 from lensbench.inspectors.base import Inspector
 from lensbench.model.language_model import LanguageModel
-from lensbench.residuals import Reading, Residuals, capture, find_site
+from lensbench.residual_cache import ResidualCache
+from lensbench.residuals import Reading, Residuals, find_site
 from lensbench.tasks import N_FOLDS, Item, Relation
 
 Change = Callable[[Residuals], Residuals]
@@ -26,6 +27,7 @@ class Lab:
     corpus: Corpus
     layers: tuple[int, ...]
     seed: int
+    residuals: ResidualCache = field(default_factory=lambda: ResidualCache(None))
 
     @cached_property
     def target(self) -> Target:
@@ -62,7 +64,7 @@ class Bench:
 
     def _capture(self, items: Sequence[Item]) -> Residuals:
         readings: list[Reading] = [find_site(self.lab.model, item) for item in items]
-        return capture(self.lab.model, readings, self.lab.captured)
+        return self.lab.residuals.read(self.lab.model, readings, self.lab.captured)
 
     @cached_property
     def residuals(self) -> Residuals:

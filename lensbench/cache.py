@@ -3,17 +3,24 @@
 import hashlib
 import inspect
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from lensbench.errors import UsageError
+from lensbench.errors import LensbenchError, UsageError
 
 VARIABLE = "LENSBENCH_CACHE"
+LIMIT = "LENSBENCH_CACHE_LIMIT"
 _DEFAULT = "~/.cache/lensbench"
+_DEFAULT_LIMIT = "20GB"
+# What is kept in it, each in a folder of that name.
+MODELS, LENSES, RESIDUALS = KINDS = ("models", "lenses", "residuals")
+# What half-written files are called.
+TEMPORARY = ".*.tmp"
 
 
 def cache_path() -> Path:
@@ -40,6 +47,86 @@ def cache_root() -> Path:
     if not os.access(root, os.W_OK | os.X_OK):
         raise UsageError(_not_writable(root, origin, "permission denied"))
     return root
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as `500MB`, `4GB` or `1073741824`.
+
+    Raises:
+        ValueError: another form.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), flags=re.IGNORECASE)
+    if found is None:
+        raise ValueError("is no size; expected a number of bytes, or one with a unit such as 500MB or 4GB")
+    return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2].upper() or " ")))
+
+
+def size_limit() -> int:
+    """Return how many bytes of residuals the cache may hold: what `LENSBENCH_CACHE_LIMIT` says, else 20 GB.
+
+    Raises:
+        UsageError: it says something else than a size.
+    """
+    given = os.environ.get(LIMIT) or _DEFAULT_LIMIT
+    try:
+        return parse_size(given)
+    except ValueError as error:
+        raise UsageError(f"{LIMIT} = {given!r}: {error}") from None
+
+
+def folder_size(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def contents() -> dict[str, tuple[int, int]]:
+    """Return for each kind of thing in the cache how many there are, and their bytes."""
+    found = {}
+    for kind in KINDS:
+        folder = cache_path() / kind
+        entries = [path for path in folder.glob("[!.]*") if path.is_dir()] if folder.is_dir() else []
+        found[kind] = (len(entries), folder_size(folder) if folder.is_dir() else 0)
+    return found
+
+
+def clear(kinds: Iterable[str]) -> int:
+    """Remove kinds of things from the cache; return the bytes freed.
+
+    Raises:
+        LensbenchError: something cannot be removed.
+    """
+    freed = 0
+    for kind in kinds:
+        folder = cache_path() / kind
+        if folder.is_dir():
+            freed += folder_size(folder)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                raise LensbenchError(f"{error.filename} cannot be removed: {error.strerror}") from None
+    return freed
+
+
+@contextmanager
+def atomic_file(final: Path) -> Iterator[BinaryIO]:
+    """Let a file be written next to its place, and move it there only when it is complete and on the disk.
+
+    A process that is killed leaves a hidden file that `TEMPORARY` matches, which nothing reads.
+
+    Args:
+        final: Where the file is to stand. Its parents are made; what stands there is replaced.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(final)
+    finally:
+        # Nothing to remove after the move; after a failure, what there is of it.
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

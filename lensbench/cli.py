@@ -4,12 +4,15 @@ import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from lensbench.errors import LensbenchError, UsageError
+
+if TYPE_CHECKING:
+    from lensbench.config import RunConfig
 
 app = typer.Typer(
     name="lensbench",
@@ -120,7 +123,12 @@ def evaluate(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16, float64.")] = None,
-    executor: Annotated[str | None, typer.Option(help="local.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto spreads a large model over all GPUs and memory.")] = None,
+    memory: Annotated[str | None, typer.Option(help="What a batch may take, such as 4GB. [default: auto]")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="local: this process; ray: a Ray cluster or several processes. [default: local]")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="With ray: how many. [default: one a GPU, else a node]")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options win over it.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help="Never ask the Hub.")] = None,
@@ -130,6 +138,9 @@ def evaluate(
     module_paths: Annotated[
         str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, and what it would take.")
+    ] = False,
     parameter: Annotated[
         list[str] | None, typer.Option("--set", help="INSPECTOR.PARAMETER=VALUE; may be given again.")
     ] = None,
@@ -156,17 +167,24 @@ def evaluate(
         "out": out,
         "device": device,
         "dtype": dtype,
+        "device_map": device_map,
+        "memory": memory,
         "executor": executor,
+        "workers": workers,
         "revision": revision,
         "offline": offline,
         "chat_template": chat_template,
         "module_paths": _module_paths(module_paths),
         "parameters": _parameters(parameter or []) or None,
     }
-    _evaluate({name: value for name, value in given.items() if value is not None}, config)
+    settings = _checked({name: value for name, value in given.items() if value is not None}, config)
+    if dry_run:
+        _show_plan(settings)
+    else:
+        _evaluate(settings)
 
 
-def _evaluate(given: dict[str, Any], config: Path | None) -> None:
+def _checked(given: dict[str, Any], config: Path | None) -> "RunConfig":
     from lensbench.config import check_config, make_config
 
     sys.path.insert(0, "")  # a user's own module lies in the current folder
@@ -177,6 +195,38 @@ def _evaluate(given: dict[str, Any], config: Path | None) -> None:
     quiet_libraries()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    return settings
+
+
+def _show_plan(settings: "RunConfig") -> None:
+    """Print the cells of a run, and what those that are missing will take."""
+    from lensbench.evaluation import dry_run
+    from lensbench.report.rows import print_rows
+
+    planned = dry_run(settings)
+    seconds = planned.estimate.cells
+    rows = [
+        (cell.task, cell.site, cell.inspector, cell.baseline, f"{seconds[cell]:.0f} s" if cell in seconds else "done")
+        for cell in planned.cells
+    ]
+    print_rows(("task", "site", "inspector", "baseline", ""), rows)
+    console, whole = Console(soft_wrap=True), planned.estimate
+    done = len(planned.cells) - len(planned.missing)
+    console.print(f"{len(planned.cells)} cells, {done} done before, in {planned.out}", highlight=False)
+    console.print(
+        f"about {_duration(whole.seconds)} on this machine (learning {whole.preparing:.0f} s, finishing "
+        f"{whole.finishing:.0f} s), {whole.memory / 2**30:.1f} GB of memory, {whole.disk / 1e6:.0f} MB of disk",
+        highlight=False,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _evaluate(settings: "RunConfig") -> None:
     from lensbench import progress
     from lensbench.evaluation import run_config
     from lensbench.report.tables import print_table, result_table
@@ -216,6 +266,36 @@ def list_(kind: Annotated[Kind | None, typer.Argument(help="Only these.", show_d
 
     for one in [kind] if kind else list(Kind):
         print_rows(*LISTINGS[one.value]())
+
+
+class Kept(StrEnum):
+    """What the cache holds, and can be cleared of."""
+
+    models = "models"
+    lenses = "lenses"
+    residuals = "residuals"
+    everything = "all"
+
+
+@app.command()
+def cache(
+    clear: Annotated[Kept | None, typer.Option(help="Remove these; they are made again when needed.")] = None,
+) -> None:
+    """Show what is kept between runs, and clear it: converted models, fitted lenses, captured residuals.
+
+    `LENSBENCH_CACHE` names the folder, `LENSBENCH_CACHE_LIMIT` how much residuals may take (20GB).
+
+    Example: `lensbench cache --clear residuals`
+    """
+    from lensbench import cache as store
+    from lensbench.report.rows import print_rows
+
+    if clear is not None:
+        freed = store.clear(store.KINDS if clear is Kept.everything else (clear.value,))
+        Console(soft_wrap=True).print(f"freed {freed / 1e6:.0f} MB", highlight=False)
+    rows = [(kind, str(number), f"{size / 1e6:.0f} MB") for kind, (number, size) in store.contents().items()]
+    print_rows(("kept", "number", "size"), rows)
+    Console(soft_wrap=True).print(f"in {store.cache_path()}", highlight=False)
 
 
 @app.command()

@@ -4,9 +4,10 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lensbench.baselines import Baseline, choose_baselines
+from lensbench.cache import parse_size
 from lensbench.catalogue import check_inspector
 from lensbench.errors import UsageError, unknown_name
 from lensbench.model.sources import check_model_name
@@ -29,7 +30,10 @@ class RunConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    executor: Literal["local"] = "local"
+    device_map: Literal["auto"] | None = None
+    memory: int | Literal["auto"] = "auto"
+    executor: Literal["local", "ray"] = "local"
+    workers: int | None = Field(default=None, ge=1)
     revision: str | None = None
     offline: bool = False
     chat_template: bool = False
@@ -47,6 +51,12 @@ class RunConfig(BaseModel):
     @classmethod
     def _none(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return () if value == ("none",) else value
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _bytes(cls, value: Any) -> Any:
+        """A number of bytes, or one with a unit: `4GB`."""
+        return parse_size(value) if isinstance(value, str) and value != "auto" else value
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -68,6 +78,12 @@ class RunConfig(BaseModel):
         if not value:
             raise ValueError("is empty; name at least one")
         return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _workers_need_ray(self) -> "RunConfig":
+        if self.workers is not None and self.executor == "local":
+            raise ValueError("workers are for --executor ray; the local executor is this process")
+        return self
 
     @field_validator("module_paths")
     @classmethod
@@ -92,7 +108,8 @@ def make_config(settings: dict[str, Any], file: Path | None = None) -> RunConfig
         if first["type"] == "extra_forbidden":
             raise unknown_name("setting", key, RunConfig.model_fields) from None
         message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{key} = {first['input']!r}: {message[0].lower()}{message[1:]}") from None
+        given = f"{key} = {first['input']!r}: " if key else ""
+        raise UsageError(f"{given}{message[0].lower()}{message[1:]}") from None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,9 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lensbench.cache import atomic_folder, cache_root, code_digest
+from lensbench.cache import LENSES, atomic_folder, cache_root, code_digest
 from lensbench.errors import LensbenchError
+from lensbench.learning import Learning
 from lensbench.model.language_model import LanguageModel
 
 PROSE = Path(__file__).parent / "assets" / "prose"
@@ -75,25 +77,36 @@ class Corpus:
             values = self._model.residuals(ids, torch.ones_like(ids), positions, layers)
             yield values.flatten(1, 2)
 
-    def learn_once(
-        self, learner: type, parameters: Mapping[str, object], learn: Callable[[], dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """Return what `learn` returns; from the cache, where the method has learned from this corpus before."""
-        if self.cache is None:
-            return learn()
+    def folder_of(self, learner: type, parameters: Mapping[str, object]) -> tuple[Path | None, str]:
+        """Return where what a method learns from this corpus is kept, and the settings that name it."""
         method = [learner.__qualname__, code_digest(learner)]
         settings = json.dumps({"method": method, "parameters": parameters, "corpus": self.digest}, sort_keys=True)
-        folder = self.cache / hashlib.sha256(settings.encode()).hexdigest()[:16]
+        name = hashlib.sha256(settings.encode()).hexdigest()[:16]
+        return (self.cache / name if self.cache is not None else None), settings
+
+    def learn_once(
+        self, learner: type, parameters: Mapping[str, object], learn: Callable[[Learning], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what `learn` returns; from the cache, where the method has learned from this corpus before.
+
+        Learning that was cut off is gone on with.
+        """
+        device = self._model.device
+        folder, settings = self.folder_of(learner, parameters)
+        if folder is None:
+            return learn(Learning(None, device))
         if not (folder / "lens.safetensors").exists():
-            learned = learn()
+            begun = folder.with_name(f".{folder.name}.begun")
+            learned = learn(Learning(begun, device))
             with atomic_folder(folder) as temporary:
                 (temporary / "settings.json").write_text(settings, encoding="utf-8")
                 save_file(
                     {key: value.contiguous().cpu() for key, value in learned.items()}, temporary / "lens.safetensors"
                 )
-        return {key: value.to(self._model.device) for key, value in load_file(folder / "lens.safetensors").items()}
+            shutil.rmtree(begun, ignore_errors=True)
+        return {key: value.to(device) for key, value in load_file(folder / "lens.safetensors").items()}
 
 
 def lens_cache() -> Path:
     """Return the folder of fitted lenses."""
-    return cache_root() / "lenses"
+    return cache_root() / LENSES

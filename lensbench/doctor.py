@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.model.block_calls import shared_prefix
 from lensbench.model.language_model import TOLERANCE, LanguageModel
-from lensbench.patching import PatchedPass, Prompt, fastest_mode, make_prompt, try_modes
+from lensbench.model.prefix_cache import shared_prefix
+from lensbench.patching import PatchedPass, Prompt, fastest_mode, make_prompt, try_modes, try_sharings
 
 TEXTS = (
     "My neighbour often talks about Norway",
@@ -157,11 +158,16 @@ def _site_checks(model: LanguageModel) -> list[Check]:
 def _mode_checks(model: LanguageModel) -> list[Check]:
     """Report how much the patched pass can share. A plainer mode is slower, not wrong: it fails no model."""
     prompt = make_prompt(model, PROMPT, "x")
+    checks, used = _tried("patched pass", model, list(try_modes(model, prompt)))
+    generating, _ = _tried("generation", model, list(try_sharings(PatchedPass(model, prompt, used))))
+    return [*checks, *generating]
+
+
+def _tried(what: str, model: LanguageModel, tried: list[tuple[Any, float, str]]) -> tuple[list[Check], Any]:
     tolerance = TOLERANCE[model.dtype]
-    tried = list(try_modes(model, prompt))
-    used = next((mode for mode, off, _ in tried if off <= tolerance), "plain")
+    used = next((way for way, off, _ in tried if off <= tolerance), "plain")
     checks = []
-    for mode, off, reason in tried:
+    for way, off, reason in tried:
         figure = f"not used: {reason[:60]}" if reason else f"{off:.1e}" + ("" if off <= tolerance else ": not used")
-        checks.append(Check(f"patched pass, {mode} = plain", figure, f"{tolerance:.0e}", passed=True))
-    return [*checks, Check("patched pass used", used, "-", passed=True)]
+        checks.append(Check(f"{what}, {way} = plain", figure, f"{tolerance:.0e}", passed=True))
+    return [*checks, Check(f"{what} used", used, "-", passed=True)], used

@@ -1,37 +1,25 @@
 """The corridor: from a configuration to a run folder."""
 
 import logging
-import time
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from lensbench.baselines import Baseline, find_function
-from lensbench.bench import Bench, Lab, Method
-from lensbench.config import RunConfig, check_config, make_config, parse_layers
-from lensbench.corpus import Corpus, lens_cache
+from lensbench.baselines import find_function
+from lensbench.config import RunConfig, check_config, make_config
 from lensbench.errors import UsageError
-from lensbench.evidence import NotApplicableError, Target
-from lensbench.inspectors.base import Inspector
-from lensbench.journal import Journal
-from lensbench.model.architecture import ModulePaths
-from lensbench.model.loading import Loading, count_layers, load_source
-from lensbench.model.sources import resolve
-from lensbench.patching import patcher_of
-from lensbench.plan import Cell, Make, Setting, due_rivals, make_inspectors, plan_cells, sites_of
-from lensbench.preparation import check_prompts, make_benches
+from lensbench.estimate import Estimate, estimate
+from lensbench.execution import Executor, start_executor
+from lensbench.journal import Journal, read_before
+from lensbench.plan import Cell, Job, make_inspectors, sites_of
 from lensbench.progress import Progress, silent
-from lensbench.records import RECORDS, RUN_FILE, table_from_columns, write_shard
-from lensbench.rivals import Outcome
+from lensbench.records import NO_BASELINE
 from lensbench.run import Run, finish
-from lensbench.scoring import prediction_columns
-from lensbench.tasks import Site, Task
+from lensbench.run_folder import held, name_folder
+from lensbench.workshop import Workshop
 
 LOG = logging.getLogger("lensbench")
-Place = tuple[str, Site]
 
 
 def evaluate(
@@ -59,166 +47,94 @@ def evaluate(
 
 def run_config(config: RunConfig, progress: Progress = silent) -> Run:
     """Execute a checked configuration; see `evaluate`."""
+    job = check_job(config)
+    out = name_folder(config)
+    with held(out):
+        job = _as_before(job, out)
+        executor = start_executor(job)
+        try:
+            _warn_of_idle(job, executor.plan.cells)
+            journal = Journal(out, job.config, job.baselines, executor.plan)
+            journal.begin()
+            _execute(executor, journal, progress)
+        finally:
+            executor.close()
+        finish(out)
+    return Run(out)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would do.
+
+    Attributes:
+        out: its folder, which is left as it is.
+        cells: all of the plan.
+        missing: those that are still to be made.
+        estimate: what they will take, in one process on this machine.
+    """
+
+    out: Path
+    cells: tuple[Cell, ...]
+    missing: tuple[Cell, ...]
+    estimate: Estimate
+
+
+def dry_run(config: RunConfig) -> DryRun:
+    """Plan a run, and try its cells on a few items; nothing is written but what a cache keeps of models."""
+    out = name_folder(config)
+    job = _as_before(check_job(config), out)
+    workshop = Workshop(job)
+    journal = Journal(out, job.config, job.baselines, workshop.plan)
+    missing = [cell for cell in workshop.plan.cells if not journal.settled(cell)]
+    return DryRun(out, workshop.plan.cells, tuple(missing), estimate(workshop, missing))
+
+
+def check_job(config: RunConfig) -> Job:
+    """Look up every name in a configuration, without a model.
+
+    Raises:
+        UsageError: something that is not there, or does not fit.
+        TaskError: a malformed task.
+    """
     tasks, baselines = check_config(config)
     for task in tasks:
         if not sites_of(task, config):
             raise UsageError(f"task {task.name} has no site {config.sites}; its sites are {', '.join(task.sites)}")
-    makes = make_inspectors(config)
+    make_inspectors(config)
     for baseline in baselines.values():
         find_function(baseline.function)
-    out = _out_folder(config)
-    try:
-        job, cells = _prepare(config, tasks, makes, baselines, out)
-    except BaseException:
-        _leave_nothing(out)
-        raise
-    job.journal.write()
-    job.execute(cells, progress)
-    finish(out)
-    return Run(out)
+    return Job(config, tuple(tasks), baselines)
 
 
-def _prepare(
-    config: RunConfig, tasks: list[Task], makes: dict[str, Make], baselines: dict[str, Baseline], out: Path
-) -> "tuple[_Job, list[Cell]]":
-    """Load the models, plan, and check everything that can be checked before the first cell is run."""
-    setting = _load(config)
-    for make in makes.values():
-        make().check(Target(setting.model), setting.verbalizer)
-    cells = plan_cells(setting, tasks, makes, baselines)
-    idle = set(baselines) - {cell.baseline_name for cell in cells}
-    if idle and config.baselines is not None:
-        LOG.warning("baseline %s is no rival of %s; it is left out", ", ".join(sorted(idle)), ", ".join(makes))
-    journal = Journal(out, setting, cells, baselines, due_rivals(makes, baselines))
-    corpus = Corpus(setting.model, cache=lens_cache())
-    lab = Lab(setting.model, setting.verbalizer, corpus, setting.layers, config.seed)
-    benches = {
-        (task.name, site): make_benches(lab, setting, task, site, journal)
-        for task in tasks
-        for site in sites_of(task, config)
-    }
-    check_prompts(setting, [make() for make in makes.values()], benches.values())
-    return _Job(setting, makes, journal, benches), cells
+def _as_before(job: Job, out: Path) -> Job:
+    """Take the memory budget of the run that is gone on with, unless one is given: batches are then the same."""
+    held_before = read_before(out).get("memory_budget")
+    if held_before is None or job.config.memory != "auto":
+        return job
+    return Job(job.config.model_copy(update={"memory": held_before}), job.tasks, job.baselines)
 
 
-def _leave_nothing(out: Path) -> None:
-    """Remove the folders of a run that did not begin."""
-    if not (out / RUN_FILE).exists():
-        for folder in (out / RECORDS, out):
-            with suppress(OSError):  # something else is in it
-                folder.rmdir()
+def _warn_of_idle(job: Job, cells: Sequence[Cell]) -> None:
+    idle = set(job.baselines) - {cell.baseline for cell in cells}
+    if idle and job.config.baselines is not None:
+        methods = ", ".join(dict.fromkeys(cell.inspector for cell in cells))
+        LOG.warning("baseline %s is no rival of %s; it is left out", ", ".join(sorted(idle)), methods)
 
 
-def _out_folder(config: RunConfig) -> Path:
-    """Make the run folder, and prove that it can be written to.
+def _execute(executor: Executor, journal: Journal, progress: Progress) -> None:
+    """Work through the cells that are missing. The journal is written after each."""
+    cells = executor.plan.cells
+    missing = [cell for cell in cells if not journal.settled(cell)]
+    LOG.info("%d cells, %d done before, in %s", len(cells), len(cells) - len(missing), journal.out)
+    with progress(len(missing)) as advance:
 
-    Raises:
-        UsageError: it cannot.
-    """
-    stem = Path(config.model).name
-    out = config.out or Path("reports") / f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}"
-    try:
-        (out / RECORDS).mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be written to: {error.strerror}; choose another folder") from None
-    return out
+        def begin(cell: Cell) -> None:
+            rival = cell.baseline if cell.baseline != NO_BASELINE else ""
+            advance(f"{cell.task} {cell.site}: {cell.inspector} {rival}")
 
-
-def _load(config: RunConfig) -> Setting:
-    """Load target and verbalizer; the layers are checked first, on the configuration alone."""
-    paths = ModulePaths(**config.module_paths) if config.module_paths else None
-    how = Loading(config.device, config.dtype, config.revision, config.offline, config.chat_template, paths)
-    device = how.torch_device()
-    source = resolve(config.model, revision=config.revision, offline=config.offline)
-    layers = parse_layers(config.layers, count_layers(source))
-    model = load_source(source, how, device)
-    verbalizer = model
-    if config.verbalizer and config.verbalizer != config.model:
-        # Revision and module paths are those of the target.
-        plain = replace(how, revision=None, paths=None)
-        verbalizer = load_source(resolve(config.verbalizer, offline=config.offline), plain, device)
-    return Setting(model, verbalizer, layers, config)
-
-
-@dataclass
-class _Job:
-    """A run at work: its models, methods and benches, and what has been fitted so far."""
-
-    setting: Setting
-    makes: dict[str, Make]
-    journal: Journal
-    benches: dict[Place, list[Bench]]
-    fitted: dict[str, dict[object, Inspector]] = field(default_factory=dict)
-
-    def execute(self, cells: list[Cell], progress: Progress) -> None:
-        """Work through the cells that are missing. The journal is written after each."""
-        missing = [cell for cell in cells if not self.journal.settled(cell)]
-        LOG.info("%d cells, %d done before, in %s", len(cells), len(cells) - len(missing), self.journal.out)
-        with progress(len(missing)) as advance:
-            for place, cell in enumerate(missing):
-                rival = cell.baseline.name if cell.baseline else ""
-                advance(f"{cell.task.name} {cell.site}: {cell.inspector} {rival}")
-                self._run(cell)
-                advance(None)
-                if not any(_place(later) == _place(cell) for later in missing[place + 1 :]):
-                    self._release(_place(cell))
-
-    def _run(self, cell: Cell) -> None:
-        with self.journal.record(cell) as entry:
-            entry.update(self._score(cell))
-        if entry["status"] == "failed":
-            LOG.error("%s %s: %s", cell.inspector, cell.baseline_name, entry["error"].splitlines()[0])
-        self.journal.write(patcher_of(self.setting.verbalizer).mode)
-
-    def _score(self, cell: Cell) -> dict[str, Any]:
-        """Score a cell's relations, write their records, and return what the journal is to say."""
-        fitted = self.fitted.setdefault(cell.inspector, {})
-        tables, reasons = [], {}
-        for bench in self.benches[_place(cell)]:
-            method = Method(self.makes[cell.inspector], bench, fitted)
-            try:
-                tables += [_table(self.setting, cell, bench, outcome) for outcome in _outcomes(method, cell)]
-            except NotApplicableError as error:
-                reasons[bench.relation.name] = str(error)
-        if tables:
-            write_shard(self.journal.out / RECORDS / cell.file, pa.concat_tables(tables).unify_dictionaries())
-        done = {"status": "done" if tables else "not applicable", "rows": sum(len(table) for table in tables)}
-        return {**done, "not_applicable": reasons} if reasons else done
-
-    def _release(self, place: Place) -> None:
-        """Forget the activations and fits of a place that is done with; what learned no labels serves all places."""
-        self.benches.pop(place)
-        for fits in self.fitted.values():
-            for key in [key for key in fits if key != ()]:
-                del fits[key]
-
-
-def _place(cell: Cell) -> Place:
-    return cell.task.name, cell.site
-
-
-def _outcomes(method: Method, cell: Cell) -> list[Outcome]:
-    if cell.baseline:
-        return cell.baseline.run(method)
-    layers = method.bench.lab.layers if "activation" in method.inspector.reads else (None,)
-    return [Outcome(method.scores(), layers, method.bench.items, method.inspector.learns_from != "labels")]
-
-
-def _table(setting: Setting, cell: Cell, bench: Bench, outcome: Outcome) -> pa.Table:
-    columns = prediction_columns(
-        outcome.items, bench.answers, outcome.scores, outcome.layers, correct_prior=outcome.zero_shot
-    )
-    return table_from_columns(
-        {
-            **columns,
-            "model": setting.model.name,
-            "verbalizer": setting.verbalizer.name,
-            "task": cell.task.name,
-            "inspector": cell.inspector,
-            "baseline": cell.baseline_name,
-            "seed": setting.config.seed,
-        }
-    )
+        for work in executor.work(missing, begin):
+            entry = journal.keep(work)
+            if entry["status"] == "failed":
+                LOG.error("%s %s: %s", work.cell.inspector, work.cell.baseline, entry["error"].splitlines()[0])
+            advance(None)

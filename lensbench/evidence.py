@@ -109,17 +109,24 @@ class Target:
         self.n_layers = model.n_layers
         self.d_model = model.d_model
         self.device = model.device
-        self.head_rows = model.head_rows
-        self._unembed = model.unembed
-        self._score_tokens = model.score_tokens
-        self._answer_token = model.tokens.answer_token
+        self._model = model
         self._memory = RowMemory()
+
+    @property
+    def head_rows(self) -> int:
+        """How many rows go through the head at once."""
+        return self._model.head_rows
+
+    @property
+    def budget_bytes(self) -> int:
+        """How many bytes a batch may take."""
+        return self._model.budget.bytes
 
     def unembed(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """Return logits from the residual stream of any layer: the model's own final norm and head. Differentiable."""
-        return self._unembed(residuals)
+        return self._model.unembed(residuals)
 
     def score_answers(self, residuals: Float[Tensor, "row d_model"], answers: Sequence[str]) -> TokenScores:
         """Unembed residuals and score the first token of each answer."""
-        tokens = [self._answer_token(answer) for answer in answers]
-        return self._memory.answer(tokens, residuals, lambda rows: self._score_tokens(rows, tokens))
+        tokens = [self._model.tokens.answer_token(answer) for answer in answers]
+        return self._memory.answer(tokens, residuals, lambda rows: self._model.score_tokens(rows, tokens))

@@ -3,21 +3,17 @@
 import os
 import platform
 import subprocess
-import sys
-import time
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from lensbench.baselines import Baseline
-from lensbench.errors import UsageError
-from lensbench.plan import Cell, Setting
-from lensbench.records import RECORDS, RUN_FILE, read_run, write_json_atomic
+from lensbench.config import RunConfig
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.plan import Cell, Plan
+from lensbench.records import RECORDS, RUN_FILE, read_run, write_json_atomic, write_shard
+from lensbench.workshop import Work, failure
 
 # What records of one folder must have in common: they are read as one table.
 COMMON = (
@@ -42,106 +38,123 @@ class Journal:
 
     Args:
         out: the run folder. The journal of an earlier run in it is gone on with.
-        setting: what all cells depend on.
-        cells: the plan.
+        config: what was asked.
         baselines: the rivals in it.
-        due: inspector -> the rivals that it must have faced, as `due_rivals` lists them.
+        plan: what is to be done.
 
     Raises:
         UsageError: the folder holds a run whose records cannot stand beside these.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        setting: Setting,
-        cells: list[Cell],
-        baselines: Mapping[str, Baseline],
-        due: Mapping[str, Mapping[str, Any]],
-    ) -> None:
+    def __init__(self, out: Path, config: RunConfig, baselines: Mapping[str, Baseline], plan: Plan) -> None:
         self.out = out
-        before: dict[str, Any] = read_run(out) if (out / RUN_FILE).exists() else {}
-        described = setting.describe()
+        before = read_before(out)
         for key in COMMON if before else ():
             held = before.get("setting", {}).get(key)
-            if held != described[key]:
+            if held != plan.setting[key]:
                 raise UsageError(
-                    f"--out {out} holds a run with {key} {held}, now {described[key]}; choose another folder"
+                    f"--out {out} holds a run with {key} {held}, now {plan.setting[key]}; choose another folder"
                 )
         asked = {name: {"question": one.question, "rules_out": one.rules_out} for name, one in baselines.items()}
         self.cells: dict[str, dict[str, Any]] = before.get("cells", {})
-        self.dropped: dict[str, dict[str, str]] = {}
         self.content: dict[str, Any] = {
-            "config": setting.config.model_dump(mode="json", exclude={"out"}),
-            "setting": described,
+            "config": config.model_dump(mode="json", exclude={"out"}),
+            "setting": plan.setting,
             "versions": {name: version(name) for name in VERSIONS},
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
             "git_commit": _commit(),
             "baselines": {**before.get("baselines", {}), **asked},
-            "due": {**before.get("due", {}), **due},
+            "due": {**before.get("due", {}), **plan.due},
             "patched_pass": before.get("patched_pass"),
-            "plan": [cell.file for cell in cells],
+            "memory_budget": plan.memory,
+            "plan": [cell.file for cell in plan.cells],
             "cells": self.cells,
-            "dropped": self.dropped,
+            "dropped": plan.dropped,
         }
-        for cell in cells:
+        self._stale: list[str] = []
+        for cell in plan.cells:
             self._enter(cell)
+
+    def begin(self) -> None:
+        """Remove the records that are stale, and write `run.json`. Nothing is written before.
+
+        Raises:
+            LensbenchError: it cannot be written.
+        """
+        for file in self._stale:
+            self._shard(file).unlink(missing_ok=True)
+        self.write()
 
     def _enter(self, cell: Cell) -> None:
         """Enter a cell as settled where its records are there, else as missing; drop what it makes stale."""
-        place = {"task": cell.task.name, "site": cell.site, "inspector": cell.inspector}
-        named = {**place, "baseline": cell.baseline_name, "method": cell.method, "relations": cell.relations}
+        place = {"task": cell.task, "site": cell.site, "inspector": cell.inspector}
+        relations = list(cell.relations)
+        named = {**place, "baseline": cell.baseline, "method": cell.method, "relations": relations}
         for file, other in list(self.cells.items()):
-            if other["task"] == cell.task.name and other.get("relations") != cell.relations:
+            if other["task"] == cell.task and other.get("relations") != relations:
                 raise UsageError(
-                    f"--out {self.out} holds task {cell.task.name} with the relations {', '.join(other['relations'])}, "
+                    f"--out {self.out} holds task {cell.task} with the relations {', '.join(other['relations'])}, "
                     f"now {', '.join(cell.relations)}; choose another folder"
                 )
             same_method = all(other[key] == value for key, value in place.items())
-            stale = other["method"] != cell.method or (other["baseline"] == cell.baseline_name and file != cell.file)
+            stale = other["method"] != cell.method or (other["baseline"] == cell.baseline and file != cell.file)
             if same_method and stale:
                 # A rival is compared with the method as it is now, not with an earlier version of it.
                 del self.cells[file]
-                (self.out / RECORDS / file).unlink(missing_ok=True)
+                self._stale.append(file)
         entry = self.cells.get(cell.file, {})
-        there = (self.out / RECORDS / cell.file).exists()
-        if entry.get("status") != "not applicable" and (entry.get("status") == "done") != there:
-            # Records and journal disagree after a crash between the two, or when a shard was deleted: the shard counts.
-            entry = {"status": "done" if there else "missing"}
+        if entry.get("status") == "done" and not self._shard(cell.file).exists():
+            entry = {}  # somebody deleted it, to have it made again
+        elif entry.get("status") not in SETTLED:
+            # A shard that the journal does not know is of a run that was cut off between the two: what the journal
+            # would have said is lost, so the cell was in hand and is done again.
+            self._stale.append(cell.file)
         self.cells[cell.file] = {"status": "missing", **entry, **named}
+
+    def _shard(self, file: str) -> Path:
+        return self.out / RECORDS / file
 
     def settled(self, cell: Cell) -> bool:
         """Whether the cell needs no more work."""
         return self.cells[cell.file]["status"] in SETTLED
 
-    def drop(self, where: str, item: str, reason: str) -> None:
-        """Note an item that no method is asked about."""
-        self.dropped.setdefault(where, {})[item] = reason
-
-    def write(self, patched_pass: str | None = None) -> None:
+    def write(self) -> None:
         """Write `run.json`.
 
-        Args:
-            patched_pass: the proven mode of the patched pass, once there is one.
+        Raises:
+            LensbenchError: it cannot be written. What it said before stays.
         """
-        if patched_pass is not None:
-            self.content["patched_pass"] = patched_pass
-        write_json_atomic(self.out / RUN_FILE, self.content)
-
-    @contextmanager
-    def record(self, cell: Cell) -> Iterator[dict[str, Any]]:
-        """Note how a cell goes. A cell that fails does not end the others."""
-        entry = self.cells[cell.file]
-        for key in ("error", "traceback"):
-            entry.pop(key, None)
-        begun = time.perf_counter()
         try:
-            yield entry
-        except Exception as error:
-            entry.update(status="failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-        entry["seconds"] = round(time.perf_counter() - begun, 3)
-        entry["peak_memory_mb"] = _peak_memory()
+            write_json_atomic(self.out / RUN_FILE, self.content)
+        except OSError as error:
+            raise LensbenchError(
+                f"{self.out / RUN_FILE} cannot be written: {error.strerror}; finished cells are kept: make room, and "
+                "run the same command again"
+            ) from None
+
+    def keep(self, work: Work) -> dict[str, Any]:
+        """Write a cell's records, then the journal; return what it says of the cell.
+
+        Records that cannot be written (a full disk) make a failed cell.
+        """
+        entry = work.entry
+        if work.table is not None:
+            try:
+                write_shard(self._shard(work.cell.file), work.table)
+            except OSError as error:
+                entry = failure(error)
+        names = ("task", "site", "inspector", "baseline", "method", "relations")
+        entry = {**{name: self.cells[work.cell.file][name] for name in names}, **entry}
+        self.cells[work.cell.file] = entry
+        self.content.update({key: value for key, value in work.state.items() if value is not None})
+        self.write()
+        return entry
+
+
+def read_before(out: Path) -> dict[str, Any]:
+    """Read the journal of an earlier run in a folder; empty where there is none."""
+    return read_run(out) if (out / RUN_FILE).exists() else {}
 
 
 def _commit() -> str | None:
@@ -156,13 +169,3 @@ def _commit() -> str | None:
     except OSError:  # a checkout without git, as in slim containers
         return None
     return done.stdout.strip() or None
-
-
-def _peak_memory() -> int:
-    """Return the most memory, in MiB, that this process has held so far."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset // 2**20)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak // (2**20 if sys.platform == "darwin" else 2**10))

@@ -4,7 +4,7 @@ import hashlib
 import inspect as introspection
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from lensbench.records import NO_BASELINE, SCHEMA_VERSION
 from lensbench.tasks import SITES, Site, Task
 
 Make = Callable[[], Inspector]
-
+Place = tuple[str, Site]
 
 # What predictions are made of besides the method and the rival themselves: when these change, all is made again.
 ENGINE = (
@@ -30,7 +30,7 @@ ENGINE = (
     "corpus.py",
     "evidence.py",
     "model",
-    "patching.py",
+    "patching",
     "residuals.py",
     "rivals.py",
     "scoring.py",
@@ -43,36 +43,61 @@ class Cell:
     """One shard of records: a task at a site, by a method or by one of its rivals.
 
     Attributes:
-        task: as far as it is asked.
+        task: the task's name.
+        relations: those asked, in alphabetical order.
         site: where it is read.
         inspector: the method's name.
-        baseline: the rival, or None for the method itself.
+        baseline: the rival's name, or "none" for the method itself.
         method: a digest of everything that the method's own predictions depend on.
         digest: of everything that this cell's predictions depend on.
     """
 
-    task: Task
+    task: str
+    relations: tuple[str, ...]
     site: Site
     inspector: str
-    baseline: Baseline | None
+    baseline: str
     method: str
     digest: str
 
     @property
-    def baseline_name(self) -> str:
-        """The baseline's name, or "none" for the method itself."""
-        return self.baseline.name if self.baseline else NO_BASELINE
-
-    @property
-    def relations(self) -> list[str]:
-        """The relations asked, in alphabetical order."""
-        return sorted(self.task.relations)
+    def place(self) -> Place:
+        """Where it reads: cells of one place share activations."""
+        return self.task, self.site
 
     @property
     def file(self) -> str:
         """The shard's file name."""
-        parts = (self.task.name, self.site, self.inspector, self.baseline_name, self.digest)
+        parts = (self.task, self.site, self.inspector, self.baseline, self.digest)
         return "-".join(parts) + ".parquet"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, as plain values: it travels between processes.
+
+    Attributes:
+        setting: what all cells depend on, as `Setting.describe` gives it.
+        cells: in the order of work.
+        due: inspector -> the rivals that it must have faced, as `due_rivals` lists them.
+        dropped: task/relation -> item -> why no method is asked about it.
+        memory: the bytes that a batch may take.
+    """
+
+    setting: dict[str, Any]
+    cells: tuple[Cell, ...]
+    due: dict[str, dict[str, dict[str, Any]]]
+    dropped: dict[str, dict[str, str]]
+    memory: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is asked to do, its names looked up; whatever process works at it begins from this."""
+
+    config: RunConfig
+    tasks: tuple[Task, ...]
+    baselines: dict[str, Baseline]
 
 
 def make_inspectors(config: RunConfig) -> dict[str, Make]:
@@ -172,10 +197,11 @@ def plan_cells(
             for name, make in makes.items():
                 inspector = make()
                 method = _digest(setting, task, site, inspector, None)
-                cells.append(Cell(task, site, name, None, method, method))
+                own = Cell(task.name, tuple(sorted(task.relations)), site, name, NO_BASELINE, method, method)
+                cells.append(own)
                 for baseline in _rivals_of(inspector, baselines):
                     digest = _digest(setting, task, site, inspector, baseline)
-                    cells.append(Cell(task, site, name, baseline, method, digest))
+                    cells.append(replace(own, baseline=baseline.name, digest=digest))
     return cells
 
 

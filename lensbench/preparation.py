@@ -5,18 +5,20 @@ from collections.abc import Iterable
 from lensbench.bench import Bench, Lab
 from lensbench.errors import LensbenchError
 from lensbench.inspectors.base import Inspector
-from lensbench.journal import Journal
 from lensbench.model.language_model import LanguageModel
 from lensbench.patching import make_prompt
 from lensbench.plan import Setting
 from lensbench.residuals import find_site
 from lensbench.tasks import N_FOLDS, Item, Relation, Site, Task
 
+Dropped = dict[str, dict[str, str]]
 
-def make_benches(lab: Lab, setting: Setting, task: Task, site: Site, journal: Journal) -> list[Bench]:
+
+def make_benches(lab: Lab, setting: Setting, task: Task, site: Site, dropped: Dropped) -> list[Bench]:
     """Make a bench for each relation of a task at a site; nothing is captured yet.
 
-    Items whose choices begin with the same token are dropped, for all methods alike, and noted in the journal.
+    Items whose choices begin with the same token are dropped, for all methods alike, and noted in `dropped`:
+    task/relation -> item -> why.
 
     Raises:
         LensbenchError: a site that the tokenizer cannot find, a fold left empty, or nothing left at all.
@@ -25,7 +27,7 @@ def make_benches(lab: Lab, setting: Setting, task: Task, site: Site, journal: Jo
     train = task.items(site, "train")
     benches = []
     for relation in task.relations.values():
-        items, train_items = (_distinguishable(setting, task, relation, group, journal) for group in (test, train))
+        items, train_items = (_distinguishable(setting, task, relation, group, dropped) for group in (test, train))
         if items:
             _require_folds(setting, task, relation, train_items)
             for item in (*items, *train_items):
@@ -53,7 +55,7 @@ def check_prompts(setting: Setting, inspectors: Iterable[Inspector], benches: It
 
 
 def _distinguishable(
-    setting: Setting, task: Task, relation: Relation, items: Iterable[Item], journal: Journal
+    setting: Setting, task: Task, relation: Relation, items: Iterable[Item], dropped: Dropped
 ) -> tuple[Item, ...]:
     """Keep the relation's items whose choices begin with different tokens under target and verbalizer."""
     models: set[LanguageModel] = {setting.model, setting.verbalizer}
@@ -65,7 +67,8 @@ def _distinguishable(
         if all(len(set(first)) == len(first) for first in firsts):
             kept.append(item)
         else:
-            journal.drop(f"{task.name}/{relation.name}", item.id, "choices begin with the same token")
+            reasons = dropped.setdefault(f"{task.name}/{relation.name}", {})
+            reasons[item.id] = "choices begin with the same token"
     return tuple(kept)
 
 

@@ -4,16 +4,16 @@ One row is one prediction; one shard (Parquet file) is one cell of a run. The sa
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lensbench.cache import atomic_file
 from lensbench.errors import LensbenchError
 
 SCHEMA_VERSION = 1
@@ -120,12 +120,8 @@ def write_shard(path: Path, table: pa.Table) -> None:
     """Write a table of records as one Parquet file that exists whole or not at all."""
     if not table.schema.equals(SCHEMA, check_metadata=True):
         raise LensbenchError(f"cannot write {path}: the table has another schema; make it with table_from_columns")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    with temporary.open("wb") as file:
+    with atomic_file(path) as file:
         pq.write_table(table.combine_chunks(), file, compression="zstd", use_dictionary=True)
-        _flush(file)
-    temporary.replace(path)
 
 
 def read_shard(path: Path) -> pa.Table:
@@ -160,20 +156,21 @@ def read_records(folder: Path, names: Iterable[str] | None = None) -> pd.DataFra
         paths = [shards / name for name in names]
     if not paths:
         raise LensbenchError(f"no records in {folder}: `lensbench evaluate` writes them to {RECORDS}/*.parquet")
-    table = pa.concat_tables([read_shard(path) for path in paths]).unify_dictionaries()
+    return frame_of([read_shard(path) for path in paths])
+
+
+def frame_of(tables: Iterable[pa.Table]) -> pd.DataFrame:
+    """Put tables of records into one frame."""
+    table = pa.concat_tables(tables).unify_dictionaries()
     frame: pd.DataFrame = table.to_pandas(types_mapper=_PANDAS_TYPES.get)
     return frame
 
 
 def write_json_atomic(path: Path, obj: Any) -> None:
     """Write an object as JSON (sorted keys) to a file that exists whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(obj, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = _temporary(path)
-    with temporary.open("wb") as file:
+    with atomic_file(path) as file:
         file.write(text.encode())
-        _flush(file)
-    temporary.replace(path)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -188,13 +185,3 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not isinstance(run, dict):
         raise LensbenchError(f"{path} must hold an object, got {type(run).__name__}: {_AGAIN}")
     return run
-
-
-def _temporary(path: Path) -> Path:
-    # In the same folder, so that the rename cannot cross file systems; hidden, so that no reader picks it up.
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

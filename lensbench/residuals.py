@@ -11,8 +11,8 @@ from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import TokenError
 from lensbench.tasks import Item
 
-# Enough for the matrix products to run at full speed, small enough to stay in cache.
-TOKENS_PER_BATCH = 512
+# Enough for a CPU's matrix products to run at full speed, small enough to stay in its caches.
+CPU_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,27 @@ def find_site(model: LanguageModel, item: Item) -> Reading:
 def capture(model: LanguageModel, readings: Sequence[Reading], layers: Sequence[int]) -> Residuals:
     """Read every site at every layer, in one pass a distinct source, and keep nothing else.
 
-    Batches hold texts of like length and are a function of the readings alone, so that the same plan gives the same
-    bytes.
+    A pass stops after the deepest layer. Batches hold texts of like length and are a function of the readings and the
+    memory budget alone, so that the same plan gives the same bytes.
     """
     distinct = sorted(set(readings), key=lambda reading: (len(reading.ids), reading.ids))
-    kept: list[Tensor] = []
-    begin = 0
-    while begin < len(distinct):
-        end = begin + 1
-        while end < len(distinct) and len(distinct[end].ids) * (end + 1 - begin) <= TOKENS_PER_BATCH:
+
+    def size(begin: int) -> int:
+        most, end = tokens_per_batch(model), begin + 1
+        while end < len(distinct) and len(distinct[end].ids) * (end + 1 - begin) <= most:
             end += 1
-        batch = distinct[begin:end]
-        ids, mask = model.tokens.pad([reading.ids for reading in batch])
-        positions = torch.tensor([[reading.position] for reading in batch])
-        kept.append(model.residuals(ids, mask, positions, layers)[:, :, 0])
-        begin = end
+        return end - begin
+
+    def run(batch: slice) -> Tensor:
+        ids, mask = model.tokens.pad([reading.ids for reading in distinct[batch]])
+        positions = torch.tensor([[reading.position] for reading in distinct[batch]])
+        return model.residuals(ids, mask, positions, layers)[:, :, 0]
+
+    kept = model.budget.in_batches(len(distinct), size, run)
     place = {reading: i for i, reading in enumerate(distinct)}
     return Residuals(tuple(layers), torch.cat(kept, dim=1)[:, [place[reading] for reading in readings]])
+
+
+def tokens_per_batch(model: LanguageModel) -> int:
+    """Return how many tokens of source texts are run at once."""
+    return model.budget.rows(model.token_bytes, cpu_most=CPU_TOKENS)

@@ -69,5 +69,5 @@ class Patchscope(Inspector):
         vectors = evidence.residuals.values[:, None].expand(-1, attempts, -1, -1).flatten(0, 2)
         target_layers = torch.tensor(self.target_layers)[None, :, None].expand(layers, -1, items).flatten()
         tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
-        scores = patcher_of(self.verbalizer_).score(prompt, vectors, target_layers.to(vectors.device), tokens)
+        scores = patcher_of(self.verbalizer_).score(prompt, vectors, target_layers, tokens)
         return by_layer(scores, layers, tuple(f"target_layer={layer}" for layer in self.target_layers))

@@ -1,18 +1,22 @@
 """Tuned lens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lensbench.corpus import Corpus
 from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
 from lensbench.inspectors.base import Inspector, read_lens
+from lensbench.learning import Learning, Resumable
 from lensbench.model.language_model import LanguageModel
 
 LEARNING_RATE = 3e-4
 POSITIONS_PER_STEP = 16
+# Neighbouring positions are much alike: at most every fourth is trained on.
+MIN_APART = 4
 
 
 class TunedLens(Inspector):
@@ -27,17 +31,21 @@ class TunedLens(Inspector):
         ridge: penalty, relative to the mean variance of the residual's coordinates.
         steps: training steps on the KL loss, of 16 positions each; 0 leaves the ridge.
         seed: which positions are drawn.
+        bf16: train in bfloat16 where that is faster (most GPUs); the translators themselves stay in float32.
     """
 
     name: ClassVar[str] = "tuned_lens"
     reads: ClassVar[frozenset[Source]] = frozenset({"activation"})
     learns_from: ClassVar[Learns] = "corpus"
 
-    def __init__(self, tokens: int = 8192, ridge: float = 0.001, steps: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, tokens: int = 8192, ridge: float = 0.001, steps: int = 16, seed: int = 0, bf16: bool = False
+    ) -> None:
         self.tokens = tokens
         self.ridge = ridge
         self.steps = steps
         self.seed = seed
+        self.bf16 = bf16
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "TunedLens":
         """Learn the translators of layers 0 to L - 1, or take them from the cache."""
@@ -45,7 +53,7 @@ class TunedLens(Inspector):
         corpus = training.corpus
         self.target_ = target
         learned = corpus.learn_once(
-            type(self), self.parameters(), lambda: self._learn(target, corpus.residuals(self.tokens))
+            type(self), self.parameters(), lambda learning: self._learn(target, corpus, learning)
         )
         self.weight_: Float[Tensor, "layer d_model d_model"] = learned["weight"]
         self.bias_: Float[Tensor, "layer d_model"] = learned["bias"]
@@ -66,46 +74,93 @@ class TunedLens(Inspector):
     def _translated(self, layer: int, h: Tensor) -> Tensor:
         return h + (h.float() @ self.weight_[layer].T + self.bias_[layer]).to(h.dtype)
 
-    def _learn(self, target: Target, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-        moments = _Moments(target, keep_every=4)
+    def _learn(self, target: Target, corpus: Corpus, learning: Learning) -> dict[str, Tensor]:
+        start = learning.stage("ridge", lambda: self._begin(target, corpus.residuals(self.tokens)))
+        if not (self.steps and self.tokens):
+            return {name: start[name] for name in ("weight", "bias")}
+        polish = _Polish(target, start, self.steps, self.seed, bf16=self.bf16)
+        for step in learning.steps(self.steps, polish):
+            polish.step(step)
+        return polish.translators()
+
+    def _begin(self, target: Target, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Solve the normal equations of all layers in one pass over the corpus, and keep positions to train on."""
+        position_bytes = 4 * (target.n_layers + 1) * target.d_model
+        wanted = min(POSITIONS_PER_STEP * self.steps, target.budget_bytes // 2 // position_bytes)
+        moments = _Moments(target, keep_every=max(MIN_APART, self.tokens // max(1, wanted)))
         for batch in batches:
             moments.add(batch)
         weight, bias = moments.ridge(self.ridge)
-        if self.steps and self.tokens:
-            weight, bias = self._polish(target, weight, bias, moments.kept())
-        return {"weight": weight, "bias": bias}
-
-    def _polish(
-        self, target: Target, weight: Tensor, bias: Tensor, kept: Float[Tensor, "layer position d_model"]
-    ) -> tuple[Tensor, Tensor]:
-        """Take gradient steps on KL(p || lens), all layers at once, at a rate that falls to zero."""
-        translators = [(w.requires_grad_(True), b.requires_grad_(True)) for w, b in zip(weight, bias, strict=True)]
-        optimiser = torch.optim.Adam([{"params": pair} for pair in translators], lr=0.0)
-        generator = torch.Generator().manual_seed(self.seed)
-        reach = torch.ones(len(translators))
-        for step in range(self.steps):
-            drawn = torch.randint(kept.shape[1], (POSITIONS_PER_STEP,), generator=generator)
-            h = kept[:, drawn]
-            moved = [x + x @ w.T + b for x, (w, b) in zip(h, translators, strict=False)]
-            losses = _divergence(target, h[-1], torch.stack(moved))
-            if step == 0:
-                # Adam's steps do not shrink with the gradient: layers with little left to gain would only get noise.
-                reach = (losses.detach() / 2).clamp(max=1.0).cpu()
-            for group, share in zip(optimiser.param_groups, reach.tolist(), strict=True):
-                group["lr"] = LEARNING_RATE * share * (1 - step / self.steps)
-            optimiser.zero_grad()
-            losses.sum().backward()
-            optimiser.step()
-        return torch.stack([w.detach() for w, _ in translators]), torch.stack([b.detach() for _, b in translators])
+        return {"weight": weight, "bias": bias, **({"kept": moments.kept()} if self.tokens else {})}
 
 
-def _divergence(target: Target, last: Tensor, translated: Float[Tensor, "layer position d_model"]) -> Tensor:
-    """Return KL(p || lens) of each layer, in nats, mean over positions."""
-    with torch.no_grad():
-        goal = target.unembed(last).log_softmax(-1)
-    lens = target.unembed(translated.flatten(0, 1)).log_softmax(-1)
-    shape = (len(translated), len(last), -1)
-    return (goal.exp() * (goal - lens.reshape(shape))).sum(-1).mean(-1)
+class _Polish(Resumable):
+    """Gradient steps on KL(p || lens), all layers from one forward pass of the model, at a rate that falls to zero."""
+
+    def __init__(self, target: Target, start: dict[str, Tensor], steps: int, seed: int, *, bf16: bool) -> None:
+        self._target = target
+        self._kept = start["kept"]
+        self._weights = [weight.clone().requires_grad_(True) for weight in start["weight"]]
+        self._biases = [bias.clone().requires_grad_(True) for bias in start["bias"]]
+        pairs = zip(self._weights, self._biases, strict=True)
+        self._optimiser = torch.optim.Adam([{"params": pair} for pair in pairs], lr=0.0)
+        self._reach = torch.ones(len(self._weights))
+        self._steps, self._seed, self._bf16 = steps, seed, bf16
+
+    def step(self, step: int) -> None:
+        """Make one step on positions that its number draws."""
+        generator = torch.Generator().manual_seed(1_000_003 * self._seed + step)
+        h = self._kept[:, torch.randint(self._kept.shape[1], (POSITIONS_PER_STEP,), generator=generator)]
+        self._optimiser.zero_grad()
+        with torch.no_grad():
+            goal = self._target.unembed(h[-1]).log_softmax(-1)
+        # Some layers at a time: what a backward pass keeps of the logits is several times their size.
+        at_once = max(1, self._target.head_rows // (2 * POSITIONS_PER_STEP))
+        losses = []
+        for layers in torch.arange(len(self._weights)).split(at_once):
+            with torch.autocast(h.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+                moved = [h[i] + h[i] @ self._weights[i].T + self._biases[i] for i in layers.tolist()]
+                loss = self._divergence(goal, torch.stack(moved))
+            loss.sum().backward()
+            losses.append(loss.detach())
+        if step == 0:
+            # Adam's steps do not shrink with the gradient: layers with little left to gain would only get noise.
+            self._reach = (torch.cat(losses) / 2).clamp(max=1.0).cpu()
+        for group, share in zip(self._optimiser.param_groups, self._reach.tolist(), strict=True):
+            group["lr"] = LEARNING_RATE * share * (1 - step / self._steps)
+        self._optimiser.step()
+
+    def _divergence(self, goal: Tensor, translated: Float[Tensor, "layer position d_model"]) -> Float[Tensor, " layer"]:
+        """Return KL(p || lens) of each layer, in nats, mean over positions."""
+        lens = self._target.unembed(translated.flatten(0, 1)).float().log_softmax(-1)
+        return (goal.exp() * (goal - lens.reshape(len(translated), len(goal), -1))).sum(-1).mean(-1)
+
+    def translators(self) -> dict[str, Tensor]:
+        """Return what has been learned."""
+        return {"weight": torch.stack(self._weights).detach(), "bias": torch.stack(self._biases).detach()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that the steps so far have changed."""
+        momenta = {
+            f"{index}.{name}": value
+            for index, kept in self._optimiser.state_dict()["state"].items()
+            for name, value in kept.items()
+        }
+        return {**self.translators(), "reach": self._reach, **momenta}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from such a state."""
+        rest = dict(state)
+        with torch.no_grad():
+            for name, held in (("weight", self._weights), ("bias", self._biases)):
+                for own, value in zip(held, rest.pop(name), strict=True):
+                    own.copy_(value)
+        self._reach = rest.pop("reach").cpu()
+        kept: dict[int, dict[str, Tensor]] = {}
+        for key, value in rest.items():
+            index, _, name = key.partition(".")
+            kept.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
+        self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": kept})
 
 
 class _Moments:

@@ -186,8 +186,18 @@ def _probe_pass(model: nn.Module, handles: list[RemovableHandle]) -> None:
 def probe_ids(model: nn.Module) -> Int[Tensor, "1 token"]:
     """Return five ordinary token ids on the model's device, for the passes that look at its structure."""
     size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    device = next(model.parameters()).device
-    return torch.tensor([[size // 7, size // 5, size // 3, size // 2, size - size // 3]], device=device)
+    ids = [size // 7, size // 5, size // 3, size // 2, size - size // 3]
+    return torch.tensor([ids], device=input_device(model))
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return the device that token ids go to; of a model that accelerate has spread, that of its embeddings."""
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    hook = getattr(embeddings, "_hf_hook", None)
+    if hook is not None and getattr(hook, "execution_device", None) is not None:
+        return torch.device(hook.execution_device)
+    device: torch.device = next(embeddings.parameters()).device
+    return device
 
 
 def unembed(
@@ -201,9 +211,9 @@ def unembed(
 
     def substitute(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if args:
-            return (residuals[:, None].to(args[0].dtype), *args[1:]), kwargs
+            return (residuals[:, None].to(args[0]), *args[1:]), kwargs
         name = next(iter(kwargs))
-        return args, {**kwargs, name: residuals[:, None].to(kwargs[name].dtype)}
+        return args, {**kwargs, name: residuals[:, None].to(kwargs[name])}
 
     handle = parts.final.register_forward_pre_hook(substitute, with_kwargs=True)
     try:
@@ -211,5 +221,5 @@ def unembed(
             logits = model(probe_ids(model)[:, :1].expand(rows, 1), use_cache=False).logits
     finally:
         handle.remove()
-    result: Tensor = logits[:, 0].float()
+    result: Tensor = logits[:, 0].float().to(residuals.device)
     return result

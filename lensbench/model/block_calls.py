@@ -1,6 +1,7 @@
 """The arguments that a model passes to its blocks, recorded once, so that blocks can be called from the middle."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,70 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from lensbench.errors import LensbenchError
 from lensbench.model.architecture import hidden_of
 from lensbench.model.language_model import LanguageModel
-
-
-class ReplayError(LensbenchError):
-    """A model whose blocks cannot be called from the middle, or whose prefix cannot be shared."""
-
-
-class SharedPrefixLayer(DynamicLayer):
-    """One layer's keys and values of a prefix, run once at batch 1, seen by every row of every later call.
-
-    `update` returns prefix and new keys together and stores nothing, so that one cache serves any number of calls.
-    """
-
-    def __init__(self, source: DynamicLayer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        assert source.keys is not None
-        assert source.values is not None
-        self._prefix = (source.keys, source.values)
-        self.keys, self.values = self._prefix
-        self.dtype, self.device = source.keys.dtype, source.keys.device
-        self.is_initialized = True
-        self.is_sliding = getattr(source, "is_sliding", False)
-        self._window = getattr(source, "sliding_window", None)
-        self._seen = int(getattr(source, "cumulative_length", source.keys.shape[-2]))
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Return the prefix's keys and values, for as many rows as the new ones have, followed by the new ones."""
-        rows = key_states.shape[0]
-        keys, values = (
-            torch.cat([prefix.expand(rows, *prefix.shape[1:]), new], dim=-2)
-            for prefix, new in zip(self._prefix, (key_states, value_states), strict=True)
-        )
-        return keys, values
-
-    def get_seq_length(self) -> int:
-        """Return how many tokens the prefix has."""
-        return self._seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return length and offset of the keys for the attention mask, as the layer that was wrapped would."""
-        if self._window is None:
-            return self._prefix[0].shape[-2] + query_length, 0
-        offset = max(self._seen - self._window + 1, 0)
-        full = self._seen >= self._window
-        return (self._window - 1 + query_length if full else self._seen + query_length), offset
-
-
-def shared_prefix(model: LanguageModel, ids: Int[Tensor, "1 token"]) -> Cache:
-    """Run a prefix once and return a cache that any number of rows can share.
-
-    Raises:
-        ReplayError: the model keeps another state than keys and values (state-space layers), which cannot be shared so.
-    """
-    with torch.no_grad():
-        cache = model.module(ids.to(model.device), use_cache=True).past_key_values
-    layers = getattr(cache, "layers", None)
-    plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    if not layers or any(type(layer) not in plain or layer.keys is None for layer in layers):
-        raise ReplayError(f"{model.name}: its cache is not made of plain keys and values")
-    return Cache(layers=[SharedPrefixLayer(layer) for layer in layers])
+from lensbench.model.prefix_cache import KeysValues, ReplayError, noting
 
 
 @dataclass(frozen=True)
@@ -102,10 +43,12 @@ class CleanPass:
     Attributes:
         calls: one for each block.
         hidden: layer 0 to L, before the final norm.
+        added: the keys and values that the text adds to a shared prefix, one pair a layer; empty without one.
     """
 
     calls: tuple[BlockCall, ...]
     hidden: Float[Tensor, "layer token d_model"]
+    added: tuple[KeysValues, ...] = ()
 
 
 def record_pass(model: LanguageModel, ids: Int[Tensor, "1 token"], cache: Cache | None) -> CleanPass:
@@ -115,13 +58,21 @@ def record_pass(model: LanguageModel, ids: Int[Tensor, "1 token"], cache: Cache 
         ReplayError: a block was not called exactly once, or an argument changed with the batch in another way than by
             doubling.
     """
-    one, two = (_record(model, ids.expand(rows, -1), cache) for rows in (1, 2))
+    notes: list[list[KeysValues]] = []
+    with ExitStack() as stack:
+        if cache is not None:
+            notes = stack.enter_context(noting(cache))
+        one = _record(model, ids, cache)
+    two = _record(model, ids.expand(2, -1), cache)
     calls = []
     for i, block in enumerate(model.parts.blocks):
         (args1, kwargs1, name), (args2, kwargs2, _) = one[0][i], two[0][i]
         _for_rows(args1, args2, 3), _for_rows(kwargs1, kwargs2, 3)  # refuse now what a later call would refuse
         calls.append(BlockCall(block, (args1, kwargs1), (args2, kwargs2), name))
-    return CleanPass(tuple(calls), torch.cat(one[1]))
+    hidden = torch.cat([at_layer.to(model.device) for at_layer in one[1]])
+    # A layer that takes the keys of another one adds none, and cannot be gone on with.
+    added = tuple(note[0] for note in notes) if all(len(note) == 1 for note in notes) else ()
+    return CleanPass(tuple(calls), hidden, added)
 
 
 Recorded = list[tuple[tuple[Any, ...], dict[str, Any], str | None]]

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,17 @@ from lensbench.model.architecture import (
     ArchitectureError,
     ModulePaths,
     find_architecture,
+    input_device,
     probe_ids,
     unembed,
 )
+from lensbench.model.budget import Budget, bytes_per_row, free_memory
 from lensbench.model.tokens import Tokens
 
 # How far numbers of two ways to the same result may lie apart (relative to the largest logit, where that is above 1).
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
-LOGITS_BYTES = 128 * 2**20
+# On a CPU, larger batches of logits are no faster, and leave its caches.
+CPU_LOGITS_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class LanguageModel:
         self.parts: Architecture = find_architecture(module, int(text_config.num_hidden_layers), paths)
         self.n_layers = len(self.parts.blocks)
         self.dtype: torch.dtype = next(module.parameters()).dtype
-        self.device: torch.device = next(module.parameters()).device
+        self.device: torch.device = input_device(module)
+        self.budget = Budget(free_memory(self.device), self.device)
         self.d_model = self._prove()
         # What other modules keep for as long as the model lives, such as its patcher.
         self.companions: dict[str, Any] = {}
@@ -104,7 +109,7 @@ class LanguageModel:
             # Where it lies and by what it was written do not make it another model.
             settings = {key: value for key, value in config.to_dict().items() if key not in UNRELATED}
             digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-            for name, tensor in sorted(self.module.state_dict().items()):
+            for name, tensor in sorted(_weights(self.module).items()):
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}".encode())
             digest.update(self.tokens.tokenizer.backend_tokenizer.to_str().encode())
             digest.update(self.tokens.prefix.encode())
@@ -149,31 +154,67 @@ class LanguageModel:
                 pass
             else:
                 raise LensbenchError(f"{self.name}: no layer {max(layers)} was reached in a forward pass")
-        rows = torch.arange(len(ids), device=self.device)[:, None]
-        where = positions.to(self.device)
-        return torch.stack([seen[layer][rows, where] for layer in layers])
+        rows = torch.arange(len(ids))[:, None]
+        # The layers of a model that is spread over devices come from several of them.
+        return torch.stack([_at(seen[layer], rows, positions).to(self.device) for layer in layers])
 
     def unembed(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """Return logits from the residual stream of any layer: the model's own final norm and head. Differentiable."""
         return unembed(self.module, self.parts, residuals)
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text, as the model's configuration and its tokenizer say."""
+        config: Any = self.module.generation_config
+        ends = (config.eos_token_id if config is not None else None, self.tokens.tokenizer.eos_token_id)
+        flat = [end for given in ends for end in (given if isinstance(given, list) else [given]) if end is not None]
+        return tuple(sorted(set(flat)))
+
+    @property
     def head_rows(self) -> int:
         """How many rows go through the head at once."""
         vocab = int(self.module.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-        return max(1, LOGITS_BYTES // (4 * vocab))
+        # Logits in the model's precision and in float32, and a comparison with each of them.
+        return self.budget.rows(12 * vocab, cpu_most=max(1, CPU_LOGITS_BYTES // (4 * vocab)))
+
+    @cached_property
+    def token_bytes(self) -> int:
+        """What one more token in a batch adds to the memory of a pass; measured."""
+        ids = probe_ids(self.module).repeat(1, 4)
+
+        def run(rows: int) -> object:
+            mask = torch.ones_like(ids).expand(rows, -1)
+            return self.residuals(ids.expand(rows, -1), mask, torch.zeros(rows, 1).long(), range(self.n_layers + 1))
+
+        return bytes_per_row(run) // ids.shape[1] + 1
 
     @torch.no_grad()
     def score_tokens(self, residuals: Float[Tensor, "row d_model"], token_ids: Sequence[int]) -> TokenScores:
         """Unembed and keep the asked tokens' log-probabilities, and their ranks."""
         asked = torch.tensor(token_ids, device=self.device)
-        kept = [self._score_chunk(chunk, asked) for chunk in residuals.split(self.head_rows)]
+        kept = self.budget.in_batches(
+            len(residuals), lambda _begin: self.head_rows, lambda rows: self._score_chunk(residuals[rows], asked)
+        )
         return TokenScores(torch.cat([log_probs for log_probs, _ in kept]), torch.cat([ranks for _, ranks in kept]))
 
     def _score_chunk(self, residuals: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.unembed(residuals.to(self.device))
         scores = logits[:, asked]
         return scores - logits.logsumexp(1, keepdim=True), ranks_of(logits, scores)
+
+
+def _at(hidden: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    return hidden[rows.to(hidden.device), positions.to(hidden.device)]
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return every weight, also those that accelerate keeps outside of the module until they are needed."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        from accelerate.utils import get_state_dict_offloaded_model
+
+        weights: dict[str, Tensor] = get_state_dict_offloaded_model(module)
+        return weights
+    return module.state_dict()
 
 
 def checksum(tensor: Tensor) -> tuple[int, int]:

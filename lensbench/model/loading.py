@@ -25,6 +25,7 @@ class Loading:
         offline: never ask the Hub.
         chat_template: put texts at the beginning of the assistant's turn.
         paths: module paths, for a model whose structure is not found.
+        device_map: `auto` spreads a model over all GPUs, and over the machine's memory where they do not suffice.
     """
 
     device: str = "auto"
@@ -33,6 +34,7 @@ class Loading:
     offline: bool = False
     chat_template: bool = False
     paths: ModulePaths | None = None
+    device_map: str | None = None
 
     def torch_device(self) -> torch.device:
         """Return the device.
@@ -97,8 +99,11 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
-        module = AutoModelForCausalLM.from_pretrained(**source.arguments, dtype=how.torch_dtype(device))
-        module = torch.nn.Module.to(module, device)
+        module = AutoModelForCausalLM.from_pretrained(
+            **source.arguments, dtype=how.torch_dtype(device), device_map=how.device_map
+        )
+        if how.device_map is None:
+            module = torch.nn.Module.to(module, device)
     except torch.OutOfMemoryError:
         raise LensbenchError(
             f"{source.name} does not fit into the memory of {device}; try --dtype bfloat16, another --device, or a "

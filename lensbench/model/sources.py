@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lensbench.cache import cache_path
+from lensbench.cache import MODELS, cache_path
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.model.conversion import ORIGIN, check_origin, convert, sha256_of
 
@@ -216,7 +216,7 @@ def _state(name: str, builtin: Builtin) -> str:
 
 
 def _model_folder(name: str) -> Path:
-    return cache_path() / "models" / name
+    return cache_path() / MODELS / name
 
 
 def _not_installed(name: str) -> LensbenchError:

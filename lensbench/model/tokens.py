@@ -1,7 +1,8 @@
 """Text to token ids, and characters to token positions."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -104,6 +105,12 @@ class Tokens:
                 raise TokenError(f"the tokenizer gives the answer {answer!r} no token of its own after {CARRIER!r}")
             self._answer_tokens[answer] = after[len(before)]
         return self._answer_tokens[answer]
+
+    def decode(self, ids: Sequence[int], ends: Collection[int] = ()) -> str:
+        """Return the text of tokens, up to the first of those that end a text."""
+        kept = list(takewhile(lambda token: token not in ends, ids))
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"]]:
         """Pad on the right, where a causal model cannot see it; return ids and attention mask."""

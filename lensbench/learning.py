@@ -1,0 +1,77 @@
+"""A method's learning from a corpus, kept on the disk as it goes, so that it can be cut off and gone on with."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+SAVE_EVERY_SECONDS = 60.0
+STEP = "step"
+
+
+class Resumable(ABC):
+    """Something that changes step by step; what is random in a step is drawn from the step's number."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that the steps so far have changed."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from such a state."""
+
+
+class Learning:
+    """The stages and steps of one method's learning.
+
+    Args:
+        folder: where what has been reached is kept; None keeps nothing.
+        device: where tensors are wanted.
+    """
+
+    def __init__(self, folder: Path | None, device: torch.device) -> None:
+        self._folder = folder
+        self._device = device
+        self._saved = time.monotonic()
+
+    def stage(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what a stage computes; from the disk, where it was finished before learning was cut off.
+
+        It is kept only where it took long enough for that to be worth it.
+        """
+        begun = time.monotonic()
+        if (held := self._load(name)) is not None:
+            return held
+        values = compute()
+        if time.monotonic() - begun > SAVE_EVERY_SECONDS:
+            self._save(name, values)
+        return values
+
+    def steps(self, total: int, learner: Resumable) -> Iterator[int]:
+        """Yield the numbers of the steps that are still to be made, and save the learner's state once a minute."""
+        first = 0
+        if (held := self._load("steps")) is not None:
+            first = int(held.pop(STEP))
+            learner.restore(held)
+        for step in range(first, total):
+            yield step
+            if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
+                self._save("steps", {**learner.state(), STEP: torch.tensor(step + 1)})
+
+    def _load(self, name: str) -> dict[str, Tensor] | None:
+        if self._folder is None or not (self._folder / f"{name}.safetensors").exists():
+            return None
+        return {key: value.to(self._device) for key, value in load_file(self._folder / f"{name}.safetensors").items()}
+
+    def _save(self, name: str, values: Mapping[str, Tensor]) -> None:
+        self._saved = time.monotonic()
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = self._folder / f".{name}.partial"
+        save_file({key: value.detach().contiguous().cpu() for key, value in values.items()}, partial)
+        partial.replace(self._folder / f"{name}.safetensors")

@@ -1,0 +1,17 @@
+"""The one patched forward pass, and generation from it. See docs/decisions/0005-patched-pass.md."""
+
+from lensbench.patching.generation import try_sharings
+from lensbench.patching.modes import fastest_mode, try_modes
+from lensbench.patching.passes import PatchedPass, Prompt, make_prompt
+from lensbench.patching.patcher import Patcher, patcher_of
+
+__all__ = [
+    "PatchedPass",
+    "Patcher",
+    "Prompt",
+    "fastest_mode",
+    "make_prompt",
+    "patcher_of",
+    "try_modes",
+    "try_sharings",
+]

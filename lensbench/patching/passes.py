@@ -1,0 +1,185 @@
+"""The one patched forward pass: overwrite the residual of a prompt at one position and layer, and go on.
+
+What depends on the patched vector is little: the tokens before the placeholder never change (run once, keys and values
+shared), below the target layer nothing changes (a row starts there), only the last position is scored. See
+docs/decisions/0005-patched-pass.md.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lensbench.errors import LensbenchError
+from lensbench.model.block_calls import CleanPass, record_pass
+from lensbench.model.budget import bytes_per_row
+from lensbench.model.language_model import LanguageModel
+from lensbench.model.prefix_cache import shared_prefix
+
+Mode = Literal["shared", "layer_start", "plain"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+# On a CPU, larger batches are no faster, and leave its caches.
+CPU_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A target prompt: token ids, and the position of the placeholder whose residual is overwritten."""
+
+    ids: tuple[int, ...]
+    position: int
+
+
+def make_prompt(model: LanguageModel, text: str, placeholder: str) -> Prompt:
+    """Return the prompt for `text`, whose slot `{subject}` the placeholder fills.
+
+    Raises:
+        LensbenchError: no slot in the text, or a placeholder that is not one token of its own, or is token 0.
+    """
+    if text.count("{subject}") != 1:
+        raise LensbenchError(
+            f"inspection prompt {text!r} has no single {{subject}} slot; put one where the activation goes"
+        )
+    start = text.index("{subject}")
+    encoding = model.tokens.encode(text.replace("{subject}", placeholder))
+    position = model.tokens.locate(encoding, (start, start + len(placeholder)))
+    token_start = encoding.offsets[position][0] - len(model.tokens.prefix)
+    if token_start > start:
+        raise LensbenchError(
+            f"placeholder {placeholder!r} is several tokens for {model.name}; choose a one-token word, such as 'x'"
+        )
+    return Prompt(encoding.ids, position)
+
+
+class PatchedPass:
+    """Patched passes of one prompt.
+
+    Args:
+        model: the verbalizer M*.
+        prompt: the target prompt T and the position i* in it.
+        mode: how much is shared between rows; `fastest_mode` finds what a model allows.
+    """
+
+    def __init__(self, model: LanguageModel, prompt: Prompt, mode: Mode) -> None:
+        self.model = model
+        self.prompt = prompt
+        self.mode = mode
+        self.ids = torch.tensor([prompt.ids], device=model.device)
+        self._skip = prompt.position if mode == "shared" else 0
+
+    @cached_property
+    def prefix(self) -> Any:
+        """The cache of the tokens before the placeholder; None where they are not shared."""
+        return shared_prefix(self.model, self.ids[:, : self._skip]) if self._skip else None
+
+    @cached_property
+    def clean(self) -> CleanPass:
+        """The rest of the prompt, run once without a patch."""
+        return record_pass(self.model, self.ids[:, self._skip :], self.prefix)
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """What one more row adds to the memory of a pass; measured."""
+        return bytes_per_row(lambda rows: self.run(self._zeros(rows), [0] * rows))
+
+    def _zeros(self, rows: int) -> Tensor:
+        return torch.zeros(rows, self.model.d_model, device=self.model.device, dtype=self.model.dtype)
+
+    @property
+    def rows_per_batch(self) -> int:
+        """How many rows run at once: a function of model, prompt and memory budget, so that a plan gives same bytes."""
+        tokens = len(self.prompt.ids) - self._skip
+        return self.model.budget.rows(self.row_bytes, cpu_most=max(1, CPU_TOKENS // tokens))
+
+    @torch.no_grad()
+    def final_residuals(
+        self, vectors: Float[Tensor, "row d_model"], target_layers: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row d_model"]:
+        """Overwrite the placeholder's residual at each row's target layer; return the last position's at layer L.
+
+        Args:
+            vectors: what to write, one row a pass.
+            target_layers: l*, 0 (embeddings) to L, one a row.
+        """
+        layers = target_layers.cpu()  # how a batch is put together is decided without asking the device again
+        order = torch.argsort(layers, stable=True)
+        sorted_layers = layers[order].tolist()
+        out = torch.empty_like(vectors, dtype=self.model.dtype, device=self.model.device)
+
+        def run(rows: slice) -> None:
+            places = order[rows].to(vectors.device)
+            given = vectors[places].to(self.model.device, self.model.dtype)
+            out[places.to(out.device)] = self.run(given, sorted_layers[rows])
+
+        self.model.budget.in_batches(len(vectors), lambda _begin: self.rows_per_batch, run)
+        return out
+
+    @torch.no_grad()
+    def run(self, vectors: Float[Tensor, "row d_model"], layers: list[int]) -> Float[Tensor, "row d_model"]:
+        """Run one batch of rows that are sorted by target layer."""
+        return self._hooked(vectors, layers) if self.mode == "plain" else self._started(vectors, layers)
+
+    def _started(self, vectors: Tensor, layers: list[int]) -> Tensor:
+        """Each row joins the batch at its own target layer."""
+        clean = self.clean
+        place = self.prompt.position - self._skip
+        running = vectors.new_empty(0, clean.hidden.shape[1], vectors.shape[1])
+        begun = 0
+        for layer in range(self.model.n_layers + 1):
+            joining = layers.count(layer)
+            if joining:
+                rows = clean.hidden[layer].expand(joining, -1, -1).clone()
+                rows[:, place] = vectors[begun : begun + joining]
+                running = torch.cat([running, rows.to(running.device)])
+                begun += joining
+            if layer < self.model.n_layers and begun:
+                running = clean.calls[layer](running)
+        return running[:, -1].to(vectors.device)
+
+    def _hooked(self, vectors: Tensor, layers: list[int]) -> Tensor:
+        """Run whole passes, the rows of a target layer in one: the definition, and the reference for other modes."""
+        out = torch.empty_like(vectors)
+        wanted = torch.tensor(layers, device=vectors.device)
+        for layer in sorted(set(layers)):
+            rows = (wanted == layer).nonzero().flatten()
+            out[rows] = self._whole_pass(vectors[rows], layer)
+        return out
+
+    def _whole_pass(self, vectors: Tensor, layer: int) -> Tensor:
+        seen: list[Tensor] = []
+
+        def keep(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            seen.append((args[0] if args else next(iter(kwargs.values())))[:, -1])
+
+        handle = self.model.parts.final.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            self.hooked(self.ids.expand(len(vectors), -1), vectors, layer, use_cache=False)
+        finally:
+            handle.remove()
+        return seen[0].to(vectors.device)
+
+    def hooked(self, ids: Int[Tensor, "row token"], vectors: Tensor, layer: int, **arguments: Any) -> Any:
+        """Run the model on texts that begin with the prompt, the placeholder's residual overwritten at one layer."""
+
+        def overwrite(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+            hidden[:, self.prompt.position] = vectors.to(hidden)
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        place = [*self.model.parts.blocks, self.model.parts.final][layer]
+        handle = place.register_forward_pre_hook(overwrite, with_kwargs=True)
+        try:
+            return self.model.module(ids, **arguments)
+        finally:
+            handle.remove()
+
+
+def trial_vectors(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layer d_model"]:
+    """Return one fixed random vector a layer, on the scale of the prompt's own residuals there, to try passes on."""
+    ids, every = torch.tensor([prompt.ids]), range(model.n_layers + 1)
+    clean = model.residuals(ids, torch.ones_like(ids), torch.tensor([[prompt.position]]), every)[:, 0, 0]
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
+    return clean + noise * clean.float().std(-1, keepdim=True).to(model.dtype)

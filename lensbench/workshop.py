@@ -1,0 +1,195 @@
+"""The workshop: the models, methods and benches of a run, at work on one cell after another."""
+
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from lensbench.baselines import Baseline
+from lensbench.bench import Bench, Lab, Method
+from lensbench.cache import RESIDUALS, cache_root
+from lensbench.config import RunConfig, parse_layers
+from lensbench.corpus import Corpus, lens_cache
+from lensbench.evidence import NotApplicableError, Target
+from lensbench.inspectors.base import Inspector
+from lensbench.model.architecture import ModulePaths
+from lensbench.model.budget import Budget, free_memory
+from lensbench.model.loading import Loading, count_layers, load_source
+from lensbench.model.sources import resolve
+from lensbench.patching import patcher_of
+from lensbench.plan import Cell, Job, Place, Plan, Setting, due_rivals, make_inspectors, plan_cells, sites_of
+from lensbench.preparation import Dropped, check_prompts, make_benches
+from lensbench.records import table_from_columns
+from lensbench.residual_cache import ResidualCache
+from lensbench.rivals import Outcome
+from lensbench.scoring import prediction_columns
+
+LOG = logging.getLogger("lensbench")
+Fits = dict[object, Inspector]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What came of a cell.
+
+    Attributes:
+        cell: the cell.
+        table: its records; None where there are none.
+        entry: what the journal is to say: status, rows, time, memory, and how it failed.
+        state: what the whole run's journal is to say: how patched passes are run, how much memory batches may take.
+    """
+
+    cell: Cell
+    table: pa.Table | None
+    entry: dict[str, Any]
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+class Workshop:
+    """Loads what a job needs, plans its cells, and works at any of them.
+
+    Args:
+        job: what is asked.
+
+    Attributes:
+        plan: what is to be done.
+        setting: the models, and how they are read.
+        makes: the methods.
+        benches: the items by place, checked.
+
+    Raises:
+        UsageError: methods that do not fit the models.
+        LensbenchError: a model that cannot be loaded, or a task that it cannot be asked.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._baselines = job.baselines
+        self.makes = make_inspectors(job.config)
+        self.setting = _load(job.config)
+        for make in self.makes.values():
+            make().check(Target(self.setting.model), self.setting.verbalizer)
+        dropped: Dropped = {}
+        self.benches = self._prepare(job, dropped)
+        self._fitted: dict[str, Fits] = {}
+        self.plan = Plan(
+            setting=self.setting.describe(),
+            cells=tuple(plan_cells(self.setting, job.tasks, self.makes, job.baselines)),
+            due=due_rivals(self.makes, job.baselines),
+            dropped=dropped,
+            memory=self.setting.model.budget.bytes,
+        )
+
+    def _prepare(self, job: Job, dropped: Dropped) -> dict[Place, list[Bench]]:
+        """Check everything that can be checked before the first cell is run."""
+        setting = self.setting
+        corpus = Corpus(setting.model, cache=lens_cache())
+        residuals = ResidualCache(cache_root() / RESIDUALS)
+        lab = Lab(setting.model, setting.verbalizer, corpus, setting.layers, setting.config.seed, residuals)
+        benches = {
+            (task.name, site): make_benches(lab, setting, task, site, dropped)
+            for task in job.tasks
+            for site in sites_of(task, job.config)
+        }
+        check_prompts(setting, [make() for make in self.makes.values()], benches.values())
+        return benches
+
+    def work(self, cell: Cell) -> Work:
+        """Score a cell. A cell that fails does not end the others: how it failed is in what is returned."""
+        table, begun = None, time.perf_counter()
+        try:
+            table, entry = self.score(cell, self.benches[cell.place], self._fitted.setdefault(cell.inspector, {}))
+        except Exception as error:
+            entry = failure(error)
+        entry["seconds"] = round(time.perf_counter() - begun, 3)
+        entry["peak_memory_mb"] = peak_memory()
+        verbalizer = self.setting.verbalizer
+        state = {"patched_pass": patcher_of(verbalizer).mode, "memory_budget": verbalizer.budget.bytes}
+        return Work(cell, table, entry, state)
+
+    def score(self, cell: Cell, benches: Iterable[Bench], fitted: Fits) -> tuple[pa.Table | None, dict[str, Any]]:
+        """Score a cell on these benches; return the records, and what the journal is to say."""
+        baseline = self._baselines.get(cell.baseline)
+        tables, reasons = [], {}
+        for bench in benches:
+            method = Method(self.makes[cell.inspector], bench, fitted)
+            try:
+                tables += [_table(self.setting, cell, bench, outcome) for outcome in _outcomes(method, baseline)]
+            except NotApplicableError as error:
+                reasons[bench.relation.name] = str(error)
+        done = {"status": "done" if tables else "not applicable", "rows": sum(len(table) for table in tables)}
+        entry = {**done, "not_applicable": reasons} if reasons else done
+        return (pa.concat_tables(tables).unify_dictionaries() if tables else None), entry
+
+    def forget(self, place: Place) -> None:
+        """Forget the activations and fits of a place that is done with; what learned no labels serves all places."""
+        self.benches[place] = [replace(bench) for bench in self.benches[place]]
+        for fits in self._fitted.values():
+            for key in [key for key in fits if key != ()]:
+                del fits[key]
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """Return what the journal says of a cell that failed."""
+    lines = traceback.format_exception(error)
+    return {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": "".join(lines)}
+
+
+def _load(config: RunConfig) -> Setting:
+    """Load target and verbalizer; the layers are checked first, on the configuration alone."""
+    paths = ModulePaths(**config.module_paths) if config.module_paths else None
+    how = Loading(
+        config.device, config.dtype, config.revision, config.offline, config.chat_template, paths, config.device_map
+    )
+    device = how.torch_device()
+    source = resolve(config.model, revision=config.revision, offline=config.offline)
+    layers = parse_layers(config.layers, count_layers(source))
+    model = load_source(source, how, device)
+    verbalizer = model
+    if config.verbalizer and config.verbalizer != config.model:
+        # Revision and module paths are those of the target.
+        plain = replace(how, revision=None, paths=None)
+        verbalizer = load_source(resolve(config.verbalizer, offline=config.offline), plain, device)
+    memory = config.memory if isinstance(config.memory, int) else free_memory(model.device)
+    for one in (model, verbalizer):
+        one.budget = Budget(memory, one.device)
+    return Setting(model, verbalizer, layers, config)
+
+
+def _outcomes(method: Method, baseline: Baseline | None) -> list[Outcome]:
+    if baseline:
+        return baseline.run(method)
+    layers = method.bench.lab.layers if "activation" in method.inspector.reads else (None,)
+    return [Outcome(method.scores(), layers, method.bench.items, method.inspector.learns_from != "labels")]
+
+
+def _table(setting: Setting, cell: Cell, bench: Bench, outcome: Outcome) -> pa.Table:
+    columns = prediction_columns(
+        outcome.items, bench.answers, outcome.scores, outcome.layers, correct_prior=outcome.zero_shot
+    )
+    return table_from_columns(
+        {
+            **columns,
+            "model": setting.model.name,
+            "verbalizer": setting.verbalizer.name,
+            "task": cell.task,
+            "inspector": cell.inspector,
+            "baseline": cell.baseline,
+            "seed": setting.config.seed,
+        }
+    )
+
+
+def peak_memory() -> int:
+    """Return the most memory, in MiB, that this process has held so far."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset // 2**20)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak // (2**20 if sys.platform == "darwin" else 2**10))

@@ -1,0 +1,251 @@
+"""Runs that survive: killed, cut off, out of room, two at once, on several workers; and what a dry run says."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lensbench import evaluate, journal
+from lensbench.config import make_config
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.evaluation import dry_run
+from lensbench.evidence import Evidence, Scores
+from lensbench.inspectors.logit_lens import LogitLens
+from lensbench.run import Run
+from lensbench.run_folder import held
+
+TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENSBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield {
+            "model": str(tiny_llama_folder),
+            "tasks": TASKS,
+            "limit": 20,
+            "inspectors": ("logit_lens", "probe", "patchscope"),
+            "sites": ("subject",),
+        }
+
+
+@pytest.fixture(scope="module")
+def whole(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing happened to."""
+    return evaluate(**settings, out=tmp_path_factory.mktemp("whole") / "run")
+
+
+def files(run: Path) -> dict[str, bytes]:
+    """Everything that must not depend on what happened on the way."""
+    names = [*sorted((run / "records").iterdir()), run / "summary.csv", run / "metrics.csv"]
+    return {path.name: path.read_bytes() for path in names}
+
+
+def command(settings: dict[str, Any], out: Path) -> list[str]:
+    pairs = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in settings.items()}
+    options = [part for name, value in pairs.items() for part in (f"--{name}", value)]
+    return [sys.executable, "-m", "lensbench", "evaluate", *options, "--out", str(out)]
+
+
+def wait_for_shards(out: Path, number: int, process: subprocess.Popen[str]) -> None:
+    while len(list((out / "records").glob("[!.]*"))) < number and process.poll() is None:
+        time.sleep(0.005)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_killed_at_any_moment_it_goes_on_and_ends_the_same(settings, whole: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for shards in (1, 9):
+        process = subprocess.Popen(command(settings, out), cwd=ROOT, text=True, stderr=subprocess.DEVNULL)
+        wait_for_shards(out, shards, process)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    finished = {path.name: path.stat().st_mtime_ns for path in (out / "records").glob("[!.]*")}
+    evaluate(**settings, out=out)
+    assert files(out) == files(whole.path)
+    again = [name for name, stamp in finished.items() if (out / "records" / name).stat().st_mtime_ns != stamp]
+    assert len(again) <= 1, "only the cell in hand is done again"
+
+
+def test_a_shard_that_the_journal_does_not_know_is_done_again(settings, whole: Run, tmp_path: Path) -> None:
+    """Killed between shard and journal: the shard is there, what the journal would have said of it is not."""
+    out = tmp_path / "run"
+    evaluate(**settings, out=out)
+    before = json.loads((out / "run.json").read_text())
+    cut = next(file for file in before["cells"] if "-probe-none-" in file)
+    before["cells"][cut] = {
+        **{k: before["cells"][cut][k] for k in ("task", "site", "inspector", "baseline", "method", "relations")},
+        "status": "missing",
+    }
+    (out / "run.json").write_text(json.dumps(before))
+    assert "country_capital" in evaluate(**settings, out=out).info["cells"][cut]["not_applicable"]
+    assert files(out) == files(whole.path)
+
+
+def test_half_written_files_of_a_killed_process_are_swept(settings, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "records").mkdir(parents=True)
+    (out / "records" / ".a.parquet.1234.tmp").write_bytes(b"half")
+    evaluate(**{**settings, "inspectors": ("logit_lens",), "baselines": ()}, out=out)
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_a_second_process_is_refused(settings, tmp_path: Path) -> None:
+    with held(tmp_path / "run"), pytest.raises(UsageError, match="another process is at work in --out"):
+        evaluate(**settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_at_once_do_not_corrupt(settings, whole: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    both = [subprocess.Popen(command(settings, out), cwd=ROOT, text=True, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) in ([0, 2], [0, 0])
+    assert all("another process" in text for process, text in zip(both, said, strict=True) if process.returncode)
+    assert files(out) == files(whole.path)
+
+
+def test_a_full_disk_is_a_failed_cell_and_the_next_run_mends_it(settings, whole, tmp_path: Path, monkeypatch) -> None:
+    original = journal.write_shard
+
+    def full(path: Path, table: Any) -> None:
+        if "-logit_lens-mean-" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(path, table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "write_shard", full)
+        broken = evaluate(**settings, out=tmp_path / "run")
+    assert [error.partition(":")[0] for error in broken.failed.values()] == ["OSError"]
+    assert not evaluate(**settings, out=tmp_path / "run").failed
+    assert files(tmp_path / "run") == files(whole.path)
+
+
+def test_a_journal_that_cannot_be_written_ends_in_one_line(settings, tmp_path: Path, monkeypatch) -> None:
+    small = {**settings, "inspectors": ("logit_lens",), "baselines": ()}
+    evaluate(**small, out=tmp_path)
+    before = (tmp_path / "run.json").read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journal, "write_json_atomic", full)
+    with pytest.raises(LensbenchError, match=r"run\.json cannot be written: No space left on device; finished cells"):
+        evaluate(**small, out=tmp_path)
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_out_of_memory_is_a_failed_cell(settings, tmp_path: Path, monkeypatch) -> None:
+    def greedy(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    small = {**settings, "inspectors": ("logit_lens", "patchscope"), "baselines": ()}
+    with monkeypatch.context() as patch:
+        patch.setattr(LogitLens, "inspect", greedy)
+        broken = evaluate(**small, out=tmp_path)
+    assert list(broken.failed.values()) == ["OutOfMemoryError: out of memory"]
+    assert set(broken.records.inspector) == {"patchscope"}
+    assert not evaluate(**small, out=tmp_path).failed
+
+
+def test_a_smaller_memory_budget_changes_no_choice(settings, whole: Run, tmp_path: Path) -> None:
+    small = evaluate(**settings, memory="200KB", out=tmp_path)
+    assert small.info["memory_budget"] == 200 * 1024
+    keys = ["inspector", "baseline", "relation", "layer", "attempt", "item"]
+    one, other = (run.records.sort_values(keys).reset_index(drop=True) for run in (whole, small))
+    assert (one["gold_log_prob"] - other["gold_log_prob"]).abs().max() < 5e-4
+    assert (one["predicted"] == other["predicted"]).mean() > 0.99
+    again = evaluate(**settings, out=tmp_path)
+    assert again.info["memory_budget"] == 200 * 1024, "a resumed run forms the same batches"
+
+
+def test_a_dry_run_writes_nothing_and_knows_what_is_done(settings, tmp_path: Path) -> None:
+    first = {**settings, "inspectors": ("logit_lens",), "out": tmp_path / "run"}
+    fresh = dry_run(make_config(first))
+    assert not (tmp_path / "run").exists()
+    assert len(fresh.missing) == len(fresh.cells) == len(fresh.estimate.cells) == 6
+    evaluate(**first)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    more = dry_run(make_config({**first, "inspectors": ("logit_lens", "probe")}))
+    assert {cell.inspector for cell in more.missing} == {"probe"}
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    assert more.estimate.seconds > 0
+    assert more.estimate.disk > 0
+
+
+class DiesOnce(LogitLens):
+    """Takes its process with it, the first time."""
+
+    name = "dies_once"
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        marker = Path(os.environ["LENSBENCH_TEST_MARKER"])
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().inspect(evidence)
+
+
+class AlwaysDies(LogitLens):
+    """Takes its process with it, every time."""
+
+    name = "always_dies"
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().inspect(evidence)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two workers on a local Ray; what they see of the environment is fixed when it starts."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lensbench[ray]'")
+    marker = tmp_path_factory.mktemp("ray") / "died"
+    environment = {"LENSBENCH_TEST_MARKER": str(marker), "LENSBENCH_CACHE": os.environ["LENSBENCH_CACHE"]}
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False,
+        runtime_env={"env_vars": {**environment, "PYTHONPATH": str(ROOT)}},
+    )  # fmt: skip
+    yield marker
+    ray.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_workers_write_the_same_bytes(settings, whole: Run, cluster: Path, tmp_path: Path) -> None:
+    evaluate(**settings, executor="ray", workers=2, out=tmp_path / "run")
+    assert files(tmp_path / "run") == files(whole.path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_cells_of_a_dead_worker_are_done_again(settings, cluster: Path, tmp_path: Path) -> None:
+    asked = {**settings, "inspectors": ("tests.test_survival:DiesOnce", "logit_lens")}
+    run = evaluate(**asked, executor="ray", workers=2, out=tmp_path / "ray")
+    assert cluster.exists(), "no worker died"
+    assert not run.failed
+    os.environ["LENSBENCH_TEST_MARKER"] = str(cluster)
+    local = evaluate(**asked, out=tmp_path / "local")
+    assert files(run.path) == files(local.path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cell_that_kills_its_workers_is_a_failed_cell(settings, cluster: Path, tmp_path: Path) -> None:
+    asked = {**settings, "inspectors": ("tests.test_survival:AlwaysDies", "logit_lens"), "baselines": ()}
+    run = evaluate(**asked, executor="ray", workers=2, out=tmp_path / "ray")
+    assert len(run.failed) == 1
+    assert set(run.records.inspector) == {"logit_lens"}
+
+
+def test_workers_without_ray_are_refused(settings) -> None:
+    with pytest.raises(UsageError, match="workers are for --executor ray"):
+        evaluate(**settings, workers=2)

@@ -1,10 +1,10 @@
 """Where converted models and fitted lenses are kept, how a folder appears there whole, and what makes it stale."""
 
 import hashlib
-import inspect
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -163,9 +163,11 @@ def code_digest(what: type | Callable[..., Any]) -> str:
     parts = [part for part in what.__mro__ if part.__module__ != "builtins"] if isinstance(what, type) else [what]
     digest = hashlib.sha256()
     for part in parts:
-        try:
-            digest.update(Path(inspect.getfile(part)).read_bytes())
-        except (TypeError, OSError):  # made at run time, or compiled: its name is all there is
+        # By its module: a decorator may have put the code that runs elsewhere.
+        file = getattr(sys.modules.get(part.__module__), "__file__", None)
+        if file is not None and file.endswith(".py"):
+            digest.update(Path(file).read_bytes())
+        else:  # made at run time, or compiled: its name is all there is
             digest.update(f"{part.__module__}.{part.__qualname__}".encode())
     return digest.hexdigest()[:12]
 

@@ -57,7 +57,8 @@ def test_every_method_stands_beside_its_rivals(run) -> None:
 def test_run_folder_is_whole(run) -> None:
     assert {"run.json", "summary.csv", "metrics.csv", "records", "plots"} <= {path.name for path in run.path.iterdir()}
     assert {path.suffix for path in (run.path / "plots").iterdir()} == {".png", ".svg"}
-    assert not [path for path in run.path.rglob("*") if "partial" in path.name or path.name.startswith(".")]
+    hidden = {path.name for path in run.path.rglob("*") if "partial" in path.name or path.name.startswith(".")}
+    assert hidden == {".lock"}, "half-written files are left"
     assert run.info["setting"]["layers"] == [0, 1, 2]
     assert all(cell["status"] in ("done", "not applicable") for cell in run.info["cells"].values())
 

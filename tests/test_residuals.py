@@ -1,0 +1,169 @@
+"""Captured residuals: on the disk, within a limit, equal to those just captured; and learning that is cut off."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lensbench import cache
+from lensbench.corpus import Corpus
+from lensbench.errors import UsageError
+from lensbench.evidence import Target, Training
+from lensbench.inspectors.tuned_lens import TunedLens
+from lensbench.learning import Learning
+from lensbench.model.budget import Budget
+from lensbench.model.language_model import LanguageModel
+from lensbench.model.tokens import Tokens
+from lensbench.residual_cache import FILE, ResidualCache
+from lensbench.residuals import Reading, capture
+from tests import tiny
+
+LAYERS = (0, 2, 4)
+READINGS = [Reading(tuple(range(20, 20 + length))) for length in (5, 9, 5, 7, 3)] + [Reading(tuple(range(30, 34)))]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the passes of models."""
+    passes: list[int] = []
+    original = LanguageModel.residuals
+
+    def residuals(self: LanguageModel, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        passes.append(len(ids))
+        return original(self, ids, *rest)
+
+    monkeypatch.setattr(LanguageModel, "residuals", residuals)
+    return passes
+
+
+def test_a_source_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("llama")
+    fresh = capture(model, READINGS, LAYERS)
+    passes = counted(monkeypatch)
+    first = ResidualCache(tmp_path).read(model, READINGS, LAYERS)
+    assert sum(passes) == len(set(READINGS)), "one row a distinct source"
+    second = ResidualCache(tmp_path).read(model, READINGS, LAYERS)
+    assert sum(passes) == len(set(READINGS))
+    for kept in (first, second):
+        assert torch.equal(kept.values, fresh.values)
+        assert kept.layers == LAYERS
+
+
+def test_other_models_sources_and_layers_are_kept_apart(tmp_path: Path) -> None:
+    kept = ResidualCache(tmp_path)
+    kept.read(tiny.model("llama"), READINGS, LAYERS)
+    for model, readings, layers in (
+        (tiny.model("qwen2"), READINGS, LAYERS),
+        (tiny.model("llama"), READINGS[1:], LAYERS),
+        (tiny.model("llama"), READINGS, LAYERS[1:]),
+    ):
+        before = len(list(tmp_path.iterdir()))
+        assert torch.equal(kept.read(model, readings, layers).values, capture(model, readings, layers).values)
+        assert len(list(tmp_path.iterdir())) == before + 1
+
+
+def test_what_was_read_longest_ago_goes_first(tmp_path: Path) -> None:
+    model = tiny.model("llama")
+    roomy = ResidualCache(tmp_path, limit=2**30)
+    for layer in (0, 1, 2):
+        roomy.read(model, READINGS, (layer,))
+        time.sleep(0.01)
+    size = max(cache.folder_size(path) for path in tmp_path.iterdir())
+    roomy.read(model, READINGS, (0,))  # now layer 1 was read longest ago
+    kept = {path.name for path in tmp_path.iterdir()}
+    ResidualCache(tmp_path, limit=3 * size).read(model, READINGS, (3,))
+    after = {path.name for path in tmp_path.iterdir()}
+    assert len(after) == 3
+    assert len(kept - after) == 1
+    (tmp_path / (kept & after).pop() / FILE).stat()
+    before = len(after)
+    roomy.read(model, READINGS, (0,))
+    assert len(list(tmp_path.iterdir())) == before, "layer 0 was still there"
+
+
+def test_what_is_larger_than_the_limit_is_not_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = ResidualCache(tmp_path, limit=10).read(tiny.model("llama"), READINGS, LAYERS).values
+    assert values.shape == (3, len(READINGS), 32)
+    assert not list(tmp_path.iterdir())
+    assert "are not kept" in caplog.text
+
+
+def test_a_full_disk_keeps_nothing_and_says_so(tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lensbench.residual_cache.save_file", full)
+    model = tiny.model("llama")
+    read = ResidualCache(tmp_path).read(model, READINGS, LAYERS)
+    assert torch.equal(read.values, capture(model, READINGS, LAYERS).values)
+    assert "No space left on device" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_capture_does_not_depend_on_batches() -> None:
+    model = LanguageModel(tiny.module("llama"), Tokens(tiny.tokenizer()), "llama")
+    whole = capture(model, READINGS, LAYERS)
+    model.budget = Budget(1, model.device)
+    torch.testing.assert_close(capture(model, READINGS, LAYERS).values, whole.values, rtol=1e-5, atol=1e-5)
+
+
+def test_the_cache_is_shown_and_cleared(isolated_cache: Path) -> None:
+    folder = isolated_cache / cache.RESIDUALS
+    ResidualCache(folder).read(tiny.model("llama"), READINGS, LAYERS)
+    number, size = cache.contents()[cache.RESIDUALS]
+    assert number == 1
+    assert size > 3 * len(READINGS) * 32 * 4
+    assert cache.clear([cache.RESIDUALS, cache.LENSES]) == size
+    assert cache.contents()[cache.RESIDUALS] == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1024", 1024), ("1KB", 1024), ("1.5 GB", 3 * 2**29), ("20GiB", 20 * 2**30), ("3m", 3 * 2**20)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert cache.parse_size(text) == size
+
+
+def test_a_wrong_limit_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENSBENCH_CACHE_LIMIT", "plenty")
+    with pytest.raises(UsageError, match="LENSBENCH_CACHE_LIMIT = 'plenty': is no size"):
+        cache.size_limit()
+
+
+class Cut(Exception):  # noqa: N818 - stands for a process that ends
+    pass
+
+
+def test_learning_that_was_cut_off_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lensbench.learning.SAVE_EVERY_SECONDS", 0.0)
+    model = tiny.model("llama")
+    corpus = Corpus(model, cache=tmp_path)
+    target, lens = Target(model), TunedLens(tokens=1024, steps=6)
+    whole = TunedLens(tokens=1024, steps=6).fit(target, model, Training(corpus=Corpus(model)))
+    original = Learning.steps
+
+    def steps(self: Learning, total: int, learner: Any) -> Any:
+        for step in original(self, total, learner):
+            if step == 4:
+                raise Cut
+            yield step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learning, "steps", steps)
+        with pytest.raises(Cut):
+            lens.fit(target, model, Training(corpus=corpus))
+    assert [path.name[:1] for path in tmp_path.iterdir()] == ["."], "what was begun is kept, and hidden"
+    made: list[int] = []
+
+    def noted(self: Learning, total: int, learner: Any) -> Any:
+        for step in original(self, total, learner):
+            made.append(step)
+            yield step
+
+    monkeypatch.setattr(Learning, "steps", noted)
+    lens.fit(target, model, Training(corpus=corpus))
+    assert made == [4, 5]
+    assert torch.equal(lens.weight_, whole.weight_)
+    assert torch.equal(lens.bias_, whole.bias_)
+    assert [path.name[:1] == "." for path in tmp_path.iterdir()] == [False]

@@ -1,7 +1,10 @@
 """Patched passes in batches, memory that runs out, and generation from patched states."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from accelerate import dispatch_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -173,3 +176,25 @@ def test_rows_per_batch_follow_the_budget(mode: str) -> None:
     passes = PatchedPass(model, PROMPT, mode)
     model.budget = Budget(10 * passes.row_bytes, model.device)
     assert passes.rows_per_batch == 10
+
+
+def test_a_model_spread_over_devices_gives_the_same(tmp_path: Path) -> None:
+    """Weights that accelerate loads when they are needed, as `--device-map auto` does where GPUs do not suffice."""
+    whole = tiny.model("llama")
+    places = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"), "cpu")
+    places |= {f"model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(4)}
+    module = dispatch_model(
+        tiny.module("llama"), device_map=places, main_device="cpu", offload_dir=tmp_path, force_hooks=True
+    )
+    spread = LanguageModel(module, Tokens(tiny.tokenizer()), "tiny-llama")
+    assert any(parameter.is_meta for parameter in module.parameters())
+    assert spread.fingerprint == whole.fingerprint
+    vectors, layers = rows(whole)
+    for sharing in ("score", "generate"):
+        one, other = Patcher(whole), Patcher(spread)
+        if sharing == "score":
+            expected = one.score(PROMPT, vectors, layers, [5, 6, 7]).log_probs
+            torch.testing.assert_close(other.score(PROMPT, vectors, layers, [5, 6, 7]).log_probs, expected)
+        else:
+            assert other.generate(PROMPT, vectors, layers, STEPS) == one.generate(PROMPT, vectors, layers, STEPS)
+        assert (other.mode, other.sharing) == (one.mode, one.sharing)

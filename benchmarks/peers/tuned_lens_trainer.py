@@ -43,6 +43,7 @@ def held_out(model, lens, windows):
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path, help=".npz with train and heldout: windows of token ids")
@@ -62,7 +63,7 @@ def main() -> None:
     while (spent := time.perf_counter() - begun) < budget:
         for group in optimiser.param_groups:
             group["lr"] = 1e-3 * (1 - spent / budget)
-        rows = [r for _, r in zip(range(WINDOWS_PER_STEP), order)]
+        rows = [r for _, r in zip(range(WINDOWS_PER_STEP), order, strict=False)]
         if len(rows) < WINDOWS_PER_STEP:
             order = iter(torch.randperm(len(train), generator=generator).tolist())
             continue

@@ -210,7 +210,7 @@ def _at(hidden: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
 def _weights(module: nn.Module) -> dict[str, Tensor]:
     """Return every weight, also those that accelerate keeps outside of the module until they are needed."""
     if any(parameter.is_meta for parameter in module.parameters()):
-        from accelerate.utils import get_state_dict_offloaded_model
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
 
         weights: dict[str, Tensor] = get_state_dict_offloaded_model(module)
         return weights

@@ -38,7 +38,7 @@ class RowMemory:
         """
         unique, place = torch.unique(rows, dim=0, return_inverse=True)
         digest = hashlib.sha256(repr((question, tuple(unique.shape), unique.dtype)).encode())
-        digest.update(unique.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(unique.cpu().contiguous().view(torch.uint8).numpy().data)
         key = digest.hexdigest()
         if key not in self._kept:
             self._kept[key] = compute(unique)

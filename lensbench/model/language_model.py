@@ -149,14 +149,20 @@ class LanguageModel:
         """Run the model once and return the residual stream before the final norm, at the asked positions only."""
         with self._reading(layers) as seen:
             try:
-                self.module(ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+                self.module(
+                    ids.to(self.device, non_blocking=True),
+                    attention_mask=mask.to(self.device, non_blocking=True),
+                    use_cache=False,
+                )
             except _Stop:
                 pass
             else:
                 raise LensbenchError(f"{self.name}: no layer {max(layers)} was reached in a forward pass")
-        rows = torch.arange(len(ids))[:, None]
         # The layers of a model that is spread over devices come from several of them.
-        return torch.stack([_at(seen[layer], rows, positions).to(self.device) for layer in layers])
+        rows = torch.arange(len(ids))[:, None]
+        devices = {seen[layer].device for layer in layers}
+        where = {to: (rows.to(to, non_blocking=True), positions.to(to, non_blocking=True)) for to in devices}
+        return torch.stack([seen[layer][where[seen[layer].device]].to(self.device) for layer in layers])
 
     def unembed(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """Return logits from the residual stream of any layer: the model's own final norm and head. Differentiable."""
@@ -201,10 +207,6 @@ class LanguageModel:
         logits = self.unembed(residuals.to(self.device))
         scores = logits[:, asked]
         return scores - logits.logsumexp(1, keepdim=True), ranks_of(logits, scores)
-
-
-def _at(hidden: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-    return hidden[rows.to(hidden.device), positions.to(hidden.device)]
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

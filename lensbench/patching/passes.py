@@ -104,15 +104,17 @@ class PatchedPass:
             vectors: what to write, one row a pass.
             target_layers: l*, 0 (embeddings) to L, one a row.
         """
-        layers = target_layers.cpu()  # how a batch is put together is decided without asking the device again
+        # How batches are put together is decided here, once: inside the loop nobody waits for the device.
+        layers = target_layers.cpu()
         order = torch.argsort(layers, stable=True)
         sorted_layers = layers[order].tolist()
-        out = torch.empty_like(vectors, dtype=self.model.dtype, device=self.model.device)
+        device = self.model.device
+        out = torch.empty_like(vectors, dtype=self.model.dtype, device=device)
+        taken, put = order.to(vectors.device), order.to(device)
 
         def run(rows: slice) -> None:
-            places = order[rows].to(vectors.device)
-            given = vectors[places].to(self.model.device, self.model.dtype)
-            out[places.to(out.device)] = self.run(given, sorted_layers[rows])
+            given = vectors[taken[rows]].to(device, self.model.dtype, non_blocking=True)
+            out[put[rows]] = self.run(given, sorted_layers[rows])
 
         self.model.budget.in_batches(len(vectors), lambda _begin: self.rows_per_batch, run)
         return out

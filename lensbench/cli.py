@@ -175,8 +175,7 @@ def _evaluate(given: dict[str, Any], config: Path | None) -> None:
     from lensbench.model.sources import quiet_libraries
 
     quiet_libraries()
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _say_what_happens()
     from lensbench import progress
     from lensbench.evaluation import run_config
     from lensbench.report.tables import print_table, result_table
@@ -194,6 +193,12 @@ def _evaluate(given: dict[str, Any], config: Path | None) -> None:
             f"{len(run.failed)} of {len(run.info['cells'])} cells failed; tracebacks in {run.path / 'run.json'}; run "
             f"again with --out {run.path} to try them again"
         )
+
+
+def _say_what_happens() -> None:
+    """Show on the error stream what takes time, and the terms of a model that has some."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class Kind(StrEnum):
@@ -265,6 +270,7 @@ def doctor(
     check_model_name(model)
     paths = _module_paths(module_paths)
     quiet_libraries()
+    _say_what_happens()
     from lensbench.doctor import examine
     from lensbench.model.architecture import ModulePaths
     from lensbench.model.loading import Loading, load_model

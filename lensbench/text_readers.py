@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from lensbench.asking import ask
 from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.probe import require_classes, span
+from lensbench.inspectors.probe import reduced, require_classes
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import CARRIER
 
@@ -120,7 +120,8 @@ class InputClassifier(Inspector):
             ]
         )
         self.features_ = features
-        rotated, self.basis_ = span(features.fit_transform([text.source for text in training.texts]).toarray())
+        found = features.fit_transform([text.source for text in training.texts]).toarray()
+        rotated, self.basis_ = reduced(found, len(found))
         with threadpool_limits(1):
             self.classifier_ = LogisticRegression(C=10.0, max_iter=300).fit(rotated, list(training.labels or ()))
         return self
@@ -130,6 +131,6 @@ class InputClassifier(Inspector):
         assert evidence.texts is not None
         out = np.full((1, 1, len(evidence.texts), len(evidence.answers)), -np.inf)
         columns = [evidence.answers.index(answer) for answer in self.classifier_.classes_]
-        found = self.features_.transform([text.source for text in evidence.texts]).toarray() @ self.basis_.T
+        found = self.features_.transform([text.source for text in evidence.texts]).toarray() @ self.basis_
         out[0, 0][:, columns] = self.classifier_.predict_log_proba(found)
         return Scores(("default",), torch.from_numpy(out))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from lensbench.doctor import examine
 from lensbench.model.architecture import ArchitectureError, ModulePaths
@@ -76,6 +77,57 @@ def test_layers_are_those_of_transformers(kind: str) -> None:
         theirs = model.module(ids, output_hidden_states=True, use_cache=False).hidden_states
     for layer in range(4):
         torch.testing.assert_close(ours[layer], theirs[layer][0], rtol=1e-4, atol=1e-4)
+
+
+def some_residuals(model: LanguageModel) -> torch.Tensor:
+    return torch.randn(7, model.d_model, generator=torch.Generator().manual_seed(0)) * 3
+
+
+@pytest.mark.parametrize("kind", [*tiny.CONFIGS, *tiny.HYBRIDS])
+def test_some_tokens_alone_have_the_models_own_logits(kind: str) -> None:
+    """Soft-caps, logit scales and biases included; the embeddings that share the head's matrix keep all of it."""
+    model = tiny.model(kind)
+    residuals, tokens = some_residuals(model), [5, 599, 0, 17, 17]
+    whole = model.unembed(residuals)
+    assert model._head_by_rows is not None
+    torch.testing.assert_close(model.token_logits(residuals, tokens), whole[:, tokens], rtol=1e-4, atol=1e-4)
+    assert torch.equal(model.unembed(residuals), whole)
+
+
+class CountsItsVocabulary(LlamaForCausalLM):
+    """A head that cannot be applied to some tokens alone, and does not fail when it is."""
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits - out.logits.mean(-1, keepdim=True)
+        return out
+
+
+class AddsToItsVocabulary(LlamaForCausalLM):
+    """A head that cannot be applied to some tokens alone, and fails when it is."""
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits + torch.linspace(-1, 1, self.config.vocab_size)
+        return out
+
+
+@pytest.mark.parametrize("kind", [CountsItsVocabulary, AddsToItsVocabulary])
+def test_a_head_that_needs_its_vocabulary_gets_it(kind: type) -> None:
+    model = LanguageModel(kind(tiny.module("llama").config).eval(), Tokens(tiny.tokenizer()), "m")
+    residuals = some_residuals(model)
+    assert model._head_by_rows is None
+    assert torch.equal(model.token_logits(residuals, [5, 17]), model.unembed(residuals)[:, [5, 17]])
+
+
+def test_the_likeliest_tokens_are_those_of_a_sort() -> None:
+    model = tiny.model("llama")
+    residuals = some_residuals(model)
+    scores = model.score_tokens(residuals, [5, 17], top_k=3)
+    logits = model.unembed(residuals)
+    assert torch.equal(scores.top, logits.argsort(1, descending=True)[:, :3])
+    assert torch.equal(model.score_tokens(residuals, scores.top[0].tolist()).ranks[0], torch.arange(3))
+    assert model.score_tokens(residuals, [5]).rows(torch.tensor([1, 1])).top.shape == (2, 0)
 
 
 def test_user_given_paths_are_taken() -> None:

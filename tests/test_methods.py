@@ -7,6 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GroupShuffleSplit
+from sklearn.preprocessing import StandardScaler
 
 from lensbench import rivals, testing
 from lensbench.asking import ask
@@ -22,6 +26,7 @@ from lensbench.inspectors.tuned_lens import TunedLens
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import Tokens
 from lensbench.patching import patcher_of
+from lensbench.residuals import Residuals
 from lensbench.rivals import FUNCTIONS
 from lensbench.scoring import prediction_columns, prior_corrected
 from lensbench.text_readers import ChoicesOnly, InputClassifier, Majority, TextReader
@@ -184,20 +189,55 @@ def test_tuned_lens_is_learned_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -
     assert [path.suffix for path in tmp_path.glob("*/*.safetensors")] == [".safetensors"]
 
 
-def test_probe_equals_plain_scikit_learn(bench: Bench) -> None:
-    """The rotation to the span of the items changes nothing: same probabilities as a regression on the coordinates."""
-    from sklearn.linear_model import LogisticRegression
+def unused_model() -> tuple[Target, LanguageModel]:
+    model = tiny.model("llama")
+    return Target(model), model
 
-    method = Method(lambda: Probe(strengths=(0.05,)), bench)
-    scores = method.scores()
-    training = bench.training(Probe, 0, bench.lab.layers, None)
-    values = training.residuals.values[2].numpy()
-    mean, scale = values.mean(0), values.std(0) + 1e-6
-    plain = LogisticRegression(C=0.05, max_iter=1000, tol=1e-6).fit((values - mean) / scale, training.labels)
-    tested = [i for i, item in enumerate(bench.items) if item.fold == 0]
-    expected = plain.predict_log_proba((bench.residuals.values[2][tested].numpy() - mean) / scale)
-    found = scores.log_scores[2, 0][tested].double()
-    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-2, atol=1e-2)
+
+def labelled(items: int, width: int, layers: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """Residuals in which three classes lie apart, in a few directions of very unequal size; labels; subjects."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, items)
+    centres = rng.normal(size=(layers, 3, width))
+    noise = rng.normal(size=(layers, items, width)) * np.geomspace(4.0, 0.5, width)
+    return torch.tensor(centres[:, labels] + noise).float(), np.array(["a", "b", "c"])[labels], np.arange(items) // 2
+
+
+@pytest.mark.parametrize(("items", "width"), [(60, 90), (100, 90), (200, 90)], ids=["few", "between", "many"])
+def test_probe_equals_plain_scikit_learn(items: int, width: int) -> None:
+    """With fewer learning items than coordinates, with fewer only than items, and with more: the same C and scores.
+
+    Both end where the largest gradient is 1e-4, from where log-probabilities still move by a few hundredths.
+    """
+    strengths = (0.001, 0.01, 0.1)
+    values, labels, groups = labelled(items, width, layers=3)
+    training = Training(
+        ("a", "b", "c"), tuple(groups.tolist()), lambda: Residuals((0, 1, 2), values), None, tuple(labels)
+    )
+    probe = Probe(strengths).fit(*unused_model(), training)
+    unseen, _, _ = labelled(50, width, layers=3, seed=1)
+    found = probe.inspect(Evidence(("a", "b", "c"), ((),) * 50, (0, 1, 2), Residuals((0, 1, 2), unseen))).log_scores
+    learn, choose = next(GroupShuffleSplit(1, test_size=0.25, random_state=0).split(labels, groups=groups))
+    for layer in range(3):
+        scaler = StandardScaler().fit(values[layer].numpy())
+        standard = scaler.transform(values[layer].numpy())
+        fits = [LogisticRegression(C=c).fit(standard[learn], labels[learn]) for c in strengths]
+        losses = [log_loss(labels[choose], fit.predict_proba(standard[choose])) for fit in fits]
+        plain = LogisticRegression(C=strengths[int(np.argmin(losses))], tol=1e-6).fit(standard, labels)
+        assert probe.probes_[layer][2].C == plain.C
+        expected = plain.predict_log_proba(scaler.transform(unseen[layer].numpy()))
+        torch.testing.assert_close(found[layer, 0], torch.tensor(expected).float(), rtol=1e-2, atol=2e-2)
+        picked = np.take_along_axis(expected, found[layer, 0].argmax(-1, keepdim=True).numpy(), axis=-1)[:, 0]
+        assert (picked >= expected.max(-1) - 0.04).all()
+
+
+def test_probe_of_equal_activations_says_how_frequent_classes_are() -> None:
+    """As at layer 0 of prompts that end alike."""
+    labels = ("a",) * 6 + ("b",) * 6 + ("c",) * 12
+    training = Training(("a", "b", "c"), tuple(range(24)), lambda: Residuals((0,), torch.ones(1, 24, 40)), None, labels)
+    probe = Probe().fit(*unused_model(), training)
+    scores = probe.inspect(Evidence(("a", "b", "c"), ((),), (0,), Residuals((0,), torch.ones(1, 1, 40)))).log_scores
+    torch.testing.assert_close(scores[0, 0, 0].exp(), torch.tensor([0.25, 0.25, 0.5]), rtol=1e-2, atol=1e-2)
 
 
 def test_the_mean_rival_is_exactly_chance_when_corrected(bench: Bench) -> None:

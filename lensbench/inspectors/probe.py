@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from joblib import Parallel, delayed
+from scipy.linalg import qr
 from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupShuffleSplit
@@ -19,6 +20,9 @@ from lensbench.model.language_model import LanguageModel
 
 MIN_SUBJECTS = 5
 PARALLEL_LAYERS = 8
+# The largest gradient at which a fit ends: scikit-learn's own for the fit that is used, a coarser one to compare C.
+TOLERANCE = 1e-4
+CHOOSING_TOLERANCE = 1e-3
 
 
 class Probe(Inspector):
@@ -98,51 +102,46 @@ def _fit_layer(
     choose: np.ndarray,
     strengths: tuple[float, ...],
 ) -> Fitted:
-    """Choose C, then fit on all training items.
-
-    With fewer items than coordinates the items span a subspace; an L2-penalised regression in an orthonormal basis of
-    it is the same one, and smaller.
-    """
+    """Choose C, then fit on all training items."""
     mean, scale = values.mean(0), values.std(0) + 1e-6
+    order = np.concatenate([learn, choose])
     # Thousands of small problems: threads, and checks of the same arrays again and again, cost more than the fits.
     with threadpool_limits(1), config_context(skip_parameter_validation=True, assume_finite=True):
-        probe, basis = _chosen_fit(((values - mean) / scale).astype(np.float64), labels, learn, choose, strengths)
-    probe.coef_ = probe.coef_ @ basis
-    probe.n_features_in_ = basis.shape[1]
+        coordinates, basis = reduced(((values - mean) / scale)[order], len(learn))
+        probe = _chosen_fit(coordinates, labels[order], len(learn), strengths)
+    probe.coef_ = probe.coef_ @ basis.T
+    probe.n_features_in_ = len(basis)
     return mean, scale, probe
 
 
 def _chosen_fit(
-    values: Float[np.ndarray, "item d_model"],
-    labels: np.ndarray,
-    learn: np.ndarray,
-    choose: np.ndarray,
-    strengths: tuple[float, ...],
-) -> tuple[LogisticRegression, Float[np.ndarray, "rank d_model"]]:
-    """Return the fit at the best C, in the basis that is returned beside it."""
-    rotated, basis = span(values)
-    # A rough path is enough to choose C; only the last fit is used.
-    probe = LogisticRegression(warm_start=True, max_iter=300, tol=1e-2)
+    values: Float[np.ndarray, "item coordinate"], labels: np.ndarray, learn: int, strengths: tuple[float, ...]
+) -> LogisticRegression:
+    """Return the fit on all items at the C that does best on those after the first `learn`."""
+    # Coordinates that the learning items lack would keep a weight of zero.
+    features = np.ascontiguousarray(values[:learn, :learn])
+    # Each C begins where the one before ended; Newton's steps get from there to the optimum in a few.
+    path = LogisticRegression(solver="newton-cg", warm_start=True, tol=CHOOSING_TOLERANCE)
     losses = []
     for strength in strengths:
-        probe.set_params(C=strength).fit(rotated[learn], labels[learn])
-        losses.append(_loss(probe, rotated[choose], labels[choose]))
-    best = LogisticRegression(C=strengths[int(np.argmin(losses))], max_iter=300, tol=1e-3)
-    return best.fit(rotated, labels), basis
+        path.set_params(C=strength).fit(features, labels[:learn])
+        losses.append(_loss(path, values[learn:, :learn], labels[learn:]))
+    best = LogisticRegression(C=strengths[int(np.argmin(losses))], solver="newton-cg", tol=TOLERANCE)
+    return best.fit(values, labels)
 
 
-def span(
-    values: Float[np.ndarray, "item d_model"],
-) -> tuple[Float[np.ndarray, "item rank"], Float[np.ndarray, "rank d_model"]]:
-    """Return coordinates in an orthonormal basis of the rows' span, and the basis, from the smaller Gram matrix."""
-    if len(values) > values.shape[1]:
-        return values, np.eye(values.shape[1])
-    eigenvalues, vectors = np.linalg.eigh(values @ values.T)
-    kept = eigenvalues > max(eigenvalues[-1], 1.0) * 1e-9
-    if not kept.any():  # the same activation everywhere, as at layer 0 of prompts that end alike
-        return np.zeros((len(values), 1)), np.zeros((1, values.shape[1]))
-    scales = np.sqrt(eigenvalues[kept])
-    return vectors[:, kept] * scales, (vectors[:, kept] / scales).T @ values
+def reduced(
+    values: Float[np.ndarray, "item d_model"], learn: int
+) -> tuple[Float[np.ndarray, "item coordinate"], Float[np.ndarray, "d_model coordinate"]]:
+    """Return coordinates in an orthonormal basis of the items' span, and the basis.
+
+    With fewer items than coordinates an L2-penalised regression in such a basis is the same one, and smaller. This one
+    is built up item by item: the first `learn` items have nothing beyond its first `learn` coordinates.
+    """
+    if learn >= values.shape[1]:
+        return values, np.eye(values.shape[1], dtype=values.dtype)
+    basis, triangle = qr(values.T, mode="economic", check_finite=False)
+    return np.ascontiguousarray(triangle.T), basis
 
 
 def _loss(probe: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> float:

@@ -223,3 +223,16 @@ def unembed(
         handle.remove()
     result: Tensor = logits[:, 0].float().to(residuals.device)
     return result
+
+
+@contextmanager
+def only_tokens(head: nn.Linear, tokens: Int[Tensor, " token"]) -> Iterator[None]:
+    """Give the head only the rows of some tokens; embeddings that share its matrix keep all of it."""
+    weight, bias = head.weight, head.bias
+    head.weight = nn.Parameter(weight[tokens], requires_grad=False)
+    if bias is not None:
+        head.bias = nn.Parameter(bias[tokens], requires_grad=False)
+    try:
+        yield
+    finally:
+        head.weight, head.bias = weight, bias

@@ -20,6 +20,7 @@ from lensbench.model.architecture import (
     ModulePaths,
     find_architecture,
     input_device,
+    only_tokens,
     probe_ids,
     unembed,
 )
@@ -30,6 +31,8 @@ from lensbench.model.tokens import Tokens
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 # On a CPU, larger batches of logits are no faster, and leave its caches.
 CPU_LOGITS_BYTES = 128 * 2**20
+# Rows that go at once through a head of a few tokens.
+NARROW_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,16 @@ class TokenScores:
     Attributes:
         log_probs: natural log-probability of each asked token.
         ranks: how many tokens of the vocabulary score higher (0 = the top).
+        top: ids of the likeliest tokens of the vocabulary, likeliest first; as many as were asked for.
     """
 
     log_probs: Float[Tensor, "row token"]
     ranks: Int[Tensor, "row token"]
+    top: Int[Tensor, "row place"]
 
     def rows(self, places: Int[Tensor, " place"]) -> "TokenScores":
         """Return the rows at these places."""
-        return TokenScores(self.log_probs[places], self.ranks[places])
+        return TokenScores(self.log_probs[places], self.ranks[places], self.top[places])
 
 
 # Settings that say where a model lies and what wrote it, not what it computes.
@@ -195,18 +200,58 @@ class LanguageModel:
         return bytes_per_row(run) // ids.shape[1] + 1
 
     @torch.no_grad()
-    def score_tokens(self, residuals: Float[Tensor, "row d_model"], token_ids: Sequence[int]) -> TokenScores:
-        """Unembed and keep the asked tokens' log-probabilities, and their ranks."""
+    def score_tokens(
+        self, residuals: Float[Tensor, "row d_model"], token_ids: Sequence[int], top_k: int = 0
+    ) -> TokenScores:
+        """Unembed and keep the asked tokens' log-probabilities and ranks, and the ids of the `top_k` likeliest."""
         asked = torch.tensor(token_ids, device=self.device)
         kept = self.budget.in_batches(
-            len(residuals), lambda _begin: self.head_rows, lambda rows: self._score_chunk(residuals[rows], asked)
+            len(residuals),
+            lambda _begin: self.head_rows,
+            lambda rows: self._score_chunk(residuals[rows], asked, top_k),
         )
-        return TokenScores(torch.cat([log_probs for log_probs, _ in kept]), torch.cat([ranks for _, ranks in kept]))
+        return TokenScores(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
 
-    def _score_chunk(self, residuals: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+    def _score_chunk(self, residuals: Tensor, asked: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.unembed(residuals.to(self.device))
         scores = logits[:, asked]
-        return scores - logits.logsumexp(1, keepdim=True), ranks_of(logits, scores)
+        top = logits.topk(top_k, dim=1).indices
+        return scores - logits.logsumexp(1, keepdim=True), ranks_of(logits, scores), top
+
+    @torch.no_grad()
+    def token_logits(
+        self, residuals: Float[Tensor, "row d_model"], token_ids: Sequence[int]
+    ) -> Float[Tensor, "row token"]:
+        """Unembed the asked tokens alone: they compare with each other as their log-probabilities do.
+
+        Only the head's rows of these tokens are multiplied, where that is proved to give the model's own logits.
+        """
+        asked = torch.tensor(token_ids, device=self.device)
+        head = self._head_by_rows
+        if head is None:
+            chunks = residuals.split(self.head_rows)
+            return torch.cat([self.unembed(chunk.to(self.device))[:, asked] for chunk in chunks])
+        with only_tokens(head, asked):
+            return torch.cat([self.unembed(chunk.to(self.device)) for chunk in residuals.split(NARROW_ROWS)])
+
+    @cached_property
+    def _head_by_rows(self) -> nn.Linear | None:
+        """The head, if it gives some tokens' logits without the others': tried on a probe text, soft-cap and all."""
+        head: Any = self.module.get_output_embeddings()  # type: ignore[operator]
+        if type(head) is not nn.Linear:
+            return None
+        ids = probe_ids(self.module)
+        where = torch.arange(ids.shape[1])[None]
+        last = self.residuals(ids, torch.ones_like(ids), where, (self.n_layers,))[0, 0]
+        whole = self.unembed(last)
+        some = torch.arange(0, whole.shape[1], max(1, whole.shape[1] // 16), device=self.device)
+        try:
+            with only_tokens(head, some):
+                narrow = self.unembed(last)
+            off = float((narrow - whole[:, some]).abs().max()) / max(1.0, float(whole.abs().max()))
+        except Exception:  # whatever foreign code raises that counts on its whole vocabulary
+            return None
+        return head if off <= TOLERANCE[self.dtype] else None
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ STAMP := $(VENV)/.stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint pytest evaluate clean
+.PHONY: help install test lint pytest evaluate bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,19 @@ pytest: $(STAMP) ## the tests alone
 evaluate: $(STAMP) ## the reference evaluation (examples/main.toml), into reports/main; run it again to resume
 	$(BIN)/lensbench evaluate --config examples/main.toml --out $(OUT)
 
+# Packages that we compare with have versions of their own of what they need: an environment each.
+PEERS := .venv-peers
+$(PEERS)/%: constraints.txt
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH) $(PEER_$*)
+	@touch $@
+PEER_nnterp := nnterp==1.3.0 nnsight==0.7.0
+PEER_tuned-lens := tuned-lens==0.2.0
+
+bench: $(STAMP) $(PEERS)/nnterp $(PEERS)/tuned-lens ## the benchmarks (two hours on a quiet machine), as Markdown into reports/bench.md
+	@mkdir -p reports
+	$(BIN)/python benchmarks/all.py --nnterp-python $(PEERS)/nnterp/bin/python --tuned-lens-python $(PEERS)/tuned-lens/bin/python | tee reports/bench.md
+
 clean: ## remove .venv and what the tools left; keeps the cache and the reports
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find lensbench tests tasks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -81,7 +81,7 @@ def compare(model, text, items, given, table):
     values = capture(model, [find_site(model, item) for item in items], range(layers)).values
     mode = fastest_mode(model, prompt)
     per_target = values.shape[0] * values.shape[1]
-    sizes = [size for size in (4, 8, 16, 32, 64, 128) if size <= per_target]
+    sizes = sorted({min(size, per_target) for size in (4, 8, 16, 32, 64, 128)})
     batch = best_batch(model, values, prompt, tokens, sizes[-3:] if given.quick else sizes)
     count = max(1, min(layers, round(given.plain_rows / per_target)))
     targets = [round((i + 0.5) * layers / count - 0.5) for i in range(count)]

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from benchmarks.common import Table, heading, options
+from common import Table, heading, options
 
 SIZES = (100, 1000, 10000)
 PER_RELATION = 250
@@ -99,7 +99,7 @@ def main() -> None:
     heading("Memory and time by the number of items")
     table = Table("items", "seconds", "seconds per item", "anonymous", "mapped too")
     for size in SIZES[: 1 if given.quick else None]:
-        command = [sys.executable, "-m", "benchmarks.memory", "--one", str(size), "--layers", given.layers]
+        command = [sys.executable, __file__, "--one", str(size), "--layers", given.layers]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         took = json.loads(done.stdout.splitlines()[-1])
         table.add(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.common import Table, heading, load, model_folder, options
+from common import Table, heading, load, model_folder, options
 
 from lensbench.corpus import PROSE, Corpus
 from lensbench.evidence import Target, Training

@@ -25,6 +25,9 @@ def chosen(probabilities, tokens):
 def main() -> None:
     """Load the model and answer jobs."""
     model = StandardizedTransformer(sys.argv[1], device_map="cpu", dtype=torch.float32)
+    model.dispatch()
+    # nnterp turns gradients off, but nnsight runs what is inside a trace in another thread, where they are on.
+    model._model.requires_grad_(False)
 
     def patchscope(sources, prompt, position, layers, batch, tokens):
         del tokens

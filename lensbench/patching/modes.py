@@ -4,8 +4,6 @@ import logging
 import math
 from collections.abc import Iterator
 
-import torch
-
 from lensbench.model.budget import is_out_of_memory
 from lensbench.model.language_model import TOLERANCE, LanguageModel
 from lensbench.patching.passes import MODES, Mode, PatchedPass, Prompt, trial_vectors
@@ -21,10 +19,10 @@ def agreement(model: LanguageModel, prompt: Prompt, mode: Mode) -> float:
     Raises:
         ReplayError: the model defeats the mode.
     """
-    layers = torch.arange(model.n_layers + 1)
+    layers = list(range(model.n_layers + 1))
     vectors = trial_vectors(model, prompt)
-    reference = model.unembed(PatchedPass(model, prompt, "plain").final_residuals(vectors, layers))
-    other = model.unembed(PatchedPass(model, prompt, mode).final_residuals(vectors, layers))
+    reference = model.unembed(PatchedPass(model, prompt, "plain").run(vectors, layers))
+    other = model.unembed(PatchedPass(model, prompt, mode).run(vectors, layers))
     return float((reference - other).abs().max()) / max(1.0, float(reference.abs().max()))
 
 

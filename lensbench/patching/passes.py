@@ -83,7 +83,9 @@ class PatchedPass:
     @cached_property
     def row_bytes(self) -> int:
         """What one more row adds to the memory of a pass; measured."""
-        return bytes_per_row(lambda rows: self.run(self._zeros(rows), [0] * rows))
+        # Blocks are alike: where rows can start at the last one, it tells for all.
+        layer = 0 if self.mode == "plain" else self.model.n_layers - 1
+        return bytes_per_row(lambda rows: self.run(self._zeros(rows), [layer] * rows))
 
     def _zeros(self, rows: int) -> Tensor:
         return torch.zeros(rows, self.model.d_model, device=self.model.device, dtype=self.model.dtype)

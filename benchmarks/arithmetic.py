@@ -11,6 +11,7 @@ says what they take; its seconds are one thread's view of each operation, and pr
 """
 
 from collections import defaultdict
+from contextlib import contextmanager
 
 import torch
 from common import (
@@ -31,6 +32,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from lensbench import residuals
 from lensbench.patching import PatchedPass, fastest_mode, make_prompt
+from lensbench.patching import passes as engine
 from lensbench.residuals import capture, find_site
 
 PRODUCTS = ("addmm", "mm", "bmm", "linear", "mkldnn", "matmul")
@@ -86,6 +88,16 @@ def products_only(model, tokens_by_block, head_rows):
     return run, work
 
 
+@contextmanager
+def one_batch(module, tokens):
+    """Let a module of the engine run so many tokens at once on a CPU."""
+    kept, module.CPU_TOKENS = module.CPU_TOKENS, tokens
+    try:
+        yield
+    finally:
+        module.CPU_TOKENS = kept
+
+
 def patched(model, text, rows):
     """Return a patched pass with scores, its useful operations, its tokens by block and its rows at the head."""
     prompt = make_prompt(model, text, "x")
@@ -99,7 +111,9 @@ def patched(model, text, rows):
     work = head_work(model, rows) + sum(block_work(model, n * (length - prompt.position), n * reach) for n in live)
 
     def run():
-        return model.score_tokens(passes.final_residuals(vectors, targets), tokens)
+        # All rows in one batch, as far as the memory budget allows: the engine's own batches are smaller.
+        with one_batch(engine, rows * (length - prompt.position)):
+            return model.score_tokens(passes.final_residuals(vectors, targets), tokens)
 
     return run, work, [n * (length - prompt.position) for n in live], rows
 
@@ -111,11 +125,8 @@ def captured(model, items, tokens_per_batch):
     work = model.n_layers * block_work(model, sum(lengths), sum(n * (n + 1) // 2 for n in lengths))
 
     def run():
-        kept, residuals.TOKENS_PER_BATCH = residuals.TOKENS_PER_BATCH, tokens_per_batch
-        try:
+        with one_batch(residuals, tokens_per_batch):
             return capture(model, readings, range(model.n_layers + 1))
-        finally:
-            residuals.TOKENS_PER_BATCH = kept
 
     return run, work, sum(lengths)
 
@@ -227,7 +238,7 @@ def show_capture(model, count, sizes, repeats):
 
         table.add(size, *share(run, work, all_products, whole * product_work + last_work, repeats))
     print(f"\n{table}", flush=True)
-    default = residuals.TOKENS_PER_BATCH
+    default = residuals.CPU_TOKENS
     show_profile(f"capture, {default} tokens a batch", profiled(model, captured(model, items, default)[0]))
 
 

@@ -1,5 +1,6 @@
 """The residual stream at the read sites of items."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,12 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensbench.model.language_model import LanguageModel
+from lensbench.model.budget import is_out_of_memory
+from lensbench.model.language_model import TOLERANCE, LanguageModel
+from lensbench.model.prefix_cache import shared_prefix
+from lensbench.model.shared_texts import CPU_GROUP_COST, GPU_GROUP_COST, Group, group_by_prefix, order
 from lensbench.model.tokens import TokenError
 from lensbench.tasks import Item
 
+LOG = logging.getLogger("lensbench")
 # Enough for a CPU's matrix products to run at full speed, small enough to stay in its caches.
 CPU_TOKENS = 512
+# How many texts sharing is tried on.
+TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -62,25 +69,58 @@ def find_site(model: LanguageModel, item: Item) -> Reading:
 def capture(model: LanguageModel, readings: Sequence[Reading], layers: Sequence[int]) -> Residuals:
     """Read every site at every layer, in one pass a distinct source, and keep nothing else.
 
-    A pass stops after the deepest layer. Batches hold texts of like length and are a function of the readings and the
-    memory budget alone, so that the same plan gives the same bytes.
+    What sources begin with in common is run once, where the model allows it; a pass stops after the deepest layer.
+    Batches hold texts of like length and are a function of the readings and the memory budget alone, so that the same
+    plan gives the same bytes.
     """
-    distinct = sorted(set(readings), key=lambda reading: (len(reading.ids), reading.ids))
+    texts = list(dict.fromkeys(reading.ids for reading in readings))
+    groups = group_by_prefix(texts, CPU_GROUP_COST if model.device.type == "cpu" else GPU_GROUP_COST)
+    if len(groups) > 1 or groups[0].prefix:
+        groups = groups if _shares_prefixes(model, groups[-1]) else [Group(0, tuple(sorted(texts, key=order)))]
+    kept = torch.cat([_run(model, group, layers) for group in groups], dim=1)
+    place = {text: i for i, text in enumerate(text for group in groups for text in group.texts)}
+    return Residuals(tuple(layers), kept[:, [place[reading.ids] for reading in readings]])
+
+
+def _run(model: LanguageModel, group: Group, layers: Sequence[int]) -> Float[Tensor, "layer text d_model"]:
+    """Read the last token of each text of a group."""
+    skip, texts = group.prefix, group.texts
+    prefix = shared_prefix(model, torch.tensor([texts[0][:skip]])) if skip else None
 
     def size(begin: int) -> int:
         most, end = tokens_per_batch(model), begin + 1
-        while end < len(distinct) and len(distinct[end].ids) * (end + 1 - begin) <= most:
+        while end < len(texts) and (len(texts[end]) - skip) * (end + 1 - begin) <= most:
             end += 1
         return end - begin
 
     def run(batch: slice) -> Tensor:
-        ids, mask = model.tokens.pad([reading.ids for reading in distinct[batch]])
-        positions = torch.tensor([[reading.position] for reading in distinct[batch]])
-        return model.residuals(ids, mask, positions, layers)[:, :, 0]
+        ids, mask = model.tokens.pad([text[skip:] for text in texts[batch]])
+        mask = torch.cat([mask.new_ones(len(mask), skip), mask], dim=1)
+        positions = torch.tensor([[len(text) - skip - 1] for text in texts[batch]])
+        return model.residuals(ids, mask, positions, layers, prefix)[:, :, 0]
 
-    kept = model.budget.in_batches(len(distinct), size, run)
-    place = {reading: i for i, reading in enumerate(distinct)}
-    return Residuals(tuple(layers), torch.cat(kept, dim=1)[:, [place[reading] for reading in readings]])
+    return torch.cat(model.budget.in_batches(len(texts), size, run), dim=1)
+
+
+def _shares_prefixes(model: LanguageModel, group: Group) -> bool:
+    """Whether texts after a shared prefix are read as whole ones are; tried once a model, on some of its texts."""
+    if "shares_prefixes" not in model.companions:
+        some = group.texts[:: max(1, len(group.texts) // TRIED)]
+        layers = range(model.n_layers + 1)
+        whole = _run(model, Group(0, some), layers).float()
+        try:
+            off = (_run(model, Group(group.prefix, some), layers).float() - whole).abs().amax((1, 2))
+        except Exception as error:  # whatever a foreign model raises when it is given such a cache
+            if is_out_of_memory(error):
+                raise
+            off = torch.full((1,), torch.inf)
+            LOG.info("%s: texts are run whole (%s)", model.name, error)
+        largest = whole.abs().amax((1, 2)).clamp(min=1.0)
+        shares = bool((off <= TOLERANCE[model.dtype] * largest).all())
+        if not shares and bool(off.isfinite().all()):
+            LOG.info("%s: texts are run whole (sharing what they begin with is off by %.1e)", model.name, off.max())
+        model.companions["shares_prefixes"] = shares
+    return bool(model.companions["shares_prefixes"])
 
 
 def tokens_per_batch(model: LanguageModel) -> int:

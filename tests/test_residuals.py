@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lensbench import cache
 from lensbench.corpus import Corpus
@@ -15,6 +17,8 @@ from lensbench.inspectors.tuned_lens import TunedLens
 from lensbench.learning import Learning
 from lensbench.model.budget import Budget
 from lensbench.model.language_model import LanguageModel
+from lensbench.model.prefix_cache import SharedPrefixLayer
+from lensbench.model.shared_texts import group_by_prefix
 from lensbench.model.tokens import Tokens
 from lensbench.residual_cache import FILE, ResidualCache
 from lensbench.residuals import Reading, capture
@@ -167,3 +171,50 @@ def test_learning_that_was_cut_off_is_gone_on_with(tmp_path: Path, monkeypatch: 
     assert torch.equal(lens.weight_, whole.weight_)
     assert torch.equal(lens.bias_, whole.bias_)
     assert [path.name[:1] == "." for path in tmp_path.iterdir()] == [False]
+
+
+OPENING = tuple(range(20, 40))
+ENDS = [tuple(40 + (7 * i + step) % 90 for step in range(1 + i % 3)) for i in range(24)]
+ALIKE = [*(Reading(OPENING + end) for end in ENDS), *(Reading(tuple(range(90, 90 + length))) for length in (4, 8, 5))]
+
+
+@pytest.mark.parametrize("kind", [*tiny.CONFIGS, *tiny.HYBRIDS])
+def test_what_texts_begin_with_is_run_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LanguageModel(tiny.module(kind), Tokens(tiny.tokenizer()), kind)
+    assert [group.prefix for group in group_by_prefix(list(dict.fromkeys(r.ids for r in ALIKE)))] == [0, 20]
+    together = capture(model, ALIKE, LAYERS).values
+    assert model.companions["shares_prefixes"] == (kind not in tiny.HYBRIDS)
+    alone = torch.cat([capture(model, [reading], LAYERS).values for reading in ALIKE], dim=1)
+    assert (together - alone).abs().max() < 2e-4 * alone.abs().max()
+    passes = counted(monkeypatch)
+    capture(model, ALIKE, LAYERS)
+    assert sum(passes) == len(set(ALIKE)), "one row a distinct source"
+
+
+def test_a_model_whose_prefix_cannot_be_shared_runs_whole_texts(monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    model = LanguageModel(tiny.module("llama"), Tokens(tiny.tokenizer()), "llama")
+    whole = torch.cat([capture(model, [reading], LAYERS).values for reading in ALIKE], dim=1)
+    original = SharedPrefixLayer.get_seq_length
+    monkeypatch.setattr(SharedPrefixLayer, "get_seq_length", lambda self: original(self) + 1)  # wrong positions
+    read = capture(model, ALIKE, LAYERS).values
+    assert "texts are run whole" in caplog.text
+    torch.testing.assert_close(read, whole, rtol=2e-4, atol=2e-4)
+
+
+texts = st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=60).map(tuple), min_size=1, max_size=80, unique=True)
+openings = st.lists(st.integers(0, 2), min_size=20, max_size=40).map(tuple)
+
+
+@given(texts, openings, openings)
+@settings(max_examples=80, deadline=None)
+def test_groups_hold_every_text_once_and_what_they_share(some: list, one: tuple, other: tuple) -> None:
+    every = list(dict.fromkeys([*some, *(one + text for text in some), *(one + other + text for text in some)]))
+    groups = group_by_prefix(every)
+    assert sorted(text for group in groups for text in group.texts) == sorted(every)
+    for group in groups:
+        assert len({text[: group.prefix] for text in group.texts}) == 1
+        assert all(len(text) > group.prefix for text in group.texts)
+        assert [len(text) for text in group.texts] == sorted(len(text) for text in group.texts)
+    run = sum(group.prefix + sum(len(text) - group.prefix for text in group.texts) for group in groups)
+    assert run <= sum(map(len, every)), "never more tokens than without"

@@ -147,17 +147,27 @@ class LanguageModel:
     def residuals(
         self,
         ids: Int[Tensor, "row token"],
-        mask: Int[Tensor, "row token"],
+        mask: Int[Tensor, "row seen"],
         positions: Int[Tensor, "row site"],
         layers: Sequence[int],
+        prefix: Any = None,
     ) -> Float[Tensor, "layer row site d_model"]:
-        """Run the model once and return the residual stream before the final norm, at the asked positions only."""
+        """Run the model once and return the residual stream before the final norm, at the asked positions only.
+
+        Args:
+            ids: the texts, padded on the right.
+            mask: 1 where there is text; as wide as prefix and ids together.
+            positions: read sites, counted in `ids`.
+            layers: 0 to L.
+            prefix: the cache of tokens that all texts begin with and `ids` leaves out; see `shared_prefix`.
+        """
         with self._reading(layers) as seen:
             try:
                 self.module(
                     ids.to(self.device, non_blocking=True),
                     attention_mask=mask.to(self.device, non_blocking=True),
-                    use_cache=False,
+                    past_key_values=prefix,
+                    use_cache=prefix is not None,
                 )
             except _Stop:
                 pass

@@ -12,6 +12,8 @@ from lensbench.patching import PatchedPass, Prompt, fastest_mode
 from tests import tiny
 
 PROMPT = Prompt(tuple(range(20, 31)), 6)
+# The placeholder is the last token: what is patched at layer L is what is scored.
+LAST = Prompt(PROMPT.ids, 10)
 
 
 @pytest.mark.parametrize("kind", [*tiny.CONFIGS, *tiny.HYBRIDS])
@@ -22,6 +24,7 @@ def test_doctor_accepts(kind: str) -> None:
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
 def test_prefix_is_shared(kind: str) -> None:
     assert fastest_mode(tiny.model(kind), PROMPT) == "shared"
+    assert fastest_mode(tiny.model(kind), LAST) == "shared"
 
 
 @pytest.mark.parametrize("kind", tiny.HYBRIDS)
@@ -31,28 +34,29 @@ def test_hybrids_fall_back(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
 @pytest.mark.parametrize("mode", ["shared", "layer_start", "plain"])
-def test_patched_pass_equals_naive_hooks(kind: str, mode: str) -> None:
+@pytest.mark.parametrize("prompt", [PROMPT, LAST], ids=["inside", "last"])
+def test_patched_pass_equals_naive_hooks(kind: str, mode: str, prompt: Prompt) -> None:
     model = tiny.model(kind)
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(12, model.d_model, generator=generator) * 3
     layers = torch.tensor([4, 0, 1, 1, 2, 3, 3, 0, 4, 2, 1, 0])
-    final = PatchedPass(model, PROMPT, mode).final_residuals(vectors, layers)
-    naive = torch.stack([naive_patch(model, v, int(layer)) for v, layer in zip(vectors, layers, strict=True)])
+    final = PatchedPass(model, prompt, mode).final_residuals(vectors, layers)
+    naive = torch.stack([naive_patch(model, prompt, v, int(layer)) for v, layer in zip(vectors, layers, strict=True)])
     torch.testing.assert_close(model.unembed(final), naive, rtol=2e-4, atol=2e-4)
 
 
-def naive_patch(model: LanguageModel, vector: torch.Tensor, layer: int) -> torch.Tensor:
+def naive_patch(model: LanguageModel, prompt: Prompt, vector: torch.Tensor, layer: int) -> torch.Tensor:
     """One whole forward pass on transformers alone, blocks named by path; layer 4 is the last of these models."""
     blocks = model.module.get_submodule(model.parts.paths.blocks)
 
     def overwrite(_module: object, _args: object, output: object) -> object:
         hidden = (output[0] if isinstance(output, tuple) else output).clone()
-        hidden[:, PROMPT.position] = vector
+        hidden[:, prompt.position] = vector
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def overwrite_input(_module: object, args: tuple, kwargs: dict) -> tuple:
         hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-        hidden[:, PROMPT.position] = vector
+        hidden[:, prompt.position] = vector
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     if layer == 0:
@@ -61,7 +65,7 @@ def naive_patch(model: LanguageModel, vector: torch.Tensor, layer: int) -> torch
         handle = blocks[layer - 1].register_forward_hook(overwrite)
     try:
         with torch.no_grad():
-            return model.module(torch.tensor([PROMPT.ids]), use_cache=False).logits[0, -1]
+            return model.module(torch.tensor([prompt.ids]), use_cache=False).logits[0, -1]
     finally:
         handle.remove()
 

@@ -174,7 +174,8 @@ class PatchedPass:
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         place = [*self.model.parts.blocks, self.model.parts.final][layer]
-        handle = place.register_forward_pre_hook(overwrite, with_kwargs=True)
+        # Before whoever reads there already: at layer L that is the final residual itself.
+        handle = place.register_forward_pre_hook(overwrite, with_kwargs=True, prepend=True)
         try:
             return self.model.module(ids, **arguments)
         finally:

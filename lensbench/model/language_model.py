@@ -226,7 +226,10 @@ class LanguageModel:
         logits = self.unembed(residuals.to(self.device))
         scores = logits[:, asked]
         top = logits.topk(top_k, dim=1).indices
-        return scores - logits.logsumexp(1, keepdim=True), ranks_of(logits, scores), top
+        # On a CPU some rows at a time: what is read twice is then still in its caches.
+        parts = logits.split(32) if logits.device.type == "cpu" else (logits,)
+        normaliser = torch.cat([part.logsumexp(1, keepdim=True) for part in parts])
+        return scores - normaliser, ranks_of(logits, scores), top
 
     @torch.no_grad()
     def token_logits(

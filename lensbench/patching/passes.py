@@ -22,7 +22,7 @@ from lensbench.model.prefix_cache import shared_prefix
 Mode = Literal["shared", "layer_start", "plain"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 # On a CPU, larger batches are no faster, and leave its caches.
-CPU_TOKENS = 1024
+CPU_TOKENS = 512
 
 
 @dataclass(frozen=True)

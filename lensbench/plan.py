@@ -29,6 +29,7 @@ ENGINE = (
     "bench.py",
     "corpus.py",
     "evidence.py",
+    "learning.py",
     "model",
     "patching",
     "residuals.py",

@@ -92,17 +92,23 @@ class RayExecutor(Executor):
         return plan
 
     def _start(self) -> Any:
-        wants_gpu = self._gpus() and self._job.config.device != "cpu"
-        options = {"num_gpus": 1, "num_cpus": 1} if wants_gpu else {"num_cpus": 1}
+        options = {"num_cpus": 1, "num_gpus": self._gpus_each()}
         actor = self._ray.remote(Worker).options(**options).remote(self._job, torch.get_num_threads())
         self._actors.append(actor)
         return actor
 
     def _workers(self) -> int:
-        """How many workers were asked for; else one a GPU, or one a node where there are none."""
+        """Those asked for; else one a GPU, or one a node where there are none or a model is spread over them."""
         if self._job.config.workers:
             return self._job.config.workers
-        return self._gpus() or sum(bool(node["Alive"]) for node in self._ray.nodes())
+        nodes = sum(bool(node["Alive"]) for node in self._ray.nodes())
+        return self._gpus() if self._gpus() and self._job.config.device_map is None else nodes
+
+    def _gpus_each(self) -> int:
+        """One, or a share of all for a model that is spread over several."""
+        if self._job.config.device == "cpu" or not self._gpus():
+            return 0
+        return 1 if self._job.config.device_map is None else max(1, self._gpus() // self._workers())
 
     def _gpus(self) -> int:
         return int(self._ray.cluster_resources().get("GPU", 0))

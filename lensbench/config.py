@@ -56,7 +56,10 @@ class RunConfig(BaseModel):
     @classmethod
     def _bytes(cls, value: Any) -> Any:
         """A number of bytes, or one with a unit: `4GB`."""
-        return parse_size(value) if isinstance(value, str) and value != "auto" else value
+        size = parse_size(value) if isinstance(value, str) and value != "auto" else value
+        if isinstance(size, int) and size < 1:
+            raise ValueError("holds no batch; expected a size such as 500MB or 4GB, or auto")
+        return size
 
     @field_validator("layers", mode="before")
     @classmethod

@@ -78,11 +78,16 @@ class Corpus:
             yield values.flatten(1, 2)
 
     def folder_of(self, learner: type, parameters: Mapping[str, object]) -> tuple[Path | None, str]:
-        """Return where what a method learns from this corpus is kept, and the settings that name it."""
+        """Return where what a method learns from this corpus is kept, and the settings that name it.
+
+        None where nothing is kept: the model's digest is then not asked for.
+        """
+        if self.cache is None:
+            return None, ""
         method = [learner.__qualname__, code_digest(learner)]
         settings = json.dumps({"method": method, "parameters": parameters, "corpus": self.digest}, sort_keys=True)
         name = hashlib.sha256(settings.encode()).hexdigest()[:16]
-        return (self.cache / name if self.cache is not None else None), settings
+        return self.cache / name, settings
 
     def learn_once(
         self, learner: type, parameters: Mapping[str, object], learn: Callable[[Learning], dict[str, Tensor]]

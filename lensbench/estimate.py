@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lensbench.bench import Bench, Method
 from lensbench.corpus import WINDOW, WINDOWS_PER_BATCH, Corpus
+from lensbench.errors import LensbenchError
 from lensbench.learning import Learning, Resumable
 from lensbench.plan import Cell, Place
 from lensbench.records import NO_BASELINE, frame_of
@@ -101,6 +103,9 @@ def estimate(workshop: Workshop, missing: list[Cell]) -> Estimate:
     """Try each missing cell on a few items of one relation of each kind, and scale.
 
     What needs labels is fitted on all training items of these relations. Nothing is written.
+
+    Raises:
+        LensbenchError: a cell fails on these items.
     """
     fitted: dict[str, Fits] = {}
     places: dict[Place, list[_Trial]] = {}
@@ -116,7 +121,8 @@ def estimate(workshop: Workshop, missing: list[Cell]) -> Estimate:
         labels = workshop.makes[cell.inspector]().learns_from == "labels"
         for trial in places[cell.place]:
             begun = time.perf_counter()
-            table, _ = workshop.score(cell, [trial.bench], fitted.setdefault(cell.inspector, {}))
+            with _told(cell, trial.bench):
+                table, _ = workshop.score(cell, [trial.bench], fitted.setdefault(cell.inspector, {}))
             seconds[cell] += (time.perf_counter() - begun) * (trial.train_share if labels else trial.test_share)
             if table is not None:
                 tables.append(table)
@@ -165,14 +171,30 @@ def _prepare(
         if method.inspector.learns_from == "labels":
             continue
         begun = time.perf_counter()
-        method.fit(None, trial.bench.lab.layers)
+        with _told(cell, trial.bench):
+            method.fit(None, trial.bench.lab.layers)
         corpus = trial.bench.lab.corpus
         assert isinstance(corpus, _TrialCorpus)
         total += time.perf_counter() - begun + corpus.left_out
         corpus.left_out = 0.0
+        few = replace(trial.bench, items=trial.bench.items[:WARM_ITEMS])
         own = replace(cell, baseline=NO_BASELINE)
-        workshop.score(own, [replace(trial.bench, items=trial.bench.items[:WARM_ITEMS])], fitted[cell.inspector])
+        with _told(own, few):
+            workshop.score(own, [few], fitted[cell.inspector])
     return total
+
+
+@contextmanager
+def _told(cell: Cell, bench: Bench) -> Iterator[None]:
+    """Say in one line what a run would note as a failed cell."""
+    try:
+        yield
+    except Exception as error:  # whatever a method raises
+        reason = str(error).partition("\n")[0]
+        raise LensbenchError(
+            f"{cell.inspector} ({cell.baseline}) fails on {len(bench.items)} items of {bench.relation.name}: "
+            f"{type(error).__name__}: {reason}; mend it, or leave it out"
+        ) from error
 
 
 def _written(table: pa.Table) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lensbench.baselines import find_function
+from lensbench.cache import size_limit
 from lensbench.config import RunConfig, check_config, make_config
 from lensbench.errors import UsageError
 from lensbench.estimate import Estimate, estimate
@@ -102,6 +103,7 @@ def check_job(config: RunConfig) -> Job:
         if not sites_of(task, config):
             raise UsageError(f"task {task.name} has no site {config.sites}; its sites are {', '.join(task.sites)}")
     make_inspectors(config)
+    size_limit()  # a wrong one is refused before anything is loaded
     for baseline in baselines.values():
         find_function(baseline.function)
     return Job(config, tuple(tasks), baselines)

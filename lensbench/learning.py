@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from lensbench.cache import atomic_file
 
 SAVE_EVERY_SECONDS = 60.0
 STEP = "step"
@@ -71,7 +73,5 @@ class Learning:
         self._saved = time.monotonic()
         if self._folder is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        partial = self._folder / f".{name}.partial"
-        save_file({key: value.detach().contiguous().cpu() for key, value in values.items()}, partial)
-        partial.replace(self._folder / f"{name}.safetensors")
+        with atomic_file(self._folder / f"{name}.safetensors") as file:
+            file.write(save({key: value.detach().contiguous().cpu() for key, value in values.items()}))

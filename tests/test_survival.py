@@ -184,6 +184,25 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_done(settings, tmp_path: Pat
     assert more.estimate.disk > 0
 
 
+def test_a_dry_run_tells_of_a_method_that_fails_in_one_line(settings, tmp_path: Path, monkeypatch) -> None:
+    asked = make_config({**settings, "inspectors": ("logit_lens",), "out": tmp_path / "run"})
+    monkeypatch.setattr(LogitLens, "inspect", lambda *_: 1 / 0)
+    with pytest.raises(LensbenchError, match=r"logit_lens \(none\) fails on 3 items of .*: ZeroDivisionError"):
+        dry_run(asked)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_sizes_are_refused_before_a_model_is_loaded(settings, tmp_path: Path, monkeypatch) -> None:
+    for memory in (0, -5, "0", "lots"):
+        with pytest.raises(UsageError, match=r"^memory = "):
+            evaluate(**settings, memory=memory, out=tmp_path / "run")
+    monkeypatch.setenv("LENSBENCH_CACHE_LIMIT", "plenty")
+    monkeypatch.setattr("lensbench.workshop.load_source", lambda *_: pytest.fail("a model is loaded"))
+    with pytest.raises(UsageError, match="LENSBENCH_CACHE_LIMIT = 'plenty'"):
+        evaluate(**settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 class DiesOnce(LogitLens):
     """Takes its process with it, the first time."""
 

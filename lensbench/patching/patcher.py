@@ -42,7 +42,7 @@ class Patcher:
             final = passes.final_residuals(rows[:, 1:], rows[:, 0].round().long())
             return self.model.score_tokens(final, token_ids)
 
-        keyed = torch.cat([target_layers[:, None].to(vectors), vectors], dim=1)
+        keyed = _keyed(vectors, target_layers)
         return self._memory.answer((prompt, tuple(token_ids)), keyed, compute)
 
     def generate(
@@ -60,8 +60,7 @@ class Patcher:
         if self.sharing is None:
             self.sharing = fastest_sharing(passes)
         generation = Generation(passes, self.sharing)
-        keyed = torch.cat([target_layers[:, None].to(vectors), vectors], dim=1)
-        rows, place = torch.unique(keyed, dim=0, return_inverse=True)
+        rows, place = torch.unique(_keyed(vectors, target_layers), dim=0, return_inverse=True)
         layers = rows[:, 0].round().long().tolist()  # sorted: they are the first column
 
         def run(batch: slice) -> Tensor:
@@ -81,6 +80,11 @@ class Patcher:
         if self.mode is None:
             self.mode = fastest_mode(self.model, prompt)
         return self._passes.setdefault(prompt, PatchedPass(self.model, prompt, self.mode))
+
+
+def _keyed(vectors: Tensor, target_layers: Tensor) -> Tensor:
+    """Put each row's target layer before its vector: rows that are equal in both are computed once."""
+    return torch.cat([target_layers[:, None].to(vectors), vectors], dim=1)
 
 
 def patcher_of(model: LanguageModel) -> Patcher:

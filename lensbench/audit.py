@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lensbench.facts import N_FOLDS, SITES, SLOT, Fact, Relation, normalise
 from lensbench.tasks import Task
+from lensbench.tasks.facts import N_FOLDS, SITES, SLOT, Fact, Relation, normalise
 
 # What each check allows where a task does not say otherwise. A value passes when it is not above its threshold.
 DEFAULT_THRESHOLDS: Mapping[str, float] = {

@@ -118,7 +118,7 @@ class Bench:
 
 
 def _texts(items: Iterable[Item]) -> tuple[Text, ...]:
-    return tuple(Text(item.source, item.subject) for item in items)
+    return tuple(Text(item.source, item.mention) for item in items)
 
 
 @dataclass

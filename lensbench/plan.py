@@ -198,7 +198,7 @@ def plan_cells(
             for name, make in makes.items():
                 inspector = make()
                 method = _digest(setting, task, site, inspector, None)
-                own = Cell(task.name, tuple(sorted(task.relations)), site, name, NO_BASELINE, method, method)
+                own = Cell(task.name, tuple(sorted(task.relations_at(site))), site, name, NO_BASELINE, method, method)
                 cells.append(own)
                 for baseline in _rivals_of(inspector, baselines):
                     digest = _digest(setting, task, site, inspector, baseline)
@@ -210,7 +210,7 @@ def _digest(setting: Setting, task: Task, site: Site, inspector: Inspector, base
     described = {
         "setting": setting.describe(),
         "engine": [version("lensbench"), _engine()],
-        "task": [task.name, task.version, sorted(task.relations)],
+        "task": [task.name, task.version, sorted(task.relations_at(site))],
         "site": site,
         "inspector": [inspector.name, inspector.parameters(), code_digest(type(inspector))],
         "baseline": baseline and [baseline.name, baseline.parameters, code_digest(find_function(baseline.function))],

@@ -26,7 +26,7 @@ def make_benches(lab: Lab, setting: Setting, task: Task, site: Site, dropped: Dr
     test = task.items(site, "test", setting.config.limit, setting.config.seed)
     train = task.items(site, "train")
     benches = []
-    for relation in task.relations.values():
+    for relation in task.relations_at(site).values():
         items, train_items = (_distinguishable(setting, task, relation, group, dropped) for group in (test, train))
         if items:
             _require_folds(setting, task, relation, train_items)

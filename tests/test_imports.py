@@ -14,7 +14,7 @@ RESULTS = frozenset({"records", "statistics", "scored", "frames", "samples", "me
 # Each row may import from its own row and from those above.
 ORDER: tuple[frozenset[str], ...] = (
     frozenset({"errors", "cache", "assets"}),
-    frozenset({"facts", "task_files", "tasks"}) | RESULTS,
+    frozenset({"tasks"}) | RESULTS,
     frozenset({"model"}),
     frozenset({"patching", "residuals", "residual_cache", "learning", "corpus", "asking"}),
     frozenset({"evidence", "scoring"}),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.tasks import N_FOLDS, SITES, Task, TaskError, data_root, find_tasks, fold_of, load_task
+from lensbench.tasks import N_FOLDS, Task, TaskError, data_root, find_tasks, fold_of, load_task
 
 TOML = """name = "toy"
 summary = "A toy."
@@ -136,25 +136,99 @@ def test_one_problem_is_one_line(tmp_path, case):
     assert message.startswith(str(tmp_path / "toy"))
 
 
-def test_all_problems_are_shown_up_to_twenty(tmp_path):
-    facts = [*FACTS, *({"relation": "colour", "subject": f"x{i}", "answer": "rad"} for i in range(25))]
+def test_all_problems_are_shown_up_to_a_thousand(tmp_path):
+    facts = [*FACTS, *({"relation": "colour", "subject": f"x{i}", "answer": "rad"} for i in range(1005))]
     with pytest.raises(TaskError) as raised:
         load_task(str(write(tmp_path / "toy", facts=facts)))
     lines = str(raised.value).splitlines()
-    assert len(lines) == 21
+    assert len(lines) == 1001
     assert lines[-1] == "... and 5 more"
     assert "items.jsonl:31:" in lines[0]
 
 
-def test_sites_must_be_the_same_for_all_relations(tmp_path):
-    second = (
-        TOML.split("\n", 3)[3]
-        .replace("relations.colour", "relations.taste")
-        .split("[relations.taste.sources.answer]")[0]
-    )
+SECOND = TOML.split("\n", 3)[3].replace("relations.colour", "relations.taste")
+
+
+def test_relations_may_have_sites_of_their_own(tmp_path):
+    second = SECOND.split("[relations.taste.sources.answer]")[0].replace("sources.subject", "sources.t1")
     facts = [*FACTS, *(fact | {"relation": "taste"} for fact in FACTS)]
-    with pytest.raises(TaskError, match="taste has sources for subject; expected answer and subject"):
-        load_task(str(write(tmp_path / "toy", TOML + second, facts)))
+    task = load_task(str(write(tmp_path / "toy", TOML + second, facts)))
+    assert task.sites == ("subject", "t1", "answer")
+    assert {item.relation for item in task.items("t1", "test")} == {"taste"}
+    assert {item.relation for item in task.items("answer", "test", 10)} == {"colour"}
+    assert load_task(f"{tmp_path / 'toy'}/taste").sites == ("t1",)
+
+
+CHAINS = TOML + SECOND.replace(
+    'summary = "thing', 'hops = {first = "colour", second = ["{bridge} is", "{bridge}:"]}\nsummary = "thing'
+)
+GOOD_CHAINS = [
+    fact
+    | {"relation": "taste", "bridge": fact["answer"], "answer": ("red", "blue")[i % 2], "swap": f"thing {(i + 1) % 30}"}
+    for i, fact in enumerate(FACTS)
+]
+
+
+def test_chains(tmp_path):
+    task = load_task(str(write(tmp_path / "toy", CHAINS, [*FACTS, *GOOD_CHAINS])))
+    item = next(item for item in task.items("answer", "test") if item.relation == "taste")
+    assert (item.bridge, item.swap) == ("red", "thing 1")
+    assert task.relations["taste"].hops.first == "colour"
+    # One relation alone still knows its first hop.
+    alone = load_task(f"{tmp_path / 'toy'}/taste")
+    assert {fact.relation for fact in alone.every.facts} == {"colour", "taste"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"bridge": "blue"}, "bridge 'blue' of 'thing 0'; expected its answer in the first hop, colour (red)"),
+        ({"swap": "thing 2"}, "swap 'thing 2' of 'thing 0'"),
+        ({"swap": "nobody"}, "swap 'nobody' of 'thing 0'"),
+        ({"facets": {"place": "Rome"}}, "facet 'place' is 'Rome'"),
+        ({"popularity": "high"}, "'popularity' of this fact is a str; expected a int or float"),
+    ],
+)
+def test_bad_chains(tmp_path, change, expected):
+    facts = [*FACTS, GOOD_CHAINS[0] | change, *GOOD_CHAINS[1:]]
+    with pytest.raises(TaskError) as raised:
+        load_task(str(write(tmp_path / "toy", CHAINS, facts)))
+    assert expected in str(raised.value)
+    assert "items.jsonl:31:" in str(raised.value)
+
+
+KNOWN = 'knowledge = ["Of {subject} the colour is", "If asked for the colour of {subject}, say"]\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("Of {subject} the colour is", "The colour of {subject} is", "expected a text that is no inspection prompt"),
+        (', "If asked for the colour of {subject}, say"', "", "1 knowledge prompts of colour"),
+    ],
+)
+def test_knowledge_prompts_are_two_and_new(tmp_path, old, new, expected):
+    toml = TOML.replace('summary = "thing', KNOWN + 'summary = "thing')
+    assert load_task(str(write(tmp_path / "good", toml))).relations["colour"].knowledge[0].startswith("Of")
+    with pytest.raises(TaskError) as raised:
+        load_task(str(write(tmp_path / "bad", toml.replace(old, new))))
+    assert expected in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_answer_that_is_given(tmp_path):
+    text = TOML.replace(
+        '"They saw {subject}", "We met {subject}"', '"They say {subject} is {answer}. We saw {subject}"'
+    )
+    text = text.replace('"I know {subject}", "You like {subject}"', '"It is {answer}, {subject}; and {subject}"')
+    text = text.split("[relations.colour.sources.answer]")[0]
+    with pytest.raises(TaskError, match=r"exactly one \{subject\}"):
+        load_task(str(write(tmp_path / "bad", text)))
+    task = load_task(str(write(tmp_path / "toy", text.replace('kind = "class"', 'kind = "class"\ngiven = true'))))
+    item = task.items("subject", "test")[0]
+    assert item.source == "It is red, thing 0; and thing 0"
+    assert item.mention == "thing 0"
+    assert item.subject_span == (len("It is red, thing 0; and "), len(item.source))
 
 
 def test_not_utf8(tmp_path):
@@ -201,12 +275,12 @@ def test_loading_is_quick_and_needs_no_torch():
 
 def test_shipped_task(shipped):
     assert find_tasks()["attribute_extraction"] == shipped.folder
-    assert shipped.sites == SITES
+    assert shipped.sites == ("subject", "answer")
     assert len(shipped.relations) >= 12
     assert 1500 <= len(shipped.facts) <= 2500
     assert shipped.relations["country_capital"].inspection[0] == "The capital of {subject} is"
     for relation in shipped.relations.values():
-        texts = [text for site in SITES for text in relation.sources[site].values()]
+        texts = [text for site in ("subject", "answer") for text in relation.sources[site].values()]
         texts += [*relation.inspection, *relation.questions]
         assert len(set(texts)) == len(texts) == 17
         assert all(text.endswith("{subject}") for text in relation.sources["subject"].values())
@@ -245,12 +319,12 @@ def test_fold_of_the_same_name():
 @given(limit=st.integers(0, 6000), seed=st.integers(0, 3), split=st.sampled_from(["train", "test"]))
 def test_limits(limit, seed, split):
     shipped = load_shipped()
-    drawn = {site: shipped.items(site, split, limit, seed) for site in SITES}
+    drawn = {site: shipped.items(site, split, limit, seed) for site in ("subject", "answer")}
     everything = shipped.items("answer", split)
     items = drawn["answer"]
     assert len(items) == min(limit, len(everything))
     assert len({item.id for item in items}) == len(items)
-    keys = [[(item.relation, item.subject, item.template) for item in drawn[site]] for site in SITES]
+    keys = [[(item.relation, item.subject, item.template) for item in drawn[site]] for site in ("subject", "answer")]
     assert keys[0] == keys[1]
     place = {item: i for i, item in enumerate(everything)}
     assert [place[item] for item in items] == sorted(place[item] for item in items)

@@ -1,36 +1,14 @@
-"""Tasks: what is asked of a model, as data. A task is a folder; an item is one question with one gold answer.
-
-Nothing in here imports torch, so that names and files are checked before a model is loaded.
-"""
+"""Items: one question with one gold answer each, and the tasks that they are drawn from."""
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.facts import N_FOLDS, SITES, SLOT, Fact, Relation, Site, TaskFolder, fold_of, normalise
-from lensbench.task_files import TaskError, read_task_folder
-
-__all__ = [
-    "N_FOLDS",
-    "SITES",
-    "Fact",
-    "Item",
-    "Relation",
-    "Site",
-    "Split",
-    "Task",
-    "TaskError",
-    "data_root",
-    "find_tasks",
-    "fold_of",
-    "load_task",
-    "load_tasks",
-]
+from lensbench.errors import LensbenchError
+from lensbench.tasks.facts import ANSWER_SLOT, SLOT, SOURCE_SLOT, Fact, Relation, Site, TaskFolder, normalise
 
 Split = Literal["train", "test"]
 
@@ -51,7 +29,11 @@ class Item:
         aliases: Other spellings of the answer that count as right where text is generated.
         relation: Name of the relation.
         fold: Fold of the subject, the same in all relations and tasks.
-        template: Name of the source text, such as `test0`.
+        template: Name of the source text, such as `test0`; `test0@1/3` for a name cut after the first of its three
+            tokens.
+        bridge: The middle of a chain.
+        swap: The subject of another chain of the relation, with another bridge and answer.
+        facets: What a right description says, each facet with the spellings that count.
     """
 
     id: str
@@ -66,6 +48,14 @@ class Item:
     relation: str
     fold: int
     template: str
+    bridge: str | None = None
+    swap: str | None = None
+    facets: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def mention(self) -> str:
+        """The subject as the source has it."""
+        return self.source[slice(*self.subject_span)]
 
 
 @dataclass(frozen=True)
@@ -80,6 +70,7 @@ class Task:
         relations: Relations by name.
         facts: All facts of these relations, in the file's order.
         sites: The read sites for which there are sources.
+        every: All relations and facts of where it was read: those left out may be the hops of chains.
     """
 
     name: str
@@ -89,6 +80,11 @@ class Task:
     relations: Mapping[str, Relation]
     facts: tuple[Fact, ...]
     sites: tuple[Site, ...]
+    every: TaskFolder
+
+    def relations_at(self, site: Site) -> dict[str, Relation]:
+        """The relations that have sources for a site."""
+        return {name: relation for name, relation in self.relations.items() if site in relation.sources}
 
     def items(self, site: Site, split: Split, limit: int | None = None, seed: int = 0) -> tuple[Item, ...]:
         """Make the items of one read site.
@@ -111,8 +107,8 @@ class Task:
         """
         if site not in self.sites:
             raise LensbenchError(f"task {self.name} has no {site!r} sources; its sites are {', '.join(self.sites)}")
-        draw = _Draw(self, split, seed)
-        texts = {name: relation.templates(site, split) for name, relation in self.relations.items()}
+        draw = _Draw(self, site, split, seed)
+        texts = {name: relation.templates(site, split) for name, relation in self.relations_at(site).items()}
         quota = draw.quotas(limit) if limit is not None else dict.fromkeys(texts)
         rows: list[tuple[int, int, str, Fact]] = []
         for place, (name, templates) in enumerate(texts.items()):
@@ -122,32 +118,44 @@ class Task:
 
     def _item(self, fact: Fact, site: Site, template: str) -> Item:
         relation = self.relations[fact.relation]
-        text = relation.sources[site][template]
-        start = text.index(SLOT)
+        source, span = _filled(fact, site, relation.sources[site][template])
         return Item(
             id=f"{fact.relation}/{fact.subject}/{site}/{template}",
-            source=text.replace(SLOT, fact.subject),
+            source=source,
             site=site,
             subject=fact.subject,
-            subject_span=(start, start + len(fact.subject)),
+            subject_span=span,
             question=relation.inspection[0],
-            choices=next(choices for choices in relation.choice_sets if fact.answer in choices),
+            choices=relation.choices_of(fact.answer),
             answer=fact.answer,
             aliases=fact.aliases,
             relation=fact.relation,
             fold=fact.fold,
             template=template,
+            bridge=fact.bridge,
+            swap=fact.swap,
+            facets=tuple(fact.facets.items()),
         )
 
 
-class _Draw:
-    """A seeded choice of facts and texts, which knows nothing of the site."""
+def _filled(fact: Fact, site: Site, template: str) -> tuple[str, tuple[int, int]]:
+    """The source text, and where the last mention of the subject stands in it (nowhere: an empty span)."""
+    text = fact.texts[site] if template == SOURCE_SLOT else template
+    if SLOT not in text:
+        return text, (0, 0)
+    before, _, after = text.rpartition(SLOT)
+    before = before.replace(SLOT, fact.subject).replace(ANSWER_SLOT, fact.answer)
+    return before + fact.subject + after, (len(before), len(before) + len(fact.subject))
 
-    def __init__(self, task: Task, split: Split, seed: int) -> None:
-        self.split, self.seed, self.sites = split, seed, task.sites
+
+class _Draw:
+    """A seeded choice of facts and texts: the same for all sites where their relations are the same."""
+
+    def __init__(self, task: Task, site: Site, split: Split, seed: int) -> None:
+        self.split, self.seed = split, seed
         self.task = task.name.split("/")[0]
-        self.relations = task.relations
-        self.facts = {name: [fact for fact in task.facts if fact.relation == name] for name in task.relations}
+        self.relations = task.relations_at(site)
+        self.facts = {name: [fact for fact in task.facts if fact.relation == name] for name in self.relations}
 
     def quotas(self, limit: int) -> dict[str, int]:
         """Share a limit evenly; what a short relation cannot use is shared evenly by the others."""
@@ -184,92 +192,9 @@ class _Draw:
         return n_templates if self.split == "test" else 1
 
     def _turns(self, name: str) -> int:
-        """How often each fact can be drawn at every site."""
-        return min(self._all_turns(len(self.relations[name].templates(site, self.split))) for site in self.sites)
-
-
-def data_root() -> Path:
-    """Folder that holds `tasks/` and `baselines/`: the checkout, or the package's own data where it is installed."""
-    package = Path(__file__).resolve().parent
-    return package.parent if (package.parent / "pyproject.toml").is_file() else package / "_data"
-
-
-def find_tasks() -> dict[str, Path]:
-    """Folders of the tasks that ship with lensbench, by name. Reads no file."""
-    return {path.parent.name: path.parent for path in sorted((data_root() / "tasks").glob("*/task.toml"))}
-
-
-def load_task(spec: str) -> Task:
-    """Load and check a task.
-
-    Args:
-        spec: A name (`attribute_extraction`), a name and a relation (`attribute_extraction/country_capital`), or the
-            path of a folder, to which a relation may be added in the same way. A shipped name wins over a folder.
-
-    Returns:
-        The task; with a relation given, only that relation of it.
-
-    Raises:
-        UsageError: If there is no such task or relation.
-        TaskError: If the task's files are wrong.
-    """
-    return _task(spec, read_task_folder)
-
-
-def _task(spec: str, reader: Callable[[Path], TaskFolder]) -> Task:
-    known = find_tasks()
-    folder, wanted = _resolve(spec, known)
-    read = reader(folder)
-    if known.get(folder.name) == folder and read.name != folder.name:
-        expected = f"expected the folder's name {folder.name!r}; rename one of them"
-        raise TaskError(f"{folder / 'task.toml'}:1: name {read.name!r}; {expected}")
-    sites = tuple(site for site in SITES if any(site in relation.sources for relation in read.relations.values()))
-    if wanted and wanted not in read.relations:
-        raise unknown_name(f"relation of task {read.name}", wanted, read.relations)
-    names = [wanted] if wanted else list(read.relations)
-    return Task(
-        name=read.name,
-        version=read.version,
-        summary=read.summary,
-        folder=folder,
-        relations={name: read.relations[name] for name in names},
-        facts=tuple(fact for fact in read.facts if fact.relation in names),
-        sites=sites,
-    )
-
-
-def load_tasks(specs: Iterable[str]) -> list[Task]:
-    """Load several tasks; relations of one task that are named one by one become one task again.
-
-    Raises:
-        UsageError: If there is no such task or relation, or two different tasks have one name.
-        TaskError: If a task's files are wrong.
-    """
-    merged: dict[str, Task] = {}
-    read_once = cache(read_task_folder)
-    for task in (_task(spec, read_once) for spec in specs):
-        before = merged.setdefault(task.name, task)
-        if before.folder != task.folder:
-            raise UsageError(f"two tasks are called {task.name!r}: {before.folder} and {task.folder}; rename one")
-        relations = {**before.relations, **task.relations}
-        facts = {fact.line: fact for fact in (*before.facts, *task.facts)}
-        merged[task.name] = replace(before, relations=relations, facts=tuple(facts[line] for line in sorted(facts)))
-    return list(merged.values())
-
-
-def _resolve(spec: str, known: Mapping[str, Path]) -> tuple[Path, str]:
-    """Folder and relation ("" for all) that a task's specification means."""
-    if spec in known:
-        return known[spec], ""
-    name, _, relation = spec.partition("/")
-    if name in known and relation:
-        return known[name], relation
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return path, ""
-    if (path.parent / "task.toml").is_file():
-        return path.parent, path.name
-    raise unknown_name("task", spec, known, "or give the path of a folder with task.toml and items.jsonl")
+        """How often each fact can be drawn at every site of its relation."""
+        relation = self.relations[name]
+        return min(self._all_turns(len(relation.templates(site, self.split))) for site in relation.sources)
 
 
 def _hash(text: str) -> int:

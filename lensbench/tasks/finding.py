@@ -1,0 +1,99 @@
+"""Where tasks are: those that ship, folders, and files of other people's formats."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from lensbench.errors import UsageError, unknown_name
+from lensbench.tasks.facts import SITES, TaskFolder
+from lensbench.tasks.folder import read_task_folder
+from lensbench.tasks.items import Task
+from lensbench.tasks.problems import TaskError
+
+
+def data_root() -> Path:
+    """Folder that holds `tasks/` and `baselines/`: the checkout, or the package's own data where it is installed."""
+    package = Path(__file__).resolve().parent.parent
+    return package.parent if (package.parent / "pyproject.toml").is_file() else package / "_data"
+
+
+def find_tasks() -> dict[str, Path]:
+    """Folders of the tasks that ship with lensbench, by name. Reads no file."""
+    return {path.parent.name: path.parent for path in sorted((data_root() / "tasks").glob("*/task.toml"))}
+
+
+def load_task(spec: str) -> Task:
+    """Load and check a task.
+
+    Args:
+        spec: A name (`attribute_extraction`), a name and a relation (`attribute_extraction/country_capital`), or the
+            path of a folder, to which a relation may be added in the same way. A shipped name wins over a folder.
+
+    Returns:
+        The task; with a relation given, only that relation of it.
+
+    Raises:
+        UsageError: If there is no such task or relation.
+        TaskError: If the task's files are wrong.
+    """
+    return _task(spec, read_task_folder)
+
+
+def _task(spec: str, reader: Callable[[Path], TaskFolder]) -> Task:
+    known = find_tasks()
+    folder, wanted = _resolve(spec, known)
+    read = reader(folder)
+    if known.get(folder.name) == folder and read.name != folder.name:
+        expected = f"expected the folder's name {folder.name!r}; rename one of them"
+        raise TaskError(f"{folder / 'task.toml'}:1: name {read.name!r}; {expected}")
+    if wanted and wanted not in read.relations:
+        raise unknown_name(f"relation of task {read.name}", wanted, read.relations)
+    names = [wanted] if wanted else list(read.relations)
+    sites = tuple(site for site in SITES if any(site in read.relations[name].sources for name in names))
+    return Task(
+        name=read.name,
+        version=read.version,
+        summary=read.summary,
+        folder=folder,
+        relations={name: read.relations[name] for name in names},
+        facts=tuple(fact for fact in read.facts if fact.relation in names),
+        sites=sites,
+        every=read,
+    )
+
+
+def load_tasks(specs: Iterable[str]) -> list[Task]:
+    """Load several tasks; relations of one task that are named one by one become one task again.
+
+    Raises:
+        UsageError: If there is no such task or relation, or two different tasks have one name.
+        TaskError: If a task's files are wrong.
+    """
+    merged: dict[str, Task] = {}
+    read_once = cache(read_task_folder)
+    for task in (_task(spec, read_once) for spec in specs):
+        before = merged.setdefault(task.name, task)
+        if before.folder != task.folder:
+            raise UsageError(f"two tasks are called {task.name!r}: {before.folder} and {task.folder}; rename one")
+        relations = {**before.relations, **task.relations}
+        facts = {fact.line: fact for fact in (*before.facts, *task.facts)}
+        sites = tuple(site for site in SITES if site in (*before.sites, *task.sites))
+        kept = tuple(facts[line] for line in sorted(facts))
+        merged[task.name] = replace(before, relations=relations, facts=kept, sites=sites)
+    return list(merged.values())
+
+
+def _resolve(spec: str, known: Mapping[str, Path]) -> tuple[Path, str]:
+    """Folder and relation ("" for all) that a task's specification means."""
+    if spec in known:
+        return known[spec], ""
+    name, _, relation = spec.partition("/")
+    if name in known and relation:
+        return known[name], relation
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return path, ""
+    if (path.parent / "task.toml").is_file():
+        return path.parent, path.name
+    raise unknown_name("task", spec, known, "or give the path of a folder with task.toml and items.jsonl")

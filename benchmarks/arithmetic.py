@@ -4,7 +4,8 @@ Compared: useful floating-point work a second (only operations that depend on th
 each row's target layer for the tokens from the placeholder on, attention over the prefix included, and the head at
 the last position) with the rate at which this machine multiplies the same matrices, block by block with the same
 number of rows, the seven products of a block and the head, and nothing else. Both are measured in turns.
-Rows have target layers 0 to L - 1, evenly. Capture is the same with whole sources and without a head.
+Rows have target layers 0 to L - 1, evenly. Capture is the same with whole sources and without a head; more than 100 %
+there means that what sources begin with was run once.
 
 Not counted as useful: norms, rotary positions, activations, copies, log-sum-exp and ranks, and padding. The profile
 says what they take; its seconds are one thread's view of each operation, and profiling itself slows small operations.

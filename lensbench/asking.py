@@ -13,6 +13,16 @@ Key = tuple[tuple[str, ...], tuple[int, ...]]
 _MEMORY: WeakKeyDictionary[LanguageModel, OrderedDict[Key, TokenScores]] = WeakKeyDictionary()
 
 
+def say(model: LanguageModel, texts: Sequence[str], steps: int) -> tuple[str, ...]:
+    """Return how the model goes on after each text, greedily, as far as the end of the line."""
+    return tuple(first_line(text) for text in model.go_on(texts, steps))
+
+
+def first_line(text: str) -> str:
+    """Return a generated text up to its first line break: prompts with examples have one a line."""
+    return text.strip("\n").partition("\n")[0].strip()
+
+
 def ask(model: LanguageModel, texts: Sequence[str], token_ids: Sequence[int]) -> TokenScores:
     """Score tokens as the next one after each text.
 

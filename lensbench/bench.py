@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from lensbench.corpus import Corpus
-from lensbench.evidence import Evidence, Scores, Source, Target, Text, Training
+from lensbench.evidence import Evidence, NotApplicableError, Scores, Source, Target, Text, Training
 from lensbench.inspectors.base import Inspector
 from lensbench.model.language_model import LanguageModel
 from lensbench.residual_cache import ResidualCache
@@ -62,9 +63,22 @@ class Bench:
         """Every answer of the relation."""
         return self.relation.answers
 
+    @property
+    def question(self) -> str:
+        """The inspection prompt of the relation.
+
+        Raises:
+            NotApplicableError: it asks no question (prose).
+        """
+        if not self.relation.inspection:
+            raise NotApplicableError("prose asks no question")
+        return self.relation.inspection[0]
+
+    def _readings(self, items: Sequence[Item]) -> list[Reading]:
+        return [find_site(self.lab.model, item) for item in items]
+
     def _capture(self, items: Sequence[Item]) -> Residuals:
-        readings: list[Reading] = [find_site(self.lab.model, item) for item in items]
-        return self.lab.residuals.read(self.lab.model, readings, self.lab.captured)
+        return self.lab.residuals.read(self.lab.model, self._readings(items), self.lab.captured)
 
     @cached_property
     def residuals(self) -> Residuals:
@@ -86,8 +100,9 @@ class Bench:
             choices=tuple(self.items[i].choices for i in items),
             layers=tuple(layers) if activation else (),
             residuals=residuals.at(layers).of(items) if activation else None,
-            question=self.relation.inspection[0] if "question" in reads else None,
+            question=self.question if "question" in reads else None,
             texts=_texts(self.items[i] for i in items) if "text" in reads else None,
+            describe=self.relation.describe,
         )
 
     def training(
@@ -115,6 +130,10 @@ class Bench:
             texts=_texts(items) if "text" in method.reads else None,
             labels=tuple(item.answer if labels is None else labels[item.subject] for item in items),
         )
+
+    def method(self, make: Callable[[], Inspector], fitted: dict[object, Inspector] | None = None) -> "Method":
+        """Put an inspector to work on this bench."""
+        return Method(make, self, {} if fitted is None else fitted)
 
 
 def _texts(items: Iterable[Item]) -> tuple[Text, ...]:
@@ -214,7 +233,10 @@ def merged(parts: Sequence[tuple[list[int], Scores]]) -> Scores:
     order = torch.tensor([i for places, _ in parts for i in places]).argsort()
     scores = [part for _, part in parts]
     log_scores = torch.cat([part.log_scores.cpu() for part in scores], dim=2)[:, :, order]
-    if any(part.ranks is None for part in scores):
-        return Scores(scores[0].attempts, log_scores)
-    ranks = torch.cat([part.ranks.cpu() for part in scores if part.ranks is not None], dim=2)[:, :, order]
-    return Scores(scores[0].attempts, log_scores, ranks)
+    ranks, texts = [[getattr(part, name) for part in scores] for name in ("ranks", "texts")]
+    return Scores(
+        scores[0].attempts,
+        log_scores,
+        None if any(part is None for part in ranks) else torch.cat([part.cpu() for part in ranks], dim=2)[:, :, order],
+        None if any(part is None for part in texts) else np.concatenate(texts, axis=2)[:, :, order.numpy()],
+    )

@@ -18,7 +18,7 @@ LIMIT = "LENSBENCH_CACHE_LIMIT"
 _DEFAULT = "~/.cache/lensbench"
 _DEFAULT_LIMIT = "20GB"
 # What is kept in it, each in a folder of that name.
-MODELS, LENSES, RESIDUALS = KINDS = ("models", "lenses", "residuals")
+MODELS, LENSES, RESIDUALS, KNOWLEDGE = KINDS = ("models", "lenses", "residuals", "knowledge")
 # What half-written files are called.
 TEMPORARY = ".*.tmp"
 

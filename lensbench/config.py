@@ -139,7 +139,7 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
     for name in set(config.parameters) - set(config.inspectors):
         check_inspector(name)
     parse_layers(config.layers, None)
-    return load_tasks(config.tasks), choose_baselines(config.baselines)
+    return load_tasks(config.tasks, offline=config.offline), choose_baselines(config.baselines)
 
 
 def parse_layers(given: str, deepest: int | None) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 from torch import Tensor
 
-from lensbench.bench import Bench, Method
+from lensbench.bench import Bench
 from lensbench.corpus import WINDOW, WINDOWS_PER_BATCH, Corpus
 from lensbench.errors import LensbenchError
 from lensbench.learning import Learning, Resumable
@@ -109,7 +109,7 @@ def estimate(workshop: Workshop, missing: list[Cell]) -> Estimate:
     """
     fitted: dict[str, Fits] = {}
     places: dict[Place, list[_Trial]] = {}
-    for place in dict.fromkeys(cell.place for cell in missing):
+    for place in dict.fromkeys(cell.place for cell in missing if workshop.benches[cell.place]):
         corpus = _TrialCorpus(workshop, workshop.benches[place][0].lab.corpus)
         places[place] = list(_trials(workshop.benches[place], corpus))
     preparing = _prepare(workshop, places, missing, fitted)
@@ -119,14 +119,15 @@ def estimate(workshop: Workshop, missing: list[Cell]) -> Estimate:
     for cell in missing:
         seconds[cell] = 0.0
         labels = workshop.makes[cell.inspector]().learns_from == "labels"
-        for trial in places[cell.place]:
+        for trial in places.get(cell.place, ()):  # none where no chain is left to correct
             begun = time.perf_counter()
             with _told(cell, trial.bench):
-                table, _ = workshop.score(cell, [trial.bench], fitted.setdefault(cell.inspector, {}))
+                found, _ = workshop.score(cell, [trial.bench], fitted.setdefault(cell.inspector, {}))
             seconds[cell] += (time.perf_counter() - begun) * (trial.train_share if labels else trial.test_share)
-            if table is not None:
-                tables.append(table)
-                disk += int(_written(table) * trial.test_share)
+            if found.records is not None:
+                tables.append(found.records)
+            written = sum(_written(table) for table in (found.records, found.measures) if table is not None)
+            disk += int(written * trial.test_share)
     relations = 1 + sum(len(workshop.benches[place]) for place in places)
     begun = time.perf_counter()
     if tables:
@@ -149,14 +150,17 @@ class _Trial:
 
 def _trials(benches: list[Bench], corpus: Corpus) -> Iterator[_Trial]:
     lab = replace(benches[0].lab, corpus=corpus, residuals=ResidualCache(None))
-    for kind in sorted({bench.relation.kind for bench in benches}):
-        same = sorted((b for b in benches if b.relation.kind == kind), key=lambda b: (len(b.items), b.relation.name))
+    kinds: dict[tuple[str, int], list[Bench]] = {}
+    for bench in benches:
+        kinds.setdefault((bench.relation.kind, bench.relation.describe), []).append(bench)
+    for _, group in sorted(kinds.items()):
+        same = sorted(group, key=lambda b: (len(b.items), b.relation.name))
         middle = same[len(same) // 2]
         items = middle.items[:TRIAL_ITEMS]
         yield _Trial(
             replace(middle, lab=lab, items=items),
             sum(len(bench.items) for bench in same) / len(items),
-            sum(len(bench.train_items) for bench in same) / len(middle.train_items),
+            sum(len(bench.train_items) for bench in same) / max(1, len(middle.train_items)),
         )
 
 
@@ -164,10 +168,12 @@ def _prepare(
     workshop: Workshop, places: Mapping[Place, list[_Trial]], missing: list[Cell], fitted: dict[str, Fits]
 ) -> float:
     """Learn what is learned once a run, and run every method once, so that no trial pays for proofs and loading."""
-    total = 0.0
-    for cell in {cell.inspector: cell for cell in missing}.values():
+    begun = time.perf_counter()
+    workshop.ask_knowledge(dict.fromkeys(cell.task for cell in missing))
+    total = time.perf_counter() - begun
+    for cell in {cell.inspector: cell for cell in missing if cell.place in places}.values():
         trial = places[cell.place][0]
-        method = Method(workshop.makes[cell.inspector], trial.bench, fitted.setdefault(cell.inspector, {}))
+        method = trial.bench.method(workshop.makes[cell.inspector], fitted.setdefault(cell.inspector, {}))
         if method.inspector.learns_from == "labels":
             continue
         begun = time.perf_counter()

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from jaxtyping import Float, Int
+import numpy as np
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from lensbench.corpus import Corpus
@@ -41,6 +42,7 @@ class Evidence:
         residuals: with `activation`.
         question: with `question`: the inspection prompt; its slot `{subject}` stays unfilled.
         texts: with `text`.
+        describe: how many tokens a method that generates is asked to say of each item; 0 asks for no text.
     """
 
     answers: tuple[str, ...]
@@ -49,6 +51,7 @@ class Evidence:
     residuals: Residuals | None = None
     question: str | None = None
     texts: tuple[Text, ...] | None = None
+    describe: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,13 @@ class Scores:
         log_scores: higher is more likely; -inf for an answer that the method cannot give. One layer where it reads
             none.
         ranks: the answer's rank in the whole vocabulary (0 = the top), for methods that see it.
+        texts: what a method that generates said, [layer, attempt, item], where the evidence asked for it.
     """
 
     attempts: tuple[str, ...]
     log_scores: Float[Tensor, "layer attempt item answer"]
     ranks: Int[Tensor, "layer attempt item answer"] | None = None
+    texts: Shaped[np.ndarray, "layer attempt item"] | None = None
 
 
 class Target:

@@ -11,6 +11,7 @@ from typing import Any
 from lensbench.baselines import Baseline
 from lensbench.config import RunConfig
 from lensbench.errors import LensbenchError, UsageError
+from lensbench.measures import MEASURES, write_measures
 from lensbench.plan import Cell, Plan
 from lensbench.records import RECORDS, RUN_FILE, read_run, write_json_atomic, write_shard
 from lensbench.workshop import Work, failure
@@ -71,6 +72,8 @@ class Journal:
             "plan": [cell.file for cell in plan.cells],
             "cells": self.cells,
             "dropped": plan.dropped,
+            "selected": sorted({*before.get("selected", []), *plan.selected}),
+            "knowledge": before.get("knowledge", {}),
         }
         self._stale: list[str] = []
         for cell in plan.cells:
@@ -83,7 +86,8 @@ class Journal:
             LensbenchError: it cannot be written.
         """
         for file in self._stale:
-            self._shard(file).unlink(missing_ok=True)
+            for folder in (RECORDS, MEASURES):
+                (self.out / folder / file).unlink(missing_ok=True)
         self.write()
 
     def _enter(self, cell: Cell) -> None:
@@ -92,7 +96,8 @@ class Journal:
         relations = list(cell.relations)
         named = {**place, "baseline": cell.baseline, "method": cell.method, "relations": relations}
         for file, other in list(self.cells.items()):
-            if other["task"] == cell.task and other.get("relations") != relations:
+            same_place = (other["task"], other["site"]) == cell.place
+            if same_place and other.get("relations") != relations:
                 raise UsageError(
                     f"--out {self.out} holds task {cell.task} with the relations {', '.join(other['relations'])}, "
                     f"now {', '.join(cell.relations)}; choose another folder"
@@ -141,13 +146,17 @@ class Journal:
         entry = work.entry
         if work.table is not None:
             try:
+                # The records tell that a cell is done: they come last.
+                if work.measures is not None:
+                    write_measures(self.out / MEASURES / work.cell.file, work.measures)
                 write_shard(self._shard(work.cell.file), work.table)
             except OSError as error:
                 entry = failure(error)
         names = ("task", "site", "inspector", "baseline", "method", "relations")
         entry = {**{name: self.cells[work.cell.file][name] for name in names}, **entry}
         self.cells[work.cell.file] = entry
-        self.content.update({key: value for key, value in work.state.items() if value is not None})
+        self.content["knowledge"].update(work.state.get("knowledge", {}))
+        self.content.update({k: v for k, v in work.state.items() if v is not None and k != "knowledge"})
         self.write()
         return entry
 

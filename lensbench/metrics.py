@@ -1,5 +1,6 @@
 """Measures other than accuracy: the rows of metrics.csv."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,24 +9,97 @@ import pandas as pd
 
 from lensbench.frames import ALL, METRIC_COLUMNS, frame_of
 from lensbench.samples import Sample, Settings
-from lensbench.scored import FIXED, Cell, Items, Scored, cells_of
-from lensbench.statistics import Floats, Ints
+from lensbench.scored import FIXED, KEYS, NO_LAYER, Cell, Items, Scored, cells_of
+from lensbench.statistics import SCORE, Band, Floats, Ints, simultaneous_band
 
 CONTROL_TASK = "control_task"
+DIAGNOSTIC = "diagnostic"
+"""The question of baselines and measures that decide nothing."""
+# How a template of a name that is cut after some of its tokens ends.
+CUT = re.compile(r"@(\d+)/(\d+)$")
 TRUE_LABELS, RANDOM_LABELS = "true_labels_seen", "random_labels_seen"
 
 
-def metrics(records: pd.DataFrame, *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+def metrics(
+    records: pd.DataFrame,
+    measures: pd.DataFrame | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Make the rows of metrics.csv: the summary's keys and `metric, value, ci_low, ci_high, n`.
 
-    `selectivity` (Hewitt & Liang 2019) is the corrected accuracy on true labels minus that on random labels of the same
-    seen subjects, paired over items, or over the subjects' means where the two have no items in common; the band is
-    simultaneous over layers.
+    - `selectivity` (Hewitt & Liang 2019): the corrected accuracy on true labels minus that on random labels of the same
+      seen subjects, paired over items, or over the subjects' means where the two have no items in common.
+    - `accuracy_known`, `accuracy_unknown`: the corrected accuracy on the facts that the model knows, and on the others.
+    - `accuracy_cut_K`: that on names cut K tokens before their end.
+    - what cells measured besides (`lensbench.measures`): means; of several attempts each, named in `rule`.
+
+    Bands are simultaneous over layers.
     """
     settings = Settings({}, level=level, draws=draws, seed=seed)
-    table, cells = cells_of(records[records["baseline"] == CONTROL_TASK]) if _has_control(records) else (None, [])
-    blocks = [block for cell in cells for block in _selectivity(table, cell, settings)] if table else []
+    blocks: list[dict[str, Any]] = []
+    if _has_control(records):
+        table, cells = cells_of(records[records["baseline"] == CONTROL_TASK])
+        blocks += [block for cell in cells for block in _selectivity(table, cell, settings)]
+    for metric, part in _strata(records):
+        table, cells = cells_of(part)
+        blocks += [block for cell in cells for block in _accuracies(metric, table, cell, settings)]
+    blocks += _measured(measures, settings) if measures is not None and len(measures) else []
     return frame_of(blocks, METRIC_COLUMNS)
+
+
+def _strata(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Parts of the records whose accuracy is told by itself, under their names."""
+    plain = records[records["baseline"] != CONTROL_TASK]
+    for metric, value in (("accuracy_known", True), ("accuracy_unknown", False)):
+        part = plain[(plain["known"] == value).fillna(False).astype(bool)]
+        if len(part):
+            yield metric, part
+    templates = plain["template"].cat.categories.astype(str)
+    left = {name: int(n) - int(i) for name in templates if (cut := CUT.search(name)) for i, n in [cut.groups()]}
+    for tokens in sorted(set(left.values())):
+        yield f"accuracy_cut_{tokens}", plain[plain["template"].isin([name for name in left if left[name] == tokens])]
+
+
+def _accuracies(metric: str, table: Items, cell: Cell, settings: Settings) -> Iterator[dict[str, Any]]:
+    """The corrected accuracy of a stratum, relation by relation, at the default attempt."""
+    for relation in np.unique(table.relation[cell.items]):
+        part = cell.part(table.of_relation(cell.items, int(relation)))
+        if part is not None:
+            scored = part.scored(FIXED, None, table.fold)
+            sample = Sample(table.relations[relation], table, settings)
+            band = sample.score_band(scored.items, scored.corrected)
+            yield _columns(cell, sample.label, metric, band, len(scored.items))
+
+
+def _measured(measures: pd.DataFrame, settings: Settings) -> Iterator[dict[str, Any]]:
+    """Means of what cells measured."""
+    keys = [*KEYS, "relation", "attempt", "metric"]
+    for key, part in measures.groupby(keys, observed=True, sort=True):
+        named = dict(zip(keys, map(str, key), strict=True))
+        layers = part["layer"].astype("float64").fillna(NO_LAYER).astype(int)
+        wide = part.assign(layer=layers).pivot_table(
+            index=["item", "subject"], columns="layer", values="value", observed=True, sort=True, dropna=False
+        ) if part["item"].notna().all() else None  # fmt: skip
+        block = {**{name: named[name] for name in KEYS}, "relation": named["relation"], "metric": named["metric"]}
+        block |= {"rule": named["attempt"], "question": DIAGNOSTIC}
+        if wide is None:
+            part = part.assign(layer=layers).sort_values("layer")
+            yield {**block, "layer": part["layer"].to_numpy(), "value": part["value"].to_numpy(), "n": len(part)}
+            continue
+        values = wide.dropna().to_numpy(dtype=np.float64)
+        subjects = wide.dropna().index.get_level_values("subject").astype(str).to_numpy()
+        ends = (float(values.min()), float(values.max()))
+        scale = SCORE.stretched(min(0.0, ends[0]), max(1.0, ends[1]))
+        band = simultaneous_band(
+            values, subjects, scale=scale, level=settings.level, draws=settings.draws, seed=settings.seed
+        )
+        yield {
+            **block, "layer": wide.columns.to_numpy(), "value": band.estimate, "ci_low": band.low,
+            "ci_high": band.high, "n": len(values),
+        }  # fmt: skip
 
 
 def _has_control(records: pd.DataFrame) -> bool:
@@ -66,8 +140,11 @@ def _paired(true: Scored, random: Scored, table: Items) -> tuple[Ints, Floats] |
 
 
 def _block(cell: Cell, sample: Sample, items: Ints, differences: Floats) -> dict[str, Any]:
-    band = sample.difference_band(items, differences)
+    return _columns(cell, sample.label, "selectivity", sample.difference_band(items, differences), len(items))
+
+
+def _columns(cell: Cell, relation: str, metric: str, band: Band, n: int) -> dict[str, Any]:
     return {
-        **cell.key, "relation": sample.label, "layer": np.array(cell.layers), "rule": FIXED, "question": "diagnostic",
-        "metric": "selectivity", "value": band.estimate, "ci_low": band.low, "ci_high": band.high, "n": len(items),
+        **cell.key, "relation": relation, "layer": np.array(cell.layers), "rule": FIXED, "question": DIAGNOSTIC,
+        "metric": metric, "value": band.estimate, "ci_low": band.low, "ci_high": band.high, "n": n,
     }  # fmt: skip

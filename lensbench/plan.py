@@ -28,9 +28,12 @@ ENGINE = (
     "asking.py",
     "bench.py",
     "corpus.py",
+    "descriptions.py",
     "evidence.py",
+    "knowledge.py",
     "learning.py",
     "model",
+    "next_token.py",
     "patching",
     "residuals.py",
     "rivals.py",
@@ -83,6 +86,7 @@ class Plan:
         due: inspector -> the rivals that it must have faced, as `due_rivals` lists them.
         dropped: task/relation -> item -> why no method is asked about it.
         memory: the bytes that a batch may take.
+        selected: task/relation whose items were chosen by what the model says in text: no verdict is given on them.
     """
 
     setting: dict[str, Any]
@@ -90,6 +94,7 @@ class Plan:
     due: dict[str, dict[str, dict[str, Any]]]
     dropped: dict[str, dict[str, str]]
     memory: int
+    selected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """From tasks to benches: which items a model can be asked, and where their read sites are; before anything is run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from lensbench.bench import Bench, Lab
 from lensbench.errors import LensbenchError
 from lensbench.inspectors.base import Inspector
 from lensbench.model.language_model import LanguageModel
+from lensbench.next_token import make_prose_bench
 from lensbench.patching import make_prompt
 from lensbench.plan import Setting
 from lensbench.residuals import find_site
@@ -25,9 +27,15 @@ def make_benches(lab: Lab, setting: Setting, task: Task, site: Site, dropped: Dr
     """
     test = task.items(site, "test", setting.config.limit, setting.config.seed)
     train = task.items(site, "train")
-    benches = []
+    benches: list[Bench] = []
     for relation in task.relations_at(site).values():
+        if relation.kind == "next_token":
+            passages = [item for item in test if item.relation == relation.name]
+            benches += [make_prose_bench(lab, relation, passages)] if passages else []
+            continue
         items, train_items = (_distinguishable(setting, task, relation, group, dropped) for group in (test, train))
+        if relation.by_token:
+            items = tuple(cut for item in items for cut in cut_by_token(setting.model, item))
         if items:
             _require_folds(setting, task, relation, train_items)
             for item in (*items, *train_items):
@@ -41,13 +49,27 @@ def make_benches(lab: Lab, setting: Setting, task: Task, site: Site, dropped: Dr
     return benches
 
 
+def cut_by_token(model: LanguageModel, item: Item) -> Iterator[Item]:
+    """Cut an item's source after each token of its name: one item each, the last with the whole name."""
+    ends = model.tokens.ends(model.tokens.encode(item.source), item.subject_span)
+    for i, end in enumerate(ends, 1):
+        cut = f"@{i}/{len(ends)}"
+        yield replace(
+            item,
+            id=item.id + cut,
+            template=item.template + cut,
+            source=item.source[:end],
+            subject_span=(item.subject_span[0], end),
+        )
+
+
 def check_prompts(setting: Setting, inspectors: Iterable[Inspector], benches: Iterable[Iterable[Bench]]) -> None:
     """Check that every prompt of every method has a place for the activation under the verbalizer's tokenizer.
 
     Raises:
         LensbenchError: no slot, or a placeholder that is not one token of its own, or is token 0.
     """
-    questions = {bench.relation.inspection[0] for group in benches for bench in group}
+    questions = {text for group in benches for bench in group for text in bench.relation.inspection[:1]}
     for inspector in inspectors:
         for own in (inspector.own_prompt(question) for question in sorted(questions)):
             if own is not None:

@@ -44,7 +44,7 @@ def _changed(method: Method, change: Change) -> list[Outcome]:
 
 def _read_instead(method: Method, reader: Callable[[], Inspector]) -> list[Outcome]:
     bench = method.bench
-    rival = Method(reader, bench)
+    rival = bench.method(reader)
     return [Outcome(rival.scores(), (None,), bench.items, rival.inspector.learns_from != "labels")]
 
 
@@ -94,7 +94,7 @@ def embedding(method: Method) -> list[Outcome]:
 
 def question_only(method: Method) -> list[Outcome]:
     """The verbalizer with the method's own prompt, the placeholder left as it is."""
-    own = method.inspector.own_prompt(method.bench.relation.inspection[0])
+    own = method.inspector.own_prompt(method.bench.question)
     if own is None:
         raise NotApplicableError("the method has no prompt of its own")
     form = own.text.replace("{subject}", own.placeholder)
@@ -104,7 +104,7 @@ def question_only(method: Method) -> list[Outcome]:
 def input_only(method: Method) -> list[Outcome]:
     """The verbalizer asked in text: the method's prompt, every inspection prompt and question, the source."""
     relation = method.bench.relation
-    own = method.inspector.own_prompt(relation.inspection[0])
+    own = method.inspector.own_prompt(method.bench.question)
     forms = [own.text] if own else []
     forms += [*relation.inspection, *relation.questions, "{source}\n" + relation.inspection[0]]
     if method.bench.items[0].site == "answer":

@@ -10,6 +10,7 @@ import pandas as pd
 
 from lensbench.errors import LensbenchError
 from lensbench.frames import SUMMARY_COLUMNS
+from lensbench.measures import read_measures
 from lensbench.records import NO_BASELINE, RECORDS, read_records, read_run
 from lensbench.summary import Due, best_layers, metrics, summarise
 
@@ -41,6 +42,11 @@ class Run:
     def records(self) -> pd.DataFrame:
         """One row a prediction, of all cells of the folder that are done."""
         return read_records(self.path / RECORDS, self.done)
+
+    @cached_property
+    def measures(self) -> pd.DataFrame:
+        """One row an item, layer, attempt and measure: how good texts are, how far lenses are from the model."""
+        return read_measures(self.path, self.done)
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -102,9 +108,11 @@ def finish(path: Path) -> None:
     questions = {name: baseline["question"] for name, baseline in run.info["baselines"].items()}
     seed = int(run.info["setting"]["seed"])
     due = {name: {rival: Due(**one) for rival, one in rivals.items()} for name, rivals in run.info["due"].items()}
-    summary = summarise(run.records, questions, due=due, excused=_excused(run.info["cells"]), seed=seed)
+    selected = [tuple(name.split("/", 1)) for name in run.info.get("selected", ())]
+    excused = _excused(run.info["cells"])
+    summary = summarise(run.records, questions, due=due, excused=excused, selected=selected, seed=seed)
     _write_csv(summary, path / SUMMARY)
-    _write_csv(metrics(run.records, seed=seed), path / METRICS)
+    _write_csv(metrics(run.records, run.measures, seed=seed), path / METRICS)
     if (summary["layer"].notna() & (summary["baseline"] == NO_BASELINE)).any():
         plot_run(summary, path / PLOTS)
 

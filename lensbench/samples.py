@@ -32,12 +32,15 @@ class Settings:
         due: inspector -> the rivals that it must have faced, by name.
         excused: (task, site, inspector, baseline, relation) where a rival is not applicable.
         defaults: inspector -> its default attempt, else the first in the records.
+        selected: (task, relation) whose items were chosen by what the model says in text: they get no verdict, and no
+            part in totals.
     """
 
     questions: Mapping[str, str]
     due: Mapping[str, Mapping[str, Due]] = field(default_factory=dict)
     excused: frozenset[tuple[str, str, str, str, str]] = frozenset()
     defaults: Mapping[str, str] = field(default_factory=dict)
+    selected: frozenset[tuple[str, str]] = frozenset()
     margin: float = MARGIN
     level: float = 0.95
     draws: int = 2000

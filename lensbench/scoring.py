@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from lensbench.descriptions import facet_recall, rouge_l, says
 from lensbench.evidence import Scores
+from lensbench.measures import FACET_RECALL, ROUGE_L
 from lensbench.tasks import Item
 
 # Log-scores nearer than this are a tie: corrected scores that are equal by construction differ by rounding.
@@ -61,6 +63,18 @@ def pick(
     return tied.argmax(axis=-1), credit
 
 
+def text_measures(items: Sequence[Item], scores: Scores) -> dict[str, np.ndarray]:
+    """Return how good the texts are, [layer, attempt, item]: facet recall and ROUGE-L, for items that have facets."""
+    if scores.texts is None or not all(item.facets for item in items):
+        return {}
+    recall, rouge = np.zeros(scores.texts.shape), np.zeros(scores.texts.shape)
+    for place, text in np.ndenumerate(scores.texts):
+        item = items[place[-1]]
+        recall[place] = facet_recall(text, dict(item.facets))
+        rouge[place] = rouge_l(text, item.answer)
+    return {FACET_RECALL: recall, ROUGE_L: rouge}
+
+
 def prediction_columns(
     items: Sequence[Item], answers: Sequence[str], scores: Scores, layers: Sequence[int | None], *, correct_prior: bool
 ) -> dict[str, Any]:
@@ -110,6 +124,12 @@ def prediction_columns(
         columns["gold_rank"] = np.take_along_axis(ranks, at_gold, axis=-1)[..., 0].ravel().tolist()
     for name in ("relation", "subject", "site", "template", "fold"):
         columns[name] = per_item([getattr(item, name) for item in items])
+    if scores.texts is not None:
+        columns["text"] = scores.texts.ravel()
+        columns["open_correct"] = [
+            None if item.facets else says(text, (item.answer, *item.aliases))
+            for text, item in zip(scores.texts.ravel(), per_item(items), strict=True)
+        ]
     columns["item"] = per_item([item.id for item in items])
     columns["gold"] = per_item([item.answer for item in items])
     return columns

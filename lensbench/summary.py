@@ -9,14 +9,11 @@ import pandas as pd
 
 from lensbench.errors import LensbenchError, unknown_name
 from lensbench.frames import ALL, SUMMARY_COLUMNS, best_layers, frame_of
-from lensbench.metrics import CONTROL_TASK, metrics
+from lensbench.metrics import CONTROL_TASK, DIAGNOSTIC, metrics
 from lensbench.records import NO_BASELINE
 from lensbench.samples import Due, Sample, Settings
 from lensbench.scored import FIXED, NO_LAYER, ORACLE, SELECTED, Cell, Items, Scored, cells_of
 from lensbench.statistics import MARGIN, VERDICTS, Band, GapVerdict, Ints, gap_verdict
-
-DIAGNOSTIC = "diagnostic"
-"""The question of baselines that are reported and are never rivals."""
 
 FACED = {
     "uses_activation": ("uses_activation",),
@@ -35,6 +32,7 @@ def summarise(
     due: Mapping[str, Mapping[str, Due]] | None = None,
     excused: Iterable[tuple[str, str, str, str, str]] = (),
     defaults: Mapping[str, str] | None = None,
+    selected: Iterable[tuple[str, str]] = (),
     margin: float = MARGIN,
     level: float = 0.95,
     draws: int = 2000,
@@ -56,12 +54,16 @@ def summarise(
             is `incomplete`, not a verdict.
         excused: (task, site, inspector, baseline, relation) where a rival cannot answer.
         defaults: inspector -> its default attempt; by default the first in the order of the records.
+        selected: (task, relation) whose items were chosen by what the model says in text; they get no verdict, and no
+            part in totals.
         margin: a rival surely closer than this `matches`.
         level: of the simultaneous bands.
         draws: bootstrap draws.
         seed: of the bootstrap.
     """
-    settings = Settings(questions, due or {}, frozenset(excused), defaults or {}, margin, level, draws, seed)
+    settings = Settings(
+        questions, due or {}, frozenset(excused), defaults or {}, frozenset(selected), margin, level, draws, seed
+    )
     table, cells = cells_of(records)
     _check(cells, settings)
     blocks = [block for group in _methods(table, cells) for block in _method_blocks(group, settings)]
@@ -152,7 +154,12 @@ def _blocks(
         here = {name: of_cell[relation] for name, of_cell in scores.items() if relation in of_cell}
         yield from _sample_blocks(method, here, sample, rule)
     sample = Sample(ALL, table, settings)
-    totals = {name: _joined(of_cell.values(), method.common) for name, of_cell in scores.items()}
+    task = next(iter(method.cells.values())).key["task"]
+    chosen = [i for i, name in enumerate(table.relations) if (task, name) not in settings.selected]
+    totals = {
+        name: _joined([part for relation, part in of_cell.items() if relation in chosen], method.common)
+        for name, of_cell in scores.items()
+    }
     yield from _sample_blocks(method, {name: part for name, part in totals.items() if part is not None}, sample, rule)
 
 
@@ -176,7 +183,8 @@ def _sample_blocks(
     columns = {**_score_columns(method, NO_BASELINE, own, sample), "rule": rule}
     gaps = list(_gaps(method, scores, sample))
     for question, found in gaps:
-        verdict = found.verdict if rule != ORACLE else ""
+        selected = (columns["task"], sample.label) in sample.settings.selected
+        verdict = "" if rule == ORACLE or selected else found.verdict
         gap = {} if found.gap is None else {
             "gap": found.gap.estimate, "gap_low": found.gap.low, "gap_high": found.gap.high
         }  # fmt: skip

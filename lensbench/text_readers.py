@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import FeatureUnion
 from threadpoolctl import threadpool_limits
 
-from lensbench.asking import ask
+from lensbench.asking import ask, say
 from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.probe import reduced, require_classes
@@ -37,18 +37,17 @@ class TextReader(Inspector):
         """Ask every form about every item."""
         assert evidence.texts is not None
         tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
-        asked = [
-            ask(
-                self.verbalizer_,
-                [form.replace("{source}", text.source).replace("{subject}", text.subject) for text in evidence.texts],
-                tokens,
-            )
+        filled = [
+            [form.replace("{source}", text.source).replace("{subject}", text.subject) for text in evidence.texts]
             for form in self.forms
         ]
+        asked = [ask(self.verbalizer_, texts, tokens) for texts in filled]
+        said = [say(self.verbalizer_, texts, evidence.describe) for texts in filled] if evidence.describe else None
         return Scores(
             self.forms,
             torch.stack([scores.log_probs for scores in asked])[None],
             torch.stack([scores.ranks for scores in asked])[None],
+            None if said is None else np.array(said, dtype=object)[None],
         )
 
 

@@ -18,17 +18,20 @@ from lensbench.config import RunConfig, parse_layers
 from lensbench.corpus import Corpus, lens_cache
 from lensbench.evidence import NotApplicableError, Target
 from lensbench.inspectors.base import Inspector
+from lensbench.knowledge import Knowledge, knowledge_cache, shares
+from lensbench.measures import measure_table, per_item
 from lensbench.model.architecture import ModulePaths
 from lensbench.model.budget import Budget, free_memory
 from lensbench.model.loading import Loading, count_layers, load_source
 from lensbench.model.sources import resolve
+from lensbench.next_token import ProseBench, prose_columns, prose_measures
 from lensbench.patching import patcher_of
 from lensbench.plan import Cell, Job, Place, Plan, Setting, due_rivals, make_inspectors, plan_cells, sites_of
 from lensbench.preparation import Dropped, check_prompts, make_benches
 from lensbench.records import table_from_columns
 from lensbench.residual_cache import ResidualCache
 from lensbench.rivals import Outcome
-from lensbench.scoring import prediction_columns
+from lensbench.scoring import prediction_columns, text_measures
 
 LOG = logging.getLogger("lensbench")
 Fits = dict[object, Inspector]
@@ -41,6 +44,7 @@ class Work:
     Attributes:
         cell: the cell.
         table: its records; None where there are none.
+        measures: what was measured besides; None where nothing was.
         entry: what the journal is to say: status, rows, time, memory, and how it failed.
         state: what the whole run's journal is to say: how patched passes are run, how much memory batches may take.
     """
@@ -48,7 +52,16 @@ class Work:
     cell: Cell
     table: pa.Table | None
     entry: dict[str, Any]
+    measures: pa.Table | None = None
     state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What was found in a cell: its records, and what was measured besides. None where there is nothing."""
+
+    records: pa.Table | None = None
+    measures: pa.Table | None = None
 
 
 class Workshop:
@@ -75,6 +88,8 @@ class Workshop:
         for make in self.makes.values():
             make().check(Target(self.setting.model), self.setting.verbalizer)
         dropped: Dropped = {}
+        kept = knowledge_cache()
+        self._knowledge = {task.name: Knowledge(self.setting.model, task, kept) for task in job.tasks}
         self.benches = self._prepare(job, dropped)
         self._fitted: dict[str, Fits] = {}
         self.plan = Plan(
@@ -83,6 +98,12 @@ class Workshop:
             due=due_rivals(self.makes, job.baselines),
             dropped=dropped,
             memory=self.setting.model.budget.bytes,
+            selected=tuple(
+                f"{task.name}/{name}"
+                for task in job.tasks
+                for name, one in task.relations.items()
+                if one.hops is not None and one.hops.correct
+            ),
         )
 
     def _prepare(self, job: Job, dropped: Dropped) -> dict[Place, list[Bench]]:
@@ -96,35 +117,95 @@ class Workshop:
             for task in job.tasks
             for site in sites_of(task, job.config)
         }
+        self._select(benches, dropped)
         check_prompts(setting, [make() for make in self.makes.values()], benches.values())
         return benches
 
+    def _select(self, benches: dict[Place, list[Bench]], dropped: Dropped) -> None:
+        """Keep of chains to be corrected those that can be: hops known, chain failed."""
+        for (task, site), group in benches.items():
+            kept = []
+            for bench in group:
+                hops = bench.relation.hops
+                kept += [bench] if hops is None or not hops.correct else self._correctable(task, bench, dropped)
+            benches[task, site] = kept
+
+    def _correctable(self, task: str, bench: Bench, dropped: Dropped) -> list[Bench]:
+        reasons = self._knowledge[task].correctable(bench.relation.name)
+        noted = dropped.setdefault(f"{task}/{bench.relation.name}", {})
+        noted.update({item.id: reasons[item.subject] for item in bench.items if item.subject in reasons})
+        items = tuple(item for item in bench.items if item.subject not in reasons)
+        return [replace(bench, items=items)] if items else []
+
     def work(self, cell: Cell) -> Work:
         """Score a cell. A cell that fails does not end the others: how it failed is in what is returned."""
-        table, begun = None, time.perf_counter()
+        found, begun = Tables(), time.perf_counter()
         try:
-            table, entry = self.score(cell, self.benches[cell.place], self._fitted.setdefault(cell.inspector, {}))
+            found, entry = self.score(cell, self.benches[cell.place], self._fitted.setdefault(cell.inspector, {}))
         except Exception as error:
             entry = failure(error)
         entry["seconds"] = round(time.perf_counter() - begun, 3)
         entry["peak_memory_mb"] = peak_memory()
         verbalizer = self.setting.verbalizer
-        state = {"patched_pass": patcher_of(verbalizer).mode, "memory_budget": verbalizer.budget.bytes}
-        return Work(cell, table, entry, state)
+        state = {
+            "patched_pass": patcher_of(verbalizer).mode,
+            "memory_budget": verbalizer.budget.bytes,
+            "knowledge": self._shares(cell) if found.records is not None else {},
+        }
+        return Work(cell, found.records, entry, found.measures, state)
 
-    def score(self, cell: Cell, benches: Iterable[Bench], fitted: Fits) -> tuple[pa.Table | None, dict[str, Any]]:
-        """Score a cell on these benches; return the records, and what the journal is to say."""
+    def score(self, cell: Cell, benches: Iterable[Bench], fitted: Fits) -> tuple["Tables", dict[str, Any]]:
+        """Score a cell on these benches; return what was found, and what the journal is to say."""
         baseline = self._baselines.get(cell.baseline)
-        tables, reasons = [], {}
+        found, reasons = [], {}
         for bench in benches:
-            method = Method(self.makes[cell.inspector], bench, fitted)
+            method = bench.method(self.makes[cell.inspector], fitted)
             try:
-                tables += [_table(self.setting, cell, bench, outcome) for outcome in _outcomes(method, baseline)]
+                found += [self._tables(cell, bench, outcome) for outcome in _outcomes(method, baseline)]
             except NotApplicableError as error:
                 reasons[bench.relation.name] = str(error)
-        done = {"status": "done" if tables else "not applicable", "rows": sum(len(table) for table in tables)}
-        entry = {**done, "not_applicable": reasons} if reasons else done
-        return (pa.concat_tables(tables).unify_dictionaries() if tables else None), entry
+        whole = Tables(_joined(one.records for one in found), _joined(one.measures for one in found))
+        rows = 0 if whole.records is None else len(whole.records)
+        done = {"status": "not applicable" if whole.records is None else "done", "rows": rows}
+        return whole, {**done, "not_applicable": reasons} if reasons else done
+
+    def ask_knowledge(self, tasks: Iterable[str]) -> None:
+        """Ask what the target knows of these tasks, so that no cell has to; what is in the cache is not asked again."""
+        for task in tasks:
+            for bench in (bench for (name, _), group in self.benches.items() if name == task for bench in group):
+                self._knowledge[task].known(bench.relation.name)
+
+    def _shares(self, cell: Cell) -> dict[str, dict[str, Any]]:
+        found = shares(self._knowledge[cell.task], cell.relations)
+        return {f"{cell.task}/{relation}": share for relation, share in found.items()}
+
+    def _tables(self, cell: Cell, bench: Bench, outcome: Outcome) -> "Tables":
+        """Return the records of an outcome, and what else was measured."""
+        items, scores = outcome.items, outcome.scores
+        who = {
+            "model": self.setting.model.name,
+            "verbalizer": self.setting.verbalizer.name,
+            "task": cell.task,
+            "inspector": cell.inspector,
+            "baseline": cell.baseline,
+        }
+        site_of = {"relation": bench.relation.name, "site": cell.site}
+        if isinstance(bench, ProseBench):
+            columns = prose_columns(bench, scores, outcome.layers)
+            rows_of = prose_measures(bench, scores, outcome.layers)
+            records = table_from_columns({**columns, **who, "seed": self.setting.config.seed})
+            return Tables(records, measure_table(rows_of, **who, **site_of))
+        columns = prediction_columns(items, bench.answers, scores, outcome.layers, correct_prior=outcome.zero_shot)
+        rows = len(columns["correct"])
+        known = self._knowledge[cell.task].known(bench.relation.name)
+        if known is not None:
+            columns["known"] = [known[item.subject] for item in items] * (rows // len(items))
+        records = table_from_columns({**columns, **who, "seed": self.setting.config.seed})
+        measured = text_measures(items, scores)
+        if not measured:
+            return Tables(records)
+        rows_of = per_item(measured, outcome.layers, scores.attempts, items)
+        return Tables(records, measure_table(rows_of, **who, **site_of))
 
     def forget(self, place: Place) -> None:
         """Forget the activations and fits of a place that is done with; what learned no labels serves all places."""
@@ -168,21 +249,9 @@ def _outcomes(method: Method, baseline: Baseline | None) -> list[Outcome]:
     return [Outcome(method.scores(), layers, method.bench.items, method.inspector.learns_from != "labels")]
 
 
-def _table(setting: Setting, cell: Cell, bench: Bench, outcome: Outcome) -> pa.Table:
-    columns = prediction_columns(
-        outcome.items, bench.answers, outcome.scores, outcome.layers, correct_prior=outcome.zero_shot
-    )
-    return table_from_columns(
-        {
-            **columns,
-            "model": setting.model.name,
-            "verbalizer": setting.verbalizer.name,
-            "task": cell.task,
-            "inspector": cell.inspector,
-            "baseline": cell.baseline,
-            "seed": setting.config.seed,
-        }
-    )
+def _joined(tables: Iterable[pa.Table | None]) -> pa.Table | None:
+    present = [table for table in tables if table is not None]
+    return pa.concat_tables(present).unify_dictionaries() if present else None
 
 
 def peak_memory() -> int:

@@ -69,7 +69,7 @@ def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=4000,
+        vocab_size=8000,
         special_tokens=["<|end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -97,5 +97,6 @@ def _task_texts() -> list[str]:
     texts = ["The quick brown fox jumps over the lazy dog."]
     for path in sorted((ROOT / "tasks").glob("*/items.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
-            texts += [f" {value}" for value in json.loads(line).values() if isinstance(value, str)]
+            values = [value for value in json.loads(line).values() if isinstance(value, str)]
+            texts += [f" {value}" for value in values if len(value) < 40]
     return texts

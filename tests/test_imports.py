@@ -10,15 +10,15 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "lensbench"
 
-RESULTS = frozenset({"records", "statistics", "scored", "frames", "samples", "metrics", "summary"})
+RESULTS = frozenset({"records", "statistics", "scored", "frames", "samples", "metrics", "measures", "summary"})
 # Each row may import from its own row and from those above.
 ORDER: tuple[frozenset[str], ...] = (
     frozenset({"errors", "cache", "assets"}),
-    frozenset({"tasks"}) | RESULTS,
+    frozenset({"tasks", "descriptions", "personas"}) | RESULTS,
     frozenset({"model"}),
-    frozenset({"patching", "residuals", "residual_cache", "learning", "corpus", "asking"}),
+    frozenset({"patching", "residuals", "residual_cache", "learning", "corpus", "asking", "knowledge"}),
     frozenset({"evidence", "scoring"}),
-    frozenset({"inspectors", "catalogue", "baselines", "bench", "rivals", "text_readers", "implants"}),
+    frozenset({"inspectors", "catalogue", "baselines", "bench", "next_token", "rivals", "text_readers", "implants"}),
     frozenset(
         {
             "config",
@@ -33,6 +33,7 @@ ORDER: tuple[frozenset[str], ...] = (
             "run_folder",
             "estimate",
             "evaluation",
+            "judging",
             "testing",
             "audit",
             "doctor",

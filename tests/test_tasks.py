@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.tasks import N_FOLDS, Task, TaskError, data_root, find_tasks, fold_of, load_task
+from lensbench.tasks.facts import normalise
 
 TOML = """name = "toy"
 summary = "A toy."
@@ -276,22 +277,28 @@ def test_loading_is_quick_and_needs_no_torch():
 def test_shipped_task(shipped):
     assert find_tasks()["attribute_extraction"] == shipped.folder
     assert shipped.sites == ("subject", "answer")
-    assert len(shipped.relations) >= 12
-    assert 1500 <= len(shipped.facts) <= 2500
+    controls = {"verb_past", "word_first_letter"}
+    assert len(shipped.relations.keys() - controls) >= 20
+    assert 3000 <= len(shipped.facts) <= 4200
+    assert len({normalise(fact.subject) for fact in shipped.facts}) >= 2500
+    assert (shipped.folder / "items.jsonl").stat().st_size < 1_000_000
     assert shipped.relations["country_capital"].inspection[0] == "The capital of {subject} is"
     for relation in shipped.relations.values():
         texts = [text for site in ("subject", "answer") for text in relation.sources[site].values()]
-        texts += [*relation.inspection, *relation.questions]
-        assert len(set(texts)) == len(texts) == 17
+        texts += [*relation.inspection, *relation.questions, *relation.knowledge]
+        assert len(set(texts)) == len(texts) == 19
         assert all(text.endswith("{subject}") for text in relation.sources["subject"].values())
         assert not any(text.endswith("{subject}") for text in relation.sources["answer"].values())
         count = Counter(fact.answer for fact in shipped.facts if fact.relation == relation.name)
         assert set(count) == set(relation.answers)
         if relation.kind == "class":
-            assert len(count) <= 12
+            assert len(count) <= 24
             assert 8 <= min(count.values()) <= max(count.values()) <= 40
         else:
             assert {len(choices) for choices in relation.choice_sets} == {8}
+    capitals = [fact for fact in shipped.facts if fact.relation in {"country_capital", "state_capital"}]
+    assert all(fact.popularity for fact in capitals)
+    assert max(capitals, key=lambda fact: fact.popularity).answer == "Beijing"
 
 
 def test_build_and_package_agree_on_folds(shipped):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
 from lensbench.model.language_model import LanguageModel, TokenScores
@@ -87,6 +89,24 @@ def by_layer(scores: TokenScores, layers: int, attempts: tuple[str, ...]) -> Sco
     """Shape token scores of rows in (layer, attempt, item) order as Scores."""
     shape = (layers, len(attempts), -1, scores.log_probs.shape[1])
     return Scores(attempts, scores.log_probs.reshape(shape), scores.ranks.reshape(shape))
+
+
+class Lens(Inspector):
+    """A method that carries each layer's residual to the last layer's basis, where the model's own norm and head read.
+
+    It gives a distribution over the whole vocabulary, so it can also be asked for the next token of prose.
+    """
+
+    @abstractmethod
+    def translate(
+        self, layers: tuple[int, ...], values: Float[Tensor, "layer item d_model"]
+    ) -> Float[Tensor, "layer item d_model"]:
+        """Return each layer's residuals in the basis of the last layer."""
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        """Translate each layer's residual and unembed it."""
+        assert evidence.residuals is not None
+        return read_lens(self.target_, evidence, self.translate(evidence.residuals.layers, evidence.residuals.values))
 
 
 def read_lens(target: Target, evidence: Evidence, translated: torch.Tensor) -> Scores:

@@ -2,11 +2,14 @@
 
 from typing import ClassVar
 
-from lensbench.evidence import Evidence, Learns, Scores, Source
-from lensbench.inspectors.base import Inspector, read_lens
+from jaxtyping import Float
+from torch import Tensor
+
+from lensbench.evidence import Learns, Source
+from lensbench.inspectors.base import Lens
 
 
-class LogitLens(Inspector):
+class LogitLens(Lens):
     """U(N(h_l)): what the model would say if layer l were its last (nostalgebraist 2020).
 
     Equation: p_l = softmax(U(N(h_l))), with the model's own final norm N and head U.
@@ -16,7 +19,8 @@ class LogitLens(Inspector):
     reads: ClassVar[frozenset[Source]] = frozenset({"activation"})
     learns_from: ClassVar[Learns] = "nothing"
 
-    def inspect(self, evidence: Evidence) -> Scores:
-        """Unembed each layer's residual as it is."""
-        assert evidence.residuals is not None
-        return read_lens(self.target_, evidence, evidence.residuals.values)
+    def translate(
+        self, layers: tuple[int, ...], values: Float[Tensor, "layer item d_model"]
+    ) -> Float[Tensor, "layer item d_model"]:
+        """Leave each layer's residual as it is."""
+        return values

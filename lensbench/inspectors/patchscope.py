@@ -1,9 +1,12 @@
 """Patchscope."""
 
+from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 
+from lensbench.asking import first_line
 from lensbench.errors import UsageError
 from lensbench.evidence import Evidence, Learns, Scores, Source, Target
 from lensbench.inspectors.base import Inspector, OwnPrompt, by_layer
@@ -59,7 +62,10 @@ class Patchscope(Inspector):
         return OwnPrompt(self.prompt or question, self.placeholder)
 
     def inspect(self, evidence: Evidence) -> Scores:
-        """Patch every layer's residual of every item into the inspection prompt at every target layer."""
+        """Patch every layer's residual of every item into the inspection prompt at every target layer.
+
+        Where a description is asked for, the model goes on from there.
+        """
         assert evidence.residuals is not None
         assert evidence.question is not None
         own = self.own_prompt(evidence.question)
@@ -69,5 +75,11 @@ class Patchscope(Inspector):
         vectors = evidence.residuals.values[:, None].expand(-1, attempts, -1, -1).flatten(0, 2)
         target_layers = torch.tensor(self.target_layers)[None, :, None].expand(layers, -1, items).flatten()
         tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
-        scores = patcher_of(self.verbalizer_).score(prompt, vectors, target_layers, tokens)
-        return by_layer(scores, layers, tuple(f"target_layer={layer}" for layer in self.target_layers))
+        patcher = patcher_of(self.verbalizer_)
+        scores = patcher.score(prompt, vectors, target_layers, tokens)
+        found = by_layer(scores, layers, tuple(f"target_layer={layer}" for layer in self.target_layers))
+        if not evidence.describe:
+            return found
+        said = patcher.generate(prompt, vectors, target_layers, evidence.describe)
+        texts = np.array([first_line(text) for text in said], dtype=object)
+        return replace(found, texts=texts.reshape(layers, attempts, items))

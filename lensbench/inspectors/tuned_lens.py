@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.corpus import Corpus
-from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
-from lensbench.inspectors.base import Inspector, read_lens
+from lensbench.evidence import Learns, Source, Target, Training
+from lensbench.inspectors.base import Lens
 from lensbench.learning import Learning, Resumable
 from lensbench.model.language_model import LanguageModel
 
@@ -19,7 +19,7 @@ POSITIONS_PER_STEP = 16
 MIN_APART = 4
 
 
-class TunedLens(Inspector):
+class TunedLens(Lens):
     """U(N(h_l + A_l h_l + b_l)): a learned affine translator a layer (Belrose et al. 2023, arXiv 2303.08112).
 
     A and b begin as the ridge regression of h_L - h_l on h_l, for all layers in one pass over the corpus, and are
@@ -59,15 +59,10 @@ class TunedLens(Inspector):
         self.bias_: Float[Tensor, "layer d_model"] = learned["bias"]
         return self
 
-    def inspect(self, evidence: Evidence) -> Scores:
-        """Translate each layer's residual to the last layer's basis and unembed it; the last layer stays as it is."""
-        assert evidence.residuals is not None
-        return read_lens(self.target_, evidence, self.translate(evidence.residuals.layers, evidence.residuals.values))
-
     def translate(
         self, layers: tuple[int, ...], values: Float[Tensor, "layer item d_model"]
     ) -> Float[Tensor, "layer item d_model"]:
-        """Return h + A h + b at each layer."""
+        """Return h + A h + b at each layer; the last layer stays as it is."""
         pairs = zip(layers, values, strict=True)
         return torch.stack([self._translated(layer, h) if layer < len(self.bias_) else h for layer, h in pairs])
 

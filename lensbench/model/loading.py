@@ -81,6 +81,24 @@ def count_layers(source: ModelSource) -> int:
         raise LensbenchError(f"{source.name}: no configuration of a decoder ({_line(error)})") from None
 
 
+def load_tokens(name: str, *, revision: str | None = None, offline: bool = False) -> Tokens:
+    """Load a model's tokenizer without its weights; names are those of `load_model`.
+
+    Built-in models and GGUF files are still converted once: their tokenizer is made from the same file.
+
+    Raises:
+        UsageError: a name that cannot be a model.
+        LensbenchError: no tokenizer there, or one that gives no character offsets.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve(name, revision=revision, offline=offline)
+    try:
+        return Tokens(AutoTokenizer.from_pretrained(**source.arguments))
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise LensbenchError(f"{source.name} has no tokenizer that can be loaded: {_line(error)}") from None
+
+
 def load_model(name: str, how: Loading | None = None) -> LanguageModel:
     """Load a built-in model, a folder, a GGUF file or a Hub id.
 

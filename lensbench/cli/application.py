@@ -1,0 +1,83 @@
+"""The application that commands are added to, and what they share."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lensbench.errors import LensbenchError, UsageError
+
+app = typer.Typer(
+    name="lensbench",
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Which method reads what in a language model, at which layer, and is it reading the model or only the input?",
+)
+
+# What typer returns after Ctrl-C.
+INTERRUPTED = 130
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        from lensbench import __version__
+
+        Console(soft_wrap=True).print(f"lensbench {__version__}", highlight=False)
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    _asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+def main() -> None:
+    """Run the command line; errors are one line, and their exit status says whose they are."""
+    try:
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except LensbenchError as error:
+        complain(str(error))
+        status = error.exit_status
+    except Exception as error:
+        # What the parser raises; its class has moved between versions of typer, its method has not.
+        if not hasattr(error, "format_message"):
+            raise
+        complain(f"{error.format_message().rstrip('.')}; see `lensbench --help`")
+        status = 2
+    if status == INTERRUPTED:
+        complain("interrupted; finished cells are kept: run the same command again with the same --out to go on")
+        status = 1
+    sys.exit(status)
+
+
+def complain(message: str) -> None:
+    """Show an error, in one line on the error stream."""
+    print(f"lensbench: {message}", file=sys.stderr)  # noqa: T201 - the one place where errors are shown
+
+
+def read_module_paths(given: str | None) -> dict[str, str] | None:
+    """Read `blocks=PATH,norm=PATH`.
+
+    Raises:
+        UsageError: another form.
+    """
+    if given is None:
+        return None
+    pairs = [part.partition("=") for part in given.split(",")]
+    if sorted(name for name, _, _ in pairs) != ["blocks", "norm"] or not all(path for _, _, path in pairs):
+        raise UsageError(
+            f"--module-paths {given!r}: expected blocks=PATH,norm=PATH, such as blocks=model.layers,norm=model.norm"
+        )
+    return {name: path for name, _, path in pairs}
+
+
+def say_what_happens() -> None:
+    """Show on the error stream what takes time, and the terms of a model that has some."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)

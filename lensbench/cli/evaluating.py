@@ -1,0 +1,152 @@
+"""`lensbench evaluate`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lensbench.cli.application import app, complain, read_module_paths, say_what_happens
+from lensbench.errors import LensbenchError, UsageError
+
+if TYPE_CHECKING:
+    from lensbench.config import RunConfig
+
+
+def _parameters(given: list[str]) -> dict[str, dict[str, Any]]:
+    """Read `inspector.parameter=value`; the value as TOML, or as plain text."""
+    import tomllib
+
+    parameters: dict[str, dict[str, Any]] = {}
+    for entry in given:
+        place, equals, value = entry.partition("=")
+        # A module:Class may hold dots itself: the parameter is what follows the last one.
+        inspector, dot, name = place.rpartition(".")
+        if not (equals and dot):
+            raise UsageError(f"--set {entry!r}: expected INSPECTOR.PARAMETER=VALUE, such as patchscope.placeholder=y")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        parameters.setdefault(inspector, {})[name] = parsed
+    return parameters
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str | None, typer.Option(help="Built-in name, folder, GGUF file or Hub id. [default: smollm2-135m]")
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Task names (also NAME/RELATION), folders, or files such as lre:FILE.json; with commas."),
+    ] = None,
+    inspectors: Annotated[
+        str | None, typer.Option(help="Inspector names or module:Class, with commas between.")
+    ] = None,
+    baselines: Annotated[
+        str | None, typer.Option(help="Baseline names or .toml files, or none. [default: all]")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="all; or 0,4,8; or stride:2. Layer 0 is the embeddings.")] = None,
+    sites: Annotated[str | None, typer.Option(help="Read sites: subject, answer. [default: both]")] = None,
+    verbalizer: Annotated[
+        str | None, typer.Option(help="The model that turns activations into words. [default: the target]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Draw this many test items a task and site.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; an existing run is gone on with. [default: reports/TIME-MODEL]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16, float64.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto spreads a large model over all GPUs and memory.")] = None,
+    memory: Annotated[str | None, typer.Option(help="What a batch may take, such as 4GB. [default: auto]")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="local: this process; ray: a Ray cluster or several processes. [default: local]")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="With ray: how many. [default: one a GPU, else a node]")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; options win over it.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    offline: Annotated[bool | None, typer.Option("--offline", help="Never ask the Hub.")] = None,
+    chat_template: Annotated[
+        bool | None, typer.Option("--chat-template", help="Put prompts at the beginning of the assistant's turn.")
+    ] = None,
+    module_paths: Annotated[
+        str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, and what it would take.")
+    ] = False,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--set", help="INSPECTOR.PARAMETER=VALUE; may be given again.")
+    ] = None,
+) -> None:
+    """Evaluate methods on tasks at every layer, beside their rival explanations.
+
+    Examples:
+    `lensbench evaluate` (everything, on the built-in model)
+
+    `lensbench evaluate --tasks attribute_extraction/country_capital --inspectors patchscope --layers stride:3`
+
+    `lensbench evaluate --inspectors my_module:MyLens,logit_lens --limit 100 --out runs/first`
+    """
+    given: dict[str, Any] = {
+        "model": model,
+        "tasks": tasks,
+        "inspectors": inspectors,
+        "baselines": baselines,
+        "layers": layers,
+        "sites": sites,
+        "verbalizer": verbalizer,
+        "limit": limit,
+        "seed": seed,
+        "out": out,
+        "device": device,
+        "dtype": dtype,
+        "device_map": device_map,
+        "memory": memory,
+        "executor": executor,
+        "workers": workers,
+        "revision": revision,
+        "offline": offline,
+        "chat_template": chat_template,
+        "module_paths": read_module_paths(module_paths),
+        "parameters": _parameters(parameter or []) or None,
+    }
+    settings = _checked({name: value for name, value in given.items() if value is not None}, config)
+    if dry_run:
+        from lensbench import evaluation
+        from lensbench.terminal import show_plan
+
+        show_plan(evaluation.dry_run(settings))
+    else:
+        _evaluate(settings)
+
+
+def _checked(given: dict[str, Any], config: Path | None) -> "RunConfig":
+    from lensbench.config import check_config, make_config
+
+    sys.path.insert(0, "")  # a user's own module lies in the current folder
+    settings = make_config(given, config)
+    check_config(settings)  # before torch is imported: a wrong name is answered at once
+    from lensbench.model.sources import quiet_libraries
+
+    quiet_libraries()
+    say_what_happens()
+    return settings
+
+
+def _evaluate(settings: "RunConfig") -> None:
+    from lensbench import progress
+    from lensbench.evaluation import run_config
+    from lensbench.terminal import show_run
+
+    run = run_config(settings, progress.bar)
+    show_run(run)
+    for file, error in run.failed.items():
+        complain(f"failed: {file}: {error.splitlines()[0]}")
+    if run.failed:
+        raise LensbenchError(
+            f"{len(run.failed)} of {len(run.info['cells'])} cells failed; tracebacks in {run.path / 'run.json'}; run "
+            f"again with --out {run.path} to try them again"
+        )

@@ -1,0 +1,116 @@
+"""Prose: lenses beside the model, against a naive reference on a tiny model."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lensbench import evaluate
+from lensbench.bench import Lab
+from lensbench.corpus import Corpus
+from lensbench.evidence import NotApplicableError
+from lensbench.inspectors.logit_lens import LogitLens
+from lensbench.inspectors.patchscope import Patchscope
+from lensbench.inspectors.probe import Probe
+from lensbench.next_token import POSITIONS, ProseBench, make_prose_bench, positions_of, prose_of
+from lensbench.tasks import load_task
+from tests.tiny import model, module
+
+
+@pytest.fixture(scope="module")
+def bench() -> ProseBench:
+    task = load_task("next_token")
+    small = model()
+    lab = Lab(small, small, Corpus(small), tuple(range(small.n_layers + 1)), seed=0)
+    passages = [item for item in task.items("answer", "test", 6) if item.relation == "speeches"]
+    return make_prose_bench(lab, task.relations["speeches"], passages)
+
+
+def test_positions_are_those_of_the_passage(bench) -> None:
+    task, small = load_task("next_token"), model()
+    passage = task.items("answer", "test", 2)[0]
+    ids = small.tokens.encode(passage.source).ids
+    found = list(positions_of(small, passage))
+    assert 0 < len(found) <= POSITIONS
+    for item, after in found:
+        place = int(item.id.rpartition("@")[2])
+        assert small.tokens.encode(item.source).ids == ids[: place + 1]
+        assert after.token == ids[place + 1]
+        assert passage.source.startswith(item.source)
+        assert after.n_bytes > 0
+
+
+def test_scores_are_those_of_a_naive_reference(bench) -> None:
+    found = prose_of(bench.method(LogitLens).scores())
+    plain = module("llama")
+    norm, head = plain.model.norm, plain.lm_head
+    for i, item in enumerate(bench.items):
+        ids = torch.tensor([model().tokens.encode(item.source).ids])
+        with torch.no_grad():
+            out = plain(ids, output_hidden_states=True)
+            p = out.logits[0, -1].double().log_softmax(0)
+            gold = int(p.argmax())
+            # The last of transformers' hidden states is normed already.
+            for layer, state in enumerate(out.hidden_states[:-1]):
+                q = head(norm(state[0, -1])).double().log_softmax(0)
+                assert found.top[layer, i] == int(q.argmax())
+                assert found.gold_rank[layer, i] == int((q > q[gold]).sum())
+                assert found.gold_log_prob[layer, i] == pytest.approx(float(q[gold]), abs=1e-4)
+                assert found.measures["kl"][layer, i] == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-4)
+                following = bench.following[item.id].token
+                assert found.measures["surprisal"][layer, i] == pytest.approx(-float(q[following]), abs=1e-4)
+        assert bench.gold[i] == gold
+
+
+def test_the_last_layer_is_the_model(bench) -> None:
+    found = prose_of(bench.method(LogitLens).scores())
+    assert (found.gold_rank[-1] == 0).all()
+    assert np.abs(found.measures["kl"][-1]).max() < 1e-5
+    assert abs(found.marginal_bias[-1]) < 1e-5
+    assert (found.measures["kl"][:-1] > -1e-6).all()
+
+
+def test_bits_per_byte_is_all_bits_over_all_bytes(bench) -> None:
+    found = prose_of(bench.method(LogitLens).scores())
+    n_bytes = sum(bench.following[item.id].n_bytes for item in bench.items)
+    bits = found.measures["surprisal"].sum(axis=1) / math.log(2)
+    assert found.measures["bits_per_byte"].mean(axis=1) == pytest.approx(bits / n_bytes)
+
+
+def test_a_constant_lens_has_the_bias_of_its_constant(bench) -> None:
+    def same(residuals):
+        return type(residuals)(residuals.layers, residuals.values[:, :1].expand_as(residuals.values))
+
+    found = prose_of(bench.method(LogitLens).scores(change=same))
+    assert (found.top == found.top[:, :1]).all()
+    assert (found.marginal_bias[:-1] > 0).all()
+
+
+@pytest.mark.parametrize("method", [Patchscope, Probe])
+def test_only_lenses_are_asked(bench, method) -> None:
+    with pytest.raises(NotApplicableError, match="distribution over the vocabulary"):
+        bench.method(method).scores()
+
+
+def test_in_a_run(tiny_llama_folder: Path, tmp_path: Path, isolated_cache: Path) -> None:
+    run = evaluate(
+        str(tiny_llama_folder),
+        tasks=("next_token",),
+        inspectors=("logit_lens", "patchscope"),
+        limit=10,
+        out=tmp_path / "run",
+    )
+    assert not run.failed
+    assert {"speeches", "profiles"} == set(run.records.relation.astype(str))
+    last = run.records[(run.records.layer == 2) & (run.records.baseline == "none")]
+    assert (last.correct == 1).all()
+    metrics = __import__("pandas").read_csv(run.path / "metrics.csv")
+    assert {"kl", "surprisal", "bits_per_byte", "marginal_bias"} <= set(metrics.metric)
+    own = metrics[(metrics.metric == "kl") & (metrics.baseline == "none") & (metrics.relation == "speeches")]
+    measured = run.measures[(run.measures.metric == "kl") & (run.measures.baseline == "none")]
+    first = measured[(measured.layer == 0) & (measured.relation == "speeches")]
+    assert float(own[own.layer == 0].value.iloc[0]) == pytest.approx(float(first.value.mean()))
+    assert "answers the relation" not in str(run.unanswered)
+    assert any("patchscope" in name for name in run.unanswered)

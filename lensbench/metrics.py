@@ -54,10 +54,10 @@ def _strata(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Parts of the records whose accuracy is told by itself, under their names."""
     plain = records[records["baseline"] != CONTROL_TASK]
     for metric, value in (("accuracy_known", True), ("accuracy_unknown", False)):
-        part = plain[(plain["known"] == value).fillna(False).astype(bool)]
+        part = plain[(plain["known"] == value).fillna(value=False).astype(bool)]
         if len(part):
             yield metric, part
-    templates = plain["template"].cat.categories.astype(str)
+    templates = map(str, plain["template"].unique())
     left = {name: int(n) - int(i) for name in templates if (cut := CUT.search(name)) for i, n in [cut.groups()]}
     for tokens in sorted(set(left.values())):
         yield f"accuracy_cut_{tokens}", plain[plain["template"].isin([name for name in left if left[name] == tokens])]

@@ -27,6 +27,8 @@ VERDICTS: Mapping[str, str] = {
     "target_specific": "privileged",
 }
 """What may be said of a method when the gap of a question holds."""
+NO_VERDICT = "no verdict (chosen items)"
+"""What is said instead where the items were chosen by what the model says in text."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lensbench.metrics import CONTROL_TASK, DIAGNOSTIC, metrics
 from lensbench.records import NO_BASELINE
 from lensbench.samples import Due, Sample, Settings
 from lensbench.scored import FIXED, NO_LAYER, ORACLE, SELECTED, Cell, Items, Scored, cells_of
-from lensbench.statistics import MARGIN, VERDICTS, Band, GapVerdict, Ints, gap_verdict
+from lensbench.statistics import MARGIN, NO_VERDICT, VERDICTS, Band, GapVerdict, Ints, gap_verdict
 
 FACED = {
     "uses_activation": ("uses_activation",),
@@ -184,7 +184,7 @@ def _sample_blocks(
     gaps = list(_gaps(method, scores, sample))
     for question, found in gaps:
         selected = (columns["task"], sample.label) in sample.settings.selected
-        verdict = "" if rule == ORACLE or selected else found.verdict
+        verdict = "" if rule == ORACLE else NO_VERDICT if selected else found.verdict
         gap = {} if found.gap is None else {
             "gap": found.gap.estimate, "gap_low": found.gap.low, "gap_high": found.gap.high
         }  # fmt: skip

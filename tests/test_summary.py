@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lensbench.errors import LensbenchError
 from lensbench.frames import SUMMARY_COLUMNS
+from lensbench.statistics import NO_VERDICT
 from lensbench.summary import Due, best_layers, metrics, summarise
 
 QUESTIONS = {
@@ -25,7 +26,7 @@ def rows(correct, *, corrected=None, inspector="probe", baseline="none", attempt
     relation = where.get("relation", "capital")
     base = {
         "model": "m", "verbalizer": "m", "task": "facts", "relation": relation, "inspector": inspector,
-        "baseline": baseline, "attempt": attempt, "site": "answer", "chance": 0.25, "seed": 0, **where,
+        "baseline": baseline, "attempt": attempt, "site": "answer", "chance": 0.25, "seed": 0, "template": "test0", "known": None, **where,
     }  # fmt: skip
     return pd.DataFrame(
         [
@@ -255,3 +256,62 @@ def test_errors_say_what_is_wrong():
         together(own.iloc[:0])
     with pytest.raises(LensbenchError, match="more than one fold"):
         together(own, rows(bits(0, 6, 2), baseline="shuffled").assign(fold=3))
+
+
+def test_known_and_unknown_facts_are_told_apart():
+    own = bits(11, 20, 2)
+    known = rows(own[:12], known=True)
+    unknown = rows(own[12:], known=False, items=range(12, 20))
+    found = metrics(pd.concat([known, unknown], ignore_index=True), draws=300)
+    for metric, part in (("accuracy_known", own[:12]), ("accuracy_unknown", own[12:])):
+        values = pick(found, metric=metric)
+        np.testing.assert_allclose(values["value"], part.mean(axis=0))
+        assert (values["n"] == len(part)).all()
+
+
+def test_cut_names_are_told_by_what_is_missing():
+    parts = [bits(i, 20, 2) for i in range(3)]
+    frames = [
+        rows(part, template=f"test0@{i}/3").assign(item=lambda frame, i=i: frame["item"] + f"@{i}/3")
+        for i, part in enumerate(parts, 1)
+    ]
+    found = metrics(pd.concat(frames, ignore_index=True), draws=300)
+    for missing, part in enumerate(reversed(parts)):
+        np.testing.assert_allclose(pick(found, metric=f"accuracy_cut_{missing}")["value"], part.mean(axis=0))
+
+
+def test_measures_are_means_with_bands():
+    own = bits(5, 20, 2)
+    records = rows(own)
+    values = np.random.default_rng(0).random((20, 2)) * 5
+    measures = records[["model", "verbalizer", "task", "relation", "inspector", "baseline", "site"]].assign(
+        layer=records["layer"], attempt="default", item=records["item"], subject=records["subject"], metric="kl",
+        value=values.ravel(),
+    )  # fmt: skip
+    whole = measures.iloc[:2].assign(item=None, subject=None, metric="marginal_bias", value=[3.0, 2.0])
+    found = metrics(records, pd.concat([measures, whole], ignore_index=True), draws=300)
+    kl = pick(found, metric="kl")
+    np.testing.assert_allclose(kl["value"], values.mean(axis=0))
+    assert ((kl["ci_low"] < kl["value"]) & (kl["value"] < kl["ci_high"])).all()
+    bias = pick(found, metric="marginal_bias")
+    assert bias["value"].tolist() == [3.0, 2.0]
+    assert bias["ci_low"].isna().all()
+
+
+def test_selected_items_get_no_verdict_and_no_part_in_totals():
+    own, rival = np.ones((40, 2)), np.zeros((40, 1))
+    frames = [
+        part
+        for relation in ("capital", "chosen")
+        for part in (
+            rows(own if relation == "capital" else 1 - own, relation=relation),
+            rows(rival, relation=relation, baseline="question_only", layers=[None]),
+        )
+    ]
+    summary = together(*frames, selected=[("facts", "chosen")])
+    assert set(pick(summary, relation="chosen", baseline="none")["verdict"]) == {NO_VERDICT}
+    assert set(pick(summary, relation="capital", baseline="none")["verdict"]) == {"uses the activation"}
+    np.testing.assert_allclose(pick(summary, relation="all", baseline="none")["accuracy_corrected"], 1)
+    plain = together(*frames)
+    assert NO_VERDICT not in set(pick(plain, relation="chosen", baseline="none")["verdict"])
+    assert (pick(plain, relation="all", baseline="none")["accuracy_corrected"] < 0.5).all()

@@ -1,4 +1,4 @@
-"""Is what one measures with in order? `lensbench doctor` for a model, `lensbench audit` for a task."""
+"""Is what one measures with in order? `lensbench doctor` a model, `audit` a task, `knowledge` of one by the other."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,6 +94,42 @@ def audit(
     if not markdown:
         whose = "the README's" if stated is not None else "the default"
         Console(soft_wrap=True).print(f"{task} is within {whose} thresholds.", highlight=False, markup=False)
+
+
+@app.command()
+def knowledge(
+    task: Annotated[
+        str, typer.Argument(help="Task name (also NAME/RELATION), folder or file, as for evaluate.", show_default=False)
+    ],
+    model: Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or Hub id.")] = "smollm2-135m",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
+) -> None:
+    """How much of a task does a model know? Two questions a fact, unlike any that methods or rivals are asked.
+
+    Example: `lensbench knowledge attribute_extraction --model smollm2-135m`
+    """
+    from lensbench.model.sources import check_model_name, quiet_libraries
+    from lensbench.tasks import load_task
+
+    loaded = load_task(task)
+    check_model_name(model)
+    quiet_libraries()
+    say_what_happens()
+    from lensbench.knowledge import Knowledge, knowledge_cache, shares
+    from lensbench.model.loading import Loading, load_model
+    from lensbench.report.rows import print_rows
+
+    asked = Knowledge(load_model(model, Loading(device, "auto", revision, offline)), loaded, knowledge_cache())
+    found = shares(asked, list(loaded.relations))
+    if not found:
+        raise LensbenchError(f"{task} has no knowledge prompts; see docs/tasks.md")
+    rows = [
+        (name, str(one["facts"]), f"{one['known']:.2f}", f"{max(0.0, one['corrected']):.2f}")
+        for name, one in found.items()
+    ]
+    print_rows(("relation", "facts", "known", "corrected for guessing"), rows)
 
 
 def _tokens(model: str, revision: str | None, offline: bool) -> "Tokens":

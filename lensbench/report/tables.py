@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lensbench.frames import ALL
 from lensbench.report.style import readable
-from lensbench.statistics import VERDICTS
+from lensbench.statistics import NO_VERDICT, VERDICTS
 
 FOOTNOTE = (
     "Accuracy is closed choice, prior-corrected, at the method's best layer. Totals are relation means of "
@@ -72,6 +72,12 @@ def _share(groups: dict[Any, pd.DataFrame], model: str, task: str, site: str) ->
     """Which relations a total is over: those that all methods answered."""
     here = {key[2]: set(rows["inspector"]) for key, rows in groups.items() if (*key[:2], key[3]) == (model, task, site)}
     here.pop(ALL)
+    for key, rows in groups.items():
+        # Chosen items have no part in the total.
+        if (*key[:2], key[3]) == (model, task, site) and any(
+            (rows[f"{q}_verdict"] == NO_VERDICT).any() for q in VERDICTS if f"{q}_verdict" in rows
+        ):
+            here.pop(key[2], None)
     methods = set().union(*here.values())
     complete = [relation for relation, answered in here.items() if answered == methods]
     if len(complete) == len(here):

@@ -6,16 +6,30 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from lensbench.model.continuing import go_on
 from lensbench.model.language_model import LanguageModel, TokenScores
 from lensbench.residuals import Reading, capture
 
 Key = tuple[tuple[str, ...], tuple[int, ...]]
+# How many calls are kept in memory.
+KEPT = 256
+_SAID: WeakKeyDictionary[LanguageModel, OrderedDict[tuple[tuple[str, ...], int], tuple[str, ...]]] = WeakKeyDictionary()
 _MEMORY: WeakKeyDictionary[LanguageModel, OrderedDict[Key, TokenScores]] = WeakKeyDictionary()
 
 
 def say(model: LanguageModel, texts: Sequence[str], steps: int) -> tuple[str, ...]:
-    """Return how the model goes on after each text, greedily, as far as the end of the line."""
-    return tuple(first_line(text) for text in model.go_on(texts, steps))
+    """Return how the model goes on after each text, greedily, as far as the end of the line.
+
+    The same call is answered from memory: several methods share the same text rivals.
+    """
+    memory = _SAID.setdefault(model, OrderedDict())
+    key = (tuple(texts), steps)
+    if key not in memory:
+        memory[key] = tuple(first_line(text) for text in go_on(model, texts, steps))
+        if len(memory) > KEPT:
+            memory.popitem(last=False)
+    memory.move_to_end(key)
+    return memory[key]
 
 
 def first_line(text: str) -> str:
@@ -42,7 +56,7 @@ def ask(model: LanguageModel, texts: Sequence[str], token_ids: Sequence[int]) ->
         distinct = list(dict.fromkeys(readings))
         scores = model.score_tokens(capture(model, distinct, (model.n_layers,)).values[0], token_ids)
         memory[key] = scores.rows(torch.tensor([distinct.index(reading) for reading in readings]))
-        if len(memory) > 256:
+        if len(memory) > KEPT:
             memory.popitem(last=False)
     memory.move_to_end(key)
     return memory[key]

@@ -51,12 +51,14 @@ class Bench:
         items: test items.
         train_items: one item a subject, in other phrasings; its residuals are only captured for methods that learn
             labels.
+        silent: whether descriptions that the relation asks for are left out.
     """
 
     lab: Lab
     relation: Relation
     items: tuple[Item, ...]
     train_items: tuple[Item, ...]
+    silent: bool = field(default=False, kw_only=True)
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -102,7 +104,7 @@ class Bench:
             residuals=residuals.at(layers).of(items) if activation else None,
             question=self.question if "question" in reads else None,
             texts=_texts(self.items[i] for i in items) if "text" in reads else None,
-            describe=self.relation.describe,
+            describe=0 if self.silent else self.relation.describe,
         )
 
     def training(

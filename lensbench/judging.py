@@ -75,10 +75,11 @@ class Judge:
 
 def local_judge(model: str) -> Judge:
     """Return a judge that is a local model, greedy."""
+    from lensbench.model.continuing import go_on
     from lensbench.model.loading import load_model
 
     loaded = load_model(model)
-    return Judge(loaded.name, lambda prompts: loaded.go_on(prompts, 6))
+    return Judge(loaded.name, lambda prompts: go_on(loaded, prompts, 6))
 
 
 def endpoint_judge(url: str, model: str, timeout: float = 60.0) -> Judge:

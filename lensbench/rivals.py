@@ -44,7 +44,8 @@ def _changed(method: Method, change: Change) -> list[Outcome]:
 
 def _read_instead(method: Method, reader: Callable[[], Inspector]) -> list[Outcome]:
     bench = method.bench
-    rival = bench.method(reader)
+    # What a method does not say, its rival need not say either.
+    rival = replace(bench, silent=not method.inspector.generates).method(reader)
     return [Outcome(rival.scores(), (None,), bench.items, rival.inspector.learns_from != "labels")]
 
 

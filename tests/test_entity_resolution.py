@@ -132,7 +132,9 @@ def run(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 def test_methods_that_generate_say_something(run) -> None:
     assert not run.failed
     texts = run.records[run.records.text.notna()]
-    assert set(texts.inspector.astype(str)) == {"patchscope", "logit_lens"}  # the lens's rival reads text, and says
+    # The lens says nothing, and neither do its rivals.
+    assert set(texts.inspector.astype(str)) == {"patchscope"}
+    assert set(texts.baseline.astype(str)) == {"none", "input_only", "shuffled", "mean"}
     own = texts[texts.baseline == "none"]
     assert set(own.inspector.astype(str)) == {"patchscope"}
     assert set(own.relation.astype(str)) == {"description", "renown"}

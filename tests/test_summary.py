@@ -26,7 +26,8 @@ def rows(correct, *, corrected=None, inspector="probe", baseline="none", attempt
     relation = where.get("relation", "capital")
     base = {
         "model": "m", "verbalizer": "m", "task": "facts", "relation": relation, "inspector": inspector,
-        "baseline": baseline, "attempt": attempt, "site": "answer", "chance": 0.25, "seed": 0, "template": "test0", "known": None, **where,
+        "baseline": baseline, "attempt": attempt, "site": "answer", "chance": 0.25, "seed": 0, "template": "test0",
+        "known": None, **where,
     }  # fmt: skip
     return pd.DataFrame(
         [

@@ -36,11 +36,13 @@ class Inspector(ABC):
         name: how command line and records call it.
         reads: which sources it uses. The harness withholds the others.
         learns_from: the supervision it needs. Rivals get the same.
+        generates: whether it says something in words where the evidence asks for a description. Rivals then do too.
     """
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[Source]] = frozenset({"activation"})
     learns_from: ClassVar[Learns] = "nothing"
+    generates: ClassVar[bool] = False
 
     def check(self, target: Target, verbalizer: LanguageModel) -> None:  # noqa: B027 - most methods read any model
         """Refuse models that the method cannot read, before anything is run.

@@ -31,6 +31,7 @@ class Patchscope(Inspector):
     name: ClassVar[str] = "patchscope"
     reads: ClassVar[frozenset[Source]] = frozenset({"activation", "question"})
     learns_from: ClassVar[Learns] = "nothing"
+    generates: ClassVar[bool] = True
 
     def __init__(
         self, target_layers: tuple[int, ...] = (1,), prompt: str | None = None, placeholder: str = "x"

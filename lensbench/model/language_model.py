@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from lensbench.errors import LensbenchError
 from lensbench.model.architecture import (
@@ -32,8 +31,6 @@ from lensbench.model.tokens import Tokens
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 # On a CPU, larger batches of logits are no faster, and leave its caches.
 CPU_LOGITS_BYTES = 128 * 2**20
-# Texts that are gone on with at once.
-CPU_TEXTS = 64
 # Rows that go at once through a head of a few tokens.
 NARROW_ROWS = 4096
 
@@ -193,33 +190,6 @@ class LanguageModel:
         ends = (config.eos_token_id if config is not None else None, self.tokens.tokenizer.eos_token_id)
         flat = [end for given in ends for end in (given if isinstance(given, list) else [given]) if end is not None]
         return tuple(sorted(set(flat)))
-
-    @torch.no_grad()
-    def go_on(self, texts: Sequence[str], steps: int) -> tuple[str, ...]:
-        """Return the most likely continuation of each text, at most `steps` tokens, to the first end-of-text token.
-
-        Texts of equal length are run together, so that nothing is padded.
-        """
-        rows = [self.tokens.encode(text).ids for text in texts]
-        said: dict[tuple[int, ...], str] = {}
-        for length in sorted({len(ids) for ids in rows}):
-            same = sorted({ids for ids in rows if len(ids) == length})
-            most = max(1, self.budget.rows(self.token_bytes * (length + steps), cpu_most=CPU_TEXTS))
-            for begin in range(0, len(same), most):
-                batch = same[begin : begin + most]
-                for ids, continuation in zip(batch, self._generate(batch, steps).tolist(), strict=True):
-                    said[ids] = self.tokens.decode(continuation, self.end_ids)
-        return tuple(said[ids] for ids in rows)
-
-    def _generate(self, rows: Sequence[tuple[int, ...]], steps: int) -> Int[Tensor, "row step"]:
-        ids = torch.tensor(rows, device=self.device)
-        greedy = GenerationConfig(
-            do_sample=False, num_beams=1, max_new_tokens=steps, eos_token_id=list(self.end_ids) or None,
-            pad_token_id=self.end_ids[0] if self.end_ids else self.tokens.pad_id,
-        )  # fmt: skip
-        module: Any = self.module
-        out: Tensor = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
-        return out[:, ids.shape[1] :]
 
     @property
     def vocabulary(self) -> int:

@@ -208,7 +208,7 @@ def same_attribute(a: str, b: str) -> bool:
 
 
 def dealt(name: str, names: list[str], columns: list[str], fixed: dict[str, list[int]] | None = None) -> Deal:
-    """Deal until no free column goes with the letters of the names: beyond 97.5 % of shuffled answers it is dealt again."""
+    """Deal until no free column goes with the letters of the names better than 97.5 % of shuffled answers do."""
     folds = [fold_of(one) for one in names]
     for attempt in itertools.count():
         deal = Deal(names, columns, f"{SEED}/{name}/{attempt}", fixed or {})

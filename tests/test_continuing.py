@@ -1,0 +1,62 @@
+"""Plain texts gone on with: against one text at a time, on several architectures."""
+
+import pytest
+import torch
+
+from lensbench.asking import first_line, say
+from lensbench.model.continuing import go_on
+from lensbench.model.language_model import LanguageModel
+from lensbench.model.tokens import Tokens
+from tests.tiny import CONFIGS, model, module
+
+TEXTS = (
+    "The people",
+    "We have seen in our time that the",
+    "A",
+    "We have seen in our time that the state of the union is",
+    "The people",
+)
+
+
+def naive(one: LanguageModel, text: str, steps: int) -> str:
+    ids = list(one.tokens.encode(text).ids)
+    new: list[int] = []
+    for _ in range(steps):
+        with torch.no_grad():
+            best = int(one.module(torch.tensor([ids + new])).logits[0, -1].argmax())
+        if best in one.end_ids:
+            break
+        new.append(best)
+    return one.tokens.decode(new)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_as_one_text_at_a_time(kind) -> None:
+    one = model(kind)
+    assert go_on(one, TEXTS, 6) == tuple(naive(one, text, 6) for text in TEXTS)
+
+
+def test_a_model_that_cannot_be_padded_runs_equal_lengths(monkeypatch) -> None:
+    one = LanguageModel(module("llama"), Tokens(model().tokens.tokenizer), "unpadded")
+    generate = one.module.generate
+
+    def strict(ids, attention_mask, **rest):
+        assert bool(attention_mask.all()), "no padding here"
+        return generate(ids, attention_mask=attention_mask, **rest)
+
+    monkeypatch.setattr(one.module, "generate", strict)
+    assert go_on(one, TEXTS, 6) == go_on(model(), TEXTS, 6)
+    assert one.companions["pads_texts"] is False
+
+
+def test_said_once(monkeypatch) -> None:
+    one = model()
+    first = say(one, TEXTS, 5)
+    assert first == tuple(first_line(text) for text in go_on(one, TEXTS, 5))
+    monkeypatch.setattr("lensbench.asking.go_on", lambda *_: pytest.fail("asked again"))
+    assert say(one, TEXTS, 5) == first
+
+
+@pytest.mark.parametrize(("text", "line"), [("\n\nParis\nLima", "Paris"), (" a b ", "a b"), ("", ""), ("\n", "")])
+def test_first_line(text, line) -> None:
+    assert first_line(text) == line

@@ -63,6 +63,11 @@ def pick(
     return tied.argmax(axis=-1), credit
 
 
+def _says_answer(text: str, item: Item) -> bool | None:
+    """Whether a text has the answer or an alias; a description is measured by its facets instead."""
+    return None if item.facets else says(text, (item.answer, *item.aliases))
+
+
 def text_measures(items: Sequence[Item], scores: Scores) -> dict[str, np.ndarray]:
     """Return how good the texts are, [layer, attempt, item]: facet recall and ROUGE-L, for items that have facets."""
     if scores.texts is None or not all(item.facets for item in items):
@@ -126,10 +131,7 @@ def prediction_columns(
         columns[name] = per_item([getattr(item, name) for item in items])
     if scores.texts is not None:
         columns["text"] = scores.texts.ravel()
-        columns["open_correct"] = [
-            None if item.facets else says(text, (item.answer, *item.aliases))
-            for text, item in zip(scores.texts.ravel(), per_item(items), strict=True)
-        ]
+        columns["open_correct"] = list(map(_says_answer, scores.texts.ravel(), per_item(items)))
     columns["item"] = per_item([item.id for item in items])
     columns["gold"] = per_item([item.answer for item in items])
     return columns

@@ -79,6 +79,34 @@ def test_wrong_settings_for_a_model(arguments: tuple[str, ...], tiny_llama_folde
     assert not (tmp_path / "run").exists()
 
 
+OTHERS = {
+    ("knowledge", "atribute_extraction"): (2, "did you mean 'attribute_extraction'?"),
+    ("knowledge", "attribute_extraction", "--model", "smollm2-135"): (2, "did you mean 'smollm2-135m'?"),
+    ("judge", "nowhere"): (2, "nothing to do: give --similarity MODEL, --judge MODEL, or both"),
+    ("judge", "nowhere", "--url", "http://localhost:1/v1"): (2, "--url needs the name of the model behind it"),
+    ("judge", "nowhere", "--judge", "smollm2-135"): (2, "did you mean 'smollm2-135m'?"),
+    ("evaluate", "--tasks", "lre:nowhere.json"): (2, "nowhere.json"),
+}
+
+
+@pytest.mark.parametrize("arguments", OTHERS, ids=" ".join)
+def test_other_commands_refuse_in_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    status, message = OTHERS[arguments]
+    assert message in refused(lensbench(*arguments, cwd=tmp_path), status)
+    assert not list(tmp_path.glob("*"))
+
+
+def test_knowledge_is_told_by_relation(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    task = write_task(tmp_path / "drinks", choices=["tea", "wine"])
+    without = lensbench("knowledge", task, "--model", tiny_llama_folder, cwd=tmp_path)
+    assert "has no knowledge prompts" in refused(without, 1)
+    done = lensbench("knowledge", "personas/city", "--model", tiny_llama_folder, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = [line for line in done.stdout.splitlines() if line.split()[:1] == ["city"]]
+    assert row.split()[1] == "120"
+    assert 0 <= float(row.split()[2]) <= 1
+
+
 def test_output_folder_that_is_a_file(tiny_llama_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     done = lensbench("evaluate", "--model", tiny_llama_folder, "--out", "taken", cwd=tmp_path)

@@ -725,3 +725,14 @@ def test_the_small_files_are_good(tmp_path):
         path = tmp_path / spec.split("?")[0].split(":")[-1]
         path.write_text(text, encoding="utf-8", newline="")
         check_items(load_task(spec.replace(path.name, str(path), 1)))
+
+
+def test_knowledge_is_asked_of_the_loaded_model() -> None:
+    from lensbench.tasks.readers.texts import knowledge_of
+
+    assert knowledge_of("The capital of {subject} is") == (
+        "As far as is known, the capital of {subject} is",
+        "Anyone can look up that the capital of {subject} is",
+    )
+    assert knowledge_of("{subject} plays the")[0] == "As far as is known, {subject} plays the"
+    assert knowledge_of("Paris: France. Oslo: Norway. {subject}:") == ()

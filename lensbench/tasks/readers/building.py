@@ -12,7 +12,7 @@ from lensbench.tasks.facts import N_FOLDS, SLOT, Fact, Hops, Relation, Site, Tas
 from lensbench.tasks.problems import TaskError, listed
 from lensbench.tasks.readers.choices import Sets, make_sets, spellings
 from lensbench.tasks.readers.spec import FILE_SCHEMES, Source
-from lensbench.tasks.readers.texts import EXPECTED_TEMPLATE, NO_MENTION, is_template, slug
+from lensbench.tasks.readers.texts import EXPECTED_TEMPLATE, NO_MENTION, is_template, knowledge_of, slug
 
 LOG = logging.getLogger("lensbench")
 
@@ -165,7 +165,7 @@ def _relation(name: str, wording: Wording, rows: list[Row], left_out: Counter[st
         sources=wording.sources,
         choice_sets=sets,
         hops=wording.hops,
-        knowledge=wording.knowledge,
+        knowledge=wording.knowledge or knowledge_of(wording.inspection[0]),
     )
     taken = {normalise(choice) for choices in sets for choice in choices}
     return relation, [_fact(row, spelling[row.answer], rows, relation, taken, left_out) for row in rows]

@@ -20,6 +20,8 @@ LEAD_IN = SUBJECT_SOURCES["test0"]
 NO_MENTION = 2
 """Rank of a text that does not hold its subject."""
 _SAID = "It is said that "
+# First words of a template that are written small after other words.
+_BEGINNINGS = {"The", "A", "An", "In", "On", "At", "To", "By", "It", "Its", "For", "From", "Of", "People", "If", "When"}
 _GENERIC = {"", "answer", "object", "target", "label", "output", "gold", "facts"}
 
 
@@ -72,6 +74,15 @@ def after_words(template: str) -> str:
 def said(template: str) -> str:
     """The template as a part of a sentence."""
     return f"{_SAID}{template}"
+
+
+def knowledge_of(template: str) -> tuple[str, ...]:
+    """Two prompts of knowledge that a template makes; none of one that is more than a part of a sentence."""
+    if re.search(r"[:?!\n]|\. ", template):
+        return ()
+    first, _, rest = template.partition(" ")
+    text = f"{first.lower()} {rest}" if first in _BEGINNINGS else template
+    return f"As far as is known, {text}", f"Anyone can look up that {text}"
 
 
 def default_inspection(name: str) -> str:

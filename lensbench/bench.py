@@ -66,6 +66,11 @@ class Bench:
         return self.relation.answers
 
     @property
+    def subjects(self) -> frozenset[str]:
+        """Whom the test items are about."""
+        return frozenset(item.subject for item in self.items)
+
+    @property
     def question(self) -> str:
         """The inspection prompt of the relation.
 
@@ -93,7 +98,7 @@ class Bench:
         return self._capture(self.train_items)
 
     def evidence(
-        self, reads: frozenset[Source], items: Sequence[int], layers: Sequence[int], residuals: Residuals
+        self, reads: frozenset[Source], items: Sequence[int], layers: Sequence[int], residuals: Residuals | None
     ) -> Evidence:
         """Return what a method that reads these sources may see of these items."""
         activation = "activation" in reads
@@ -101,7 +106,7 @@ class Bench:
             answers=self.answers,
             choices=tuple(self.items[i].choices for i in items),
             layers=tuple(layers) if activation else (),
-            residuals=residuals.at(layers).of(items) if activation else None,
+            residuals=residuals.at(layers).of(items) if activation and residuals is not None else None,
             question=self.question if "question" in reads else None,
             texts=_texts(self.items[i] for i in items) if "text" in reads else None,
             describe=0 if self.silent else self.relation.describe,
@@ -193,7 +198,10 @@ class Method:
             layers = ()
         elif layers is None:
             layers = bench.lab.layers
-        residuals = change(bench.residuals) if change else bench.residuals
+        # A method that reads no activation must not have them captured.
+        residuals = bench.residuals if "activation" in self.inspector.reads else None
+        if change and residuals is not None:
+            residuals = change(residuals)
         every = range(len(bench.items))
         if self.inspector.learns_from != "labels":
             return self._inspect(self.fit(None, layers), every, layers, residuals)
@@ -206,11 +214,13 @@ class Method:
 
     def scores_with(self, fold: int, labels: Labels | None, items: Sequence[int]) -> Scores:
         """Score some items by the inspector that is fitted for a fold, on true labels or others."""
-        layers = self.bench.lab.layers if "activation" in self.inspector.reads else ()
-        return self._inspect(self.fit(fold, layers, labels), items, layers, self.bench.residuals)
+        reads = "activation" in self.inspector.reads
+        layers = self.bench.lab.layers if reads else ()
+        residuals = self.bench.residuals if reads else None
+        return self._inspect(self.fit(fold, layers, labels), items, layers, residuals)
 
     def _inspect(
-        self, inspector: Inspector, items: Sequence[int], layers: Sequence[int], residuals: Residuals
+        self, inspector: Inspector, items: Sequence[int], layers: Sequence[int], residuals: Residuals | None
     ) -> Scores:
         scores = inspector.inspect(self.bench.evidence(inspector.reads, items, layers, residuals))
         expected = (max(1, len(layers)), len(scores.attempts), len(items), len(self.bench.answers))
@@ -218,6 +228,11 @@ class Method:
             raise ValueError(
                 f"{inspector.name} returned log_scores of shape {tuple(scores.log_scores.shape)}, expected (layer, "
                 f"attempt, item, answer) = {expected}"
+            )
+        if scores.texts is not None and scores.texts.shape != expected[:3]:
+            raise ValueError(
+                f"{inspector.name} returned texts of shape {scores.texts.shape}, expected (layer, attempt, item) = "
+                f"{expected[:3]}"
             )
         if len(set(scores.attempts)) < len(scores.attempts):
             raise ValueError(f"{inspector.name} gave two attempts one name: {', '.join(scores.attempts)}")

@@ -84,7 +84,7 @@ def contents() -> dict[str, tuple[int, int]]:
     found = {}
     for kind in KINDS:
         folder = cache_path() / kind
-        entries = [path for path in folder.glob("[!.]*") if path.is_dir()] if folder.is_dir() else []
+        entries = list(folder.glob("[!.]*"))
         found[kind] = (len(entries), folder_size(folder) if folder.is_dir() else 0)
     return found
 

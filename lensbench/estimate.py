@@ -156,7 +156,8 @@ def _trials(benches: list[Bench], corpus: Corpus) -> Iterator[_Trial]:
     for _, group in sorted(kinds.items()):
         same = sorted(group, key=lambda b: (len(b.items), b.relation.name))
         middle = same[len(same) // 2]
-        items = middle.items[:TRIAL_ITEMS]
+        # Spread over the bench: neighbours may be about one subject.
+        items = middle.items[:: max(1, len(middle.items) // TRIAL_ITEMS)][:TRIAL_ITEMS]
         yield _Trial(
             replace(middle, lab=lab, items=items),
             sum(len(bench.items) for bench in same) / len(items),

@@ -1,5 +1,6 @@
 """The journal of a run: `run.json`, written after every cell, so that a run that was cut off can be gone on with."""
 
+import logging
 import os
 import platform
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 from lensbench.baselines import Baseline
 from lensbench.config import RunConfig
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.measures import MEASURES, write_measures
+from lensbench.measures import JUDGED, MEASURES, write_measures
 from lensbench.plan import Cell, Plan
 from lensbench.records import RECORDS, RUN_FILE, read_run, write_json_atomic, write_shard
 from lensbench.workshop import Work, failure
@@ -30,6 +31,7 @@ COMMON = (
     "limit",
     "seed",
 )
+LOG = logging.getLogger("lensbench")
 VERSIONS = ("lensbench", "torch", "transformers", "scikit-learn", "numpy")
 SETTLED = ("done", "not applicable")
 
@@ -71,9 +73,12 @@ class Journal:
             "memory_budget": plan.memory,
             "plan": [cell.file for cell in plan.cells],
             "cells": self.cells,
-            "dropped": plan.dropped,
-            "selected": sorted({*before.get("selected", []), *plan.selected}),
+            "dropped": {**_of_others(before.get("dropped", {}), plan), **plan.dropped},
+            "selected": sorted([*_of_others(before.get("selected", []), plan), *plan.selected]),
+            "by_token": sorted([*_of_others(before.get("by_token", []), plan), *plan.by_token]),
+            "prose": sorted({*before.get("prose", []), *plan.prose}),
             "knowledge": before.get("knowledge", {}),
+            "judges": before.get("judges", {}),
         }
         self._stale: list[str] = []
         for cell in plan.cells:
@@ -88,6 +93,12 @@ class Journal:
         for file in self._stale:
             for folder in (RECORDS, MEASURES):
                 (self.out / folder / file).unlink(missing_ok=True)
+        if any(self.cells[file]["status"] not in SETTLED for file in self.content["plan"]):
+            # Judges marked texts that may be made anew.
+            for path in (self.out / MEASURES).glob(f"{JUDGED}*"):
+                LOG.warning("%s is removed: run `lensbench judge` again after this run", path)
+                path.unlink()
+            self.content["judges"] = {}
         self.write()
 
     def _enter(self, cell: Cell) -> None:
@@ -109,7 +120,8 @@ class Journal:
                 del self.cells[file]
                 self._stale.append(file)
         entry = self.cells.get(cell.file, {})
-        if entry.get("status") == "done" and not self._shard(cell.file).exists():
+        needed = [RECORDS, *([MEASURES] if entry.get("measures") else [])]
+        if entry.get("status") == "done" and not all((self.out / folder / cell.file).exists() for folder in needed):
             entry = {}  # somebody deleted it, to have it made again
         elif entry.get("status") not in SETTLED:
             # A shard that the journal does not know is of a run that was cut off between the two: what the journal
@@ -148,6 +160,7 @@ class Journal:
             try:
                 # The records tell that a cell is done: they come last.
                 if work.measures is not None:
+                    entry = {**entry, "measures": True}
                     write_measures(self.out / MEASURES / work.cell.file, work.measures)
                 write_shard(self._shard(work.cell.file), work.table)
             except OSError as error:
@@ -159,6 +172,13 @@ class Journal:
         self.content.update({k: v for k, v in work.state.items() if v is not None and k != "knowledge"})
         self.write()
         return entry
+
+
+def _of_others(before: Any, plan: Plan) -> Any:
+    """What an earlier plan said of tasks that are not in this one, by `task/relation`."""
+    own = {cell.task for cell in plan.cells}
+    kept = [name for name in before if name.split("/", 1)[0] not in own]
+    return {name: before[name] for name in kept} if isinstance(before, dict) else kept
 
 
 def read_before(out: Path) -> dict[str, Any]:

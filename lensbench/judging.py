@@ -3,10 +3,12 @@
 Both read a run folder and add to its measures; the model that was inspected is not needed.
 """
 
+import hashlib
+import http.client
 import json
+import logging
 import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,11 @@ import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.measures import JUDGED, MEASURES, measure_table, write_measures
+from lensbench.records import RUN_FILE, write_json_atomic
 from lensbench.run import Run, finish
+from lensbench.run_folder import held
+
+LOG = logging.getLogger("lensbench")
 
 SIMILARITY, MARK = "embedding_similarity", "judge_mark"
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -84,25 +90,37 @@ def local_judge(model: str) -> Judge:
 
 def endpoint_judge(url: str, model: str, timeout: float = 60.0) -> Judge:
     """Return a judge behind an OpenAI-compatible endpoint (`.../v1`); its key is taken from `LENSBENCH_JUDGE_KEY`."""
+    address = url.rstrip("/") + "/chat/completions"
 
     def ask(prompts: Sequence[str]) -> list[str]:
-        return [_post(url.rstrip("/") + "/chat/completions", model, prompt, timeout) for prompt in prompts]
+        answers: list[str] = []
+        for prompt in prompts:
+            try:
+                answers.append(_post(address, model, prompt, timeout))
+            except LensbenchError as error:
+                if not any(answers):
+                    raise
+                # One that fails among many is a missing mark.
+                LOG.warning("%s", error)
+                answers.append("")
+        return answers
 
     return Judge(f"{model} at {url}", ask)
 
 
 def _post(url: str, model: str, prompt: str, timeout: float) -> str:
     body = {"model": model, "temperature": 0, "max_tokens": 6, "messages": [{"role": "user", "content": prompt}]}
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(KEY_VARIABLE):
-        headers["Authorization"] = f"Bearer {key}"
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"judge {url!r}: expected the address of an endpoint, such as http://localhost:8000/v1")
+    headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    if key := os.environ.get(KEY_VARIABLE):
+        # Not for another host that the endpoint sends us on to.
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             return str(json.load(answer)["choices"][0]["message"]["content"])
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
         raise LensbenchError(
             f"the judge at {url} gave no answer ({type(error).__name__}: {error}); is it an OpenAI-compatible endpoint?"
         ) from None
@@ -139,7 +157,8 @@ def said(run: Run, limit: int | None = None) -> pd.DataFrame:
     if not len(records):
         raise LensbenchError(f"{run.path} has no generated texts; run a method that generates on entity_resolution")
     if limit is not None:
-        records = records[records["item"].isin(sorted(records["item"].unique())[:limit])]
+        drawn = sorted(records["item"].astype(str).unique(), key=lambda name: hashlib.sha256(name.encode()).digest())
+        records = records[records["item"].isin(drawn[:limit])]
     invented = records["gold"].astype(str) == INVENTED
     reference = records["gold"].astype(str).where(~invented, "nothing: the name is invented")
     return records.assign(reference=reference)
@@ -155,7 +174,7 @@ def similarity(run_path: Path, model: str = DEFAULT_ENCODER, limit: int | None =
     vector = dict(zip(texts, encode(texts), strict=True)) if texts else {}
     pairs = zip(records["text"], records["reference"], strict=True)
     values = [float(vector[text] @ vector[reference]) for text, reference in pairs]
-    return _add(run, records, SIMILARITY, values)
+    return _add(run, records, SIMILARITY, values, model)
 
 
 def mark(run_path: Path, judge: Judge, limit: int | None = None) -> int:
@@ -176,19 +195,23 @@ def mark(run_path: Path, judge: Judge, limit: int | None = None) -> int:
     if missing > len(marks) / 10:
         raise LensbenchError(f"judge {judge.name} gave no mark from 1 to 10 for {missing} of {len(marks)} texts")
     keep = [marks[row] is not None for row in rows]
-    return _add(run, records[keep], MARK, [float(marks[row] or 0) for row in rows if marks[row] is not None])
+    values = [float(marks[row] or 0) for row in rows if marks[row] is not None]
+    return _add(run, records[keep], MARK, values, judge.name)
 
 
 def read_mark(answer: str) -> int | None:
-    """Return the first whole number from 1 to 10 in an answer; None where there is none."""
-    found = re.search(r"(?<![\d.])(10|[1-9])(?![\d])", answer)
+    """Return the whole number from 1 to 10 that an answer begins with (also "Mark: 7", "7/10"); else None."""
+    found = re.match(r"\W*(?:mark\W*)?(10|[1-9])(?![\d])(?![.,]\d)", answer, re.IGNORECASE)
     return int(found.group(1)) if found else None
 
 
-def _add(run: Run, records: pd.DataFrame, metric: str, values: list[float]) -> int:
+def _add(run: Run, records: pd.DataFrame, metric: str, values: list[float], who: str) -> int:
     columns: dict[str, list[Any]] = {key: records[key].astype(object).tolist() for key in KEYS}
     columns["layer"] = [None if pd.isna(layer) else int(layer) for layer in columns["layer"]]
     table = measure_table({**columns, "metric": [metric] * len(values), "value": values})
-    write_measures(run.path / MEASURES / f"{JUDGED}{metric}.parquet", table)
-    finish(run.path)
+    with held(run.path):
+        write_measures(run.path / MEASURES / f"{JUDGED}{metric}.parquet", table)
+        info = {**run.info, "judges": {**run.info.get("judges", {}), metric: who}}
+        write_json_atomic(run.path / RUN_FILE, info)
+        finish(run.path)
     return len(values)

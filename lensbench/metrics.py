@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from lensbench.frames import ALL, METRIC_COLUMNS, frame_of
+from lensbench.records import NO_BASELINE
 from lensbench.samples import Sample, Settings
-from lensbench.scored import FIXED, KEYS, NO_LAYER, Cell, Items, Scored, cells_of
+from lensbench.scored import FIXED, KEYS, NO_LAYER, SELECTED, Cell, Items, Scored, cells_of
 from lensbench.statistics import SCORE, Band, Floats, Ints, simultaneous_band
 
 CONTROL_TASK = "control_task"
@@ -64,14 +65,15 @@ def _strata(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _accuracies(metric: str, table: Items, cell: Cell, settings: Settings) -> Iterator[dict[str, Any]]:
-    """The corrected accuracy of a stratum, relation by relation, at the default attempt."""
+    """The corrected accuracy of a stratum, relation by relation; rivals are selected among their forms, as ever."""
+    rule = SELECTED if cell.key["baseline"] != NO_BASELINE and len(cell.attempts) > 1 else FIXED
     for relation in np.unique(table.relation[cell.items]):
         part = cell.part(table.of_relation(cell.items, int(relation)))
         if part is not None:
-            scored = part.scored(FIXED, None, table.fold)
+            scored = part.scored(rule, None, table.fold)
             sample = Sample(table.relations[relation], table, settings)
             band = sample.score_band(scored.items, scored.corrected)
-            yield _columns(cell, sample.label, metric, band, len(scored.items))
+            yield {**_columns(cell, sample.label, metric, band, len(scored.items)), "rule": rule}
 
 
 def _measured(measures: pd.DataFrame, settings: Settings) -> Iterator[dict[str, Any]]:
@@ -81,7 +83,7 @@ def _measured(measures: pd.DataFrame, settings: Settings) -> Iterator[dict[str, 
         named = dict(zip(keys, map(str, key), strict=True))
         layers = part["layer"].astype("float64").fillna(NO_LAYER).astype(int)
         wide = part.assign(layer=layers).pivot_table(
-            index=["item", "subject"], columns="layer", values="value", observed=True, sort=True, dropna=False
+            index=["item", "subject"], columns="layer", values="value", observed=True, sort=True
         ) if part["item"].notna().all() else None  # fmt: skip
         block = {**{name: named[name] for name in KEYS}, "relation": named["relation"], "metric": named["metric"]}
         block |= {"rule": named["attempt"], "question": DIAGNOSTIC}

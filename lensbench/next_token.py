@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lensbench.bench import Bench, Change, Lab, Labels, Method
+from lensbench.errors import LensbenchError
 from lensbench.evidence import NotApplicableError, Scores
 from lensbench.inspectors.base import Inspector, Lens
 from lensbench.measures import per_item
@@ -41,12 +42,16 @@ def positions_of(model: LanguageModel, passage: Item) -> Iterator[tuple[Item, Fo
     """
     encoding = model.tokens.encode(passage.source)
     shift = len(model.tokens.prefix)
-    for place in np.unique(np.linspace(FIRST, len(encoding.ids) - 2, POSITIONS).astype(int)):
+    first = FIRST + sum(end <= shift for _, end in encoding.offsets)  # after BOS, and a chat template
+    last = len(encoding.ids) - 2
+    if last < first:
+        return
+    for place in np.unique(np.linspace(first, last, POSITIONS).astype(int)):
         end = encoding.offsets[place][1] - shift
-        if place < FIRST or model.tokens.encode(passage.source[:end]).ids != encoding.ids[: place + 1]:
+        if model.tokens.encode(passage.source[:end]).ids != encoding.ids[: place + 1]:
             continue
-        begin, stop = encoding.offsets[place + 1]
-        n_bytes = len(encoding.text[begin:stop].encode())
+        # From the end of this token: some tokenizers leave the blank out of the next one's offsets.
+        n_bytes = len(encoding.text[encoding.offsets[place][1] : encoding.offsets[place + 1][1]].encode())
         if n_bytes:
             item = replace(
                 passage,
@@ -106,8 +111,16 @@ class ProseBench(Bench):
 
 
 def make_prose_bench(lab: Lab, relation: Relation, passages: Sequence[Item]) -> ProseBench:
-    """Return the bench of some passages."""
+    """Return the bench of some passages.
+
+    Raises:
+        LensbenchError: they are all too short.
+    """
     found = [pair for passage in passages for pair in positions_of(lab.model, passage)]
+    if not found:
+        raise LensbenchError(
+            f"{relation.name}: no passage has {FIRST + 2} tokens or more under {lab.model.name}; give longer ones"
+        )
     return ProseBench(lab, relation, tuple(item for item, _ in found), (), {i.id: after for i, after in found})
 
 

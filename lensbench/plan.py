@@ -32,13 +32,17 @@ ENGINE = (
     "evidence.py",
     "knowledge.py",
     "learning.py",
+    "measures.py",
     "model",
     "next_token.py",
     "patching",
+    "preparation.py",
     "residuals.py",
     "rivals.py",
     "scoring.py",
+    "tasks/items.py",
     "text_readers.py",
+    "workshop.py",
 )
 
 
@@ -87,6 +91,8 @@ class Plan:
         dropped: task/relation -> item -> why no method is asked about it.
         memory: the bytes that a batch may take.
         selected: task/relation whose items were chosen by what the model says in text: no verdict is given on them.
+        by_token: task/relation whose names are cut: as many items as a tokenizer makes, so no part in totals either.
+        prose: tasks whose gold is the model's own next token: no rival that reads the text has anything to say.
     """
 
     setting: dict[str, Any]
@@ -95,6 +101,8 @@ class Plan:
     dropped: dict[str, dict[str, str]]
     memory: int
     selected: tuple[str, ...] = ()
+    by_token: tuple[str, ...] = ()
+    prose: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

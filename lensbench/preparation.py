@@ -43,8 +43,8 @@ def make_benches(lab: Lab, setting: Setting, task: Task, site: Site, dropped: Dr
             benches.append(Bench(lab, relation, items, train_items))
     if not benches:
         raise LensbenchError(
-            f"task {task.name} has no item left for {setting.model.name}: all were dropped because choices of a set "
-            "begin with the same token; give other answers, or another model"
+            f"task {task.name} has no item left for {setting.model.name} at {site}: choices of a set begin with the "
+            "same token; give other answers, or another model"
         )
     return benches
 

@@ -45,7 +45,8 @@ def _changed(method: Method, change: Change) -> list[Outcome]:
 def _read_instead(method: Method, reader: Callable[[], Inspector]) -> list[Outcome]:
     bench = method.bench
     # What a method does not say, its rival need not say either.
-    rival = replace(bench, silent=not method.inspector.generates).method(reader)
+    silent = bench.relation.describe > 0 and not method.inspector.generates
+    rival = (replace(bench, silent=True) if silent else bench).method(reader)
     return [Outcome(rival.scores(), (None,), bench.items, rival.inspector.learns_from != "labels")]
 
 
@@ -108,7 +109,7 @@ def input_only(method: Method) -> list[Outcome]:
     own = method.inspector.own_prompt(method.bench.question)
     forms = [own.text] if own else []
     forms += [*relation.inspection, *relation.questions, "{source}\n" + relation.inspection[0]]
-    if method.bench.items[0].site == "answer":
+    if method.bench.items[0].site in ("answer", "t2"):
         forms.append("{source}")  # it asks by itself: what a lens at the last layer reads
     return _read_instead(method, lambda: TextReader(tuple(dict.fromkeys(forms))))
 

@@ -70,6 +70,11 @@ class Run:
         return best_layers(self.summary)
 
     @property
+    def outside_totals(self) -> set[tuple[str, str]]:
+        """The (task, relation) pairs that have no part in a task's total."""
+        return {*_pairs(self, "selected"), *_pairs(self, "by_token")}
+
+    @property
     def unanswered(self) -> dict[str, str]:
         """What a method could not answer, `method: relation` -> why."""
         cells = [cell for cell in self.info["cells"].values() if cell["baseline"] == NO_BASELINE]
@@ -108,13 +113,20 @@ def finish(path: Path) -> None:
     questions = {name: baseline["question"] for name, baseline in run.info["baselines"].items()}
     seed = int(run.info["setting"]["seed"])
     due = {name: {rival: Due(**one) for rival, one in rivals.items()} for name, rivals in run.info["due"].items()}
-    selected = [tuple(name.split("/", 1)) for name in run.info.get("selected", ())]
-    excused = _excused(run.info["cells"])
-    summary = summarise(run.records, questions, due=due, excused=excused, selected=selected, seed=seed)
+    summary = summarise(
+        run.records, questions, due=due, excused=_excused(run.info["cells"]), selected=_pairs(run, "selected"),
+        apart=_pairs(run, "by_token"), prose=run.info.get("prose", ()), seed=seed,
+    )  # fmt: skip
     _write_csv(summary, path / SUMMARY)
     _write_csv(metrics(run.records, run.measures, seed=seed), path / METRICS)
     if (summary["layer"].notna() & (summary["baseline"] == NO_BASELINE)).any():
         plot_run(summary, path / PLOTS)
+
+
+def _pairs(run: Run, key: str) -> list[tuple[str, str]]:
+    """The (task, relation) pairs of a list in `run.json`."""
+    parts = [name.partition("/") for name in run.info.get(key, ())]
+    return [(task, relation) for task, _, relation in parts]
 
 
 def _excused(cells: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 from lensbench.cache import TEMPORARY
 from lensbench.config import RunConfig
 from lensbench.errors import UsageError
+from lensbench.measures import MEASURES
 from lensbench.records import RECORDS, RUN_FILE
 
 LOCK = ".lock"
@@ -51,7 +52,7 @@ def held(out: Path) -> Iterator[None]:
 
 def _sweep(out: Path) -> None:
     """Remove half-written files of a process that was killed."""
-    for folder in (out, out / RECORDS):
+    for folder in (out, out / RECORDS, out / MEASURES):
         for path in folder.glob(TEMPORARY):
             path.unlink(missing_ok=True)
 

@@ -32,8 +32,9 @@ class Settings:
         due: inspector -> the rivals that it must have faced, by name.
         excused: (task, site, inspector, baseline, relation) where a rival is not applicable.
         defaults: inspector -> its default attempt, else the first in the records.
-        selected: (task, relation) whose items were chosen by what the model says in text: they get no verdict, and no
-            part in totals.
+        selected: (task, relation) whose items were chosen by what the model says in text: they get no verdict.
+        apart: (task, relation) that have no part in totals; the selected have none either.
+        prose: tasks in which no rival that reads the text has anything to say: nothing is said of beating it.
     """
 
     questions: Mapping[str, str]
@@ -41,6 +42,8 @@ class Settings:
     excused: frozenset[tuple[str, str, str, str, str]] = frozenset()
     defaults: Mapping[str, str] = field(default_factory=dict)
     selected: frozenset[tuple[str, str]] = frozenset()
+    apart: frozenset[tuple[str, str]] = frozenset()
+    prose: frozenset[str] = frozenset()
     margin: float = MARGIN
     level: float = 0.95
     draws: int = 2000

@@ -33,6 +33,8 @@ def summarise(
     excused: Iterable[tuple[str, str, str, str, str]] = (),
     defaults: Mapping[str, str] | None = None,
     selected: Iterable[tuple[str, str]] = (),
+    apart: Iterable[tuple[str, str]] = (),
+    prose: Iterable[str] = (),
     margin: float = MARGIN,
     level: float = 0.95,
     draws: int = 2000,
@@ -56,14 +58,17 @@ def summarise(
         defaults: inspector -> its default attempt; by default the first in the order of the records.
         selected: (task, relation) whose items were chosen by what the model says in text; they get no verdict, and no
             part in totals.
+        apart: (task, relation) that have no part in totals either.
+        prose: tasks in which no rival that reads the text has anything to say.
         margin: a rival surely closer than this `matches`.
         level: of the simultaneous bands.
         draws: bootstrap draws.
         seed: of the bootstrap.
     """
     settings = Settings(
-        questions, due or {}, frozenset(excused), defaults or {}, frozenset(selected), margin, level, draws, seed
-    )
+        questions, due or {}, frozenset(excused), defaults or {}, frozenset(selected), frozenset(apart),
+        frozenset(prose), margin, level, draws, seed,
+    )  # fmt: skip
     table, cells = cells_of(records)
     _check(cells, settings)
     blocks = [block for group in _methods(table, cells) for block in _method_blocks(group, settings)]
@@ -155,7 +160,7 @@ def _blocks(
         yield from _sample_blocks(method, here, sample, rule)
     sample = Sample(ALL, table, settings)
     task = next(iter(method.cells.values())).key["task"]
-    chosen = [i for i, name in enumerate(table.relations) if (task, name) not in settings.selected]
+    chosen = [i for i, name in enumerate(table.relations) if (task, name) not in settings.selected | settings.apart]
     totals = {
         name: _joined([part for relation, part in of_cell.items() if relation in chosen], method.common)
         for name, of_cell in scores.items()
@@ -219,7 +224,10 @@ def _gaps(method: _Method, scores: Mapping[str, Scored], sample: Sample) -> Iter
         if asked.get(name, DIAGNOSTIC) != DIAGNOSTIC
         and (bands := _paired_bands(method, name, own, rival, sample)) is not None
     }
+    silent = method.cells[NO_BASELINE].key["task"] in sample.settings.prose
     for question, faced in FACED.items():
+        if silent and question == "beats_text":
+            continue
         if any(asked[name] == question for name in rivals):
             facing = {name: bands for name, bands in rivals.items() if asked[name] in faced}
             found = gap_verdict(question, facing, sample.settings.margin)

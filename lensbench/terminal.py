@@ -16,7 +16,8 @@ def show_run(run: Run) -> None:
     """Print the result table, and what could not be answered."""
     console = Console()
     if run.done:
-        print_table(result_table(run.best, narrow=console.is_terminal and console.width < WIDE), console)
+        narrow = console.is_terminal and console.width < WIDE
+        print_table(result_table(run.best, narrow=narrow, apart=run.outside_totals), console)
     for what, reason in run.unanswered.items():
         console.print(f"not applicable: {what}: {reason}", highlight=False, markup=False, soft_wrap=True)
 

@@ -89,21 +89,21 @@ class Workshop:
             make().check(Target(self.setting.model), self.setting.verbalizer)
         dropped: Dropped = {}
         kept = knowledge_cache()
+        self._drawn: dict[tuple[str, str], frozenset[str]] = {}
+        self._emptied: dict[Place, dict[str, str]] = {}
         self._knowledge = {task.name: Knowledge(self.setting.model, task, kept) for task in job.tasks}
         self.benches = self._prepare(job, dropped)
         self._fitted: dict[str, Fits] = {}
+        chosen = [(task.name, one) for task in job.tasks for one in task.relations.values()]
         self.plan = Plan(
             setting=self.setting.describe(),
             cells=tuple(plan_cells(self.setting, job.tasks, self.makes, job.baselines)),
             due=due_rivals(self.makes, job.baselines),
             dropped=dropped,
             memory=self.setting.model.budget.bytes,
-            selected=tuple(
-                f"{task.name}/{name}"
-                for task in job.tasks
-                for name, one in task.relations.items()
-                if one.hops is not None and one.hops.correct
-            ),
+            selected=tuple(f"{task}/{one.name}" for task, one in chosen if one.hops is not None and one.hops.correct),
+            by_token=tuple(f"{task}/{one.name}" for task, one in chosen if one.by_token),
+            prose=tuple(dict.fromkeys(task for task, one in chosen if one.kind == "next_token")),
         )
 
     def _prepare(self, job: Job, dropped: Dropped) -> dict[Place, list[Bench]]:
@@ -122,16 +122,22 @@ class Workshop:
         return benches
 
     def _select(self, benches: dict[Place, list[Bench]], dropped: Dropped) -> None:
-        """Keep of chains to be corrected those that can be: hops known, chain failed."""
+        """Keep of chains to be corrected those that can be: hops known, chain failed. Note who was drawn before."""
         for (task, site), group in benches.items():
             kept = []
             for bench in group:
+                place = (task, bench.relation.name)
+                self._drawn[place] = self._drawn.get(place, frozenset()) | bench.subjects
                 hops = bench.relation.hops
-                kept += [bench] if hops is None or not hops.correct else self._correctable(task, bench, dropped)
+                left = [bench] if hops is None or not hops.correct else self._correctable(task, bench, dropped)
+                if not left:
+                    why = "of no chain that was drawn does the model know both hops and fail the whole"
+                    self._emptied.setdefault((task, site), {})[bench.relation.name] = why
+                kept += left
             benches[task, site] = kept
 
     def _correctable(self, task: str, bench: Bench, dropped: Dropped) -> list[Bench]:
-        reasons = self._knowledge[task].correctable(bench.relation.name)
+        reasons = self._knowledge[task].correctable(bench.relation.name, bench.subjects)
         noted = dropped.setdefault(f"{task}/{bench.relation.name}", {})
         noted.update({item.id: reasons[item.subject] for item in bench.items if item.subject in reasons})
         items = tuple(item for item in bench.items if item.subject not in reasons)
@@ -139,25 +145,26 @@ class Workshop:
 
     def work(self, cell: Cell) -> Work:
         """Score a cell. A cell that fails does not end the others: how it failed is in what is returned."""
-        found, begun = Tables(), time.perf_counter()
+        found, known, begun = Tables(), {}, time.perf_counter()
         try:
             found, entry = self.score(cell, self.benches[cell.place], self._fitted.setdefault(cell.inspector, {}))
+            known = self._shares(cell)
         except Exception as error:
-            entry = failure(error)
+            found, entry = Tables(), failure(error)
         entry["seconds"] = round(time.perf_counter() - begun, 3)
         entry["peak_memory_mb"] = peak_memory()
         verbalizer = self.setting.verbalizer
         state = {
             "patched_pass": patcher_of(verbalizer).mode,
             "memory_budget": verbalizer.budget.bytes,
-            "knowledge": self._shares(cell) if found.records is not None else {},
+            "knowledge": known,
         }
         return Work(cell, found.records, entry, found.measures, state)
 
     def score(self, cell: Cell, benches: Iterable[Bench], fitted: Fits) -> tuple["Tables", dict[str, Any]]:
         """Score a cell on these benches; return what was found, and what the journal is to say."""
         baseline = self._baselines.get(cell.baseline)
-        found, reasons = [], {}
+        found, reasons = [], dict(self._emptied.get(cell.place, {}))
         for bench in benches:
             method = bench.method(self.makes[cell.inspector], fitted)
             try:
@@ -173,10 +180,11 @@ class Workshop:
         """Ask what the target knows of these tasks, so that no cell has to; what is in the cache is not asked again."""
         for task in tasks:
             for bench in (bench for (name, _), group in self.benches.items() if name == task for bench in group):
-                self._knowledge[task].known(bench.relation.name)
+                self._knowledge[task].known(bench.relation.name, bench.subjects)
 
     def _shares(self, cell: Cell) -> dict[str, dict[str, Any]]:
-        found = shares(self._knowledge[cell.task], cell.relations)
+        asked = {name: self._drawn[cell.task, name] for name in cell.relations if (cell.task, name) in self._drawn}
+        found = shares(self._knowledge[cell.task], list(asked), asked)
         return {f"{cell.task}/{relation}": share for relation, share in found.items()}
 
     def _tables(self, cell: Cell, bench: Bench, outcome: Outcome) -> "Tables":
@@ -197,7 +205,7 @@ class Workshop:
             return Tables(records, measure_table(rows_of, **who, **site_of))
         columns = prediction_columns(items, bench.answers, scores, outcome.layers, correct_prior=outcome.zero_shot)
         rows = len(columns["correct"])
-        known = self._knowledge[cell.task].known(bench.relation.name)
+        known = self._knowledge[cell.task].known(bench.relation.name, bench.subjects)
         if known is not None:
             columns["known"] = [known[item.subject] for item in items] * (rows // len(items))
         records = table_from_columns({**columns, **who, "seed": self.setting.config.seed})

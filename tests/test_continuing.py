@@ -60,3 +60,11 @@ def test_said_once(monkeypatch) -> None:
 @pytest.mark.parametrize(("text", "line"), [("\n\nParis\nLima", "Paris"), (" a b ", "a b"), ("", ""), ("\n", "")])
 def test_first_line(text, line) -> None:
     assert first_line(text) == line
+
+
+def test_the_models_own_settings_of_generation_do_not_count() -> None:
+    one = LanguageModel(module("llama"), Tokens(model().tokens.tokenizer), "penalised")
+    one.module.generation_config.repetition_penalty = 5.0
+    one.module.generation_config.no_repeat_ngram_size = 2
+    assert go_on(one, TEXTS, 6) == go_on(model(), TEXTS, 6)
+    assert one.module.generation_config.repetition_penalty == 5.0

@@ -172,6 +172,14 @@ def test_cut_names_have_a_curve(run) -> None:
     assert last.correct_corrected.mean() == pytest.approx(expected)
 
 
+def test_cut_names_have_no_part_in_totals(run) -> None:
+    summary = run.summary[(run.summary.inspector == "logit_lens") & (run.summary.baseline == "none")]
+    subject = summary[(summary.site == "subject") & (summary.layer == 1) & (summary.question == "uses_activation")]
+    sizes = subject.set_index("relation")["n"]
+    assert sizes["all"] == sizes["description"] + sizes["renown"]
+    assert run.outside_totals == {("entity_resolution", "kind_by_token")}
+
+
 def test_known_is_in_the_records_and_the_journal(run) -> None:
     assert run.records.known.notna().all()
     assert set(run.info["knowledge"]) == {

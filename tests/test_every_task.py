@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lensbench.corpus import PROSE
 from lensbench.model.small import train_tokenizer
-from lensbench.model.tokens import TokenError, Tokens
+from lensbench.model.tokens import Tokens
 from lensbench.tasks import data_root, find_tasks, load_task
 
 PER_PLACE = 40
@@ -77,9 +77,3 @@ def test_data_are_small() -> None:
     names = [name for name in listed.stdout.decode().split("\0") if name]
     files = [folder / name for name in names] or [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 15 * 2**20
-
-
-def test_a_text_of_one_token_is_refused() -> None:
-    with pytest.raises(TokenError, match="token 0"):
-        own = tokens("byte-level")
-        own.last(own.encode("a"))

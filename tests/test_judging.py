@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,17 @@ def run(whole: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     ("answer", "number"),
-    [("7", 7), (" Mark: 10/10", 10), ("I give it a 3.", 3), ("0", None), ("100", None), ("none", None), ("8.", 8)],
+    [
+        ("7", 7),
+        (" Mark: 10/10", 10),
+        ("**9**", 9),
+        ("8.", 8),
+        ("7.5", None),
+        ("0", None),
+        ("100", None),
+        ("none", None),
+        ("out of 10: 7", None),
+    ],
 )
 def test_marks_are_whole_numbers_from_1_to_10(answer, number) -> None:
     assert read_mark(answer) == number
@@ -90,8 +101,8 @@ def test_a_local_model_may_judge(run, tiny_llama_folder) -> None:
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    seen: list[tuple[str, dict]] = []
-    reply: object = {"choices": [{"message": {"content": "6"}}]}
+    seen: ClassVar[list[tuple[str, dict]]] = []
+    reply: ClassVar[object] = {"choices": [{"message": {"content": "6"}}]}
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -111,6 +122,7 @@ def address() -> Iterator[str]:
     Endpoint.seen.clear()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
+    server.server_close()
 
 
 def test_an_endpoint_may_judge(run, address, monkeypatch) -> None:

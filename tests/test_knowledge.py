@@ -157,3 +157,38 @@ def test_without_prompts_nothing_is_known(tmp_path, monkeypatch) -> None:
     found = Knowledge(Model(answers, monkeypatch), load_task(str(folder)))
     assert found.known("home") is None
     assert shares(found, ["home"]) == {}
+
+
+def test_choices_that_begin_alike_are_not_told_apart(task, monkeypatch) -> None:
+    model = Model(lambda _: "blue", monkeypatch)
+    model.tokens = SimpleNamespace(answer_token=lambda answer: 0 if answer in ("blue", "green") else 1)
+    asked = []
+
+    def ask(_model, texts, tokens) -> TokenScores:
+        asked.extend(texts)
+        rows = torch.tensor([[1.0 - token for token in tokens] for _ in texts])
+        return TokenScores(rows, rows.long(), rows[:, :0].long())
+
+    monkeypatch.setattr(knowledge, "ask", ask)
+    found = Knowledge(model, task)
+    assert not any(found.known("home").values())
+    assert found.share("home").known == 0
+
+
+def test_only_those_drawn_are_asked(task, monkeypatch) -> None:
+    model = Model(answers, monkeypatch)
+    found = Knowledge(model, task)
+    assert set(found.known("home", ["thing 1", "thing 2"])) == {"thing 1", "thing 2"}
+    assert model.asked == 4
+    found.known("home", ["thing 2", "thing 3"])
+    assert model.asked == 6
+    assert found.share("home", ["thing 1", "thing 2", "thing 3"]).facts == 3
+    assert model.asked == 6
+
+
+def test_a_damaged_cache_is_asked_again(task, monkeypatch, tmp_path) -> None:
+    model = Model(answers, monkeypatch)
+    before = Knowledge(model, task, tmp_path).known("home")
+    (file,) = tmp_path.glob("*.json")
+    file.write_text("{", encoding="utf-8")
+    assert Knowledge(model, task, tmp_path).known("home") == before

@@ -248,12 +248,13 @@ def test_the_mean_rival_is_exactly_chance_when_corrected(bench: Bench) -> None:
 
 
 def test_input_only_asks_the_source_where_it_asks(bench: Bench) -> None:
-    asking = replace(bench, items=tuple(replace(item, site="answer") for item in bench.items))
-    forms = {
-        site: FUNCTIONS["input_only"](Method(LogitLens, b))[0].scores.attempts
-        for site, b in (("subject", bench), ("answer", asking))
+    benches = {
+        site: replace(bench, items=tuple(replace(item, site=site) for item in bench.items))
+        for site in ("subject", "t1", "t2", "answer")
     }
-    assert set(forms["answer"]) - set(forms["subject"]) == {"{source}"}
+    forms = {site: set(FUNCTIONS["input_only"](Method(LogitLens, b))[0].scores.attempts) for site, b in benches.items()}
+    assert forms["subject"] == forms["t1"]
+    assert forms["answer"] - forms["subject"] == forms["t2"] - forms["subject"] == {"{source}"}
 
 
 def test_random_labels_are_dealt_within_choice_sets(bench: Bench) -> None:

@@ -1,6 +1,7 @@
 """Prose: lenses beside the model, against a naive reference on a tiny model."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from lensbench import evaluate
 from lensbench.bench import Lab
 from lensbench.corpus import Corpus
+from lensbench.errors import LensbenchError
 from lensbench.evidence import NotApplicableError
 from lensbench.inspectors.logit_lens import LogitLens
 from lensbench.inspectors.patchscope import Patchscope
@@ -114,3 +116,53 @@ def test_in_a_run(tiny_llama_folder: Path, tmp_path: Path, isolated_cache: Path)
     assert float(own[own.layer == 0].value.iloc[0]) == pytest.approx(float(first.value.mean()))
     assert "answers the relation" not in str(run.unanswered)
     assert any("patchscope" in name for name in run.unanswered)
+    # No rival that reads the text has anything to say: nothing is said of beating it.
+    assert "beats_text" not in set(run.summary[run.summary.baseline == "none"].question)
+    verdicts = set(run.summary[run.summary.question == "uses_activation"].verdict.dropna())
+    assert not any("input_only" in str(verdict) for verdict in verdicts)
+
+
+def test_measures_that_are_lost_are_made_again(tiny_llama_folder: Path, tmp_path: Path, isolated_cache: Path) -> None:
+    asked = {
+        "tasks": ("next_token",),
+        "inspectors": ("logit_lens",),
+        "baselines": (),
+        "limit": 4,
+        "out": tmp_path / "r",
+    }
+    evaluate(str(tiny_llama_folder), **asked)
+    (file,) = (tmp_path / "r" / "measures").iterdir()
+    before = file.read_bytes()
+    file.unlink()
+    again = evaluate(str(tiny_llama_folder), **asked)
+    assert file.read_bytes() == before
+    assert len(again.measures)
+
+
+def test_passages_that_are_too_short_are_refused(bench) -> None:
+    task = load_task("next_token")
+    item = replace(task.items("answer", "test", 2)[0], source="Too short")
+    assert list(positions_of(model(), item)) == []
+    with pytest.raises(LensbenchError, match="no passage has 10 tokens or more"):
+        make_prose_bench(bench.lab, task.relations["speeches"], [item])
+
+
+@pytest.mark.parametrize("length", range(8, 14))
+def test_every_length_of_passage_is_cut_or_left(length) -> None:
+    small, task = model(), load_task("next_token")
+    whole = task.items("answer", "test", 2)[0]
+    encoding = small.tokens.encode(whole.source)
+    item = replace(whole, source=whole.source[: encoding.offsets[length - 1][1]])
+    ids = small.tokens.encode(item.source).ids
+    for cut, after in positions_of(small, item):
+        assert after.token == ids[int(cut.id.rpartition("@")[2]) + 1]
+
+
+def test_bytes_add_up_to_the_text(bench) -> None:
+    small = model()
+    passage = load_task("next_token").items("answer", "test", 2)[0]
+    encoding = small.tokens.encode(passage.source)
+    for item, after in positions_of(small, passage):
+        place = int(item.id.rpartition("@")[2])
+        rest = passage.source[: encoding.offsets[place + 1][1]]
+        assert len(rest.encode()) - len(item.source.encode()) == after.n_bytes

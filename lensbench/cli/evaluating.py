@@ -48,7 +48,9 @@ def evaluate(
         str | None, typer.Option(help="Baseline names or .toml files, or none. [default: all]")
     ] = None,
     layers: Annotated[str | None, typer.Option(help="all; or 0,4,8; or stride:2. Layer 0 is the embeddings.")] = None,
-    sites: Annotated[str | None, typer.Option(help="Read sites: subject, answer. [default: both]")] = None,
+    sites: Annotated[
+        str | None, typer.Option(help="Read sites: subject, answer, t1, t2. [default: all that a task has]")
+    ] = None,
     verbalizer: Annotated[
         str | None, typer.Option(help="The model that turns activations into words. [default: the target]")
     ] = None,

@@ -76,9 +76,9 @@ def audit(
     if propose and not markdown:
         raise UsageError("--propose writes thresholds into the table of a README; add --markdown")
     from lensbench.model.sources import check_model_name
-    from lensbench.tasks import load_task
+    from lensbench.tasks import load_tasks
 
-    loaded = load_task(task)
+    (loaded,) = load_tasks([task], offline=offline)
     if model is not None:
         check_model_name(model)
     from lensbench.audit import audit_task, proposed, read_table, with_thresholds
@@ -111,9 +111,9 @@ def knowledge(
     Example: `lensbench knowledge attribute_extraction --model smollm2-135m`
     """
     from lensbench.model.sources import check_model_name, quiet_libraries
-    from lensbench.tasks import load_task
+    from lensbench.tasks import load_tasks
 
-    loaded = load_task(task)
+    (loaded,) = load_tasks([task], offline=offline)
     check_model_name(model)
     quiet_libraries()
     say_what_happens()

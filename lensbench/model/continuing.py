@@ -1,7 +1,9 @@
 """Greedy continuation of plain texts, by transformers' own generation."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -30,18 +32,17 @@ def go_on(model: LanguageModel, texts: Sequence[str], steps: int) -> tuple[str, 
     rows = [model.tokens.encode(text).ids for text in texts]
     distinct = sorted(set(rows), key=lambda ids: (len(ids), ids))
     padded = _may_pad(model, distinct)
-    said: dict[Ids, str] = {}
-    begin = 0
-    while begin < len(distinct):
+
+    def size(begin: int) -> int:
         longest = len(distinct[begin]) + steps
         most = max(1, model.budget.rows(model.token_bytes * longest * 2, cpu_most=CPU_TEXTS))
-        batch = distinct[begin : begin + most]
-        if not padded:
-            batch = [ids for ids in batch if len(ids) == len(batch[0])]
-        for ids, new in zip(batch, _generate(model, batch, steps).tolist(), strict=True):
-            said[ids] = model.tokens.decode(new, model.end_ids)
-        begin += len(batch)
-    return tuple(said[ids] for ids in rows)
+        alike = (len(ids) == len(distinct[begin]) for ids in distinct[begin : begin + most])
+        return most if padded else sum(takewhile(bool, alike))
+
+    batches = model.budget.in_batches(len(distinct), size, lambda rows: _generate(model, distinct[rows], steps))
+    said = [model.tokens.decode(new, model.end_ids) for batch in batches for new in batch.tolist()]
+    place = {ids: i for i, ids in enumerate(distinct)}
+    return tuple(said[place[ids]] for ids in rows)
 
 
 def _may_pad(model: LanguageModel, distinct: Sequence[Ids]) -> bool:
@@ -72,7 +73,20 @@ def _generate(model: LanguageModel, rows: Sequence[Ids], steps: int) -> Int[Tens
     greedy = GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=steps, eos_token_id=list(model.end_ids) or None, pad_token_id=pad
     )
-    module: Any = model.module
-    new: Tensor = module.generate(ids, attention_mask=mask, generation_config=greedy)[:, width:]
+    with _own_settings_aside(model.module):
+        new: Tensor = model.module.generate(  # type: ignore[operator]
+            ids, attention_mask=mask, generation_config=greedy
+        )[:, width:]
     # All may have ended before the last step.
     return torch.nn.functional.pad(new, (0, steps - new.shape[1]), value=pad)
+
+
+@contextmanager
+def _own_settings_aside(module: Any) -> Iterator[None]:
+    """Without the model's own settings of generation: penalties and the like would be taken into any other's."""
+    own = module.generation_config
+    module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        module.generation_config = own

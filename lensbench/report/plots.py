@@ -16,6 +16,8 @@ from lensbench.report.style import colours, plot_style, readable
 from lensbench.statistics import MARGIN, VERDICTS
 
 METRICS = ("accuracy_corrected", "accuracy", *(f"gap:{question}" for question in VERDICTS))
+# As they stand in a text; the report knows no tasks.
+ORDER_OF_SITES = ("subject", "t1", "t2", "answer")
 FORMATS = (".png", ".svg", ".pdf")
 LAYER_LABEL = "Layer (0 = embeddings)"
 _COLUMNS = 4
@@ -89,7 +91,7 @@ def plot_relations(
         raise LensbenchError(f"nothing to plot: the summary has no rows of task {task!r} with rule {rule!r}")
     names = sorted(set(here["relation"]) - {ALL})
     relations = [ALL, *names] if ALL in set(here["relation"]) and len(names) != 1 else names
-    sites = sorted(here["site"].unique(), reverse=True)
+    sites = sorted(here["site"].unique(), key=ORDER_OF_SITES.index)
     methods = sorted(here.loc[here["baseline"] == "none", "inspector"].unique())
     palette = colours(methods)
     with plot_style():

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lensbench.frames import ALL
 from lensbench.report.style import readable
-from lensbench.statistics import NO_VERDICT, VERDICTS
+from lensbench.statistics import VERDICTS
 
 FOOTNOTE = (
     "Accuracy is closed choice, prior-corrected, at the method's best layer. Totals are relation means of "
@@ -28,15 +28,18 @@ _QUESTIONS = {"uses_activation": "activation", "beats_text": "text", "target_spe
 _WIDE = 4000
 
 
-def result_table(best: pd.DataFrame, *, narrow: bool = False) -> Group:
+def result_table(
+    best: pd.DataFrame, *, narrow: bool = False, apart: Collection[tuple[str, str]] = frozenset()
+) -> Group:
     """For each relation and site, and last the totals: each method's best layer, its strongest rivals and the verdicts.
 
     Args:
         best: as `best_layers` gives it.
         narrow: fit 80 columns; words wrap, and no number is cut.
+        apart: (task, relation) pairs that have no part in totals.
     """
     places: list[RenderableType] = []
-    for place, rows in _places(best):
+    for place, rows in _places(best, apart):
         lines = [line for row in rows.to_dict("records") for line in _lines(row)]
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("method", no_wrap=True)
@@ -52,7 +55,7 @@ def result_table(best: pd.DataFrame, *, narrow: bool = False) -> Group:
     return Group(*places, Text(textwrap.fill(FOOTNOTE, 79)))
 
 
-def _places(best: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+def _places(best: pd.DataFrame, apart: Collection[tuple[str, str]]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each model, task, relation and site with its title; totals last, and none of a single relation."""
     groups = dict(iter(best.groupby(["model", "task", "relation", "site"], observed=True, sort=False)))
     several_models = best["model"].nunique() > 1
@@ -62,22 +65,17 @@ def _places(best: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
                 continue
             if total and sum(key[:2] == (model, task) and key[3] == site for key in groups) == 2:
                 continue
-            what = _share(groups, str(model), str(task), str(site)) if total else relation
+            what = _share(groups, (str(model), str(task), str(site)), apart) if total else relation
             chance = "" if total else f", chance {number(float(rows['chance'].mean()))}"
             where = f"{task} / {what}, read at {site} ({rows['subjects'].max()} subjects{chance})"
             yield (f"{model}: {where}" if several_models else where), rows
 
 
-def _share(groups: dict[Any, pd.DataFrame], model: str, task: str, site: str) -> str:
+def _share(groups: dict[Any, pd.DataFrame], place: tuple[str, str, str], apart: Collection[tuple[str, str]]) -> str:
     """Which relations a total is over: those that all methods answered."""
-    here = {key[2]: set(rows["inspector"]) for key, rows in groups.items() if (*key[:2], key[3]) == (model, task, site)}
+    here = {key[2]: set(rows["inspector"]) for key, rows in groups.items() if (*key[:2], key[3]) == place}
     here.pop(ALL)
-    for key, rows in groups.items():
-        # Chosen items have no part in the total.
-        if (*key[:2], key[3]) == (model, task, site) and any(
-            (rows[f"{q}_verdict"] == NO_VERDICT).any() for q in VERDICTS if f"{q}_verdict" in rows
-        ):
-            here.pop(key[2], None)
+    here = {relation: methods for relation, methods in here.items() if (place[1], relation) not in apart}
     methods = set().union(*here.values())
     complete = [relation for relation, answered in here.items() if answered == methods]
     if len(complete) == len(here):

@@ -116,7 +116,7 @@ def _read_relation(file: File, name: str, table: Any) -> Relation | None:
     checks = [_check_kind(file, name, table), _check_choice_sets(file, name, table)]
     checks += [_check_texts(file, header, key, table[key]) for key in ("inspection", "questions")]
     checks += [_check_sources(file, name, table["sources"], given)]
-    checks += [check(file, name, table) for check in (_check_knowledge, _check_hops)]
+    checks += [check(file, name, table) for check in (_check_knowledge, _check_hops, _check_describe)]
     if not (all(checks) and _check_by_token(file, name, table)):
         return None
     sources: dict[Site, dict[str, str]] = {
@@ -178,6 +178,15 @@ def _check_knowledge(file: File, name: str, table: Mapping[str, Any]) -> bool:
         expected = "a text that is no inspection prompt, question or source"
         file.problem(file.find("knowledge", header, text), f"knowledge prompt {text!r}", expected, "say it otherwise")
     return not twice
+
+
+def _check_describe(file: File, name: str, table: Mapping[str, Any]) -> bool:
+    tokens = table.get("describe", 0)
+    if isinstance(tokens, bool) or tokens < 0:
+        line = file.find("describe", f"relations.{name}")
+        file.problem(line, f"describe = {tokens} in {name}", "a number of tokens, 0 or more", "write it so")
+        return False
+    return True
 
 
 def _check_by_token(file: File, name: str, table: Mapping[str, Any]) -> bool:

@@ -32,7 +32,8 @@ class Item:
         template: Name of the source text, such as `test0`; `test0@1/3` for a name cut after the first of its three
             tokens.
         bridge: The middle of a chain.
-        swap: The subject of another chain of the relation, with another bridge and answer.
+        swap: The subject of another chain of the relation, with another bridge and answer: for methods and rivals that
+            patch another's activation.
         facets: What a right description says, each facet with the spellings that count.
     """
 
@@ -54,8 +55,8 @@ class Item:
 
     @property
     def mention(self) -> str:
-        """The subject as the source has it."""
-        return self.source[slice(*self.subject_span)]
+        """The subject as far as the source has it; the whole name where a text of another kind does not hold it."""
+        return self.source[slice(*self.subject_span)] or self.subject
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Task:
 
         Training items: one for each fact, its source text chosen by a hash of the subject. Test items: each fact with
         each test text. A limit draws evenly over relations (one that is too short leaves its share to the others), and
-        in a relation new subjects before second texts. The facts drawn depend on the seed and not on the site.
+        in a relation new subjects before second texts. The facts drawn depend on the seed, and not on the site where
+        all relations have the same sites.
 
         Args:
             site: The read site.

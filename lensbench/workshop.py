@@ -1,10 +1,12 @@
 """The workshop: the models, methods and benches of a run, at work on one cell after another."""
 
+import ctypes
 import logging
 import sys
 import time
 import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -153,6 +155,7 @@ class Workshop:
             found, entry = Tables(), failure(error)
         entry["seconds"] = round(time.perf_counter() - begun, 3)
         entry["peak_memory_mb"] = peak_memory()
+        give_back()
         verbalizer = self.setting.verbalizer
         state = {
             "patched_pass": patcher_of(verbalizer).mode,
@@ -260,6 +263,15 @@ def _outcomes(method: Method, baseline: Baseline | None) -> list[Outcome]:
 def _joined(tables: Iterable[pa.Table | None]) -> pa.Table | None:
     present = [table for table in tables if table is not None]
     return pa.concat_tables(present).unify_dictionaries() if present else None
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library has a call for it: glibc keeps it in pieces otherwise.
+
+    Without this the memory of a long run grew with its items (benchmarks/README.md, 7).
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory() -> int:

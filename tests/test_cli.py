@@ -85,7 +85,7 @@ OTHERS = {
     ("judge", "nowhere"): (2, "nothing to do: give --similarity MODEL, --judge MODEL, or both"),
     ("judge", "nowhere", "--url", "http://localhost:1/v1"): (2, "--url needs the name of the model behind it"),
     ("judge", "nowhere", "--judge", "smollm2-135"): (2, "did you mean 'smollm2-135m'?"),
-    ("evaluate", "--tasks", "lre:nowhere.json"): (2, "nowhere.json"),
+    ("evaluate", "--tasks", "lre:nowhere.json"): (1, "nowhere.json:1: cannot be read"),
 }
 
 

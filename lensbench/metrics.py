@@ -91,8 +91,9 @@ def _measured(measures: pd.DataFrame, settings: Settings) -> Iterator[dict[str, 
             part = part.assign(layer=layers).sort_values("layer")
             yield {**block, "layer": part["layer"].to_numpy(), "value": part["value"].to_numpy(), "n": len(part)}
             continue
-        values = wide.dropna().to_numpy(dtype=np.float64)
-        subjects = wide.dropna().index.get_level_values("subject").astype(str).to_numpy()
+        whole = wide.dropna()
+        values = whole.to_numpy(dtype=np.float64)
+        subjects = whole.index.get_level_values("subject").astype(str).to_numpy()
         ends = (float(values.min()), float(values.max()))
         scale = SCORE.stretched(min(0.0, ends[0]), max(1.0, ends[1]))
         band = simultaneous_band(

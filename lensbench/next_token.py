@@ -189,7 +189,8 @@ def _compare(bench: ProseBench, translated: Tensor) -> ProseScores:
         gold = model.argmax(1, keepdim=True)
         actual = torch.tensor([[after[i].token] for i in rows.tolist()], device=model.device)
         chunk: dict[str, list[Tensor]] = {}
-        means = [_probabilities(model).sum(0)]
+        expected = _probabilities(model)
+        means = [expected.sum(0)]
         for layer in range(layers):
             lens = target.unembed(translated[layer, rows]).float().log_softmax(1)
             at_gold = lens.gather(1, gold)
@@ -197,7 +198,7 @@ def _compare(bench: ProseBench, translated: Tensor) -> ProseScores:
                 "top": lens.argmax(1),
                 "gold_log_prob": at_gold[:, 0],
                 "gold_rank": (lens > at_gold).sum(1),
-                "kl": (_probabilities(model) * (model - lens)).sum(1),
+                "kl": (expected * (model - lens)).sum(1),
                 "surprisal": -lens.gather(1, actual)[:, 0],
             }
             means.append(_probabilities(lens).sum(0))

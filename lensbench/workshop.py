@@ -164,7 +164,7 @@ class Workshop:
         }
         return Work(cell, found.records, entry, found.measures, state)
 
-    def score(self, cell: Cell, benches: Iterable[Bench], fitted: Fits) -> tuple["Tables", dict[str, Any]]:
+    def score(self, cell: Cell, benches: Iterable[Bench], fitted: Fits) -> tuple[Tables, dict[str, Any]]:
         """Score a cell on these benches; return what was found, and what the journal is to say."""
         baseline = self._baselines.get(cell.baseline)
         found, reasons = [], dict(self._emptied.get(cell.place, {}))
@@ -190,7 +190,7 @@ class Workshop:
         found = shares(self._knowledge[cell.task], list(asked), asked)
         return {f"{cell.task}/{relation}": share for relation, share in found.items()}
 
-    def _tables(self, cell: Cell, bench: Bench, outcome: Outcome) -> "Tables":
+    def _tables(self, cell: Cell, bench: Bench, outcome: Outcome) -> Tables:
         """Return the records of an outcome, and what else was measured."""
         items, scores = outcome.items, outcome.scores
         who = {
@@ -200,23 +200,19 @@ class Workshop:
             "inspector": cell.inspector,
             "baseline": cell.baseline,
         }
-        site_of = {"relation": bench.relation.name, "site": cell.site}
         if isinstance(bench, ProseBench):
             columns = prose_columns(bench, scores, outcome.layers)
-            rows_of = prose_measures(bench, scores, outcome.layers)
-            records = table_from_columns({**columns, **who, "seed": self.setting.config.seed})
-            return Tables(records, measure_table(rows_of, **who, **site_of))
-        columns = prediction_columns(items, bench.answers, scores, outcome.layers, correct_prior=outcome.zero_shot)
-        rows = len(columns["correct"])
-        known = self._knowledge[cell.task].known(bench.relation.name, bench.subjects)
-        if known is not None:
-            columns["known"] = [known[item.subject] for item in items] * (rows // len(items))
+            measured = prose_measures(bench, scores, outcome.layers)
+        else:
+            columns = prediction_columns(items, bench.answers, scores, outcome.layers, correct_prior=outcome.zero_shot)
+            known = self._knowledge[cell.task].known(bench.relation.name, bench.subjects)
+            if known is not None:
+                columns["known"] = [known[item.subject] for item in items] * (len(columns["correct"]) // len(items))
+            measured = per_item(text_measures(items, scores), outcome.layers, scores.attempts, items)
         records = table_from_columns({**columns, **who, "seed": self.setting.config.seed})
-        measured = text_measures(items, scores)
-        if not measured:
+        if not measured["value"]:
             return Tables(records)
-        rows_of = per_item(measured, outcome.layers, scores.attempts, items)
-        return Tables(records, measure_table(rows_of, **who, **site_of))
+        return Tables(records, measure_table(measured, **who, relation=bench.relation.name, site=cell.site))
 
     def forget(self, place: Place) -> None:
         """Forget the activations and fits of a place that is done with; what learned no labels serves all places."""

@@ -115,15 +115,15 @@ def _parse_fact(
     if not row["subject"].strip() or row["subject"] != row["subject"].strip():
         file.problem(number, f"subject {row['subject']!r}", "a name without spaces at its ends", "write the name")
         return None
-    if len(row["subject"]) > LONGEST or not _is_unicode(row["subject"]):
+    if len(row["subject"]) > LONGEST or not is_unicode(row["subject"]):
         given = f"subject {row['subject'][:40]!r} of {len(row['subject'])} characters"
         file.problem(number, given, f"at most {LONGEST} characters, all of them Unicode", "shorten or mend the name")
         return None
     return row
 
 
-def _is_unicode(text: str) -> bool:
-    """Half of a surrogate pair is valid in JSON, and is no character."""
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which is valid in JSON and is no character."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
 """Write task.toml and items.jsonl from prose.toml and entities.jsonl. Run by hand, in an environment of its own.
 
-    pip install tokenizers
+    pip install . tokenizers                          # lensbench itself: its folds
     apt-get install wordnet-base                      # WordNet 3.0: no invented name may be a word
     python tasks/entity_resolution/build.py TOKENIZER.json
 
@@ -9,21 +9,22 @@ apart. entities.jsonl is written by hand. The result depends on nothing else: no
 """
 
 import collections
-import hashlib
 import json
 import random
 import sys
 import tomllib
-import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from lensbench.tasks import N_FOLDS as FOLDS
+from lensbench.tasks import fold_of
+from lensbench.tasks.facts import normalise
 
 HERE = Path(__file__).parent
 WORDNET = Path("/usr/share/wordnet")
 SEED = "entity_resolution/1"
 SET_SIZE = 8
-FOLDS = 5
 CAP = 40
 MIN_CLASS = 8
 INVENTED = 60
@@ -34,21 +35,10 @@ Entity = dict[str, Any]
 FirstToken = Callable[[str], int]
 
 
-def fold_key(name: str) -> str:
-    """The same normalised name as lensbench's (a test compares the folds)."""
-    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", name).casefold())
-    text = "".join(c if c.isalnum() or unicodedata.combining(c) else " " for c in text)
-    return " ".join("".join(c for c in text if not unicodedata.combining(c)).split())
-
-
-def fold_of(name: str) -> int:
-    return int(hashlib.sha256(fold_key(name).encode()).hexdigest(), 16) % FOLDS
-
-
 def leaks(subject: str, answer: str) -> bool:
     """Whether a word of the answer begins like a word of the subject."""
-    stems = {word[:5] for word in fold_key(subject).split() if len(word) > 3}
-    return any(word[:5] in stems for word in fold_key(answer).split())
+    stems = {word[:5] for word in normalise(subject).split() if len(word) > 3}
+    return any(word[:5] in stems for word in normalise(answer).split())
 
 
 def shuffled(entities: Iterable[Entity], purpose: str) -> list[Entity]:
@@ -115,12 +105,12 @@ def words_of(entity: Entity) -> set[str]:
     """What is said of an entity, each word by its beginning."""
     texts = [entity["name"], entity["description"]]
     texts += [text for key in ("claim", "place", "aliases") for text in entity[key]]
-    return {word[:6] for text in texts for word in fold_key(text).split()}
+    return {word[:6] for text in texts for word in normalise(text).split()}
 
 
 def clash(one: Answer, other: Answer) -> bool:
     """Whether the answer of one is said of the other too: both would be right."""
-    keys = [{word[:6] for word in fold_key(text).split() if len(word) > 3} for text, _ in (one, other)]
+    keys = [{word[:6] for word in normalise(text).split() if len(word) > 3} for text, _ in (one, other)]
     if len(one[0].split()) > 1:  # whole descriptions share words
         return False
     return bool(keys[0] & words_of(other[1]) or keys[1] & words_of(one[1]))
@@ -163,8 +153,8 @@ def claims(entities: list[Entity]) -> dict[str, str]:
     taken: set[str] = set()
     for entity in shuffled(entities, "claim"):
         for word in entity["claim"]:
-            if " " not in word and fold_key(word) not in taken and not leaks(entity["name"], word):
-                taken.add(fold_key(word))
+            if " " not in word and normalise(word) not in taken and not leaks(entity["name"], word):
+                taken.add(normalise(word))
                 found[entity["name"]] = word
                 break
     return found
@@ -200,7 +190,7 @@ def lines(kind: str) -> Iterable[str]:
 
 def renown(entities: list[Entity]) -> list[dict[str, Any]]:
     """As many well known real names as invented ones, in each fold."""
-    words = {word for entity in entities for word in fold_key(entity["name"]).split()}
+    words = {word for entity in entities for word in normalise(entity["name"]).split()}
     made = [{"name": name} for name in invented(INVENTED, words)]
     real = [
         e for e in shuffled(entities, "renown") if len(e["name"].split()) == 2 and e["type"] not in ("film", "book")

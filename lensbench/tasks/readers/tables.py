@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from lensbench.tasks.lines import LONGEST
+from lensbench.tasks.lines import LONGEST, is_unicode
 from lensbench.tasks.problems import File, Problems
 from lensbench.tasks.readers.spec import Source
-from lensbench.tasks.readers.texts import is_unicode, mend
+from lensbench.tasks.readers.texts import mend
 
 Cells = Mapping[str, Any]
 

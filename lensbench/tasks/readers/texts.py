@@ -111,12 +111,3 @@ def slug(name: str) -> str:
 def mend(text: str) -> str:
     r"""Strip a value, and undo unicode that was escaped twice: the six characters \u00e9 in a file that is read."""
     return re.sub(r"(?:\\u[0-9a-fA-F]{4})+", lambda found: str(json.loads(f'"{found[0]}"')), text).strip()
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which is valid in JSON and is no character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -234,6 +234,12 @@ class Method:
                 f"{inspector.name} returned texts of shape {scores.texts.shape}, expected (layer, attempt, item) = "
                 f"{expected[:3]}"
             )
+        for name, values in scores.measures.items():
+            if values.shape != expected[:3]:
+                raise ValueError(
+                    f"{inspector.name} returned {name} of shape {values.shape}, expected (layer, attempt, item) = "
+                    f"{expected[:3]}"
+                )
         if len(set(scores.attempts)) < len(scores.attempts):
             raise ValueError(f"{inspector.name} gave two attempts one name: {', '.join(scores.attempts)}")
         if bool(torch.isnan(scores.log_scores).any()):
@@ -251,9 +257,11 @@ def merged(parts: Sequence[tuple[list[int], Scores]]) -> Scores:
     scores = [part for _, part in parts]
     log_scores = torch.cat([part.log_scores.cpu() for part in scores], dim=2)[:, :, order]
     ranks, texts = [[getattr(part, name) for part in scores] for name in ("ranks", "texts")]
+    found = {name: [part.measures[name] for part in scores] for name in scores[0].measures}
     return Scores(
         scores[0].attempts,
         log_scores,
         None if any(part is None for part in ranks) else torch.cat([part.cpu() for part in ranks], dim=2)[:, :, order],
         None if any(part is None for part in texts) else np.concatenate(texts, axis=2)[:, :, order.numpy()],
+        {name: np.concatenate(parts, axis=2)[:, :, order.numpy()] for name, parts in found.items()},
     )

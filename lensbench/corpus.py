@@ -3,7 +3,9 @@
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +22,15 @@ from lensbench.model.language_model import LanguageModel
 PROSE = Path(__file__).parent / "assets" / "prose"
 WINDOW = 128
 WINDOWS_PER_BATCH = 16
+COSTS = "costs.json"
+
+
+@dataclass
+class Spent:
+    """What learning from a corpus has taken; what was taken from the cache counts as it did when it was learned."""
+
+    seconds: float = 0.0
+    tokens: int = 0
 
 
 class Corpus:
@@ -35,6 +46,7 @@ class Corpus:
         self._model = model
         self.path = path
         self.cache = cache
+        self.spent = Spent()
 
     @cached_property
     def windows(self) -> Int[Tensor, "window token"]:
@@ -73,6 +85,7 @@ class Corpus:
         layers = range(self._model.n_layers + 1)
         for begin in range(first, first + count, WINDOWS_PER_BATCH):
             ids = self.windows[begin : min(begin + WINDOWS_PER_BATCH, first + count)]
+            self.spent.tokens += ids.numel()
             positions = torch.arange(1, WINDOW).expand(len(ids), -1)
             values = self._model.residuals(ids, torch.ones_like(ids), positions, layers)
             yield values.flatten(1, 2)
@@ -85,7 +98,7 @@ class Corpus:
         if self.cache is None:
             return None, ""
         method = [learner.__qualname__, code_digest(learner)]
-        settings = json.dumps({"method": method, "parameters": parameters, "corpus": self.digest}, sort_keys=True)
+        settings = json.dumps({"method": method, "parameters": parameters, "corpus": self.digest, "form": 2}, sort_keys=True)
         name = hashlib.sha256(settings.encode()).hexdigest()[:16]
         return self.cache / name, settings
 
@@ -98,17 +111,26 @@ class Corpus:
         """
         device = self._model.device
         folder, settings = self.folder_of(learner, parameters)
+        begin, before = time.perf_counter(), self.spent.tokens
         if folder is None:
-            return learn(Learning(None, device))
-        if not (folder / "lens.safetensors").exists():
+            learned = learn(Learning(None, device))
+            self.spent.seconds += time.perf_counter() - begin
+            return learned
+        if (folder / "lens.safetensors").exists():
+            costs = json.loads((folder / COSTS).read_text(encoding="utf-8"))
+            self.spent.tokens += costs["tokens"]
+        else:
             begun = folder.with_name(f".{folder.name}.begun")
             learned = learn(Learning(begun, device))
+            costs = {"seconds": time.perf_counter() - begin, "tokens": self.spent.tokens - before}
             with atomic_folder(folder) as temporary:
                 (temporary / "settings.json").write_text(settings, encoding="utf-8")
+                (temporary / COSTS).write_text(json.dumps(costs), encoding="utf-8")
                 save_file(
                     {key: value.contiguous().cpu() for key, value in learned.items()}, temporary / "lens.safetensors"
                 )
             shutil.rmtree(begun, ignore_errors=True)
+        self.spent.seconds += costs["seconds"]
         return {key: value.to(device) for key, value in load_file(folder / "lens.safetensors").items()}
 
 

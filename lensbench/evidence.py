@@ -1,7 +1,7 @@
 """What the harness lets an inspector see, and what it gets back."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -98,12 +98,14 @@ class Scores:
             none.
         ranks: the answer's rank in the whole vocabulary (0 = the top), for methods that see it.
         texts: what a method that generates said, [layer, attempt, item], where the evidence asked for it.
+        measures: what else the method measured, by name, such as the length of a code: [layer, attempt, item].
     """
 
     attempts: tuple[str, ...]
     log_scores: Float[Tensor, "layer attempt item answer"]
     ranks: Int[Tensor, "layer attempt item answer"] | None = None
     texts: Shaped[np.ndarray, "layer attempt item"] | None = None
+    measures: Mapping[str, Float[np.ndarray, "layer attempt item"]] = field(default_factory=dict)
 
 
 class Target:
@@ -144,3 +146,13 @@ class Target:
         """Unembed residuals and score the first token of each answer."""
         tokens = [self._model.tokens.answer_token(answer) for answer in answers]
         return self._memory.answer(tokens, residuals, lambda rows: self._model.score_tokens(rows, tokens))
+
+    def score_answers_of(
+        self,
+        unembed: Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row vocab"]],
+        residuals: Float[Tensor, "row d_model"],
+        answers: Sequence[str],
+    ) -> TokenScores:
+        """Score the first token of each answer by a head of the method's own, called on some rows at a time."""
+        tokens = [self._model.tokens.answer_token(answer) for answer in answers]
+        return self._model.score_tokens(residuals, tokens, unembed=unembed)

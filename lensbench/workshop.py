@@ -208,7 +208,8 @@ class Workshop:
             known = self._knowledge[cell.task].known(bench.relation.name, bench.subjects)
             if known is not None:
                 columns["known"] = [known[item.subject] for item in items] * (len(columns["correct"]) // len(items))
-            measured = per_item(text_measures(items, scores), outcome.layers, scores.attempts, items)
+            found = {**text_measures(items, scores), **scores.measures}
+            measured = per_item(found, outcome.layers, scores.attempts, items)
         records = table_from_columns({**columns, **who, "seed": self.setting.config.seed})
         if not measured["value"]:
             return Tables(records)

@@ -39,7 +39,7 @@ def test_positions_are_those_of_the_passage(bench) -> None:
     for item, after in found:
         place = int(item.id.rpartition("@")[2])
         assert small.tokens.encode(item.source).ids == ids[: place + 1]
-        assert after.token == ids[place + 1]
+        assert after.tokens == ids[place + 1 : place + 5]
         assert passage.source.startswith(item.source)
         assert after.n_bytes > 0
 
@@ -57,28 +57,28 @@ def test_scores_are_those_of_a_naive_reference(bench) -> None:
             # The last of transformers' hidden states is normed already.
             for layer, state in enumerate(out.hidden_states[:-1]):
                 q = head(norm(state[0, -1])).double().log_softmax(0)
-                assert found.top[layer, i] == int(q.argmax())
-                assert found.gold_rank[layer, i] == int((q > q[gold]).sum())
-                assert found.gold_log_prob[layer, i] == pytest.approx(float(q[gold]), abs=1e-4)
-                assert found.measures["kl"][layer, i] == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-4)
-                following = bench.following[item.id].token
-                assert found.measures["surprisal"][layer, i] == pytest.approx(-float(q[following]), abs=1e-4)
-        assert bench.gold[i] == gold
+                assert found.top[layer, 0, i] == int(q.argmax())
+                assert found.gold_rank[layer, 0, i] == int((q > q[gold]).sum())
+                assert found.gold_log_prob[layer, 0, i] == pytest.approx(float(q[gold]), abs=1e-4)
+                assert found.measures["kl"][layer, 0, i] == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-4)
+                following = bench.following[item.id].tokens[0]
+                assert found.measures["surprisal"][layer, 0, i] == pytest.approx(-float(q[following]), abs=1e-4)
+        assert found.gold[0, i] == gold
 
 
 def test_the_last_layer_is_the_model(bench) -> None:
     found = prose_of(bench.method(LogitLens).scores())
     assert (found.gold_rank[-1] == 0).all()
     assert np.abs(found.measures["kl"][-1]).max() < 1e-5
-    assert abs(found.marginal_bias[-1]) < 1e-5
+    assert abs(found.marginal_bias[-1, 0]) < 1e-5
     assert (found.measures["kl"][:-1] > -1e-6).all()
 
 
 def test_bits_per_byte_is_all_bits_over_all_bytes(bench) -> None:
     found = prose_of(bench.method(LogitLens).scores())
     n_bytes = sum(bench.following[item.id].n_bytes for item in bench.items)
-    bits = found.measures["surprisal"].sum(axis=1) / math.log(2)
-    assert found.measures["bits_per_byte"].mean(axis=1) == pytest.approx(bits / n_bytes)
+    bits = found.measures["surprisal"][:, 0].sum(axis=1) / math.log(2)
+    assert found.measures["bits_per_byte"][:, 0].mean(axis=1) == pytest.approx(bits / n_bytes)
 
 
 def test_a_constant_lens_has_the_bias_of_its_constant(bench) -> None:
@@ -86,7 +86,7 @@ def test_a_constant_lens_has_the_bias_of_its_constant(bench) -> None:
         return type(residuals)(residuals.layers, residuals.values[:, :1].expand_as(residuals.values))
 
     found = prose_of(bench.method(LogitLens).scores(change=same))
-    assert (found.top == found.top[:, :1]).all()
+    assert (found.top == found.top[:, :, :1]).all()
     assert (found.marginal_bias[:-1] > 0).all()
 
 
@@ -143,7 +143,7 @@ def test_passages_that_are_too_short_are_refused(bench) -> None:
     task = load_task("next_token")
     item = replace(task.items("answer", "test", 2)[0], source="Too short")
     assert list(positions_of(model(), item)) == []
-    with pytest.raises(LensbenchError, match="no passage has 10 tokens or more"):
+    with pytest.raises(LensbenchError, match="no passage has 13 tokens or more"):
         make_prose_bench(bench.lab, task.relations["speeches"], [item])
 
 

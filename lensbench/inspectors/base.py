@@ -2,6 +2,7 @@
 
 import inspect as introspection
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,12 +37,16 @@ class Inspector(ABC):
         name: how command line and records call it.
         reads: which sources it uses. The harness withholds the others.
         learns_from: the supervision it needs. Rivals get the same.
+        tries: how many attempts it makes at an item and layer, in words, for `lensbench list`.
+        cost: what it takes, in words, for `lensbench list`.
         generates: whether it says something in words where the evidence asks for a description. Rivals then do too.
     """
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[Source]] = frozenset({"activation"})
     learns_from: ClassVar[Learns] = "nothing"
+    tries: ClassVar[str] = "one"
+    cost: ClassVar[str] = ""
     generates: ClassVar[bool] = False
 
     def check(self, target: Target, verbalizer: LanguageModel) -> None:  # noqa: B027 - most methods read any model
@@ -94,10 +99,41 @@ def by_layer(scores: TokenScores, layers: int, attempts: tuple[str, ...]) -> Sco
 
 
 class Lens(Inspector):
-    """A method that carries each layer's residual to the last layer's basis, where the model's own norm and head read.
+    """A method that gives, at each layer, a distribution over the whole vocabulary.
 
-    It gives a distribution over the whole vocabulary, so it can also be asked for the next token of prose.
+    It can also be asked for the next token of prose.
     """
+
+    @property
+    def ahead(self) -> tuple[int, ...]:
+        """Which token each attempt predicts: 0 for the next one, 1 for the one after that..."""
+        return (0,)
+
+    @abstractmethod
+    def logits(self, layer: int, values: Float[Tensor, "item d_model"], attempt: int) -> Float[Tensor, "item vocab"]:
+        """Return the logits of one layer's residuals, at one attempt."""
+
+    def attempts(self) -> tuple[str, ...]:
+        """Return the attempts' names, in the order of `ahead`."""
+        return tuple("default" if n == 0 else f"ahead={n}" for n in self.ahead)
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        """Score the answers at each layer by the layer's own distribution."""
+        assert evidence.residuals is not None
+        parts = [
+            self.target_.score_answers_of(self._head(layer, attempt), values, evidence.answers)
+            for layer, values in zip(evidence.layers, evidence.residuals.values, strict=True)
+            for attempt in range(len(self.ahead))
+        ]
+        log_probs, ranks = torch.cat([one.log_probs for one in parts]), torch.cat([one.ranks for one in parts])
+        return by_layer(TokenScores(log_probs, ranks, parts[0].top), len(evidence.layers), self.attempts())
+
+    def _head(self, layer: int, attempt: int) -> Callable[[Tensor], Tensor]:
+        return lambda values: self.logits(layer, values, attempt)
+
+
+class Translator(Lens):
+    """A lens that carries each layer's residual to the last layer's basis, where the model's own norm and head read."""
 
     @abstractmethod
     def translate(
@@ -105,19 +141,13 @@ class Lens(Inspector):
     ) -> Float[Tensor, "layer item d_model"]:
         """Return each layer's residuals in the basis of the last layer."""
 
+    def logits(self, layer: int, values: Float[Tensor, "item d_model"], attempt: int) -> Float[Tensor, "item vocab"]:
+        """Translate one layer's residuals and unembed them."""
+        return self.target_.unembed(self.translate((layer,), values[None])[0])
+
     def inspect(self, evidence: Evidence) -> Scores:
-        """Translate each layer's residual and unembed it."""
+        """Translate each layer's residuals and unembed all of them together: rows that rivals share are read once."""
         assert evidence.residuals is not None
-        return read_lens(self.target_, evidence, self.translate(evidence.residuals.layers, evidence.residuals.values))
-
-
-def read_lens(target: Target, evidence: Evidence, translated: torch.Tensor) -> Scores:
-    """Unembed one residual a layer and item: what every lens ends with.
-
-    Args:
-        target: whose norm and head are applied.
-        evidence: for its answers and layers.
-        translated: [layer, item, d_model], in the basis of the last layer.
-    """
-    scores = target.score_answers(translated.flatten(0, 1), evidence.answers)
-    return by_layer(scores, len(evidence.layers), ("default",))
+        translated = self.translate(evidence.residuals.layers, evidence.residuals.values)
+        scores = self.target_.score_answers(translated.flatten(0, 1), evidence.answers)
+        return by_layer(scores, len(evidence.layers), self.attempts())

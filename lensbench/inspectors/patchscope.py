@@ -31,6 +31,8 @@ class Patchscope(Inspector):
     name: ClassVar[str] = "patchscope"
     reads: ClassVar[frozenset[Source]] = frozenset({"activation", "question"})
     learns_from: ClassVar[Learns] = "nothing"
+    tries: ClassVar[str] = "one a target layer"
+    cost: ClassVar[str] = "a patched pass an item, layer and target layer"
     generates: ClassVar[bool] = True
 
     def __init__(

@@ -40,6 +40,7 @@ class Probe(Inspector):
     name: ClassVar[str] = "probe"
     reads: ClassVar[frozenset[Source]] = frozenset({"activation"})
     learns_from: ClassVar[Learns] = "labels"
+    cost: ClassVar[str] = "a regression a layer, relation and fold"
 
     def __init__(self, strengths: tuple[float, ...] = (0.001, 0.01, 0.1), seed: int = 0) -> None:
         self.strengths = tuple(strengths)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lensbench.corpus import Corpus
 from lensbench.evidence import Learns, Source, Target, Training
-from lensbench.inspectors.base import Lens
+from lensbench.inspectors.base import Translator
 from lensbench.learning import Learning, Resumable
 from lensbench.model.language_model import LanguageModel
 
@@ -19,7 +19,7 @@ POSITIONS_PER_STEP = 16
 MIN_APART = 4
 
 
-class TunedLens(Lens):
+class TunedLens(Translator):
     """U(N(h_l + A_l h_l + b_l)): a learned affine translator a layer (Belrose et al. 2023, arXiv 2303.08112).
 
     A and b begin as the ridge regression of h_L - h_l on h_l, for all layers in one pass over the corpus, and are
@@ -37,6 +37,7 @@ class TunedLens(Lens):
     name: ClassVar[str] = "tuned_lens"
     reads: ClassVar[frozenset[Source]] = frozenset({"activation"})
     learns_from: ClassVar[Learns] = "corpus"
+    cost: ClassVar[str] = "a pass over the corpus, once a model; then a matrix and the head"
 
     def __init__(
         self, tokens: int = 8192, ridge: float = 0.001, steps: int = 16, seed: int = 0, bf16: bool = False

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -216,25 +216,28 @@ class LanguageModel:
 
     @torch.no_grad()
     def score_tokens(
-        self, residuals: Float[Tensor, "row d_model"], token_ids: Sequence[int], top_k: int = 0
+        self,
+        residuals: Float[Tensor, "row d_model"],
+        token_ids: Sequence[int],
+        top_k: int = 0,
+        unembed: Callable[[Tensor], Tensor] | None = None,
     ) -> TokenScores:
-        """Unembed and keep the asked tokens' log-probabilities and ranks, and the ids of the `top_k` likeliest."""
+        """Unembed and keep the asked tokens' log-probabilities and ranks, and the ids of the `top_k` likeliest.
+
+        Args:
+            residuals: of any layer.
+            token_ids: the asked tokens.
+            top_k: how many of the likeliest to name.
+            unembed: a head in place of the model's own.
+        """
         asked = torch.tensor(token_ids, device=self.device)
+        head = unembed or self.unembed
         kept = self.budget.in_batches(
             len(residuals),
             lambda _begin: self.head_rows,
-            lambda rows: self._score_chunk(residuals[rows], asked, top_k),
+            lambda rows: _score_chunk(head(residuals[rows].to(self.device)), asked, top_k),
         )
         return TokenScores(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
-
-    def _score_chunk(self, residuals: Tensor, asked: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-        logits = self.unembed(residuals.to(self.device))
-        scores = logits[:, asked]
-        top = logits.topk(top_k, dim=1).indices
-        # On a CPU some rows at a time: what is read twice is then still in its caches.
-        parts = logits.split(32) if logits.device.type == "cpu" else (logits,)
-        normaliser = torch.cat([part.logsumexp(1, keepdim=True) for part in parts])
-        return scores - normaliser, ranks_of(logits, scores), top
 
     @torch.no_grad()
     def token_logits(
@@ -270,6 +273,15 @@ class LanguageModel:
         except Exception:  # whatever foreign code raises that counts on its whole vocabulary
             return None
         return head if off <= TOLERANCE[self.dtype] else None
+
+
+def _score_chunk(logits: Tensor, asked: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    scores = logits[:, asked]
+    top = logits.topk(top_k, dim=1).indices
+    # On a CPU some rows at a time: what is read twice is then still in its caches.
+    parts = logits.split(32) if logits.device.type == "cpu" else (logits,)
+    normaliser = torch.cat([part.logsumexp(1, keepdim=True) for part in parts])
+    return scores - normaliser, ranks_of(logits, scores), top
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Every architecture: structure found, layers read, patched passes equal to plain hooks on transformers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -8,12 +10,13 @@ from lensbench.doctor import examine
 from lensbench.model.architecture import ArchitectureError, ModulePaths
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import Tokens
-from lensbench.patching import PatchedPass, Prompt, fastest_mode
+from lensbench.patching import WRITES, PatchedPass, Prompt, fastest_mode
 from tests import tiny
 
 PROMPT = Prompt(tuple(range(20, 31)), 6)
 # The placeholder is the last token: what is patched at layer L is what is scored.
 LAST = Prompt(PROMPT.ids, 10)
+SEVERAL = Prompt(PROMPT.ids, 3, (4, 8))
 
 
 @pytest.mark.parametrize("kind", [*tiny.CONFIGS, *tiny.HYBRIDS])
@@ -45,18 +48,34 @@ def test_patched_pass_equals_naive_hooks(kind: str, mode: str, prompt: Prompt) -
     torch.testing.assert_close(model.unembed(final), naive, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("kind", [*tiny.CONFIGS, *tiny.HYBRIDS])
+@pytest.mark.parametrize("write", WRITES)
+def test_several_placeholders_and_ways_to_write(kind: str, write: str) -> None:
+    model, prompt = tiny.model(kind), replace(SEVERAL, write=write)
+    vectors = torch.randn(5, model.d_model, generator=torch.Generator().manual_seed(0)) * 3
+    final = PatchedPass(model, prompt, fastest_mode(model, prompt)).final_residuals(vectors, torch.arange(5))
+    naive = torch.stack([naive_patch(model, prompt, v, layer) for layer, v in enumerate(vectors)])
+    torch.testing.assert_close(model.unembed(final), naive, rtol=2e-4, atol=2e-4)
+
+
 def naive_patch(model: LanguageModel, prompt: Prompt, vector: torch.Tensor, layer: int) -> torch.Tensor:
     """One whole forward pass on transformers alone, blocks named by path; layer 4 is the last of these models."""
     blocks = model.module.get_submodule(model.parts.paths.blocks)
 
+    def write(hidden: torch.Tensor) -> None:
+        for position in prompt.positions:
+            there = hidden[0, position]
+            matched = vector * there.norm() / vector.norm()
+            hidden[0, position] = {"overwrite": vector, "norm_matched": matched, "add": there + matched}[prompt.write]
+
     def overwrite(_module: object, _args: object, output: object) -> object:
         hidden = (output[0] if isinstance(output, tuple) else output).clone()
-        hidden[:, prompt.position] = vector
+        write(hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def overwrite_input(_module: object, args: tuple, kwargs: dict) -> tuple:
         hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-        hidden[:, prompt.position] = vector
+        write(hidden)
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     if layer == 0:

@@ -2,13 +2,15 @@
 
 from lensbench.patching.generation import try_sharings
 from lensbench.patching.modes import fastest_mode, try_modes
-from lensbench.patching.passes import PatchedPass, Prompt, make_prompt
+from lensbench.patching.passes import WRITES, PatchedPass, Prompt, Write, make_prompt
 from lensbench.patching.patcher import Patcher, patcher_of
 
 __all__ = [
+    "WRITES",
     "PatchedPass",
     "Patcher",
     "Prompt",
+    "Write",
     "fastest_mode",
     "make_prompt",
     "patcher_of",

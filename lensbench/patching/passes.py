@@ -1,4 +1,4 @@
-"""The one patched forward pass: overwrite the residual of a prompt at one position and layer, and go on.
+"""The one patched forward pass: write into the residual of a prompt at its placeholders and one layer, and go on.
 
 What depends on the patched vector is little: the tokens before the placeholder never change (run once, keys and values
 shared), below the target layer nothing changes (a row starts there), only the last position is scored. See
@@ -18,40 +18,76 @@ from lensbench.model.block_calls import CleanPass, record_pass
 from lensbench.model.budget import bytes_per_row
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.prefix_cache import shared_prefix
+from lensbench.tasks.facts import SLOT
 
 Mode = Literal["shared", "layer_start", "plain"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+Write = Literal["overwrite", "norm_matched", "add"]
+WRITES: tuple[Write, ...] = get_args(Write)
 # On a CPU, larger batches are no faster, and leave its caches.
 CPU_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A target prompt: token ids, and the position of the placeholder whose residual is overwritten."""
+    """A target prompt, and what is done to the residual at its placeholders.
+
+    Attributes:
+        ids: its tokens.
+        position: of the (first) placeholder.
+        more: positions of further placeholders, after the first; the same vector is written at each.
+        write: `overwrite`; `norm_matched` (the vector at the length of what it overwrites); `add` (the vector at the
+            length of what is there, added to it).
+    """
 
     ids: tuple[int, ...]
     position: int
+    more: tuple[int, ...] = ()
+    write: Write = "overwrite"
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """All placeholders, in order."""
+        return (self.position, *self.more)
+
+    def written(
+        self, there: Float[Tensor, "row place d_model"], vectors: Float[Tensor, "row d_model"]
+    ) -> Float[Tensor, "row place d_model"]:
+        """Return what is at the placeholders after the patch."""
+        given = vectors[:, None].to(there)
+        if self.write == "overwrite":
+            return given.expand_as(there)
+        # In float32: the square of a large residual is beyond half precision.
+        lengths = there.float().norm(dim=-1, keepdim=True) / given.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        matched = given * lengths.to(given.dtype)
+        return matched if self.write == "norm_matched" else there + matched
 
 
-def make_prompt(model: LanguageModel, text: str, placeholder: str) -> Prompt:
-    """Return the prompt for `text`, whose slot `{subject}` the placeholder fills.
+def make_prompt(model: LanguageModel, text: str, placeholder: str, write: Write = "overwrite") -> Prompt:
+    """Return the prompt for `text`, whose slots `{subject}` the placeholder fills.
 
     Raises:
         LensbenchError: no slot in the text, or a placeholder that is not one token of its own, or is token 0.
     """
-    if text.count("{subject}") != 1:
+    parts = text.split(SLOT)
+    if len(parts) < 2:
+        raise LensbenchError(f"inspection prompt {text!r} has no {SLOT} slot; put one where the activation goes")
+    encoding = model.tokens.encode(placeholder.join(parts))
+    positions, begin = [], 0
+    for part in parts[:-1]:
+        start = begin + len(part)
+        begin = start + len(placeholder)
+        position = model.tokens.locate(encoding, (start, begin))
+        if encoding.offsets[position][0] - len(model.tokens.prefix) > start:
+            raise LensbenchError(
+                f"placeholder {placeholder!r} is several tokens for {model.name}; choose a one-token word, such as 'x'"
+            )
+        positions.append(position)
+    if len(set(positions)) < len(positions):
         raise LensbenchError(
-            f"inspection prompt {text!r} has no single {{subject}} slot; put one where the activation goes"
+            f"two slots of {text!r} are one token for {model.name}; put a blank between them, or another word"
         )
-    start = text.index("{subject}")
-    encoding = model.tokens.encode(text.replace("{subject}", placeholder))
-    position = model.tokens.locate(encoding, (start, start + len(placeholder)))
-    token_start = encoding.offsets[position][0] - len(model.tokens.prefix)
-    if token_start > start:
-        raise LensbenchError(
-            f"placeholder {placeholder!r} is several tokens for {model.name}; choose a one-token word, such as 'x'"
-        )
-    return Prompt(encoding.ids, position)
+    return Prompt(encoding.ids, positions[0], tuple(positions[1:]), write)
 
 
 class PatchedPass:
@@ -129,14 +165,14 @@ class PatchedPass:
     def _started(self, vectors: Tensor, layers: list[int]) -> Tensor:
         """Each row joins the batch at its own target layer."""
         clean = self.clean
-        place = self.prompt.position - self._skip
+        places = [position - self._skip for position in self.prompt.positions]
         running = vectors.new_empty(0, clean.hidden.shape[1], vectors.shape[1])
         begun = 0
         for layer in range(self.model.n_layers + 1):
             joining = layers.count(layer)
             if joining:
                 rows = clean.hidden[layer].expand(joining, -1, -1).clone()
-                rows[:, place] = vectors[begun : begun + joining]
+                rows[:, places] = self.prompt.written(rows[:, places], vectors[begun : begun + joining])
                 running = torch.cat([running, rows.to(running.device)])
                 begun += joining
             if layer < self.model.n_layers and begun:
@@ -170,7 +206,8 @@ class PatchedPass:
 
         def overwrite(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-            hidden[:, self.prompt.position] = vectors.to(hidden)
+            places = list(self.prompt.positions)
+            hidden[:, places] = self.prompt.written(hidden[:, places], vectors)
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         place = [*self.model.parts.blocks, self.model.parts.final][layer]

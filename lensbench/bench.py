@@ -8,14 +8,16 @@ import numpy as np
 import torch
 
 from lensbench.corpus import Corpus
-from lensbench.evidence import Evidence, NotApplicableError, Scores, Source, Target, Text, Training
+from lensbench.errors import NotApplicableError
+from lensbench.evidence import Evidence, Scores, Source, Target, Text, Training
+from lensbench.handles import Change, Components, TargetRuns
 from lensbench.inspectors.base import Inspector
+from lensbench.model.component_capture import Component, capture_component
 from lensbench.model.language_model import LanguageModel
 from lensbench.residual_cache import ResidualCache
 from lensbench.residuals import Reading, Residuals, find_site
 from lensbench.tasks import N_FOLDS, Item, Relation
 
-Change = Callable[[Residuals], Residuals]
 Labels = Mapping[str, str]
 
 
@@ -97,18 +99,44 @@ class Bench:
         """The training items' residuals."""
         return self._capture(self.train_items)
 
+    def component(self, name: Component) -> Residuals:
+        """Return a part of the blocks at the test items' read sites, captured once."""
+        if name not in self._components:
+            texts = [reading.ids for reading in self._readings(self.items)]
+            values = capture_component(self.lab.model, texts, name, self.lab.captured)
+            self._components[name] = Residuals(self.lab.captured, values)
+        return self._components[name]
+
+    @cached_property
+    def _components(self) -> dict[Component, Residuals]:
+        return {}
+
     def evidence(
-        self, reads: frozenset[Source], items: Sequence[int], layers: Sequence[int], residuals: Residuals | None
+        self, reads: frozenset[Source], items: Sequence[int], layers: Sequence[int], change: Change | None = None
     ) -> Evidence:
-        """Return what a method that reads these sources may see of these items."""
+        """Return what a method that reads these sources may see of these items.
+
+        Args:
+            reads: the sources.
+            items: which of the test items.
+            layers: at which layers.
+            change: what a rival does to whatever is read of the activations, before it is shown.
+        """
         activation = "activation" in reads
+        chosen = tuple(items)
+
+        def seen(found: Residuals) -> Residuals:
+            return (change(found) if change else found).at(layers).of(chosen)
+
         return Evidence(
             answers=self.answers,
             choices=tuple(self.items[i].choices for i in items),
             layers=tuple(layers) if activation else (),
-            residuals=residuals.at(layers).of(items) if activation and residuals is not None else None,
+            residuals=seen(self.residuals) if activation else None,
             question=self.question if "question" in reads else None,
             texts=_texts(self.items[i] for i in items) if "text" in reads else None,
+            components=Components(lambda name: seen(self.component(name))) if "components" in reads else None,
+            runs=TargetRuns(self.lab.model, self.items, chosen, change) if "target" in reads else None,
             describe=0 if self.silent else self.relation.describe,
         )
 
@@ -136,6 +164,8 @@ class Bench:
             read=(lambda: self.train_residuals.at(layers).of(places)) if "activation" in method.reads else None,
             texts=_texts(items) if "text" in method.reads else None,
             labels=tuple(item.answer if labels is None else labels[item.subject] for item in items),
+            question=self.question if "question" in method.reads else None,
+            runs=TargetRuns(self.lab.model, items) if "target" in method.reads else None,
         )
 
     def method(self, make: Callable[[], Inspector], fitted: dict[object, Inspector] | None = None) -> "Method":
@@ -198,31 +228,25 @@ class Method:
             layers = ()
         elif layers is None:
             layers = bench.lab.layers
-        # A method that reads no activation must not have them captured.
-        residuals = bench.residuals if "activation" in self.inspector.reads else None
-        if change and residuals is not None:
-            residuals = change(residuals)
         every = range(len(bench.items))
         if self.inspector.learns_from != "labels":
-            return self._inspect(self.fit(None, layers), every, layers, residuals)
+            return self._inspect(self.fit(None, layers), every, layers, change)
         # A relation that one fold cannot be trained for is not scored at all: all folds are fitted before any is
         # tested.
         fitted = {fold: self.fit(fold, layers) for fold in range(N_FOLDS)}
         folds = {fold: [i for i in every if bench.items[i].fold == fold] for fold in fitted}
-        parts = [(places, self._inspect(fitted[f], places, layers, residuals)) for f, places in folds.items() if places]
+        parts = [(places, self._inspect(fitted[f], places, layers, change)) for f, places in folds.items() if places]
         return merged(parts)
 
     def scores_with(self, fold: int, labels: Labels | None, items: Sequence[int]) -> Scores:
         """Score some items by the inspector that is fitted for a fold, on true labels or others."""
-        reads = "activation" in self.inspector.reads
-        layers = self.bench.lab.layers if reads else ()
-        residuals = self.bench.residuals if reads else None
-        return self._inspect(self.fit(fold, layers, labels), items, layers, residuals)
+        layers = self.bench.lab.layers if "activation" in self.inspector.reads else ()
+        return self._inspect(self.fit(fold, layers, labels), items, layers)
 
     def _inspect(
-        self, inspector: Inspector, items: Sequence[int], layers: Sequence[int], residuals: Residuals | None
+        self, inspector: Inspector, items: Sequence[int], layers: Sequence[int], change: Change | None = None
     ) -> Scores:
-        scores = inspector.inspect(self.bench.evidence(inspector.reads, items, layers, residuals))
+        scores = inspector.inspect(self.bench.evidence(inspector.reads, items, layers, change))
         expected = (max(1, len(layers)), len(scores.attempts), len(items), len(self.bench.answers))
         if tuple(scores.log_scores.shape) != expected:
             raise ValueError(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # What a method may learn from, and what it may read: the harness withholds the rest.
 SUPERVISION = ("nothing", "corpus", "labels")
-SOURCES = ("activation", "question", "text")
+SOURCES = ("activation", "question", "text", "components", "target")
 GROUP = "lensbench.inspectors"
 OURS = Path(__file__).parent / "inspectors"
 
@@ -31,6 +31,8 @@ class Listing:
         summary: first line of the class's docstring.
         reads: the sources that it declares.
         learns_from: the supervision that it declares.
+        tries: how many attempts it makes, in words.
+        cost: what it takes, in words.
         parameters: names and defaults of its constructor's arguments.
     """
 
@@ -39,6 +41,8 @@ class Listing:
     summary: str
     reads: tuple[str, ...]
     learns_from: str
+    tries: str
+    cost: str
     parameters: dict[str, str]
 
 
@@ -111,6 +115,8 @@ def _listing(node: ast.ClassDef, module: str) -> Listing | None:
         summary=(ast.get_docstring(node) or "").partition("\n")[0],
         reads=tuple(sorted(_literal(declared.get("reads")) or ("activation",))),
         learns_from=str(_literal(declared.get("learns_from")) or "nothing"),
+        tries=str(_literal(declared.get("tries")) or "one"),
+        cost=str(_literal(declared.get("cost")) or "-"),
         parameters=_parameters(node),
     )
 

@@ -20,6 +20,10 @@ class UsageError(LensbenchError):
     exit_status = 2
 
 
+class NotApplicableError(LensbenchError):
+    """A method cannot answer these questions at all. The reason goes into the run, and no score is written."""
+
+
 def unknown_name(kind: str, given: str, known: Iterable[str], hint: str = "") -> UsageError:
     """Make the error for a name that does not exist, with the nearest names that do.
 

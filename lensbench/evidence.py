@@ -10,17 +10,18 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from lensbench.corpus import Corpus
-from lensbench.errors import LensbenchError
+from lensbench.errors import LensbenchError, NotApplicableError
+from lensbench.handles import Components, TargetRuns
+from lensbench.model.directions import token_directions
 from lensbench.model.language_model import LanguageModel, TokenScores
 from lensbench.model.memory import RowMemory
+from lensbench.model.tuned_lens_files import Home, home_of
 from lensbench.residuals import Residuals
 
-Source = Literal["activation", "question", "text"]
+__all__ = ["Evidence", "Learns", "NotApplicableError", "Scores", "Source", "Target", "Text", "Training"]
+
+Source = Literal["activation", "question", "text", "components", "target"]
 Learns = Literal["nothing", "corpus", "labels"]
-
-
-class NotApplicableError(LensbenchError):
-    """A method cannot answer these questions at all. The reason goes into the run, and no score is written."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Evidence:
         residuals: with `activation`.
         question: with `question`: the inspection prompt; its slot `{subject}` stays unfilled.
         texts: with `text`.
+        components: with `components`: the parts of blocks at the read sites.
+        runs: with `target`: the target on the items' own sources, or on questions about them.
         describe: how many tokens a method that generates is asked to say of each item; 0 asks for no text.
     """
 
@@ -51,6 +54,8 @@ class Evidence:
     residuals: Residuals | None = None
     question: str | None = None
     texts: tuple[Text, ...] | None = None
+    components: Components | None = None
+    runs: TargetRuns | None = None
     describe: int = 0
 
 
@@ -64,6 +69,8 @@ class Training:
         read: reads the training items' activations, for what learns labels and reads activations; see `residuals`.
         texts: the training items', for what learns labels and reads text.
         labels: the training items' answers, for what learns labels.
+        question: the inspection prompt, its slot unfilled, for what learns labels and reads the question.
+        runs: the target on texts about the training items, for what learns labels and reads `target`.
         corpus: for what learns from a corpus.
     """
 
@@ -72,6 +79,8 @@ class Training:
     read: Callable[[], Residuals] | None = None
     texts: tuple[Text, ...] | None = None
     labels: tuple[str, ...] | None = None
+    question: str | None = None
+    runs: TargetRuns | None = None
     corpus: Corpus | None = None
 
     @cached_property
@@ -129,6 +138,19 @@ class Target:
         """How many bytes a batch may take."""
         return self._model.budget.bytes
 
+    @cached_property
+    def home(self) -> Home:
+        """What files of lenses call the model by, a fingerprint of its norm and head among it.
+
+        Raises:
+            LensbenchError: its head is not a module of its own.
+        """
+        return home_of(self._model)
+
+    def norm(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """Return residuals of any layer after the model's own final norm, before its head. Differentiable."""
+        return self._model.norm(residuals)
+
     def unembed(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """Return logits from the residual stream of any layer: the model's own final norm and head. Differentiable."""
         return self._model.unembed(residuals)
@@ -141,6 +163,14 @@ class Target:
         Many times faster than `score_answers`, for methods that need neither ranks nor probabilities.
         """
         return self._model.token_logits(residuals, [self._model.tokens.answer_token(answer) for answer in answers])
+
+    def answer_directions(self, answers: Sequence[str]) -> Float[Tensor, "answer d_model"]:
+        """Return the direction of each answer's first token: the gradient of its logit with respect to the norm's output.
+
+        These are the head's rows, logit scale included: norm(h) @ directions.T + bias are the model's logits of h, before
+        a soft-cap. In float32, on the model's device.
+        """
+        return token_directions(self._model, [self._model.tokens.answer_token(answer) for answer in answers])
 
     def score_answers(self, residuals: Float[Tensor, "row d_model"], answers: Sequence[str]) -> TokenScores:
         """Unembed residuals and score the first token of each answer."""

@@ -37,11 +37,13 @@ def inspectors() -> Rows:
             one.summary,
             ", ".join(one.reads),
             one.learns_from,
+            one.tries,
+            one.cost,
             ", ".join(f"{name}={default}" for name, default in one.parameters.items()) or "-",
         )
         for one in find_inspectors().values()
     ]
-    return ("inspector", "what it does", "reads", "learns from", "parameters"), list(rows)
+    return ("inspector", "what it does", "reads", "learns from", "attempts", "cost", "parameters"), list(rows)
 
 
 def baselines() -> Rows:

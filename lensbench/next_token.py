@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lensbench.bench import Bench, Change, Lab, Labels, Method
+from lensbench.bench import Bench, Lab, Labels, Method
 from lensbench.errors import LensbenchError
 from lensbench.evidence import NotApplicableError, Scores, Target
+from lensbench.handles import Change
 from lensbench.inspectors.base import Inspector, Lens
 from lensbench.measures import per_item
 from lensbench.model.language_model import LanguageModel

@@ -8,8 +8,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from lensbench.bench import Change, Method, merged
+from lensbench.bench import Method, merged
 from lensbench.evidence import NotApplicableError, Scores
+from lensbench.handles import Change
 from lensbench.inspectors.base import Inspector
 from lensbench.residuals import Residuals
 from lensbench.tasks import N_FOLDS, Item

@@ -59,7 +59,7 @@ class Prompt:
             return given.expand_as(there)
         # In float32: the square of a large residual is beyond half precision.
         lengths = there.float().norm(dim=-1, keepdim=True) / given.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        matched = given * lengths.to(given.dtype)
+        matched: Tensor = given * lengths.to(given.dtype)
         return matched if self.write == "norm_matched" else there + matched
 
 

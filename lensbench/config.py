@@ -10,6 +10,7 @@ from lensbench.baselines import Baseline, choose_baselines
 from lensbench.cache import parse_size
 from lensbench.catalogue import check_inspector
 from lensbench.errors import UsageError, unknown_name
+from lensbench.layers import parse_layers
 from lensbench.model.sources import check_model_name
 from lensbench.tasks import Site, Task, load_tasks
 
@@ -140,30 +141,3 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
         check_inspector(name)
     parse_layers(config.layers, None)
     return load_tasks(config.tasks, offline=config.offline), choose_baselines(config.baselines)
-
-
-def parse_layers(given: str, deepest: int | None) -> tuple[int, ...]:
-    """Return the layers of `all`, `0,4,8` or `stride:2`; for a model that is not known yet, only check the form.
-
-    Raises:
-        UsageError: another form, or a layer that the model does not have.
-    """
-    expected = "expected all, numbers such as 0,4,8, or stride:2"
-    if given == "all" or given.startswith("stride:"):
-        step = given.removeprefix("stride:") if given != "all" else "1"
-        if not _is_number(step) or int(step) < 1:
-            raise UsageError(f"--layers {given!r}: {expected}")
-        return tuple(range(0, (deepest or 0) + 1, int(step)))
-    parts = [part.strip() for part in given.split(",")]
-    if not all(map(_is_number, parts)):
-        raise UsageError(f"--layers {given!r}: {expected}")
-    layers = tuple(sorted({int(part) for part in parts}))
-    if deepest is not None and layers[-1] > deepest:
-        raise UsageError(
-            f"--layers {given!r}: the model has layers 0 (embeddings) to {deepest}; layer {layers[-1]} is not one"
-        )
-    return layers
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()

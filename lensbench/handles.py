@@ -1,8 +1,11 @@
 """What methods get that read more than residuals: the parts of blocks, and the target itself on texts not shown."""
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -76,6 +79,10 @@ class Runs:
         every = [set(text.places) for text in self._texts]
         return tuple(name for name in (SUBJECT, SITE, HOP, BEFORE_HOP) if all(name in places for places in every))
 
+    def ends_at(self, place: str) -> bool:
+        """Whether any text ends at this place."""
+        return any(text.places.get(place) == len(text.ids) - 1 for text in self._texts)
+
     def require(self, *places: str) -> None:
         """Refuse texts without some places.
 
@@ -98,6 +105,12 @@ class Runs:
         """Score the first token of each answer as the next one after each text: rows are items."""
         last = capture(self._model, [Reading(text.ids) for text in self._texts], (self._model.n_layers,))
         return self._model.score_tokens(last.values[0], self._tokens(answers))
+
+    def next_tokens(self) -> Int[Tensor, " item"]:
+        """Return the target's most likely next token after each text."""
+        last = capture(self._model, [Reading(text.ids) for text in self._texts], (self._model.n_layers,)).values[0]
+        chunks = last.split(self._model.head_rows)
+        return torch.cat([self._model.unembed(chunk).argmax(1) for chunk in chunks])
 
     def patched(
         self,
@@ -124,7 +137,19 @@ class Runs:
         """Return how the last token's final residual moves with the residual at a place of one text, at all layers."""
         self.require(place)
         text = self._texts[item]
-        return jacobian(self._model, text.ids, text.places[place])
+        # Folds share examples, and rivals the method's own.
+        kept: OrderedDict[tuple[object, ...], Jacobian] = self._model.companions.setdefault("jacobians", OrderedDict())
+        key = (text.ids, text.places[place])
+        if key not in kept:
+            kept[key] = jacobian(self._model, *key)
+            while len(kept) > 1 and sum(one.weight.nbytes for one in kept.values()) > self._model.budget.bytes:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        return kept[key]
+
+    def digests(self) -> tuple[str, ...]:
+        """Return a digest of each text, to bring items into an order that is the same for all selections of them."""
+        return tuple(hashlib.sha256(repr(text.ids).encode()).hexdigest() for text in self._texts)
 
     def _tokens(self, answers: Sequence[str]) -> list[int]:
         return [self._model.tokens.answer_token(answer) for answer in answers]

@@ -106,13 +106,24 @@ def question_only(method: Method) -> list[Outcome]:
 
 def input_only(method: Method) -> list[Outcome]:
     """The verbalizer asked in text: the method's prompt, every inspection prompt and question, the source."""
-    relation = method.bench.relation
     own = method.inspector.own_prompt(method.bench.question)
     forms = [own.text] if own else []
-    forms += [*relation.inspection, *relation.questions, "{source}\n" + relation.inspection[0]]
+    return _read_instead(method, lambda: TextReader((*dict.fromkeys([*forms, *_text_forms(method)]),)))
+
+
+def asked_in_text(method: Method) -> list[Outcome]:
+    """The target asked in text, as the verbalizer is in `input_only`: for methods that may run it themselves."""
+    lab = method.bench.lab
+    asked = replace(method, bench=replace(method.bench, lab=replace(lab, verbalizer=lab.model)))
+    return _read_instead(asked, lambda: TextReader(_text_forms(method)))
+
+
+def _text_forms(method: Method) -> tuple[str, ...]:
+    relation = method.bench.relation
+    forms = [*relation.inspection, *relation.questions, "{source}\n" + relation.inspection[0]]
     if method.bench.items[0].site in ("answer", "t2"):
         forms.append("{source}")  # it asks by itself: what a lens at the last layer reads
-    return _read_instead(method, lambda: TextReader(tuple(dict.fromkeys(forms))))
+    return tuple(forms)
 
 
 def choices_only(method: Method) -> list[Outcome]:
@@ -177,6 +188,7 @@ FUNCTIONS: dict[str, Rival] = {
         embedding,
         question_only,
         input_only,
+        asked_in_text,
         choices_only,
         majority,
         input_classifier,

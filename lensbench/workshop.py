@@ -16,11 +16,12 @@ import pyarrow as pa
 from lensbench.baselines import Baseline
 from lensbench.bench import Bench, Lab, Method
 from lensbench.cache import RESIDUALS, cache_root
-from lensbench.config import RunConfig, parse_layers
+from lensbench.config import RunConfig
 from lensbench.corpus import Corpus, lens_cache
 from lensbench.evidence import NotApplicableError, Target
 from lensbench.inspectors.base import Inspector
 from lensbench.knowledge import Knowledge, knowledge_cache, shares
+from lensbench.layers import parse_layers
 from lensbench.measures import measure_table, per_item
 from lensbench.model.architecture import ModulePaths
 from lensbench.model.budget import Budget, free_memory

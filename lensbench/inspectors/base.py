@@ -125,8 +125,9 @@ class Lens(Inspector):
             for layer, values in zip(evidence.layers, evidence.residuals.values, strict=True)
             for attempt in range(len(self.ahead))
         ]
-        log_probs, ranks = torch.cat([one.log_probs for one in parts]), torch.cat([one.ranks for one in parts])
-        return by_layer(TokenScores(log_probs, ranks, parts[0].top), len(evidence.layers), self.attempts())
+        shape = (len(evidence.layers), len(self.ahead), *parts[0].log_probs.shape)
+        log_probs, ranks = (torch.stack([getattr(one, name) for one in parts]) for name in ("log_probs", "ranks"))
+        return Scores(self.attempts(), log_probs.reshape(shape), ranks.reshape(shape))
 
     def _head(self, layer: int, attempt: int) -> Callable[[Tensor], Tensor]:
         return lambda values: self.logits(layer, values, attempt)

@@ -13,6 +13,9 @@ from lensbench.patching.generation import Generation, Sharing, fastest_sharing
 from lensbench.patching.modes import fastest_mode
 from lensbench.patching.passes import Mode, PatchedPass, Prompt
 
+# How many prompts are kept: methods that patch items' own sources have one an item.
+PROMPTS = 32
+
 
 class Patcher:
     """Patched passes of one model: proves the mode once, keeps prompts, and computes identical rows once."""
@@ -79,7 +82,11 @@ class Patcher:
             )
         if self.mode is None:
             self.mode = fastest_mode(self.model, prompt)
-        return self._passes.setdefault(prompt, PatchedPass(self.model, prompt, self.mode))
+        passes = self._passes.pop(prompt, None) or PatchedPass(self.model, prompt, self.mode)
+        self._passes[prompt] = passes
+        if len(self._passes) > PROMPTS:
+            self._passes.pop(next(iter(self._passes)))  # asked for longest ago
+        return passes
 
 
 def _keyed(vectors: Tensor, target_layers: Tensor) -> Tensor:

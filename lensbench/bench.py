@@ -1,13 +1,15 @@
 """The bench: the items of one relation at one read site, everything captured, and methods at work on them."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 
 from lensbench.corpus import Corpus
+from lensbench.costs import Costs, peak_memory
 from lensbench.errors import NotApplicableError
 from lensbench.evidence import Evidence, Scores, Source, Target, Text, Training
 from lensbench.handles import Change, Components, TargetRuns
@@ -19,6 +21,14 @@ from lensbench.residuals import Reading, Residuals, find_site
 from lensbench.tasks import N_FOLDS, Item, Relation
 
 Labels = Mapping[str, str]
+
+
+NO_QUESTION = "prose asks no question"
+
+
+def forms_of(relation: Relation) -> tuple[str, ...]:
+    """Return every text that asks a relation's question about a subject, the inspection prompt first."""
+    return tuple(dict.fromkeys([*relation.inspection, *relation.questions]))
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,19 @@ class Bench:
             NotApplicableError: it asks no question (prose).
         """
         if not self.relation.inspection:
-            raise NotApplicableError("prose asks no question")
+            raise NotApplicableError(NO_QUESTION)
         return self.relation.inspection[0]
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Every text that asks the relation's question about a subject, the inspection prompt first.
+
+        Raises:
+            NotApplicableError: it asks no question (prose).
+        """
+        if not self.relation.inspection:
+            raise NotApplicableError(NO_QUESTION)
+        return forms_of(self.relation)
 
     def _readings(self, items: Sequence[Item]) -> list[Reading]:
         return [find_site(self.lab.model, item) for item in items]
@@ -134,6 +155,7 @@ class Bench:
             layers=tuple(layers) if activation else (),
             residuals=seen(self.residuals) if activation else None,
             question=self.question if "question" in reads else None,
+            forms=self.forms if "question" in reads else (),
             texts=_texts(self.items[i] for i in items) if "text" in reads else None,
             components=Components(lambda name: seen(self.component(name))) if "components" in reads else None,
             runs=TargetRuns(self.lab.model, self.items, chosen, change) if "target" in reads else None,
@@ -186,11 +208,13 @@ class Method:
         bench: what it works on.
         fitted: inspectors already fitted, shared by the method and its rivals; what learns no labels is fitted once a
             run.
+        costs: what the fits took that were made here.
     """
 
     make: Callable[[], Inspector]
     bench: Bench
     fitted: dict[object, Inspector] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)
 
     @cached_property
     def inspector(self) -> Inspector:
@@ -210,7 +234,17 @@ class Method:
         if key not in self.fitted:
             lab = self.bench.lab
             training = self.bench.training(type(self.inspector), fold, layers, labels)
+            before, begun = replace(lab.corpus.spent), time.perf_counter()
             self.fitted[key] = self.make().fit(lab.target, lab.verbalizer, training)
+            learned = lab.corpus.spent.seconds - before.seconds
+            self.costs.add(
+                Costs(
+                    learned or time.perf_counter() - begun,
+                    lab.corpus.spent.tokens - before.tokens,
+                    len(training.labels or ()),
+                    peak_memory(),
+                )
+            )
         return self.fitted[key]
 
     def scores(self, layers: tuple[int, ...] | None = None, change: Change | None = None) -> Scores:

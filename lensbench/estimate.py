@@ -13,13 +13,14 @@ from torch import Tensor
 
 from lensbench.bench import Bench
 from lensbench.corpus import WINDOW, WINDOWS_PER_BATCH, Corpus
+from lensbench.costs import peak_memory
 from lensbench.errors import LensbenchError
 from lensbench.learning import Learning, Resumable
 from lensbench.plan import Cell, Place
 from lensbench.records import NO_BASELINE, frame_of
 from lensbench.residual_cache import ResidualCache
 from lensbench.summary import summarise
-from lensbench.workshop import Fits, Workshop, peak_memory
+from lensbench.workshop import Fits, Workshop
 
 TRIAL_ITEMS = 10
 WARM_ITEMS = 3
@@ -81,11 +82,13 @@ class _TrialCorpus(Corpus):
         self.device = workshop.setting.model.device
         self.left_out = 0.0
 
-    def residuals(self, tokens: int, *, skip: int = 0) -> Iterator[Float[Tensor, "layer token d_model"]]:
+    def residuals_in_windows(
+        self, tokens: int, *, skip: int = 0
+    ) -> Iterator[Float[Tensor, "layer window position d_model"]]:
         """Yield one batch."""
         given = min(tokens, WINDOW * WINDOWS_PER_BATCH)
         begun = time.perf_counter()
-        yield from super().residuals(given, skip=skip)
+        yield from super().residuals_in_windows(given, skip=skip)
         # What is done with a batch between two of them belongs to it.
         self.left_out += (time.perf_counter() - begun) * (tokens / max(1, given) - 1)
 

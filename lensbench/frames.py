@@ -44,24 +44,25 @@ def frame_of(blocks: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataF
     return frame.sort_values([*order, "layer"], kind="stable", ignore_index=True, na_position="first")
 
 
-def best_layers(summary: pd.DataFrame) -> pd.DataFrame:
+def best_layers(summary: pd.DataFrame, rule: str = FIXED) -> pd.DataFrame:
     """One row per model x verbalizer x task x relation x site x inspector: its best layer and what was found there.
 
-    The best layer has the highest corrected accuracy under the `fixed` rule (the first such layer at ties). Choosing it
-    is a selection, and an interval made for one layer would be too narrow there; the bands of a summary are
-    simultaneous over layers, so they cover whichever layer is chosen. The estimate itself is still that of a maximum.
+    The best layer has the highest corrected accuracy under the rule (the first such layer at ties). Choosing it is a
+    selection, and an interval made for one layer would be too narrow there; the bands of a summary are simultaneous
+    over layers, so they cover whichever layer is chosen. The estimate itself is still that of a maximum. Methods of one
+    attempt have the rule `fixed` alone.
 
     For each question Q that was asked there are the columns Q_rival (the strongest at that layer), Q_rival_accuracy,
     Q_gap, Q_gap_low, Q_gap_high and Q_verdict.
     """
-    fixed = summary[summary["rule"] == FIXED]
-    methods = fixed[fixed["baseline"] == NO_BASELINE]
+    ruled = summary[summary["rule"] == rule]
+    methods = ruled[ruled["baseline"] == NO_BASELINE]
     group = ["model", "verbalizer", "task", "relation", "site", "inspector"]
     best = methods.sort_values(["accuracy_corrected", "layer"], ascending=[False, True], kind="stable")
     best = best.drop_duplicates(group)[
         [*group, "layer", "n", "subjects", "accuracy", "accuracy_corrected", "ci_low", "ci_high", "chance"]
     ]
-    rivals = fixed[[*group, "layer", "baseline", "accuracy_corrected"]].rename(
+    rivals = ruled[[*group, "layer", "baseline", "accuracy_corrected"]].rename(
         columns={"accuracy_corrected": "rival_accuracy", "baseline": "rival"}
     )
     for question in VERDICTS:

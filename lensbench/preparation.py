@@ -69,11 +69,10 @@ def check_prompts(setting: Setting, inspectors: Iterable[Inspector], benches: It
     Raises:
         LensbenchError: no slot, or a placeholder that is not one token of its own, or is token 0.
     """
-    questions = {text for group in benches for bench in group for text in bench.relation.inspection[:1]}
+    asked = {bench.forms for group in benches for bench in group if bench.relation.inspection}
     for inspector in inspectors:
-        for own in (inspector.own_prompt(question) for question in sorted(questions)):
-            if own is not None:
-                make_prompt(setting.verbalizer, own.text, own.placeholder)
+        for own in (own for forms in sorted(asked) for own in inspector.own_prompts(forms)):
+            make_prompt(setting.verbalizer, own.text, own.placeholder)
 
 
 def _distinguishable(

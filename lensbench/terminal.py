@@ -7,6 +7,7 @@ from lensbench.evaluation import DryRun
 from lensbench.report.rows import print_rows
 from lensbench.report.tables import print_table, result_table
 from lensbench.run import Run
+from lensbench.tuning import Tuned
 
 # What the result table takes without wrapping.
 WIDE = 100
@@ -20,6 +21,18 @@ def show_run(run: Run) -> None:
         print_table(result_table(run.best, narrow=narrow, apart=run.outside_totals), console)
     for what, reason in run.unanswered.items():
         console.print(f"not applicable: {what}: {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_tuned(tuned: Tuned) -> None:
+    """Print what a search came to on held-out folds, and the best configurations."""
+    console = Console()
+    narrow = console.is_terminal and console.width < WIDE
+    print_table(result_table(tuned.best, narrow=narrow, apart=tuned.run.outside_totals), console)
+    names = ("relation", "site", "layer", "prompt", "placeholder", "target_layer", "amplifier", "accuracy")
+    rows = [
+        (*(str(row[name]) for name in names[:-1]), f"{row['accuracy']:.2f}") for row in tuned.chosen.to_dict("records")
+    ]
+    print_rows((*names[:-1], "on all items"), rows)
 
 
 def show_plan(planned: DryRun) -> None:

@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import sys
 import time
 import traceback
 from collections.abc import Iterable
@@ -10,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psutil
 import pyarrow as pa
 
 from lensbench.baselines import Baseline
@@ -18,6 +16,7 @@ from lensbench.bench import Bench, Lab, Method
 from lensbench.cache import RESIDUALS, cache_root
 from lensbench.config import RunConfig
 from lensbench.corpus import Corpus, lens_cache
+from lensbench.costs import Costs, peak_memory
 from lensbench.evidence import NotApplicableError, Target
 from lensbench.inspectors.base import Inspector
 from lensbench.knowledge import Knowledge, knowledge_cache, shares
@@ -168,6 +167,7 @@ class Workshop:
     def score(self, cell: Cell, benches: Iterable[Bench], fitted: Fits) -> tuple[Tables, dict[str, Any]]:
         """Score a cell on these benches; return what was found, and what the journal is to say."""
         baseline = self._baselines.get(cell.baseline)
+        costs = Costs()
         found, reasons = [], dict(self._emptied.get(cell.place, {}))
         for bench in benches:
             method = bench.method(self.makes[cell.inspector], fitted)
@@ -175,9 +175,10 @@ class Workshop:
                 found += [self._tables(cell, bench, outcome) for outcome in _outcomes(method, baseline)]
             except NotApplicableError as error:
                 reasons[bench.relation.name] = str(error)
+            costs.add(method.costs)
         whole = Tables(_joined(one.records for one in found), _joined(one.measures for one in found))
         rows = 0 if whole.records is None else len(whole.records)
-        done = {"status": "not applicable" if whole.records is None else "done", "rows": rows}
+        done = {"status": "not applicable" if whole.records is None else "done", "rows": rows, **costs.entry()}
         return whole, {**done, "not_applicable": reasons} if reasons else done
 
     def ask_knowledge(self, tasks: Iterable[str]) -> None:
@@ -270,13 +271,3 @@ def give_back() -> None:
     """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def peak_memory() -> int:
-    """Return the most memory, in MiB, that this process has held so far."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset // 2**20)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak // (2**20 if sys.platform == "darwin" else 2**10))

@@ -86,6 +86,15 @@ class Inspector(ABC):
         """
         return None
 
+    def own_prompts(self, forms: tuple[str, ...]) -> tuple[OwnPrompt, ...]:
+        """Return every text that the method has its verbalizer read, where it may be more than one.
+
+        Args:
+            forms: the texts that ask the relation's question, the inspection prompt first.
+        """
+        own = self.own_prompt(forms[0])
+        return () if own is None else (own,)
+
     def parameters(self) -> dict[str, Any]:
         """Return the constructor's arguments, by name."""
         names = introspection.signature(type(self)).parameters

@@ -1,0 +1,78 @@
+"""`lensbench tune`: search over a method's configurations, with the same search for every rival."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lensbench.cli.application import app, read_value, say_what_happens
+from lensbench.errors import UsageError, unknown_name
+
+
+@app.command()
+def tune(
+    method: Annotated[str, typer.Argument(help="patchscope.", show_default=False)],
+    task: Annotated[str, typer.Option(help="A task, or NAME/RELATION.", show_default=False)],
+    budget: Annotated[int, typer.Option(help="How many configurations are tried.")] = 32,
+    model: Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or Hub id.")] = "smollm2-135m",
+    verbalizer: Annotated[
+        str | None, typer.Option(help="The model that turns activations into words. [default: the target]")
+    ] = None,
+    layers: Annotated[str, typer.Option(help="Source layers: all; or 0,4,8; or stride:2.")] = "stride:3",
+    sites: Annotated[str | None, typer.Option(help="Read sites. [default: all that the task has]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Draw this many test items a site.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the search, and of everything else random.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; a search is gone on with. [default: reports/TIME-MODEL]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")] = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
+    space: Annotated[
+        list[str] | None, typer.Option("--set", help='What is searched, such as placeholders=["x","it"].')
+    ] = None,
+) -> None:
+    """Search inspection prompt, target layer, placeholder and amplifier of a Patchscope, and report on held-out folds.
+
+    Every rival searches the same configurations, and chooses its own. The configuration is chosen on four folds of
+    subjects and scored on the fifth, in turn; the best on all subjects is written to tuned.csv, for further use.
+
+    Example: `lensbench tune patchscope --task attribute_extraction/country_capital --budget 20 --sites subject`
+    """
+    from lensbench.config import check_config, make_config
+
+    if method not in ("patchscope",):
+        raise unknown_name("method to tune", method, ("patchscope",))
+    if budget < 1:
+        raise UsageError(f"--budget {budget}: expected 1 configuration or more")
+    settings: dict[str, Any] = {"budget": budget, "seed": seed, **_space(space or [])}
+    given = {
+        "model": model, "verbalizer": verbalizer, "tasks": task, "layers": layers, "sites": sites, "limit": limit,
+        "seed": seed, "out": out, "device": device, "dtype": dtype, "offline": offline,
+        "inspectors": f"{method}_search", "parameters": {f"{method}_search": settings},
+    }  # fmt: skip
+    config = make_config({name: value for name, value in given.items() if value is not None})
+    check_config(config)  # before torch is imported: a wrong name is answered at once
+    from lensbench.model.sources import quiet_libraries
+
+    quiet_libraries()
+    say_what_happens()
+    from lensbench import progress
+    from lensbench.terminal import show_tuned
+    from lensbench.tuning import TUNED, tune
+
+    found = tune(method, settings, config, progress.bar)
+    show_tuned(found)
+    Console(soft_wrap=True).print(f"{found.run.path / TUNED}: the configurations to use", highlight=False)
+
+
+def _space(given: list[str]) -> dict[str, Any]:
+    """Read `name=value`, the value as TOML."""
+    space: dict[str, Any] = {}
+    for entry in given:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise UsageError(f'--set {entry!r}: expected NAME=VALUE, such as placeholders=["x","it"]')
+        space[name] = read_value(value)
+    return space

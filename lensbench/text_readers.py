@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from lensbench.asking import ask, say
 from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.probe import reduced, require_classes
+from lensbench.inspectors.probing import reduced, require_classes
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import CARRIER
 

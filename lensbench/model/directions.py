@@ -21,6 +21,15 @@ def token_directions(model: LanguageModel, token_ids: Sequence[int]) -> Float[Te
     backward pass, so that a head without a plain weight (packed, quantised, a projection before it) gives its
     directions too. A model without a final norm has them with respect to the residual stream itself.
     """
+    return _heads_of_tokens(model, token_ids)[:, :-1]
+
+
+def token_biases(model: LanguageModel, token_ids: Sequence[int]) -> Float[Tensor, " token"]:
+    """Return each token's logit where the final norm's output is zero: the head's bias."""
+    return _heads_of_tokens(model, token_ids)[:, -1]
+
+
+def _heads_of_tokens(model: LanguageModel, token_ids: Sequence[int]) -> Float[Tensor, "token d_model_and_bias"]:
     kept: dict[int, Tensor] = model.companions.setdefault(KEPT, {})
     missing = sorted(set(token_ids) - set(kept))
     # A backward pass holds the logits of a row, their gradient, and what it keeps of them on the way.
@@ -31,8 +40,12 @@ def token_directions(model: LanguageModel, token_ids: Sequence[int]) -> Float[Te
     return torch.stack([kept[token] for token in token_ids])
 
 
-def _gradients(model: LanguageModel, token_ids: Sequence[int]) -> Float[Tensor, "token d_model"]:
-    """Run the model without its blocks, zeros in place of the final norm's output, and go back from the logits."""
+def _gradients(model: LanguageModel, token_ids: Sequence[int]) -> Float[Tensor, "token d_model_and_bias"]:
+    """Run the model without its blocks, zeros in place of the final norm's output, and go back from the logits.
+
+    Returns:
+        The gradients, and last the logits at zero.
+    """
     zeros = torch.zeros(len(token_ids), 1, model.d_model, dtype=model.dtype, device=model.device, requires_grad=True)
 
     def before(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -57,4 +70,4 @@ def _gradients(model: LanguageModel, token_ids: Sequence[int]) -> Float[Tensor, 
     finally:
         for handle in handles:
             handle.remove()
-    return gradient[:, 0].float()
+    return torch.cat([gradient[:, 0].float(), asked.detach().float().to(gradient.device)], dim=1)

@@ -223,12 +223,14 @@ def plan_cells(
 
 
 def _digest(setting: Setting, task: Task, site: Site, inspector: Inspector, baseline: Baseline | None) -> str:
+    files = inspector.files()
     described = {
         "setting": setting.describe(),
         "engine": [version("lensbench"), _engine()],
         "task": [task.name, task.version, sorted(task.relations_at(site))],
         "site": site,
         "inspector": [inspector.name, inspector.parameters(), code_digest(type(inspector))],
+        **({"files": [hashlib.sha256(one.read_bytes()).hexdigest() for one in files]} if files else {}),
         "baseline": baseline and [baseline.name, baseline.parameters, code_digest(find_function(baseline.function))],
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]

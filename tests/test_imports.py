@@ -13,12 +13,16 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lensbench"
 RESULTS = frozenset({"records", "statistics", "scored", "frames", "samples", "metrics", "measures", "summary"})
 # Each row may import from its own row and from those above.
 ORDER: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "cache", "assets"}),
+    frozenset({"errors", "cache", "assets", "layers", "costs"}),
     frozenset({"tasks", "descriptions", "personas"}) | RESULTS,
     frozenset({"model"}),
-    frozenset({"patching", "residuals", "residual_cache", "learning", "corpus", "asking", "knowledge"}),
-    frozenset({"evidence", "scoring"}),
-    frozenset({"inspectors", "catalogue", "baselines", "bench", "next_token", "rivals", "text_readers", "implants"}),
+    frozenset(
+        {"patching", "residuals", "residual_cache", "learning", "corpus", "moments", "asking", "knowledge", "jacobians"}
+    )
+    | {"pairing", "affine_maps", "attribution"},
+    frozenset({"handles", "evidence", "scoring"}),
+    frozenset({"inspectors", "catalogue", "baselines", "bench", "next_token", "rivals", "text_readers", "implants"})
+    | {"oracle_training"},
     frozenset(
         {
             "config",
@@ -34,7 +38,10 @@ ORDER: tuple[frozenset[str], ...] = (
             "estimate",
             "evaluation",
             "judging",
+            "tuning",
             "testing",
+            "analyses",
+            "fitting",
             "audit",
             "doctor",
             "listings",

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -75,6 +75,16 @@ def read_module_paths(given: str | None) -> dict[str, str] | None:
             f"--module-paths {given!r}: expected blocks=PATH,norm=PATH, such as blocks=model.layers,norm=model.norm"
         )
     return {name: path for name, _, path in pairs}
+
+
+def read_value(given: str) -> Any:
+    """Read the value of a `--set`: as TOML, or as plain text."""
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {given}")["value"]
+    except tomllib.TOMLDecodeError:
+        return given
 
 
 def say_what_happens() -> None:

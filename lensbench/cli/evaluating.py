@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lensbench.cli.application import app, complain, read_module_paths, say_what_happens
+from lensbench.cli.application import app, complain, read_module_paths, read_value, say_what_happens
 from lensbench.errors import LensbenchError, UsageError
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 def _parameters(given: list[str]) -> dict[str, dict[str, Any]]:
     """Read `inspector.parameter=value`; the value as TOML, or as plain text."""
-    import tomllib
-
     parameters: dict[str, dict[str, Any]] = {}
     for entry in given:
         place, equals, value = entry.partition("=")
@@ -24,11 +22,7 @@ def _parameters(given: list[str]) -> dict[str, dict[str, Any]]:
         inspector, dot, name = place.rpartition(".")
         if not (equals and dot):
             raise UsageError(f"--set {entry!r}: expected INSPECTOR.PARAMETER=VALUE, such as patchscope.placeholder=y")
-        try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value
-        parameters.setdefault(inspector, {})[name] = parsed
+        parameters.setdefault(inspector, {})[name] = read_value(value)
     return parameters
 
 

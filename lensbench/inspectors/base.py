@@ -4,6 +4,7 @@ import inspect as introspection
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -94,6 +95,17 @@ class Inspector(ABC):
         """
         own = self.own_prompt(forms[0])
         return () if own is None else (own,)
+
+    def reader(self, verbalizer: LanguageModel) -> LanguageModel:
+        """Return the model that reads the method's prompts: the verbalizer, or what the method makes of it.
+
+        Called before `fit`, too. The question-only rival asks this model, and the input-only rival this one as well.
+        """
+        return verbalizer
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that it reads what it learned from, such as a checkpoint's: other content is another method."""
+        return ()
 
     def parameters(self) -> dict[str, Any]:
         """Return the constructor's arguments, by name."""

@@ -114,7 +114,7 @@ class LanguageModel:
             # Where it lies and by what it was written do not make it another model.
             settings = {key: value for key, value in config.to_dict().items() if key not in UNRELATED}
             digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-            for name, tensor in sorted(_weights(self.module).items()):
+            for name, tensor in sorted(weights_of(self.module).items()):
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}".encode())
             digest.update(self.tokens.tokenizer.backend_tokenizer.to_str().encode())
             digest.update(self.tokens.prefix.encode())
@@ -182,6 +182,11 @@ class LanguageModel:
     def unembed(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """Return logits from the residual stream of any layer: the model's own final norm and head. Differentiable."""
         return unembed(self.module, self.parts, residuals)
+
+    def norm(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """Return residuals of any layer after the model's own final norm, in float32. Differentiable."""
+        normed: Tensor = self.parts.final(residuals.to(self.dtype))
+        return normed.float().to(residuals.device)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -284,7 +289,7 @@ def _score_chunk(logits: Tensor, asked: Tensor, top_k: int) -> tuple[Tensor, Ten
     return scores - normaliser, ranks_of(logits, scores), top
 
 
-def _weights(module: nn.Module) -> dict[str, Tensor]:
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """Return every weight, also those that accelerate keeps outside of the module until they are needed."""
     if any(parameter.is_meta for parameter in module.parameters()):
         from accelerate.utils.modeling import get_state_dict_offloaded_model

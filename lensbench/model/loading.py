@@ -130,7 +130,10 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise LensbenchError(f"{source.name} cannot be loaded as a causal language model: {_line(error)}") from None
     tokens = Tokens(tokenizer, chat_template=how.chat_template)
-    return LanguageModel(module, tokens, source.name, how.paths)
+    model = LanguageModel(module, tokens, source.name, how.paths)
+    # For what else of the Hub belongs to it, such as a lens.
+    model.companions |= {"revision": source.revision, "offline": how.offline}
+    return model
 
 
 def _line(error: Exception) -> str:

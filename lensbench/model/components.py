@@ -1,12 +1,14 @@
-"""The parts of a block: what attention, its heads, the MLP and its neurons add to the residual stream.
+"""The parts of a block: what attention and the MLP add to the residual stream.
 
 Found by structure and proved by numbers, as blocks and norm are: the two modules whose outputs, each times a constant,
 add up to what the block adds.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -15,12 +17,15 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lensbench.errors import LensbenchError
-from lensbench.model.architecture import hidden_of
-from lensbench.model.frozen_norm import FrozenNorm, fit_frozen_norm
+from lensbench.model.frozen_norm import FrozenNorm, fit_frozen_norm, no_norm
 from lensbench.model.language_model import LanguageModel
 
-# How far the parts' sum may lie from what a block adds, relative to the largest coordinate.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+# How far the parts' sum may lie from what a block adds, relative to the largest coordinate at the same token...
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+# ...and, for the rounding of the residual stream itself, in steps of its precision.
+STEPS = 4
+# A second part must take this share of what one alone leaves unexplained.
+SHARE = 0.1
 PROBE_TOKENS = 24
 LINEAR = (nn.Linear, Conv1D)
 
@@ -56,11 +61,21 @@ class BlockParts:
 
 @dataclass
 class _Call:
-    """One call of a module inside a block, in the order in which calls end."""
+    """One call of a module inside a block that returned something of the residual stream's shape."""
 
     module: nn.Module
     given: Tensor | None
     output: Tensor
+
+
+@dataclass
+class _Watched:
+    """One block in one pass: what it was given and put out, and the calls inside, in the order in which they ended."""
+
+    given: Tensor | None = None
+    output: Tensor | None = None
+    calls: list[_Call] = field(default_factory=list)
+    times: Counter[nn.Module] = field(default_factory=Counter)
 
 
 def find_parts(model: LanguageModel) -> tuple[BlockParts, ...]:
@@ -70,7 +85,10 @@ def find_parts(model: LanguageModel) -> tuple[BlockParts, ...]:
         ComponentError: no two modules' outputs add up to what a block adds.
     """
     if "parts" not in model.companions:
-        model.companions["parts"] = tuple(_found(model))
+        watched = [_Watched() for _ in model.parts.blocks]
+        with _watching(model, watched), torch.no_grad():
+            model.module(probe_text(model), use_cache=False)
+            model.companions["parts"] = tuple(_split(model, i + 1, one) for i, one in enumerate(watched))
     parts: tuple[BlockParts, ...] = model.companions["parts"]
     return parts
 
@@ -81,28 +99,11 @@ def probe_text(model: LanguageModel) -> Int[Tensor, "1 token"]:
     return torch.randint(0, model.vocabulary, (1, PROBE_TOKENS), generator=generator).to(model.device)
 
 
-def _found(model: LanguageModel) -> Iterator[BlockParts]:
-    ids = probe_text(model)
-    for place, block in enumerate(model.parts.blocks):
-        calls: list[_Call] = []
-        with _watching(block, calls), torch.no_grad():
-            model.module(ids, use_cache=False)
-        whole = calls[-1]  # the block itself ends last
-        assert whole.given is not None
-        added = (whole.output.double() - whole.given.double()).flatten(0, 1)
-        yield _split(model, place, added, calls[:-1])
-
-
 @contextmanager
-def _watching(block: nn.Module, calls: list[_Call]) -> Iterator[None]:
-    def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        first = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
-        out = output[0] if isinstance(output, tuple) and output else output
-        if isinstance(out, Tensor) and out.dim() >= 2:
-            # Copied: some blocks add into what their parts put out.
-            calls.append(_Call(module, first if isinstance(first, Tensor) else None, out.detach().clone()))
-
-    handles = [module.register_forward_hook(after, with_kwargs=True) for module in block.modules()]
+def _watching(model: LanguageModel, watched: Sequence[_Watched]) -> Iterator[None]:
+    handles = []
+    for block, seen in zip(model.parts.blocks, watched, strict=True):
+        handles += list(_watch(block, seen))
     try:
         yield
     finally:
@@ -110,111 +111,151 @@ def _watching(block: nn.Module, calls: list[_Call]) -> Iterator[None]:
             handle.remove()
 
 
-def _split(model: LanguageModel, place: int, added: Tensor, calls: list[_Call]) -> BlockParts:
-    """Find which module outputs add up to what the block added."""
-    width = added.shape[1]
-    fitting = [
-        i for i, call in enumerate(calls) if call.output.shape[-1] == width and call.output.numel() == added.numel()
-    ]
-    columns = {i: calls[i].output.double().reshape(added.shape) for i in fitting}
-    tolerance = TOLERANCE[model.dtype] * float(added.abs().max())
-    for i in fitting:
-        factor = float((columns[i] * added).sum() / columns[i].square().sum().clamp(min=1e-30))
-        if float((factor * columns[i] - added).abs().max()) < tolerance:
-            return BlockParts(_part(model, calls, i, factor), None)
-    for n, i in enumerate(fitting):
-        for j in fitting[n + 1 :]:
-            factors = _two_factors(columns[i], columns[j], added)
-            if factors is None:
+def _watch(block: nn.Module, seen: _Watched) -> Iterator[Any]:
+    """Hook a block and what is in it. All is copied: some blocks add into what they are given, or parts put out."""
+
+    def before(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        given = _first(args, kwargs)
+        assert given is not None
+        seen.given = given.detach().clone()
+
+    def end(_module: nn.Module, _args: Any, output: Any) -> None:
+        out = _tensor(output)
+        assert out is not None
+        seen.output = out.detach().clone()
+
+    def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        seen.times[module] += 1
+        given, out = _first(args, kwargs), _tensor(output)
+        if out is None or seen.given is None:
+            return
+        if out.numel() == seen.given.numel() and out.shape[-1] == seen.given.shape[-1]:
+            seen.calls.append(_Call(module, None if given is None else given.detach().clone(), out.detach().clone()))
+
+    yield block.register_forward_pre_hook(before, with_kwargs=True)
+    yield block.register_forward_hook(end)
+    for module in block.modules():
+        if module is not block:
+            yield module.register_forward_hook(after, with_kwargs=True)
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    first = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
+    return first if isinstance(first, Tensor) else None
+
+
+def _tensor(output: Any) -> Tensor | None:
+    first = output[0] if isinstance(output, tuple) and output else output
+    return first if isinstance(first, Tensor) else None
+
+
+def _split(model: LanguageModel, layer: int, seen: _Watched) -> BlockParts:
+    """Find which module outputs add up to what the block added.
+
+    Every number is divided by how far it may be off: at a sink token a block adds thousands of times what it adds
+    elsewhere, which must not hide the rest.
+    """
+    assert seen.given is not None
+    assert seen.output is not None
+    given, output = (one.double().flatten(0, -2) for one in (seen.given, seen.output))
+    added = output - given
+    unit = TOLERANCE[model.dtype] * added.abs().amax(1, keepdim=True)
+    unit = (unit + STEPS * torch.finfo(model.dtype).eps * (given.abs() + output.abs())).clamp(min=1e-30)
+    # What is called several times, such as a part that blocks share, cannot be told by its module.
+    calls = [call for call in seen.calls if seen.times[call.module] == 1]
+    columns = [call.output.double().reshape(added.shape) / unit for call in calls]
+    best: tuple[float, dict[int, float]] | None = None
+    for size in (1, 2):
+        for chosen in combinations(range(len(calls)), size):
+            if (found := _explained([columns[i] for i in chosen], added / unit)) is None:
                 continue
-            if float((factors[0] * columns[i] + factors[1] * columns[j] - added).abs().max()) < tolerance:
-                return BlockParts(_part(model, calls, i, factors[0]), _part(model, calls, j, factors[1]))
-    raise ComponentError(
-        f"{model.name}: no two modules of block {place + 1} add up to what it adds to the residual stream; methods "
-        "that read components cannot read this model"
-    )
+            left, factors = found
+            # The first that fits, innermost modules first; a small attention beside a large MLP is a part all the same.
+            if best is None or (size > len(best[1]) and left < (1 - SHARE) * best[0]):
+                best = (left, dict(zip(chosen, factors, strict=True)))
+    if best is None:
+        raise ComponentError(
+            f"{model.name}: no two modules of block {layer} add up to what it adds to the residual stream; methods "
+            "that read components cannot read this model"
+        )
+    parts = [_part(model, calls, i, factor) for i, factor in sorted(best[1].items())]
+    return BlockParts(parts[0], parts[1] if len(parts) > 1 else None)
 
 
-def _two_factors(a: Tensor, b: Tensor, added: Tensor) -> tuple[float, float] | None:
-    """Return the least-squares α, β of αa + βb = added; None for two that are one, or where one is not needed."""
-    gram = torch.stack([torch.stack([(a * a).sum(), (a * b).sum()]), torch.stack([(a * b).sum(), (b * b).sum()])])
-    if float(torch.linalg.det(gram)) <= 1e-9 * float(gram[0, 0] * gram[1, 1]):
+def _explained(columns: list[Tensor], goal: Tensor) -> tuple[float, list[float]] | None:
+    """Return what the best sum of multiples of these columns leaves, and the multiples; None where it is no fit."""
+    gram = torch.stack([torch.stack([(a * b).sum() for b in columns]) for a in columns])
+    if float(torch.linalg.det(gram)) <= 1e-9 * float(gram.diagonal().prod()):
+        return None  # two that are one, or nothing
+    factors = torch.linalg.solve(gram, torch.stack([(a * goal).sum() for a in columns])).tolist()
+    if min(abs(factor) for factor in factors) < 1e-3:
         return None
-    alpha, beta = torch.linalg.solve(gram, torch.stack([(a * added).sum(), (b * added).sum()])).tolist()
-    return None if min(abs(alpha), abs(beta)) < 1e-3 else (alpha, beta)
+    left = goal - sum(factor * column for factor, column in zip(factors, columns, strict=True))
+    return (float(left.square().mean().sqrt()), factors) if float(left.abs().max()) <= 1 else None
 
 
 def _part(model: LanguageModel, calls: list[_Call], place: int, factor: float) -> Part:
     """Describe a part by the last linear map that ended before its module did, if that map alone makes the output."""
     # A residual multiplier of 1 is 1, whatever rounding says.
-    factor = round(factor) if abs(factor - round(factor)) < 1e-3 else factor
-    linears = [call for call in calls[: place + 1] if isinstance(call.module, LINEAR)]
-    module, output = calls[place].module, calls[place].output
-    if not linears or linears[-1].output.shape[-1] != output.shape[-1] or linears[-1].output.numel() != output.numel():
-        return Part(module, factor, None, None)
+    near = 1e-3 if model.dtype in (torch.float32, torch.float64) else 1e-2
+    factor = 1.0 if abs(factor - 1) < near else factor
+    call = calls[place]
+    linears = [one for one in calls[: place + 1] if isinstance(one.module, LINEAR)]
+    if not linears:
+        return Part(call.module, factor, None, None)
+    linear, width = linears[-1], call.output.shape[-1]
+    rows = linear.output.reshape(-1, width)
+    if torch.equal(rows, call.output.reshape(-1, width)):
+        return Part(call.module, factor, linear.module, no_norm(width, rows.device))
+    if call.given is None or not torch.equal(rows, call.given.reshape(-1, width)):
+        return Part(call.module, factor, None, None)
     try:
-        norm = fit_frozen_norm(linears[-1].output.flatten(0, -2).float(), output.flatten(0, -2).float())
+        norm = fit_frozen_norm(call.module, rows, model.dtype)
     except LensbenchError:
-        return Part(module, factor, None, None)
-    return Part(module, factor, linears[-1].module, norm)
+        return Part(call.module, factor, None, None)
+    return Part(call.module, factor, linear.module, norm)
 
 
 def final_norm(model: LanguageModel) -> FrozenNorm:
-    """Return the model's final norm with its scale to be frozen; found once a model.
+    """Return the model's final norm with its scale to be frozen; found once a model. No norm where there is none.
 
     Raises:
         ComponentError: it is of another form.
     """
     if "final_norm" not in model.companions:
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def after(_module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            seen.append((args[0] if args else next(iter(kwargs.values())), hidden_of(output)))
-
-        handle = model.parts.final.register_forward_hook(after, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                model.module(probe_text(model), use_cache=False)
-        finally:
-            handle.remove()
-        (x, y), *_ = seen
-        try:
-            model.companions["final_norm"] = fit_frozen_norm(x.flatten(0, 1).float(), y.flatten(0, 1).float())
-        except LensbenchError as error:
-            raise ComponentError(f"{model.name}: {error}") from None
+        ids = probe_text(model)
+        where = torch.arange(ids.shape[1])[None]
+        last = model.residuals(ids, torch.ones_like(ids), where, (model.n_layers,))[0, 0]
+        with torch.no_grad():
+            # What changes the width is no norm: a projection, or the head itself.
+            plain = model.norm(last).shape != last.shape
+            try:
+                found = no_norm(model.d_model, last.device) if plain else fit_frozen_norm(model.norm, last, model.dtype)
+            except LensbenchError as error:
+                raise ComponentError(f"{model.name}: {error}") from None
+        model.companions["final_norm"] = found
     norm: FrozenNorm = model.companions["final_norm"]
     return norm
 
 
-def heads_of(model: LanguageModel) -> int:
-    """Return how many attention heads a block has."""
-    config: Any = model.module.config
-    return int(config.get_text_config().num_attention_heads)
+def width_of(linear: nn.Module) -> int:
+    """Return how many numbers a linear map takes."""
+    width: Any = linear.weight.shape[0] if isinstance(linear, Conv1D) else linear.in_features
+    return int(width)
 
 
-def each_head(part: Part, given: Float[Tensor, "row width"], heads: int) -> Float[Tensor, "row head_and_bias d_model"]:
-    """Return what each head's slice of the output map's input becomes, and last what its bias does.
-
-    Before the norm and the factor. The map is called as a module: quantised weights have no plain matrix.
-    """
-    assert part.linear is not None
-    rows, width = given.shape
-    masked = given.new_zeros(rows, heads, heads, width // heads)
-    own = torch.arange(heads, device=given.device)
-    masked[:, own, own] = given.reshape(rows, heads, -1)
-    bias = part.linear(given.new_zeros(1, width))
-    out: Tensor = part.linear(masked.reshape(rows * heads, width)) - bias
-    return torch.cat([out.reshape(rows, heads, -1), bias.expand(rows, -1)[:, None]], dim=1)
-
-
-def pulled_back(
-    linear: nn.Module, directions: Float[Tensor, "answer d_model"], width: int
-) -> Float[Tensor, "answer width"]:
-    """Return Wᵀu for each direction u: what one unit of each neuron adds along it."""
+def pulled_back(linear: nn.Module, directions: Float[Tensor, "answer d_model"]) -> Float[Tensor, "answer width"]:
+    """Return Wᵀu for each direction u: what one unit of each of the map's inputs adds along it."""
     weight: Any = linear.weight
+    if type(linear) in LINEAR and weight.is_floating_point() and not weight.is_meta:
+        plain: Tensor = weight.T if isinstance(linear, Conv1D) else weight
+        return directions.float().to(plain.device) @ plain.float()
+    # Packed and quantised weights, and those kept elsewhere until they are needed, have no plain matrix.
+    hook: Any = getattr(linear, "_hf_hook", None)
+    device = hook.execution_device if weight.is_meta and hook is not None else weight.device
     with torch.enable_grad():
-        inputs = torch.zeros(len(directions), width, device=weight.device, dtype=torch.float32, requires_grad=True)
-        out = linear(inputs.to(weight.dtype if weight.is_floating_point() else torch.float32)).float()
+        inputs = torch.zeros(len(directions), width_of(linear), device=device, requires_grad=True)
+        out = linear(inputs.to(weight.dtype) if weight.is_floating_point() else inputs).float()
         (found,) = torch.autograd.grad((out * directions.to(out)).sum(), inputs)
     result: Tensor = found
     return result

@@ -1,5 +1,6 @@
-"""A norm with its scale frozen: what is linear in it, learned from a few of its inputs and outputs, and proved."""
+"""A norm with its scale frozen: what is linear in it, learned by calling it on chosen inputs, and proved."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,9 +9,12 @@ from torch import Tensor
 
 from lensbench.errors import LensbenchError
 
-TOLERANCE = 1e-3
-# What norms add to the variance: it counts where a model's numbers are small.
-EPSILONS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4)
+# How far a norm's own numbers may lie from the form's, relative to the largest; norms in half precision round twice.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+# What norms add to the mean square.
+EPSILONS = (0.0, 1e-12, 1e-8, 1.1920929e-07, 1e-6, 1e-5, 1e-4, 1e-3)
+# The sizes at which a norm is tried, in root mean squares: at the small ones epsilon shows.
+SIZES = (1.0, 1e-2, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class FrozenNorm:
     """y = gain ⊙ c(x) / σ(x) + bias, with c(x) = x or x - mean(x), and σ² the mean square of c(x), plus epsilon.
 
     With σ frozen it is linear: the parts of x add up to y. RMSNorm and LayerNorm are of this form; no norm at all
-    (y = gain x) is too, with σ = 1.
+    (y = x) is too, with σ = 1.
 
     Attributes:
         gain: [d_model].
@@ -46,43 +50,53 @@ class FrozenNorm:
 
     def linear(self, part: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """Return gain ⊙ c(part), to be multiplied by the frozen scale of the whole."""
-        return self.gain * self.centre(part)
+        return self.gain.to(part.device) * self.centre(part)
 
     def back(self, directions: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """Return the transpose of `linear` on directions: what reads x as they read y."""
-        return self.centre(self.gain * directions)
+        return self.centre(self.gain.to(directions.device) * directions)
 
 
-def fit_frozen_norm(x: Float[Tensor, "row d_model"], y: Float[Tensor, "row d_model"]) -> FrozenNorm:
-    """Return the norm that takes x to y.
+def no_norm(width: int, device: torch.device) -> FrozenNorm:
+    """Return the norm that leaves all as it is."""
+    ones = torch.ones(width, device=device)
+    return FrozenNorm(ones, torch.zeros_like(ones), centred=False, scaled=False, epsilon=0.0)
+
+
+def fit_frozen_norm(
+    norm: Callable[[Tensor], Tensor], x: Float[Tensor, "row d_model"], dtype: torch.dtype
+) -> FrozenNorm:
+    """Return the form of a norm, found by calling it on some rows and their negatives, at several sizes.
+
+    N(x) + N(-x) is twice the bias, and N(x) - N(-x) twice what has none: neither is taken for the other.
+
+    Args:
+        norm: what to call.
+        x: rows like those that it is given.
+        dtype: what it computes in.
 
     Raises:
-        LensbenchError: no norm of this form does, to 1e-3 of the largest output.
+        LensbenchError: no norm of this form does what it does, to `TOLERANCE` of the largest output.
     """
-    x, y = x.double(), y.double()
+    unit = x.float() / x.float().square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
+    # As the norm is given it: what is rounded away is no part of it.
+    rows = torch.cat([x.to(dtype), *(size * unit.to(dtype) for size in SIZES)])
+    plus, minus = norm(rows).double(), norm(-rows).double()
+    given, odd, bias = rows.double(), (plus - minus) / 2, ((plus + minus) / 2).mean(0)
     forms = [(False, False, 0.0), *((centred, True, epsilon) for centred in (False, True) for epsilon in EPSILONS)]
-    ones, zeros = torch.ones_like(x[0]), torch.zeros_like(x[0])
-    found = [_fitted(FrozenNorm(ones, zeros, *form), x, y) for form in forms]
-    # min takes the first of equals: no norm before a norm, no bias before a bias.
-    off, best = min(found, key=lambda pair: pair[0])
-    if off > TOLERANCE:
+    ones, zeros = torch.ones_like(bias), torch.zeros_like(bias)
+    found = [_fitted(FrozenNorm(ones, zeros, *form), given, odd) for form in forms]
+    # min takes the first of equals: no norm before a norm.
+    _, best = min(found, key=lambda pair: pair[0])
+    fitted = best.linear(given) * best.scale(given) + bias
+    off = float((fitted - plus).abs().max() / plus.abs().max().clamp(min=1e-12))
+    if not off <= TOLERANCE[dtype]:
         raise LensbenchError(f"the norm is no RMSNorm or LayerNorm with a frozen scale (off by {off:.0e})")
-    return replace(best, gain=best.gain.float(), bias=best.bias.float())
+    return replace(best, gain=best.gain.float(), bias=bias.float())
 
 
-def _fitted(trial: FrozenNorm, x: Tensor, y: Tensor) -> tuple[float, FrozenNorm]:
-    """Solve y = gain c(x)/σ(x) + bias for each coordinate by least squares over rows; return the error, and the norm.
-
-    Without a bias where that does as well.
-    """
+def _fitted(trial: FrozenNorm, x: Tensor, odd: Tensor) -> tuple[float, FrozenNorm]:
+    """Solve odd = gain c(x)/σ(x) for each coordinate by least squares over rows; return the error, and the norm."""
     given = trial.centre(x) * trial.scale(x)
-    mean, goal = given.mean(0), y.mean(0)
-    spread = (given - mean).square().sum(0).clamp(min=1e-30)
-    slope = ((given - mean) * (y - goal)).sum(0) / spread
-    with_bias = replace(trial, gain=slope, bias=goal - slope * mean)
-    plain = replace(trial, gain=(given * y).sum(0) / given.square().sum(0).clamp(min=1e-30))
-    errors = [
-        float((one.gain * given + one.bias - y).abs().max() / y.abs().max().clamp(min=1e-12))
-        for one in (plain, with_bias)
-    ]
-    return (errors[0], plain) if errors[0] <= 10 * errors[1] + 1e-7 else (errors[1], with_bias)
+    gain = (given * odd).sum(0) / given.square().sum(0).clamp(min=1e-30)
+    return float((gain * given - odd).square().sum()), replace(trial, gain=gain)

@@ -1,0 +1,227 @@
+"""LoRA adapters as PEFT writes them: checked before their weights are read, and merged into a copy of their base."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.model.language_model import LanguageModel
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+# What PEFT puts before the path of a module, and after it.
+BEFORE, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A folder with a LoRA adapter, as far as it can be read without its weights.
+
+    Attributes:
+        folder: where it is.
+        base: what it calls the model that it is for.
+        shapes: module path -> shapes of A, [rank, in], and of B, [out, rank].
+        digest: of both files.
+    """
+
+    folder: Path
+    base: str
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    digest: str
+
+
+def require_peft() -> None:
+    """Check that PEFT is installed, without importing it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if find_spec("peft") is None:
+        raise UsageError("adapters need the package peft, which is not installed: pip install 'lensbench[adapters]'")
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read what a LoRA adapter is for, and the names and shapes of its matrices.
+
+    Raises:
+        UsageError: no such folder or file, another kind of adapter, or a file that is damaged.
+    """
+    require_peft()
+    config, weights = folder / CONFIG, folder / WEIGHTS
+    if not config.is_file():
+        raise UsageError(f"{folder} holds no {CONFIG}; give a folder that save_pretrained of PEFT wrote")
+    if not weights.is_file():
+        pickled = f" (its {PICKLE} is a pickle, which could run code)" if (folder / PICKLE).exists() else ""
+        raise UsageError(f"{folder} holds no {WEIGHTS}{pickled}; save the adapter again, as safetensors")
+    settings = _settings(config)
+    if settings.get("peft_type") != "LORA":
+        raise UsageError(f"{config}: peft_type is {settings.get('peft_type')!r}; only LORA adapters are read")
+    digest = hashlib.sha256(config.read_bytes() + weights.read_bytes()).hexdigest()[:16]
+    return Adapter(folder, str(settings.get("base_model_name_or_path")), _shapes(weights), digest)
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{config} is not JSON ({error}); get the adapter again") from None
+    if not isinstance(settings, dict):
+        raise UsageError(f"{config} holds no settings; get the adapter again")
+    return settings
+
+
+def _shapes(weights: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    try:
+        with safe_open(weights, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{weights} is damaged ({error}); get the adapter again") from None
+    modules = {name.removesuffix(A).removesuffix(B) for name in found}
+    for name in found:
+        if not (name.startswith(BEFORE) and name.endswith((A, B))):
+            raise UsageError(f"{weights}: {name} is no LoRA matrix of a linear layer; only those are read")
+    for module in sorted(modules):
+        missing = [name for name in (module + A, module + B) if name not in found]
+        if missing:
+            raise UsageError(f"{weights} has no {missing[0]}; get the adapter again")
+    if not modules:
+        raise UsageError(f"{weights} holds no matrices; get the adapter again")
+    return {module.removeprefix(BEFORE): (found[module + A], found[module + B]) for module in sorted(modules)}
+
+
+def check_base(adapter: Adapter, model: LanguageModel) -> None:
+    """Check that every matrix of an adapter has its place in a model.
+
+    Raises:
+        UsageError: a module that the model does not have, or that takes or gives other widths.
+    """
+    if any(parameter.is_meta for parameter in model.module.parameters()):
+        raise UsageError(f"the weights of {model.name} are not all in memory; adapters need them: no --device-map")
+    linear = {name: _widths(module) for name, module in model.module.named_modules()}
+    begin, use = (
+        f"adapter {adapter.folder}: ",
+        f"it is for {adapter.base}: give that as --verbalizer, or another adapter",
+    )
+    for path, (a, b) in adapter.shapes.items():
+        widths = linear.get(path)
+        if widths is None:
+            raise UsageError(f"{begin}it changes {path}, which is no linear layer of {model.name}; {use}")
+        if (len(a), len(b)) != (2, 2) or (a[1], b[0]) != widths or a[0] != b[1]:
+            raise UsageError(
+                f"{begin}its matrices of {path} are {a} and {b}; that of {model.name} takes {widths[0]} and gives "
+                f"{widths[1]}; {use}"
+            )
+
+
+def _widths(module: nn.Module) -> tuple[int, int] | None:
+    """How many numbers a linear layer takes and gives; None for other modules."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    # GPT-2's linear layers are convolutions by name, their matrices transposed.
+    if type(module).__name__ == "Conv1D":
+        weight: Any = module.weight
+        return int(weight.shape[0]), int(weight.shape[1])
+    return None
+
+
+def adapted(model: LanguageModel, adapter: Adapter) -> LanguageModel:
+    """Return a model with an adapter merged into a copy of its weights; the model itself stays as it is.
+
+    The copy takes as much memory as the model. It is made once, and lives as long as the model does.
+
+    Raises:
+        UsageError: the adapter is for another model, or damaged.
+    """
+    key = f"adapted:{adapter.digest}"
+    if key not in model.companions:
+        check_base(adapter, model)
+        model.companions[key] = _merge(model, adapter)
+    found: LanguageModel = model.companions[key]
+    return found
+
+
+def _merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    config: Any = LoraConfig.from_pretrained(str(adapter.folder))
+    copy: Any = deepcopy(model.module)
+    # PEFT warns where a base has another name; whether it is the same is checked before.
+    config.base_model_name_or_path = None
+    with _putting_in():
+        wrapped: Any = get_peft_model(copy, config)
+        state = load_file(adapter.folder / WEIGHTS)
+        result: Any = set_peft_model_state_dict(wrapped, state)
+        absent = [name for name in result.missing_keys if ".lora_" in name]
+        if absent or result.unexpected_keys:
+            name = [*absent, *result.unexpected_keys][0]
+            raise UsageError(f"{adapter.folder}: {CONFIG} and {WEIGHTS} differ in {name}; get the adapter again")
+        try:
+            merged: nn.Module = wrapped.merge_and_unload(safe_merge=True)
+        except ValueError as error:
+            raise UsageError(f"adapter {adapter.folder}: {error}; get the adapter again") from None
+    found = LanguageModel(merged, model.tokens, f"{model.name}+{adapter.folder.name}", model.parts.paths)
+    found.budget = model.budget
+    return found
+
+
+@contextmanager
+def _putting_in() -> Iterator[None]:
+    """Keep the program's random state as it is, and quiet what PEFT says of its own calls and corrections."""
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it uses a name that transformers will drop
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # it sets what GPT-2's layers need
+        yield
+
+
+class FreshAdapter:
+    """A new LoRA adapter on all linear layers but the head, in a copy of a model: B = 0, so it changes nothing yet.
+
+    Args:
+        model: the base; it stays as it is.
+        rank: of the matrices; their product counts twice (alpha = 2 rank).
+        seed: of the matrices A.
+
+    Raises:
+        UsageError: PEFT is not installed.
+        LensbenchError: an architecture that PEFT refuses.
+
+    Attributes:
+        model: the copy, the adapter at work in it.
+        weights: what is to be trained, by name.
+    """
+
+    def __init__(self, model: LanguageModel, rank: int, seed: int) -> None:
+        require_peft()
+        from peft import LoraConfig, get_peft_model
+
+        copy: Any = deepcopy(model.module)
+        self.model = LanguageModel(copy, model.tokens, model.name, model.parts.paths)
+        self.model.budget = model.budget
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        with _putting_in():
+            torch.manual_seed(seed)
+            try:
+                self._wrapped: Any = get_peft_model(copy, config)
+            except ValueError as error:
+                raise LensbenchError(f"PEFT makes no adapter on all linear layers of {model.name}: {error}") from None
+        self.weights: dict[str, Tensor] = {
+            name: weight for name, weight in self._wrapped.named_parameters() if weight.requires_grad
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter into a folder, as PEFT does."""
+        config: Any = self._wrapped.peft_config["default"]
+        config.base_model_name_or_path = self.model.name
+        self._wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # a form to be filled in

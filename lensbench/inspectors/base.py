@@ -104,7 +104,7 @@ class Inspector(ABC):
         return verbalizer
 
     def files(self) -> tuple[Path, ...]:
-        """Return the files that it reads what it learned from, such as a checkpoint's: other content is another method."""
+        """Return the files that it has learned from elsewhere, such as a checkpoint: with other content, redo cells."""
         return ()
 
     def parameters(self) -> dict[str, Any]:

@@ -5,6 +5,8 @@ shared), below the target layer nothing changes (a row starts there), only the l
 docs/decisions/0005-patched-pass.md.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -203,20 +205,31 @@ class PatchedPass:
 
     def hooked(self, ids: Int[Tensor, "row token"], vectors: Tensor, layer: int, **arguments: Any) -> Any:
         """Run the model on texts that begin with the prompt, the placeholder's residual overwritten at one layer."""
+        places = list(self.prompt.positions)
 
-        def overwrite(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-            places = list(self.prompt.positions)
+        def overwrite(hidden: Tensor) -> Tensor:
             hidden[:, places] = self.prompt.written(hidden[:, places], vectors)
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+            return hidden
 
-        place = [*self.model.parts.blocks, self.model.parts.final][layer]
-        # Before whoever reads there already: at layer L that is the final residual itself.
-        handle = place.register_forward_pre_hook(overwrite, with_kwargs=True, prepend=True)
-        try:
+        with writing(self.model, layer, overwrite):
             return self.model.module(ids, **arguments)
-        finally:
-            handle.remove()
+
+
+@contextmanager
+def writing(model: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let passes inside go on with what `change` makes of a copy of the residual stream at one layer."""
+
+    def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        hidden = change((args[0] if args else kwargs["hidden_states"]).clone())
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    place = [*model.parts.blocks, model.parts.final][layer]
+    # Before whoever reads there already: at layer L that is the final residual itself.
+    handle = place.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def trial_vectors(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layer d_model"]:

@@ -1,0 +1,483 @@
+"""Trained verbalizers: adapters read and refused, the two conventions, and training."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from lensbench import rivals, testing
+from lensbench.asking import ask
+from lensbench.bench import Bench, Method
+from lensbench.corpus import Corpus
+from lensbench.errors import NotApplicableError, UsageError
+from lensbench.evidence import Target
+from lensbench.inspectors.oracle import CONVENTIONS, Notes, Oracle, read_notes
+from lensbench.inspectors.patchscope import Patchscope
+from lensbench.model import adapters
+from lensbench.model.adapters import FreshAdapter, adapted, read_adapter
+from lensbench.model.language_model import LanguageModel
+from lensbench.model.tokens import Tokens
+from lensbench.oracle_training import OracleTraining, lessons, make_settings, train, training
+from lensbench.patching import PatchedPass, make_prompt
+from lensbench.patching.training import Lesson, answer_losses
+from tests import tiny
+from tests.test_cli import lensbench, refused
+
+EXACT = {"rtol": 1e-4, "atol": 1e-4}
+CONFIG, WEIGHTS = adapters.CONFIG, adapters.WEIGHTS
+# With it, the tokenizer of the tiny models gives the placeholder a token of its own.
+PLACEHOLDER = " a"
+
+
+def write_adapter(folder: Path, kind: str = "llama", *, zero: bool = False) -> Path:
+    """Have PEFT write a LoRA of a tiny model, with B other than zero."""
+    torch.manual_seed(1)
+    # PEFT refuses some of Mamba's layers.
+    modules = ["in_proj", "x_proj"] if kind == "mamba" else "all-linear"
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM")
+    with adapters._putting_in():
+        wrapped = peft.get_peft_model(tiny.module(kind), config)
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name and not zero:
+            torch.nn.init.normal_(weight, std=0.2)
+    wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("lora") / "adapter")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    """Made-up items on a model that is the base of the adapters here."""
+    model = tiny.model("llama")
+    names = tuple(f"{first} {last}" for first in ("Bo", "Cy", "Di", "Ed", "Fay") for last in ("Ash", "Birch", "Cole"))
+    return testing.make_bench(model, Corpus(model), testing.Subjects(names, ("tea", "wine", "milk")), (0, 2, 3, 4))
+
+
+def oracle(folder: Path, **settings: Any) -> Oracle:
+    return Oracle(str(folder), placeholder=PLACEHOLDER, **settings)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_conformance(convention: str, folder: Path, bench: Bench) -> None:
+    done = testing.check_inspector(lambda: oracle(folder, convention=convention), bench)
+    assert {"check_layers_are_local", "check_text_is_withheld", "check_constant_activation"} <= set(done)
+
+
+def test_without_a_change_it_is_the_patchscope(tmp_path: Path, bench: Bench) -> None:
+    """B = 0: the same prompt, layer and way of writing give the same scores, bit for bit."""
+    zero = write_adapter(tmp_path / "zero", zero=True)
+    ours = Method(lambda: oracle(zero, convention="latentqa", layer=2), bench).scores()
+    prompt = CONVENTIONS["latentqa"].text(bench.question, 0)
+    scope = Method(lambda: Patchscope((2,), prompt=prompt, placeholder=PLACEHOLDER), bench).scores()
+    assert torch.equal(ours.log_scores, scope.log_scores)
+    assert torch.equal(ours.ranks, scope.ranks)
+    assert float(ours.log_scores.std()) > 0.1
+
+
+@pytest.mark.parametrize("kind", sorted(set(tiny.CONFIGS | tiny.HYBRIDS) - {"mixtral"}))
+def test_merged_is_unmerged(kind: str, tmp_path: Path) -> None:
+    """The merged copy gives the logits of PEFT's own forward pass, and the base keeps its own."""
+    base = LanguageModel(tiny.module(kind), Tokens(tiny.tokenizer()), "base")
+    ids = torch.tensor([[5, 90, 200, 310, 420, 30]])
+    before = base.module(ids).logits
+    found = read_adapter(write_adapter(tmp_path / kind, kind))
+    merged = adapted(base, found)
+    with adapters._putting_in():
+        theirs = peft.PeftModel.from_pretrained(tiny.module(kind), tmp_path / kind).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(merged.module(ids).logits, theirs(ids).logits, **EXACT)
+        assert torch.equal(base.module(ids).logits, before)
+        assert float((merged.module(ids).logits - before).abs().max()) > 0.1
+    assert adapted(base, found) is merged
+
+
+def naive(model: torch.nn.Module, ids: tuple[int, ...], places: list[int], vector: torch.Tensor, how: str) -> Any:
+    """One whole pass, a hook on the output of a block: what the two papers describe."""
+
+    def hook(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        changed = output.clone()
+        for place in places:
+            there = output[0, place]
+            changed[0, place] = vector if how == "latentqa" else there + F.normalize(vector, dim=0) * there.norm()
+        return changed
+
+    handle = model.model.layers[{"oracle": 1, "latentqa": 0}[how]].register_forward_hook(hook)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1]
+    handle.remove()
+    return logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize("placeholders", [1, 3])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_the_conventions_are_what_the_papers_say(
+    convention: str, placeholders: int, folder: Path, bench: Bench
+) -> None:
+    """Each score against a naive pass of the unmerged adapter, the prompt put together by hand."""
+    with adapters._putting_in():
+        model = peft.PeftModel.from_pretrained(tiny.module("llama"), folder).eval().base_model.model
+    scores = Method(lambda: oracle(folder, convention=convention, placeholders=placeholders), bench).scores()
+    tokens = bench.lab.model.tokens
+    asked = [tokens.answer_token(answer) for answer in bench.answers]
+    question = bench.question.replace("{subject}", "this")
+    for row, layer in enumerate(bench.lab.layers):
+        begin = {"oracle": f"Layer: {layer - 1}\n", "latentqa": "An activation:"}[convention]
+        end = {"oracle": " \n", "latentqa": "\n"}[convention] + question
+        ids = tokens.encode(begin + PLACEHOLDER * placeholders + end).ids
+        first = len(tokens.encode(begin).ids)
+        for item in (0, 7):
+            vector = bench.residuals.at((layer,)).values[0, item]
+            logs = naive(model, ids, list(range(first, first + placeholders)), vector, convention)
+            torch.testing.assert_close(scores.log_scores[row, 0, item], logs[asked], **EXACT)
+
+
+def test_losses_are_those_of_texts_alone() -> None:
+    """Padding, several prompts of several lengths: each row as a pass of its own, whole head and all."""
+    model = tiny.model("llama")
+    texts = ("Layer: 3\n{subject} \nThe drink of this is", "The layer is number 12\n{subject} \nTea or wine?")
+    asked = [
+        Lesson(make_prompt(model, text, PLACEHOLDER, "add"), answer)
+        for text, answer in zip(texts, ((40, 50, 60), (70,)), strict=True)
+    ]
+    assert asked[0].prompt.positions != asked[1].prompt.positions
+    vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    found = answer_losses(model, asked, vectors, 2)
+    for i, lesson in enumerate(asked):
+        passes = PatchedPass(model, lesson.prompt, "plain")
+        ids = torch.tensor([lesson.prompt.ids + lesson.answer])
+        with torch.no_grad():
+            logits = passes.hooked(ids, vectors[i : i + 1], 2).logits[0, len(lesson.prompt.ids) - 1 : -1]
+        expected = F.cross_entropy(logits, torch.tensor(lesson.answer))
+        torch.testing.assert_close(found[i], expected, **EXACT)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    base = tiny.model("llama")
+    adapter = FreshAdapter(base, rank=2, seed=0)
+    asked = [Lesson(make_prompt(base, "Layer: 3\n{subject} \nThis is", PLACEHOLDER, "add"), (40, 50))]
+    vectors = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    weight = next(weight for name, weight in adapter.weights.items() if "layers.2.mlp.down_proj.lora_B" in name)
+    with torch.enable_grad():
+        answer_losses(adapter.model, asked, vectors, 2).mean().backward()
+    slope, step = weight.grad[3, 1].item(), 1e-2
+    ends = []
+    for sign in (1, -1):
+        weight.data[3, 1] += sign * step
+        ends.append(float(answer_losses(adapter.model, asked, vectors, 2).detach()))
+        weight.data[3, 1] -= sign * step
+    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.05, abs=1e-5)
+
+
+def test_the_base_stays_as_it_is(folder: Path, bench: Bench) -> None:
+    """The plain verbalizer, which rivals are asked of, is not the adapted one."""
+    model = bench.lab.model
+    before = model.fingerprint
+    fitted = oracle(folder).fit(Target(model), model, bench.training(Oracle, None, (2,), None))
+    model._fingerprint = None
+    assert model.fingerprint == before
+    assert fitted.verbalizer_ is oracle(folder).reader(model) is not model
+    assert fitted.verbalizer_.fingerprint != before
+
+
+def damage(folder: Path, change: Any) -> Path:
+    change(folder)
+    return folder
+
+
+def without_b(folder: Path) -> None:
+    state = load_file(folder / WEIGHTS)
+    del state[next(name for name in state if name.endswith(".lora_B.weight"))]
+    save_file(state, folder / WEIGHTS)
+
+
+def not_finite(folder: Path) -> None:
+    state = load_file(folder / WEIGHTS)
+    state[min(state)].fill_(torch.nan)
+    save_file(state, folder / WEIGHTS)
+
+
+def embedding_too(folder: Path) -> None:
+    state = load_file(folder / WEIGHTS)
+    save_file({**state, "base_model.model.lm_head.weight": torch.zeros(2, 2)}, folder / WEIGHTS)
+
+
+def other_kind(folder: Path) -> None:
+    settings = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**settings, "peft_type": "IA3"}))
+
+
+def pickled(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / adapters.PICKLE)
+
+
+def deeper(folder: Path) -> None:
+    state = load_file(folder / WEIGHTS)
+    save_file({name.replace(".layers.3.", ".layers.9."): value for name, value in state.items()}, folder / WEIGHTS)
+
+
+def wider(folder: Path) -> None:
+    state = load_file(folder / WEIGHTS)
+    save_file({k: torch.zeros(4, 99) if "lora_A" in k else v for k, v in state.items()}, folder / WEIGHTS)
+
+
+WRONG = {
+    shutil.rmtree: "holds no adapter_config.json",
+    pickled: "is a pickle, which could run code",
+    other_kind: "only LORA adapters are read",
+    without_b: "lora_B.weight; get the adapter again",
+    embedding_too: "lm_head.weight is no LoRA matrix",
+    deeper: "layers.9.mlp.down_proj, which is no linear layer of tiny-llama",
+    wider: "are (4, 99) and (32, 4); that of tiny-llama takes 48 and gives 32",
+    lambda folder: (folder / CONFIG).write_text("{"): "is not JSON",
+    lambda folder: (folder / CONFIG).write_text("[]"): "holds no settings",
+    lambda folder: (folder / WEIGHTS).write_bytes(b"broken"): "is damaged",
+    lambda folder: save_file({}, folder / WEIGHTS): "holds no matrices",
+    lambda folder: (folder / "lensbench.json").write_text('{"recipe": {}}'): "is not what lensbench fit writes",
+}
+
+
+@pytest.mark.parametrize("change", WRONG, ids=range(len(WRONG)))
+def test_a_wrong_adapter_is_refused_in_one_line(change: Any, folder: Path, tmp_path: Path, bench: Bench) -> None:
+    copy = damage(Path(shutil.copytree(folder, tmp_path / "copy")), change)
+    with pytest.raises(UsageError) as error:
+        oracle(copy).check(bench.lab.target, bench.lab.model)
+    assert WRONG[change] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_that_are_not_finite_are_refused(folder: Path, tmp_path: Path, bench: Bench) -> None:
+    copy = damage(Path(shutil.copytree(folder, tmp_path / "copy")), not_finite)
+    with pytest.raises(UsageError, match="get the adapter again"):
+        oracle(copy).reader(bench.lab.model)
+
+
+def test_an_adapter_of_another_architecture_is_refused(tmp_path: Path, bench: Bench) -> None:
+    other = write_adapter(tmp_path / "gpt2", "gpt2")
+    with pytest.raises(UsageError, match="is no linear layer of tiny-llama; it is for"):
+        oracle(other).check(bench.lab.target, bench.lab.model)
+
+
+SETTINGS = {
+    "convention": ("lit", "unknown oracle.convention 'lit'"),
+    "write": ("replace", "unknown oracle.write 'replace'"),
+    "layer": (5, "tiny-llama has layers 0 to 4"),
+    "placeholders": (0, "expected 1 or more"),
+    "prompt": ("Layer {layer}", "expected a text with the slot {question}"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_wrong_settings_are_refused(name: str, folder: Path, bench: Bench) -> None:
+    value, message = SETTINGS[name]
+    with pytest.raises(UsageError) as error:
+        oracle(folder, **{name: value}).check(bench.lab.target, bench.lab.model)
+    assert message in str(error.value)
+
+
+def test_without_an_adapter_it_says_how_to_get_one(bench: Bench) -> None:
+    with pytest.raises(UsageError, match="`lensbench fit oracle --out FOLDER` trains one"):
+        Oracle().check(bench.lab.target, bench.lab.model)
+
+
+def test_without_peft_it_says_what_to_install(folder: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'lensbench\[adapters\]'"):
+        oracle(folder).check(bench.lab.target, bench.lab.model)
+
+
+def note(folder: Path, model: LanguageModel, **changes: Any) -> Notes:
+    recipe = replace(CONVENTIONS["latentqa"], placeholder=PLACEHOLDER)
+    notes = Notes(recipe, model.fingerprint, str(model.dtype), ("milk", "tea"), {"read_layers": [1, 2, 3]})
+    replace(notes, **changes).write(folder)
+    return notes
+
+
+def test_the_notes_beside_an_adapter_say_how_it_is_asked(folder: Path, tmp_path: Path, bench: Bench) -> None:
+    copy, model = Path(shutil.copytree(folder, tmp_path / "copy")), bench.lab.model
+    notes = note(copy, model)
+    assert read_notes(copy) == notes
+    assert Oracle(str(copy)).recipe() == notes.recipe
+    assert Oracle(str(copy), layer=3).recipe() == replace(notes.recipe, layer=3)
+    with pytest.raises(UsageError, match="says itself how it was trained"):
+        Oracle(str(copy), convention="oracle").check(bench.lab.target, model)
+    note(copy, model, base="0" * 16)
+    with pytest.raises(UsageError, match="was trained in another model than tiny-llama"):
+        Oracle(str(copy)).check(bench.lab.target, model)
+    note(copy, model, base="0" * 16, dtype="torch.bfloat16")
+    Oracle(str(copy)).check(bench.lab.target, model)
+
+
+def test_a_relation_that_it_was_trained_on_is_not_applicable(folder: Path, tmp_path: Path, bench: Bench) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    note(copy, bench.lab.model)
+    with pytest.raises(NotApplicableError, match="2 of the 3 answers"):
+        Method(lambda: Oracle(str(copy)), bench).scores()
+    note(copy, bench.lab.model, answers=("tea",))
+    assert Method(lambda: Oracle(str(copy)), bench).scores().log_scores.shape == (4, 1, 15, 3)
+
+
+def test_rivals_get_its_prompt_without_the_activation(folder: Path) -> None:
+    own = oracle(folder, convention="oracle", placeholders=2).own_prompt("The drink of {subject} is")
+    assert own is not None
+    assert own.text == "Layer: 15\n{subject}{subject} \nThe drink of this is"
+    kept = oracle(folder, prompt="Layer {layer}: {question}").own_prompt("The drink of {subject} is")
+    assert kept is not None
+    assert kept.text == "Layer 15: The drink of {subject} is"
+
+
+def test_rivals_ask_the_adapted_verbalizer_too(folder: Path, bench: Bench) -> None:
+    """Question only is the method's twin without an activation; input only asks the plain model and the adapted one."""
+    method = Method(lambda: oracle(folder, convention="oracle"), bench)
+    model, reader = bench.lab.model, method.inspector.reader(bench.lab.model)
+    tokens = [model.tokens.answer_token(answer) for answer in bench.answers]
+    own = method.inspector.own_prompt(bench.question)
+    assert own is not None
+    (twin,) = rivals.question_only(method)
+    expected = ask(reader, [own.text.replace("{subject}", PLACEHOLDER)], tokens).log_probs[0]
+    torch.testing.assert_close(twin.scores.log_scores[0, 0], expected.expand(len(bench.items), -1))
+    plain, trained = rivals.input_only(method)
+    assert trained.scores.attempts == tuple(f"trained: {form}" for form in plain.scores.attempts)
+    filled = [own.text.replace("{subject}", item.subject) for item in bench.items]
+    for outcome, asked in ((plain, model), (trained, reader)):
+        torch.testing.assert_close(outcome.scores.log_scores[0, 0], ask(asked, filled, tokens).log_probs)
+    assert len(rivals.input_only(Method(Patchscope, bench))) == 1
+
+
+# Training.
+
+SMALL = {"relations": ["country_continent", "verb_past"], "subjects": 5, "batch": 4, "rank": 2, "learning_rate": 0.01}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> OracleTraining:
+    recipe = replace(CONVENTIONS["oracle"], placeholder=PLACEHOLDER)
+    monkeypatch.setitem(CONVENTIONS, "oracle", recipe)
+    return make_settings({**SMALL, "steps": 40})
+
+
+def base() -> LanguageModel:
+    return LanguageModel(tiny.module("llama"), Tokens(tiny.tokenizer()), "tiny-llama")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / WEIGHTS)
+
+
+def test_training_learns_and_tells_what_it_did(small: OracleTraining, tmp_path: Path) -> None:
+    model = base()
+    before = model.fingerprint
+    # A random model has nothing to say of prose; ten answers can be learned.
+    spent = train(model, Corpus(model), replace(small, prose=0.0), tmp_path / "out")
+    model._fingerprint = None
+    assert model.fingerprint == before
+    assert spent.tokens > 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([CONFIG, WEIGHTS, "lensbench.json"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    notes = read_notes(tmp_path / "out")
+    assert notes is not None
+    figures = notes.more["figures"]
+    assert figures["loss_last"] < figures["loss_first"] - 1
+    assert figures["held_out_loss"] < figures["held_out_loss_untrained"] - 0.3
+    assert {"Asia", "Europe"} <= set(notes.answers)
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["base_model_name_or_path"] == "tiny-llama"
+    Oracle(str(tmp_path / "out")).check(Target(model), model)
+
+
+def test_training_is_the_same_again_and_after_it_was_cut_off(
+    small: OracleTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(small, steps=6)
+    model = base()
+    train(model, Corpus(model), few, tmp_path / "whole")
+    monkeypatch.setattr("lensbench.learning.SAVE_EVERY_SECONDS", 0.0)
+    steps, once = [], training._Learner.step
+
+    def cut(self: Any, number: int, losses: torch.Tensor) -> None:
+        steps.append(number)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        once(self, number, losses)
+
+    monkeypatch.setattr(training._Learner, "step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, Corpus(model), few, tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+    train(model, Corpus(model), few, tmp_path / "cut")
+    assert steps == [0, 1, 2, 3, 4, 4, 5]
+    whole, again = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert (tmp_path / "whole" / "lensbench.json").read_bytes() == (tmp_path / "cut" / "lensbench.json").read_bytes()
+    monkeypatch.undo()
+
+
+def test_subjects_of_one_fold_are_never_taught(small: OracleTraining) -> None:
+    model = base()
+    learned = lessons.Lessons(model, Corpus(model), replace(small, subjects=30, prose=0.0))
+    taught, held_out = ({fact.place for fact in facts} for facts in (learned.taught, learned.held_out))
+    assert taught
+    assert held_out
+    assert not taught & held_out
+    asked, vectors = learned.batch(3)
+    again, same = learned.batch(3)
+    assert asked == again
+    assert torch.equal(vectors, same)
+    of_taught = learned.residuals.values[:, sorted(taught)].flatten(0, 1)
+    assert all(bool((of_taught == vector).all(1).any()) for vector in vectors)
+
+
+def test_prose_asks_for_the_tokens_that_follow(small: OracleTraining) -> None:
+    model = base()
+    corpus = Corpus(model)
+    learned = lessons.Lessons(model, corpus, replace(small, prose=0.99, batch=8))
+    asked, vectors = learned.batch(0)
+    text = corpus.windows.flatten().tolist()
+    joined = " ".join(map(str, text))
+    found = [i for i, lesson in enumerate(asked) if len(lesson.answer) == lessons.AHEAD]
+    assert len(found) >= 6
+    for i in found[:3]:
+        answer = " ".join(map(str, asked[i].answer))
+        end = len(joined[: joined.index(answer)].split())
+        seen = torch.tensor([text[end - lessons.SEEN : end]])
+        where = torch.tensor([[lessons.SEEN - 1]])
+        every = model.residuals(seen, torch.ones_like(seen), where, range(5))[:, 0, 0]
+        assert bool(torch.isclose(every, vectors[i], atol=1e-4).all(1).any())
+
+
+WRONG_SETTINGS = {
+    "stepps=3": "unknown setting of oracle 'stepps'; did you mean 'steps'?",
+    "steps=0": "steps = 0: expected 1 or more",
+    "steps=many": "steps = 'many': expected a value of the kind int",
+    "prose=1": "expected a share from 0 to below 1",
+    "learning_rate=0": "expected more than 0",
+    "convention=lit": "unknown oracle: convention 'lit'",
+    "relations=country_capitol": "did you mean 'country_capital'",
+    "prompt=Layer": "expected a text with the slot {question}",
+}
+
+
+@pytest.mark.parametrize("setting", WRONG_SETTINGS)
+def test_wrong_settings_of_a_training_are_refused_before_a_model_is_loaded(setting: str) -> None:
+    from lensbench.cli.application import read_value
+
+    name, _, value = setting.partition("=")
+    with pytest.raises(UsageError) as error:
+        make_settings({name: read_value(value)})
+    assert WRONG_SETTINGS[setting] in str(error.value)
+
+
+def test_fit_on_the_command_line(tmp_path: Path) -> None:
+    done = lensbench("fit", "oracle", "--out", tmp_path / "out", "--set", "steps=0", cwd=tmp_path)
+    assert "steps = 0: expected 1 or more" in refused(done, 2)
+    done = lensbench("evaluate", "--inspectors", "oracle", "--model", "nowhere", cwd=tmp_path)
+    assert "unknown model" in refused(done, 2)

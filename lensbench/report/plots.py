@@ -137,20 +137,21 @@ def plot_run(summary: pd.DataFrame, out: Path, metric: str = "accuracy_corrected
         figure = plot_relations(rows, task=task, metric=metric)
         if out.suffix:
             path = out if len(whole) == 1 else out.with_name(f"{out.stem}-{prefix}{out.suffix}")
-            written += _save(figure, [path])
+            written += save_figure(figure, [path])
             continue
         kind = metric.replace(":", "-")
-        written += _save(figure, [out / f"{prefix}-relations-{kind}{suffix}" for suffix in (".png", ".svg")])
+        written += save_figure(figure, [out / f"{prefix}-relations-{kind}{suffix}" for suffix in (".png", ".svg")])
         for site in sorted(rows["site"].unique()):
             if _has_values(rows[(rows["relation"] == ALL) & (rows["site"] == site)], metric):
                 figure = plot_layers(rows, task=task, relation=ALL, site=site, metric=metric)
-                written += _save(figure, [out / f"{prefix}-{site}-{kind}{suffix}" for suffix in (".png", ".svg")])
+                written += save_figure(figure, [out / f"{prefix}-{site}-{kind}{suffix}" for suffix in (".png", ".svg")])
     if not written:
         raise LensbenchError(f"nothing to plot: the summary has no values of {metric}; was a rival of it run?")
     return written
 
 
-def _save(figure: Figure, paths: Sequence[Path]) -> list[Path]:
+def save_figure(figure: Figure, paths: Sequence[Path]) -> list[Path]:
+    """Write a figure to files, each in the format of its suffix, and return their paths."""
     # Dates and versions would make two runs on the same records differ.
     metadata: dict[str, dict[str, str | None]] = {
         ".png": {"Software": None},

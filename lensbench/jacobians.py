@@ -58,8 +58,11 @@ def jacobian(model: LanguageModel, ids: tuple[int, ...], position: int, mode: Mo
     place, kept = position - skip, torch.promote_types(model.dtype, torch.float32)
     seeds = torch.eye(model.d_model, dtype=hidden[-1].dtype, device=hidden[-1].device)
 
+    with torch.enable_grad():  # whoever calls may have switched it off
+        end = hidden[-1][0, -1]
+
     def pull_back(rows: slice) -> Float[Tensor, "layer row d_model"]:
-        gradients = _gradients(hidden[-1][0, -1], hidden, seeds[rows])
+        gradients = _gradients(end, hidden, seeds[rows])
         return torch.stack([one[:, 0, place].to(model.device, kept) for one in gradients])
 
     # A backward pass holds about twice what a forward pass holds of as many tokens.
@@ -69,7 +72,7 @@ def jacobian(model: LanguageModel, ids: tuple[int, ...], position: int, mode: Mo
         len(seeds), lambda _begin: model.budget.rows(2 * token_bytes * tokens, cpu_most=at_once), pull_back
     )
     start = torch.stack([one[0, place].detach().to(model.device, kept) for one in hidden])
-    return Jacobian(torch.cat(parts, dim=1), start, hidden[-1][0, -1].detach().to(model.device, kept))
+    return Jacobian(torch.cat(parts, dim=1), start, end.detach().to(model.device, kept))
 
 
 def _proved_mode(model: LanguageModel, ids: tuple[int, ...], position: int) -> Mode:

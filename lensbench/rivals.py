@@ -7,11 +7,14 @@ own fits.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from lensbench.bench import Method, merged
 from lensbench.evidence import NotApplicableError, Scores
 from lensbench.handles import Change
 from lensbench.inspectors.base import Inspector
+from lensbench.inspectors.inversion import Inversion
+from lensbench.model.language_model import LanguageModel
 from lensbench.residuals import Residuals
 from lensbench.tasks import N_FOLDS, Item
 from lensbench.text_readers import ChoicesOnly, InputClassifier, Majority, TextReader
@@ -43,12 +46,21 @@ def _changed(method: Method, change: Change) -> list[Outcome]:
     return [Outcome(scores, bench.lab.layers, bench.items, method.inspector.learns_from != "labels")]
 
 
+def _asking(method: Method, verbalizer: LanguageModel) -> Method:
+    """The method on the same bench with another verbalizer."""
+    return replace(method, bench=replace(method.bench, lab=replace(method.bench.lab, verbalizer=verbalizer)))
+
+
 def _read_instead(method: Method, reader: Callable[[], Inspector]) -> list[Outcome]:
+    rival = _in_place_of(method, reader)
+    return [Outcome(rival.scores(), (None,), method.bench.items, rival.inspector.learns_from != "labels")]
+
+
+def _in_place_of(method: Method, reader: Callable[[], Inspector]) -> Method:
     bench = method.bench
     # What a method does not say, its rival need not say either.
     silent = bench.relation.describe > 0 and not method.inspector.generates
-    rival = (replace(bench, silent=True) if silent else bench).method(reader)
-    return [Outcome(rival.scores(), (None,), bench.items, rival.inspector.learns_from != "labels")]
+    return (replace(bench, silent=True) if silent else bench).method(reader)
 
 
 def mean_activation(method: Method) -> list[Outcome]:
@@ -96,31 +108,62 @@ def embedding(method: Method) -> list[Outcome]:
 
 
 def question_only(method: Method) -> list[Outcome]:
-    """The verbalizer with the method's own prompt, the placeholder left as it is."""
-    own = method.inspector.own_prompt(method.bench.question)
-    if own is None:
+    """The verbalizer, as the method has it, with the method's own prompts, the placeholder left as it is."""
+    prompts = method.inspector.own_prompts(method.bench.forms)
+    if not prompts:
         raise NotApplicableError("the method has no prompt of its own")
-    form = own.text.replace("{subject}", own.placeholder)
-    return _read_instead(method, lambda: TextReader((form,)))
+    unpatched = dict.fromkeys(own.text.replace("{subject}", own.placeholder) for own in prompts)
+    reader = method.inspector.reader(method.bench.lab.verbalizer)
+    return _read_instead(_asking(method, reader), lambda: TextReader(tuple(unpatched)))
 
 
 def input_only(method: Method) -> list[Outcome]:
-    """The verbalizer asked in text: the method's prompt, every inspection prompt and question, the source."""
-    own = method.inspector.own_prompt(method.bench.question)
-    forms = [own.text] if own else []
-    return _read_instead(method, lambda: TextReader((*dict.fromkeys([*forms, *_text_forms(method)]),)))
+    """The verbalizer asked in text: the method's prompts, every inspection prompt and question, the source.
+
+    A verbalizer that the method has trained is asked besides the plain one: training may have made it a better reader
+    of text, or a worse one.
+    """
+    own = [one.text for one in method.inspector.own_prompts(method.bench.forms)]
+    forms = tuple(dict.fromkeys([*own, *_text_forms(method)]))
+    outcomes = _read_instead(method, lambda: TextReader(forms))
+    verbalizer = method.bench.lab.verbalizer
+    reader = method.inspector.reader(verbalizer)
+    if reader is not verbalizer:
+        (trained,) = _read_instead(_asking(method, reader), lambda: TextReader(forms))
+        names = tuple(f"trained: {form}" for form in forms)
+        outcomes.append(replace(trained, scores=replace(trained.scores, attempts=names)))
+    return outcomes
+
+
+def inversion(method: Method) -> list[Outcome]:
+    """The input text, decoded from the same activations at each layer, and read by the verbalizer.
+
+    It is asked in each of the method's own prompts, else in the relation's inspection prompt. Only tokens that stand in
+    the relation's sources are decoded, and of these no first token of an answer: what is read is then a text that could
+    have been the input, and says no answer by itself.
+    """
+    bench = method.bench
+    sources = {item.source for item in (*bench.items, *bench.train_items)}
+    vocabulary = sorted({token for source in sources for token in bench.lab.model.tokens.encode(source).ids})
+    prompts = [own.text for own in method.inspector.own_prompts(bench.forms)] or [bench.question]
+    outcomes = []
+    for i, prompt in enumerate(dict.fromkeys(prompts)):
+        reader = partial(Inversion, prompt=prompt, vocabulary=tuple(vocabulary))
+        scores = _in_place_of(method, reader).scores()
+        if i:
+            scores = replace(scores, attempts=tuple(f"{name} prompt={i}" for name in scores.attempts))
+        outcomes.append(Outcome(scores, bench.lab.layers, bench.items, zero_shot=True))
+    return outcomes
 
 
 def asked_in_text(method: Method) -> list[Outcome]:
     """The target asked in text, as the verbalizer is in `input_only`: for methods that may run it themselves."""
-    lab = method.bench.lab
-    asked = replace(method, bench=replace(method.bench, lab=replace(lab, verbalizer=lab.model)))
+    asked = _asking(method, method.bench.lab.model)
     return _read_instead(asked, lambda: TextReader(_text_forms(method)))
 
 
 def _text_forms(method: Method) -> tuple[str, ...]:
-    relation = method.bench.relation
-    forms = [*relation.inspection, *relation.questions, "{source}\n" + relation.inspection[0]]
+    forms = [*method.bench.forms, "{source}\n" + method.bench.question]
     if method.bench.items[0].site in ("answer", "t2"):
         forms.append("{source}")  # it asks by itself: what a lens at the last layer reads
     return tuple(forms)
@@ -188,6 +231,7 @@ FUNCTIONS: dict[str, Rival] = {
         embedding,
         question_only,
         input_only,
+        inversion,
         asked_in_text,
         choices_only,
         majority,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensbench.tasks import N_FOLDS, Fact, Relation, data_root, load_task
+from lensbench.tasks import N_FOLDS, Fact, Item, Relation, Site, data_root, load_task
 from lensbench.tasks.facts import normalise
 
 TASK = load_task("multi_hop")
@@ -134,6 +134,26 @@ def test_t1_is_the_beginning_of_the_same_query(name):
         begun = correction.sources["t1"][template]
         assert whole.startswith(f"{begun} "), template
         assert not begun.endswith("{subject}")
+
+
+def test_the_phrase_of_the_first_hop_is_found():
+    """Every chain says its first hop in a phrase, at t2 as at t1; what is read at t1 is the phrase's end."""
+    begun = {(item.relation, item.subject, item.template): item for item in both_splits("t1")}
+    asked = [item for item in (*both_splits("t2"), *begun.values()) if TASK.relations[item.relation].hops]
+    assert {item.relation for item in asked} == {*CHAINS, *CORRECTIONS}
+    for item in asked:
+        start, end = item.hop_span
+        filled = [phrase.replace("{subject}", item.subject) for phrase in TASK.relations[item.relation].hops.phrases]
+        assert filled.count(item.source[start:end]) == 1, item
+        assert item.source[start - 1] == " "
+        assert start < item.subject_span[0] < item.subject_span[1] <= end
+        cut = item if item.site == "t1" else begun[f"{item.relation}_correction", item.subject, item.template]
+        assert item.source[:end] == cut.source
+    assert all(item.hop_span is None for item in begun.values() if item.relation in FIRST)
+
+
+def both_splits(site: Site) -> tuple[Item, ...]:
+    return (*TASK.items(site, "test"), *TASK.items(site, "train"))
 
 
 @pytest.mark.parametrize("name", FIRST)

@@ -198,6 +198,49 @@ def test_bad_chains(tmp_path, change, expected):
     assert "items.jsonl:31:" in str(raised.value)
 
 
+PHRASES = CHAINS.replace('["{bridge} is", "{bridge}:"]', '["{bridge} is", "{bridge}:"], phrases = PHRASES')
+
+
+def test_the_first_hop_is_found_in_the_source(tmp_path):
+    text = PHRASES.replace("PHRASES", '["colour, {subject}", "paint {subject}"]')
+    task = load_task(str(write(tmp_path / "toy", text, [*FACTS, *GOOD_CHAINS])))
+    assert task.relations["taste"].hops.phrases == ("colour, {subject}", "paint {subject}")
+    items = [item for split in ("train", "test") for item in task.items("answer", split)]
+    found = {item.source[slice(*item.hop_span)] for item in items if item.relation == "taste"}
+    assert {"colour, thing 0", "paint thing 0"} <= found
+    assert len(found) == 60
+    # No phrase is looked for where nothing is asked yet, or in what is no chain.
+    assert {item.hop_span for item in items if item.relation == "colour"} == {None}
+    assert {item.hop_span for item in task.items("subject", "test")} == {None}
+
+
+@pytest.mark.parametrize(
+    ("phrases", "expected"),
+    [
+        ('"paint {subject}"', "'phrases' of hops of 'taste' is a str; expected a list"),
+        ("[]", "phrases of [relations.taste.hops] is []; expected a list of texts"),
+        ('["colour, {subject}", "paint it"]', "'paint it'; expected exactly one {subject}"),
+        (
+            '["colour, {subject}", "{x} {subject}"]',
+            "'{x} {subject}'; expected exactly one {subject} and no other brace",
+        ),
+        (
+            '["colour, {subject}"]',
+            "task.toml:32: 'Painters paint {subject} in' has 0 of the phrases of taste.hops; expected exactly one; say",
+        ),
+        (
+            '["colour, {subject}", "paint {subject}", "{subject} in"]',
+            "task.toml:32: 'Painters paint {subject} in' has 2 of the phrases of taste.hops",
+        ),
+    ],
+)
+def test_bad_phrases(tmp_path, phrases, expected):
+    with pytest.raises(TaskError) as raised:
+        load_task(str(write(tmp_path / "toy", PHRASES.replace("PHRASES", phrases), [*FACTS, *GOOD_CHAINS])))
+    assert expected in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 KNOWN = 'knowledge = ["Of {subject} the colour is", "If asked for the colour of {subject}, say"]\n'
 
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 Site = Literal["subject", "t1", "t2", "answer"]
 SITES: tuple[Site, ...] = ("subject", "t1", "t2", "answer")
+# Where the source of a chain goes on to ask: it holds the first hop.
+HOP_SITES: tuple[Site, ...] = ("t1", "t2", "answer")
 N_FOLDS = 5
 SLOT = "{subject}"
 ANSWER_SLOT = "{answer}"
@@ -25,11 +27,13 @@ class Hops:
         first: the relation that asks for the bridge.
         second: two prompts with the slot `{bridge}` that ask for the answer, for knowledge of the second hop.
         correct: whether only items are kept whose hops the model knows and whose chain it fails (docs/tasks.md).
+        phrases: the first hop as the sources say it, each with the slot `{subject}`; may be empty.
     """
 
     first: str
     second: tuple[str, ...]
     correct: bool = False
+    phrases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

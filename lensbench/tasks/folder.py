@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lensbench.tasks.facts import (
-    ANSWER_SLOT,
-    BRIDGE_SLOT,
     N_FOLDS,
     OWN,
     SITES,
     SLOT,
     SOURCE_SLOT,
     Fact,
-    Hops,
     Relation,
     Site,
     TaskFolder,
@@ -29,6 +26,7 @@ from lensbench.tasks.facts import (
 )
 from lensbench.tasks.lines import read_facts
 from lensbench.tasks.problems import File, Problems, check_keys, listed
+from lensbench.tasks.texts import check_hops, check_phrases, check_texts, read_hops
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TASK_KEYS = {"name": str, "summary": str, "relations": dict}
@@ -42,7 +40,6 @@ _RELATION_KEYS = {
 }
 _MORE_KEYS = {"knowledge": list, "hops": dict, "by_token": bool, "describe": int, "given": bool}
 _PROSE_KEYS = {"kind": str, "summary": str}
-_HOP_KEYS = {"first": str, "second": list}
 
 
 def read_task_folder(folder: Path) -> TaskFolder:
@@ -114,10 +111,10 @@ def _read_relation(file: File, name: str, table: Any) -> Relation | None:
         return None
     given = bool(table.get("given", False))
     checks = [_check_kind(file, name, table), _check_choice_sets(file, name, table)]
-    checks += [_check_texts(file, header, key, table[key]) for key in ("inspection", "questions")]
+    checks += [check_texts(file, header, key, table[key]) for key in ("inspection", "questions")]
     checks += [_check_sources(file, name, table["sources"], given)]
-    checks += [check(file, name, table) for check in (_check_knowledge, _check_hops, _check_describe)]
-    if not (all(checks) and _check_by_token(file, name, table)):
+    checks += [check(file, name, table) for check in (_check_knowledge, check_hops, _check_describe)]
+    if not (all(checks) and _check_by_token(file, name, table) and check_phrases(file, name, table)):
         return None
     sources: dict[Site, dict[str, str]] = {
         site: {f"{split}{i}": text for split, texts in table["sources"][site].items() for i, text in enumerate(texts)}
@@ -125,7 +122,6 @@ def _read_relation(file: File, name: str, table: Any) -> Relation | None:
         if site in table["sources"]
     }
     sets = tuple(tuple(sorted(choices)) for choices in table["choice_sets"])
-    hops = table.get("hops")
     return Relation(
         name=name,
         kind=table["kind"],
@@ -135,7 +131,7 @@ def _read_relation(file: File, name: str, table: Any) -> Relation | None:
         sources=sources,
         choice_sets=sets,
         knowledge=tuple(table.get("knowledge", ())),
-        hops=Hops(hops["first"], tuple(hops["second"]), hops.get("correct", False)) if hops else None,
+        hops=read_hops(table),
         by_token=table.get("by_token", False),
         describe=table.get("describe", 0),
         given=given,
@@ -158,7 +154,7 @@ def _check_knowledge(file: File, name: str, table: Mapping[str, Any]) -> bool:
     if "knowledge" not in table:
         return True
     header, texts = f"relations.{name}", table["knowledge"]
-    if not _check_texts(file, header, "knowledge", texts):
+    if not check_texts(file, header, "knowledge", texts):
         return False
     if len(texts) != 2:
         given = f"{len(texts)} knowledge prompts of {name}"
@@ -203,20 +199,6 @@ def _check_by_token(file: File, name: str, table: Mapping[str, Any]) -> bool:
     return not (other or late)
 
 
-def _check_hops(file: File, name: str, table: Mapping[str, Any]) -> bool:
-    if "hops" not in table:
-        return True
-    header, hops = f"relations.{name}.hops", table["hops"]
-    if not check_keys(file, file.find("", header), hops, _HOP_KEYS, f"hops of {name!r}", {"correct": bool}):
-        return False
-    second = hops["second"]
-    if len(second) != 2 or not all(isinstance(text, str) and text.count(BRIDGE_SLOT) == 1 for text in second):
-        given = f"second = {second!r:.60}"
-        file.problem(file.find("second", header), given, "two texts with one {bridge} each", "write the two prompts")
-        return False
-    return True
-
-
 def _check_sources(file: File, name: str, sources: Mapping[str, Any], given_answer: bool) -> bool:
     if not sources or sources.keys() - set(SITES):
         given = f"{name} has sources for {listed(sources) or 'no site'}"
@@ -233,41 +215,8 @@ def _check_sources(file: File, name: str, sources: Mapping[str, Any], given_answ
             good = False
             continue
         for split, texts in splits.items():
-            good &= _check_texts(file, header, split, texts, given_answer)
+            good &= check_texts(file, header, split, texts, given_answer)
     return good
-
-
-def _check_texts(file: File, header: str, key: str, texts: Any, given_answer: bool = False) -> bool:
-    """Check a list of texts with one slot each; where the answer is given, before the slot that is read."""
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        do = "write at least one"
-        file.problem(file.find(key, header), f"{key} of [{header}] is {texts!r:.60}", "a list of texts", do)
-        return False
-    early = {"inspection": "an inspection prompt", "train": "a source text", "test": "a source text"}
-    must_not_start = key in early and not header.endswith((".answer", ".t1", ".t2"))
-    good = True
-    for text in texts:
-        line, problem = file.find(key, header, text), None
-        if given_answer and not _states_answer(text):
-            problem = ("one {answer} and {subject} after it", "state the fact, then name the subject")
-        elif not given_answer and (text.count(SLOT) != 1 or re.search(r"[{}]", text.replace(SLOT, "", 1))):
-            problem = ("exactly one {subject} and no other brace", "there is no other templating")
-        elif must_not_start and text.startswith(SLOT):
-            problem = (f"{early[key]} with words before the slot", "token 0 is an attention sink: put a word before it")
-        elif text != text.strip():
-            problem = ("no space at the ends", "the next token brings its own space")
-        elif texts.count(text) > 1:
-            problem = ("different texts", "remove one of them")
-        if problem:
-            file.problem(line, f"{text!r}", *problem)
-            good = False
-    return good
-
-
-def _states_answer(text: str) -> bool:
-    before, slot, after = text.rpartition(SLOT)
-    rest = (before + after).replace(ANSWER_SLOT, "").replace(SLOT, "")
-    return bool(slot) and before.count(ANSWER_SLOT) == 1 and not re.search(r"[{}]", rest)
 
 
 def _check_choice_sets(file: File, name: str, table: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from lensbench.errors import LensbenchError
-from lensbench.tasks.facts import ANSWER_SLOT, SLOT, SOURCE_SLOT, Fact, Relation, Site, TaskFolder, normalise
+from lensbench.tasks.facts import ANSWER_SLOT, HOP_SITES, SLOT, SOURCE_SLOT, Fact, Relation, Site, TaskFolder, normalise
 
 Split = Literal["train", "test"]
 
@@ -35,6 +35,8 @@ class Item:
         swap: The subject of another chain of the relation, with another bridge and answer: for methods and rivals that
             patch another's activation.
         facets: What a right description says, each facet with the spellings that count.
+        hop_span: First character of the first hop's phrase in the source of a chain, and the one after its last; None
+            where the relation names no phrases.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Item:
     bridge: str | None = None
     swap: str | None = None
     facets: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    hop_span: tuple[int, int] | None = None
 
     @property
     def mention(self) -> str:
@@ -138,6 +141,7 @@ class Task:
             bridge=fact.bridge,
             swap=fact.swap,
             facets=tuple(fact.facets.items()),
+            hop_span=_hop_span(fact, site, relation, template),
         )
 
 
@@ -149,6 +153,17 @@ def _filled(fact: Fact, site: Site, template: str) -> tuple[str, tuple[int, int]
     before, _, after = text.rpartition(SLOT)
     before = before.replace(SLOT, fact.subject).replace(ANSWER_SLOT, fact.answer)
     return before + fact.subject + after, (len(before), len(before) + len(fact.subject))
+
+
+def _hop_span(fact: Fact, site: Site, relation: Relation, template: str) -> tuple[int, int] | None:
+    """Where the first hop of a chain stands in the source text, its slot filled."""
+    phrases = relation.hops.phrases if relation.hops and site in HOP_SITES else ()
+    text = relation.sources[site][template]
+    phrase = next((phrase for phrase in phrases if phrase in text), None)
+    if phrase is None:
+        return None
+    before = text.partition(phrase)[0].replace(SLOT, fact.subject).replace(ANSWER_SLOT, fact.answer)
+    return len(before), len(before) + len(phrase.replace(SLOT, fact.subject))
 
 
 class _Draw:

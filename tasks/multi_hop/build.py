@@ -336,6 +336,7 @@ def table_lines(name: str, relation: dict) -> list[str]:
     if "hops" in relation:
         first, second, correct = relation["hops"]
         lines += ["", f"[relations.{name}.hops]", f"first = {quote(first)}", *texts("second", second)]
+        lines += texts("phrases", relation["phrases"])
         lines += ["correct = true"] if correct else []
     lines += ["", f"[relations.{name}.sources.{relation['site']}]"]
     return lines + texts("train", relation["train"]) + texts("test", relation["test"])
@@ -362,6 +363,7 @@ def chain_relations(kind: dict, attribute: dict, choices: list[str]) -> tuple[di
         "questions": [text.replace(HOP, hop) for text, hop in zip(attribute["questions"], kind["asked"], strict=True)],
         "knowledge": [text.replace(HOP, hop) for text, hop in zip(attribute["knowledge"], kind["known"], strict=True)],
         "choices": choices,
+        "phrases": [*kind["train"], *kind["test"]],
     }
     who = kind["summary"].split(" → ")[0]
     chain = {

@@ -156,20 +156,31 @@ def atomic_folder(final: Path) -> Iterator[Path]:
 
 
 def code_digest(what: type | Callable[..., Any]) -> str:
-    """Return a digest of the files that define a function, or a class and what it inherits from.
+    """Return a digest of the files that define a function, or a class and what it inherits from, and of their helpers.
 
-    Results are filed under it, so that what was made by other code is made again.
+    Helpers are the modules of the same package that these files take a function or class from. Results are filed under
+    the digest, so that what was made by other code is made again.
     """
     parts = [part for part in what.__mro__ if part.__module__ != "builtins"] if isinstance(what, type) else [what]
     digest = hashlib.sha256()
-    for part in parts:
+    names = dict.fromkeys(part.__module__ for part in parts)
+    helpers = {helper for name in names for helper in _helpers(name)} - set(names)
+    for name in (*names, *sorted(helpers)):
         # By its module: a decorator may have put the code that runs elsewhere.
-        file = getattr(sys.modules.get(part.__module__), "__file__", None)
+        file = getattr(sys.modules.get(name), "__file__", None)
         if file is not None and file.endswith(".py"):
             digest.update(Path(file).read_bytes())
         else:  # made at run time, or compiled: its name is all there is
-            digest.update(f"{part.__module__}.{part.__qualname__}".encode())
+            digest.update("".join(f"{part.__module__}.{part.__qualname__}" for part in parts).encode())
     return digest.hexdigest()[:12]
+
+
+def _helpers(name: str) -> set[str]:
+    """Return the modules of a module's package that it has functions and classes of."""
+    package = name.partition(".")[0]
+    held = vars(sys.modules[name]).values() if name in sys.modules else ()
+    modules = {getattr(value, "__module__", None) for value in held if callable(value)}
+    return {module for module in modules if isinstance(module, str) and module.partition(".")[0] == package}
 
 
 def _move(partial: Path, final: Path) -> None:

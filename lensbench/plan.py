@@ -25,6 +25,7 @@ Place = tuple[str, Site]
 
 # What predictions are made of besides the method and the rival themselves: when these change, all is made again.
 ENGINE = (
+    "affine_maps.py",
     "asking.py",
     "bench.py",
     "corpus.py",
@@ -33,11 +34,13 @@ ENGINE = (
     "handles.py",
     "jacobians.py",
     "knowledge.py",
+    "layers.py",
     "learning.py",
     "measures.py",
     "model",
     "moments.py",
     "next_token.py",
+    "pairing.py",
     "patching",
     "preparation.py",
     "residuals.py",

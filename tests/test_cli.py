@@ -43,7 +43,7 @@ EVALUATE = {
     ("--limit", "0"): "limit = 0",
     ("--config", "missing.toml"): "cannot read --config missing.toml",
     ("--set", "placeholder=y"): "expected INSPECTOR.PARAMETER=VALUE",
-    ("--set", "patchscop.placeholder=y"): "did you mean 'patchscope'?",
+    ("--set", "patchscop.placeholder=y"): "did you mean 'patchscope'",
     ("--module-paths", "blocks=a"): "expected blocks=PATH,norm=PATH",
     ("--tasks", ","): "name at least one",
     ("--sites", ","): "name at least one",

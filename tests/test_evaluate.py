@@ -9,6 +9,7 @@ import pytest
 
 from lensbench import evaluate, load_run
 from lensbench.baselines import choose_baselines
+from lensbench.cache import code_digest
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evidence import Evidence, Scores
 from lensbench.inspectors.base import Inspector
@@ -268,3 +269,19 @@ def test_a_baseline_file_is_checked(line: str, tmp_path: Path) -> None:
         choose_baselines([str(path)])
     assert str(path) in str(refused.value)
     assert WRONG_BASELINES[line] in str(refused.value)
+
+
+def test_a_methods_helpers_are_part_of_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "strange_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "helper.py").write_text("def help(): return 1\n")
+    (package / "method.py").write_text("from strange_package.helper import help\nclass Method: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from strange_package.method import Method
+
+    before = code_digest(Method)
+    (package / "helper.py").write_text("def help(): return 2\n")
+    assert code_digest(Method) != before
+    (package / "helper.py").write_text("def help(): return 1\n")
+    assert code_digest(Method) == before

@@ -118,12 +118,16 @@ class PatchedPass:
         """The rest of the prompt, run once without a patch."""
         return record_pass(self.model, self.ids[:, self._skip :], self.prefix)
 
-    @cached_property
+    @property
     def row_bytes(self) -> int:
-        """What one more row adds to the memory of a pass; measured."""
-        # Blocks are alike: where rows can start at the last one, it tells for all.
-        layer = 0 if self.mode == "plain" else self.model.n_layers - 1
-        return bytes_per_row(lambda rows: self.run(self._zeros(rows), [layer] * rows))
+        """What one more row adds to the memory of a pass; measured, once for all prompts of the same lengths."""
+        measured: dict[object, int] = self.model.companions.setdefault("row_bytes", {})
+        lengths = (self.mode, self._skip, len(self.prompt.ids), len(self.prompt.more))
+        if lengths not in measured:
+            # Blocks are alike: where rows can start at the last one, it tells for all.
+            layer = 0 if self.mode == "plain" else self.model.n_layers - 1
+            measured[lengths] = bytes_per_row(lambda rows: self.run(self._zeros(rows), [layer] * rows))
+        return measured[lengths]
 
     def _zeros(self, rows: int) -> Tensor:
         return torch.zeros(rows, self.model.d_model, device=self.model.device, dtype=self.model.dtype)

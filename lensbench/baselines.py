@@ -31,6 +31,7 @@ _KEYS = {
     "reads": list,
     "parameters": dict,
     "essential": bool,
+    "optional": bool,
 }
 
 
@@ -48,6 +49,7 @@ class Baseline:
         reads: sources that a method must read for it to make sense.
         parameters: keyword arguments of the function.
         essential: whether a verdict stays open where it cannot answer the relation's questions.
+        optional: whether it is run only where it is named, and no verdict waits for it: for rivals that take long.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Baseline:
     reads: frozenset[str] = frozenset()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     essential: bool = False
+    optional: bool = False
 
     def applies_to(self, learns_from: str, reads: frozenset[str]) -> bool:
         """Whether it is a fair rival of a method with this supervision and these sources."""
@@ -82,7 +85,7 @@ def find_baselines() -> dict[str, Baseline]:
 
 
 def choose_baselines(names: Iterable[str] | None) -> dict[str, Baseline]:
-    """Return the baselines of these names, or of these files (`./mine.toml`); None takes all that ship.
+    """Return the baselines of these names, or of these files (`./mine.toml`); None takes all but optional ones.
 
     Raises:
         UsageError: no baseline of that name, or two of one name.
@@ -90,7 +93,8 @@ def choose_baselines(names: Iterable[str] | None) -> dict[str, Baseline]:
     """
     known = find_baselines()
     chosen: dict[str, Baseline] = {}
-    for name in known if names is None else dict.fromkeys(names):
+    usual = [name for name, baseline in known.items() if not baseline.optional]
+    for name in usual if names is None else dict.fromkeys(names):
         if name in known:
             baseline = known[name]
         elif name.endswith(".toml"):
@@ -120,6 +124,7 @@ def _read(path: Path) -> Baseline:
             reads=frozenset(data.get("reads", ())),
             parameters=data.get("parameters", {}),
             essential=data.get("essential", False),
+            optional=data.get("optional", False),
         )
     except KeyError as error:
         raise LensbenchError(f"{path}: no {error.args[0]}; see docs/baselines.md") from None

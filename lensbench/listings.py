@@ -51,7 +51,7 @@ def baselines() -> Rows:
     every = {"nothing", "corpus", "labels"}
     rows = [
         (
-            one.name,
+            f"{one.name} (optional)" if one.optional else one.name,
             one.question,
             one.rules_out,
             "all" if one.learns_from == every else ", ".join(sorted(one.learns_from)),

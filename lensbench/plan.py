@@ -160,9 +160,10 @@ def _tupled(value: Any) -> Any:
 def due_rivals(makes: dict[str, Make], chosen: dict[str, Baseline]) -> dict[str, dict[str, dict[str, Any]]]:
     """Return for each inspector the rivals that it must have faced before anything good is said of it.
 
-    All that ship and apply to it, chosen or not, and those that were chosen.
+    All that ship and apply to it, chosen or not, but optional ones, and those that were chosen.
     """
-    every = {**find_baselines(), **chosen}
+    usual = {name: baseline for name, baseline in find_baselines().items() if not baseline.optional}
+    every = {**usual, **chosen}
     return {
         name: {
             baseline.name: {"question": baseline.question, "essential": baseline.essential}

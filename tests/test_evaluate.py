@@ -14,6 +14,7 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.evidence import Evidence, Scores
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.logit_lens import LogitLens
+from lensbench.plan import due_rivals
 from lensbench.rivals import derangement
 
 TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")
@@ -285,3 +286,12 @@ def test_a_methods_helpers_are_part_of_its_digest(tmp_path: Path, monkeypatch: p
     assert code_digest(Method) != before
     (package / "helper.py").write_text("def help(): return 1\n")
     assert code_digest(Method) == before
+
+
+def test_optional_baselines_are_run_where_they_are_named_and_no_verdict_waits_for_them() -> None:
+    makes = {"logit_lens": LogitLens}
+    usual, named = choose_baselines(None), choose_baselines(["shuffled", "inversion"])
+    assert "inversion" not in usual
+    assert "inversion" not in due_rivals(makes, usual)["logit_lens"]
+    assert "inversion" in due_rivals(makes, named)["logit_lens"]
+    assert set(due_rivals(makes, named)["logit_lens"]) - {"inversion"} == set(due_rivals(makes, usual)["logit_lens"])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensbench.corpus import WINDOW, Corpus
@@ -204,7 +204,10 @@ class _Heads(Resumable):
         self._optimiser.step()
 
     def _divergence(
-        self, h: Float[Tensor, "layer position d_model"], goal: Float[Tensor, "position vocab"], layers: Tensor
+        self,
+        h: Float[Tensor, "depth position d_model"],
+        goal: Float[Tensor, "position vocab"],
+        layers: Int[Tensor, " layer"],
     ) -> Float[Tensor, " layer"]:
         """Return KL(p || lens) of some layers, in nats, mean over positions."""
         flat = h[layers.to(h.device)].flatten(0, 1)

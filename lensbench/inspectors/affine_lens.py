@@ -7,9 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensbench.cache import code_digest
-from lensbench.corpus import WINDOW, Corpus
-from lensbench.errors import UsageError
+from lensbench.corpus import Corpus
 from lensbench.evidence import Learns, Source, Target, Training
 from lensbench.inspectors.base import Translator
 from lensbench.model.language_model import LanguageModel
@@ -45,18 +43,15 @@ class AffineLens(Translator):
         Raises:
             UsageError: no tokens, or a negative penalty.
         """
-        check_amounts(self.name, tokens=self.tokens, ridge=self.ridge)
-        if not self.tokens:
-            raise UsageError(f"affine_lens.tokens = 0: a regression needs some; give {WINDOW} or more")
+        check_amounts(self.name, tokens=self.tokens, ridge=self.ridge, needed=True)
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "AffineLens":
         """Learn the maps of layers 0 to L - 1, or take them from the cache."""
         assert training.corpus is not None
         corpus = training.corpus
         self.target_ = target
-        settings = {**self.parameters(), "moments": code_digest(Moments)}
         learned = corpus.learn_once(
-            type(self), settings, lambda learning: learning.stage("ridge", lambda: self._solve(target, corpus))
+            type(self), self.parameters(), lambda learning: learning.stage("ridge", lambda: self._solve(target, corpus))
         )
         self.weight_: Float[Tensor, "layer d_model d_model"] = learned["weight"]
         self.bias_: Float[Tensor, "layer d_model"] = learned["bias"]
@@ -86,5 +81,5 @@ class AffineLens(Translator):
         moments = Moments(target.n_layers, target.d_model, target.device)
         for batch in corpus.residuals(self.tokens):
             moments.add(batch)
-        weight, bias = moments.ridge(self.ridge, residual=False)
+        (weight,), (bias,) = moments.ridge(self.ridge)
         return {"weight": weight, "bias": bias}

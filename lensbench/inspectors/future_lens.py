@@ -1,7 +1,6 @@
 """Future lens."""
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from lensbench.errors import UsageError
 from lensbench.evidence import Learns, Source, Target, Training
 from lensbench.inspectors.base import Lens
 from lensbench.model.language_model import LanguageModel
-from lensbench.moments import check_amounts
+from lensbench.moments import Moments, check_amounts
 
 
 class FutureLens(Lens):
@@ -55,9 +54,7 @@ class FutureLens(Lens):
         Raises:
             UsageError: no tokens, a negative penalty, or an N that is no distance inside a window of the corpus.
         """
-        check_amounts(self.name, tokens=self.tokens, ridge=self.ridge)
-        if not self.tokens:
-            raise UsageError(f"future_lens.tokens = 0: a regression needs some; give {WINDOW} or more")
+        check_amounts(self.name, tokens=self.tokens, ridge=self.ridge, needed=True)
         wrong = [n for n in self.beyond if not isinstance(n, int) or not 0 <= n < WINDOW // 2]
         if wrong or not self.beyond or len(set(self.beyond)) < len(self.beyond):
             raise UsageError(
@@ -87,41 +84,12 @@ class FutureLens(Lens):
         return self.target_.unembed(moved.to(values.dtype))
 
     def _solve(self, target: Target, corpus: Corpus) -> dict[str, Tensor]:
-        weight, bias = _regressions(target, corpus.residuals_in_windows(self.tokens), self.ahead, self.ridge)
+        """Regress from the positions that have all of the later ones after them in their window."""
+        moments = Moments(target.n_layers + 1, target.d_model, target.device, goals=len(self.beyond))
+        for batch in corpus.residuals_in_windows(self.tokens):
+            values = batch.float()
+            until = values.shape[2] - max(self.beyond)
+            later = torch.stack([values[-1, :, n : n + until].flatten(0, 1) for n in self.beyond])
+            moments.add_goals(values[:, :, :until].flatten(1, 2), later)
+        weight, bias = moments.ridge(self.ridge)
         return {"weight": weight, "bias": bias}
-
-
-def _regressions(
-    target: Target,
-    batches: Iterable[Float[Tensor, "layer window position d_model"]],
-    beyond: tuple[int, ...],
-    penalty: float,
-) -> tuple[Float[Tensor, "attempt layer d_model d_model"], Float[Tensor, "attempt layer d_model"]]:
-    """Regress h_L some positions later on each layer's h, from the positions that have all of these after them."""
-    layers, d = target.n_layers + 1, target.d_model
-    precise: dict[str, Any] = {"dtype": torch.float64, "device": target.device}
-    xx, sum_x, count = torch.zeros(layers, d, d, **precise), torch.zeros(layers, d, **precise), 0
-    xy, sum_y = torch.zeros(layers, len(beyond), d, d, **precise), torch.zeros(len(beyond), d, **precise)
-    for batch in batches:
-        values = batch.float()
-        until = values.shape[2] - max(beyond)
-        later = torch.stack([values[-1, :, n : n + until].flatten(0, 1) for n in beyond])
-        count += later.shape[1]
-        sum_y += later.double().sum(1)
-        for layer, all_positions in enumerate(values):
-            x = all_positions[:, :until].flatten(0, 1)
-            sum_x[layer] += x.double().sum(0)
-            xx[layer] += x.T @ x
-            xy[layer] += x.T @ later
-    mean_y = sum_y / count
-    weights, biases = [], []
-    for layer in range(layers):
-        mean = sum_x[layer] / count
-        variance = xx[layer] / count - torch.outer(mean, mean)
-        covariance = xy[layer] / count - mean[:, None] * mean_y[:, None]
-        variance.diagonal().add_(penalty * variance.diagonal().mean())
-        # All distances share the left side: [d_model, attempt * d_model].
-        solved = torch.linalg.solve(variance, covariance.transpose(0, 1).flatten(1)).view(d, len(beyond), d)
-        weights.append(solved.permute(1, 2, 0).float())
-        biases.append((mean_y - torch.einsum("i,inj->nj", mean, solved)).float())
-    return torch.stack(weights, dim=1), torch.stack(biases, dim=1)

@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.affine_maps import LayerPair, fit_maps
-from lensbench.cache import code_digest
-from lensbench.corpus import WINDOW, Corpus
+from lensbench.corpus import Corpus
 from lensbench.errors import UsageError
 from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
 from lensbench.inspectors.base import Inspector, OwnPrompt
@@ -74,9 +73,7 @@ class MappedPatchscope(Inspector):
         """
         chosen_layers(self.name, self.target_layers, target, verbalizer)
         check_prompt(self.name, verbalizer, self.prompt, self.placeholder)
-        check_amounts(self.name, tokens=self.tokens, ridge=self.ridge)
-        if not self.tokens:
-            raise UsageError(f"mapped_patchscope.tokens = 0: a regression needs some; give {WINDOW} or more")
+        check_amounts(self.name, tokens=self.tokens, ridge=self.ridge, needed=True)
         if not self.ridge:
             raise UsageError(
                 "mapped_patchscope.ridge = 0: with few positions the regression has no solution; give 0.0001 or more"
@@ -98,7 +95,6 @@ class MappedPatchscope(Inspector):
             "tokens": self.tokens,
             "ridge": self.ridge,
             "verbalizer": [verbalizer.fingerprint, str(verbalizer.dtype)],
-            "maps": code_digest(fit_maps),
         }
         learned = corpus.learn_once(
             type(self), settings, lambda learning: learning.stage("maps", lambda: self._learn(corpus))

@@ -1,7 +1,6 @@
 """Relearned unembedding."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from lensbench.corpus import WINDOW, Corpus
 from lensbench.errors import UsageError
 from lensbench.evidence import Learns, Source, Target, Training
 from lensbench.inspectors.base import Lens
-from lensbench.learning import Learning, Resumable
+from lensbench.learning import Learning, Resumable, draw_positions, momenta, restore_momenta
 from lensbench.model.language_model import LanguageModel
 
 # Learning rates of A, c and B: a step moves every entry, and a feature sums over many of A's.
@@ -103,7 +102,7 @@ class RelearnedUnembedding(Lens):
     def _learn(self, target: Target, corpus: Corpus, learning: Learning) -> dict[str, Tensor]:
         kept = learning.stage("positions", lambda: {"kept": self._positions(target, corpus)})["kept"]
         start = learning.stage("start", lambda: self._begin(target, kept))
-        heads = _Heads(target, _Positions(kept, self.seed), start, self.steps)
+        heads = _Heads(target, start, kept, self.steps, self.seed)
         for step in learning.steps(self.steps, heads):
             heads.step(step)
         return heads.learned()
@@ -173,8 +172,8 @@ def _low_rank(
 class _Heads(Resumable):
     """Gradient steps on KL(p || lens), all layers from one pass of the model, at a rate that falls to zero."""
 
-    def __init__(self, target: Target, positions: "_Positions", start: dict[str, Tensor], steps: int) -> None:
-        self._target, self._positions, self._steps = target, positions, steps
+    def __init__(self, target: Target, start: dict[str, Tensor], kept: Tensor, steps: int, seed: int) -> None:
+        self._target, self._kept, self._steps, self._seed = target, kept, steps, seed
         self._mean, self._scale = start["mean"][:, None], start["scale"][:, None]
         self._heads = [
             tuple(start[name][layer].clone().requires_grad_(True) for name in RATES)
@@ -185,7 +184,7 @@ class _Heads(Resumable):
 
     def step(self, step: int) -> None:
         """Make one step on positions that its number draws."""
-        h = self._positions.draw(step)
+        h = draw_positions(self._kept, POSITIONS_PER_STEP, self._seed, step)
         goal = _log_probs(self._target, h[-1])
         self._optimiser.zero_grad()
         # Some layers at a time: what a backward pass keeps of the logits is several times their size.
@@ -234,12 +233,7 @@ class _Heads(Resumable):
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the steps so far have changed."""
-        momenta = {
-            f"{index}.{name}": value
-            for index, kept in self._optimiser.state_dict()["state"].items()
-            for name, value in kept.items()
-        }
-        return {**self._stacked(), "reach": self._reach, **momenta}
+        return {**self._stacked(), "reach": self._reach, **momenta(self._optimiser)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from such a state."""
@@ -250,21 +244,4 @@ class _Heads(Resumable):
                 for own, part in zip(head, parts, strict=True):
                     own.copy_(part[layer])
         self._reach = rest.pop("reach").cpu()
-        kept: dict[int, dict[str, Tensor]] = {}
-        for key, value in rest.items():
-            index, _, name = key.partition(".")
-            kept.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
-        self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": kept})
-
-
-@dataclass(frozen=True)
-class _Positions:
-    """The residuals that are learned from, of which each step draws some by its number."""
-
-    kept: Float[Tensor, "layer position d_model"]
-    seed: int
-
-    def draw(self, step: int) -> Float[Tensor, "layer position d_model"]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
-        places = torch.randint(self.kept.shape[1], (POSITIONS_PER_STEP,), generator=generator)
-        return self.kept[:, places.to(self.kept.device)]
+        restore_momenta(self._optimiser, rest)

@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensbench.cache import code_digest
 from lensbench.corpus import Corpus
 from lensbench.errors import UsageError
 from lensbench.evidence import Learns, Source, Target, Training
 from lensbench.inspectors.base import Translator
-from lensbench.learning import Learning, Resumable
+from lensbench.learning import Learning, Resumable, draw_positions, momenta, restore_momenta
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.tuned_lens_files import CONFIG, HUB, PARAMS, Checkpoint, read_checkpoint, save_checkpoint
 from lensbench.moments import Moments, check_amounts
@@ -121,8 +120,7 @@ class TunedLens(Translator):
             return {"weight": read.weight.to(target.device), "bias": read.bias.to(target.device)}
         assert training.corpus is not None
         corpus = training.corpus
-        settings = {**self.parameters(), "moments": code_digest(Moments)}
-        return corpus.learn_once(type(self), settings, lambda learning: self._learn(target, corpus, learning))
+        return corpus.learn_once(type(self), self.parameters(), lambda learning: self._learn(target, corpus, learning))
 
     def save(self, folder: Path) -> None:
         """Write the translators as a checkpoint of the tuned-lens package, which both can read.
@@ -162,7 +160,7 @@ class TunedLens(Translator):
         moments = Moments(target.n_layers, target.d_model, target.device, keep_every=apart)
         for batch in batches:
             moments.add(batch)
-        weight, bias = moments.ridge(self.ridge, residual=True)
+        (weight,), (bias,) = moments.ridge(self.ridge, residual=True)
         return {"weight": weight, "bias": bias, **({"kept": moments.kept()} if self.tokens else {})}
 
 
@@ -217,8 +215,7 @@ class _Polish(Resumable):
 
     def step(self, step: int) -> None:
         """Make one step on positions that its number draws."""
-        generator = torch.Generator().manual_seed(1_000_003 * self._seed + step)
-        h = self._kept[:, torch.randint(self._kept.shape[1], (POSITIONS_PER_STEP,), generator=generator)]
+        h = draw_positions(self._kept, POSITIONS_PER_STEP, self._seed, step)
         self._optimiser.zero_grad()
         losses = self._losses(self._loss, h, learn=True)
         if step == 0:
@@ -250,12 +247,7 @@ class _Polish(Resumable):
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the steps so far have changed."""
-        momenta = {
-            f"{index}.{name}": value
-            for index, kept in self._optimiser.state_dict()["state"].items()
-            for name, value in kept.items()
-        }
-        return {**self.translators(), "reach": self._reach, **momenta}
+        return {**self.translators(), "reach": self._reach, **momenta(self._optimiser)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from such a state."""
@@ -265,8 +257,4 @@ class _Polish(Resumable):
                 for own, value in zip(held, rest.pop(name), strict=True):
                     own.copy_(value)
         self._reach = rest.pop("reach").cpu()
-        kept: dict[int, dict[str, Tensor]] = {}
-        for key, value in rest.items():
-            index, _, name = key.partition(".")
-            kept.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
-        self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": kept})
+        restore_momenta(self._optimiser, rest)

@@ -1,6 +1,6 @@
 """Baselines: rival explanations of a score.
 
-Each is a file in `baselines/` and a function: of `rivals.py`, of a module of the user's, or behind an entry point.
+Each is a file in `baselines/` and a function: of `rivals/`, of a module of the user's, or behind an entry point.
 
 Nothing in here imports torch, so that names and files are checked before a model is loaded.
 """
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Question = Literal["uses_activation", "beats_text", "target_specific", "diagnostic"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
+RELATIVES = ("unplanted", "twin", "reference")
+"""Models besides target and verbalizer that a baseline may need."""
 GROUP = "lensbench.baselines"
 _KEYS = {
     "rules_out": str,
@@ -32,6 +34,7 @@ _KEYS = {
     "parameters": dict,
     "essential": bool,
     "optional": bool,
+    "needs": list,
 }
 
 
@@ -43,13 +46,14 @@ class Baseline:
         name: of the file.
         rules_out: the explanation, in a sentence that begins "The score ...".
         question: the question that it is a rival in.
-        function: a function of `lensbench/rivals.py`, `module:function`, or the name of an entry point in the group
+        function: a function of `lensbench/rivals/`, `module:function`, or the name of an entry point in the group
             `lensbench.baselines`.
         learns_from: the supervision of the methods that it is a fair rival of.
         reads: sources that a method must read for it to make sense.
         parameters: keyword arguments of the function.
         essential: whether a verdict stays open where it cannot answer the relation's questions.
         optional: whether it is run only where it is named, and no verdict waits for it: for rivals that take long.
+        needs: models that it reads besides target and verbalizer; in a run without them it is left out.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Baseline:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     essential: bool = False
     optional: bool = False
+    needs: tuple[str, ...] = ()
 
     def applies_to(self, learns_from: str, reads: frozenset[str]) -> bool:
         """Whether it is a fair rival of a method with this supervision and these sources."""
@@ -125,6 +130,7 @@ def _read(path: Path) -> Baseline:
             parameters=data.get("parameters", {}),
             essential=data.get("essential", False),
             optional=data.get("optional", False),
+            needs=tuple(data.get("needs", ())),
         )
     except KeyError as error:
         raise LensbenchError(f"{path}: no {error.args[0]}; see docs/baselines.md") from None
@@ -144,7 +150,7 @@ def _check(data: dict[str, Any]) -> None:
             raise unknown_name("key", key, _KEYS)
         if not isinstance(value, _KEYS[key]):
             raise UsageError(f"{key} = {value!r}; expected {_KEYS[key].__name__}")
-    chosen = {"learns_from": SUPERVISION, "reads": SOURCES, "question": QUESTIONS}
+    chosen = {"learns_from": SUPERVISION, "reads": SOURCES, "question": QUESTIONS, "needs": RELATIVES}
     for key, known in chosen.items():
         given = [data[key]] if key == "question" else data.get(key, [])
         for name in given:

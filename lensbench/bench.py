@@ -5,23 +5,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import numpy as np
-import torch
-
-from lensbench.corpus import Corpus
 from lensbench.costs import Costs, peak_memory
 from lensbench.errors import NotApplicableError
-from lensbench.evidence import Evidence, Scores, Source, Target, Text, Training
+from lensbench.evidence import Evidence, Scores, Source, Text, Training
 from lensbench.handles import Change, Components, TargetRuns
 from lensbench.inspectors.base import Inspector
+from lensbench.lab import Lab, Relatives
 from lensbench.model.component_capture import Component, capture_component
 from lensbench.model.language_model import LanguageModel
-from lensbench.residual_cache import ResidualCache
 from lensbench.residuals import Reading, Residuals, find_site
+from lensbench.returned import merged, require_shape
+from lensbench.sealing import sealed_unless_declared
 from lensbench.tasks import N_FOLDS, Item, Relation
 
-Labels = Mapping[str, str]
+__all__ = ["NO_QUESTION", "Bench", "Lab", "Labels", "Method", "Relatives", "forms_of", "merged"]
 
+Labels = Mapping[str, str]
 
 NO_QUESTION = "prose asks no question"
 
@@ -29,28 +28,6 @@ NO_QUESTION = "prose asks no question"
 def forms_of(relation: Relation) -> tuple[str, ...]:
     """Return every text that asks a relation's question about a subject, the inspection prompt first."""
     return tuple(dict.fromkeys([*relation.inspection, *relation.questions]))
-
-
-@dataclass(frozen=True)
-class Lab:
-    """What all benches of a run share: the models, the corpus, the layers asked."""
-
-    model: LanguageModel
-    verbalizer: LanguageModel
-    corpus: Corpus
-    layers: tuple[int, ...]
-    seed: int
-    residuals: ResidualCache = field(default_factory=lambda: ResidualCache(None))
-
-    @cached_property
-    def target(self) -> Target:
-        """The target as inspectors may use it."""
-        return Target(self.model)
-
-    @property
-    def captured(self) -> tuple[int, ...]:
-        """The layers to read: those asked, and the embeddings, which are a rival."""
-        return tuple(sorted({0, *self.layers}))
 
 
 @dataclass(frozen=True)
@@ -104,27 +81,42 @@ class Bench:
             raise NotApplicableError(NO_QUESTION)
         return forms_of(self.relation)
 
-    def _readings(self, items: Sequence[Item]) -> list[Reading]:
+    def on(self, model: LanguageModel) -> "Bench":
+        """Return the same items read from another model in the target's place; what is captured is kept for all."""
+        if model is self.lab.model:
+            return self
+        if model not in self._elsewhere:
+            self._elsewhere[model] = replace(self, lab=self.lab.on(model))
+        return self._elsewhere[model]
+
+    @cached_property
+    def _elsewhere(self) -> "dict[LanguageModel, Bench]":
+        return {}
+
+    def readings(self, items: Sequence[Item]) -> list[Reading]:
+        """Find the read sites of items."""
         return [find_site(self.lab.model, item) for item in items]
 
-    def _capture(self, items: Sequence[Item]) -> Residuals:
-        return self.lab.residuals.read(self.lab.model, self._readings(items), self.lab.captured)
+    def capture(self, readings: Sequence[Reading]) -> Residuals:
+        """Read the residual stream at the end of each text, at the layers to read; from the cache where it is there."""
+        found = self.lab.residuals.read(self.lab.model, readings, self.lab.places)
+        return Residuals(self.lab.captured, found.values)
 
     @cached_property
     def residuals(self) -> Residuals:
         """The test items' residuals."""
-        return self._capture(self.items)
+        return self.capture(self.readings(self.items))
 
     @cached_property
     def train_residuals(self) -> Residuals:
         """The training items' residuals."""
-        return self._capture(self.train_items)
+        return self.capture(self.readings(self.train_items))
 
     def component(self, name: Component) -> Residuals:
         """Return a part of the blocks at the test items' read sites, captured once."""
         if name not in self._components:
-            texts = [reading.ids for reading in self._readings(self.items)]
-            values = capture_component(self.lab.model, texts, name, self.lab.captured)
+            texts = [reading.ids for reading in self.readings(self.items)]
+            values = capture_component(self.lab.model, texts, name, self.lab.places)
             self._components[name] = Residuals(self.lab.captured, values)
         return self._components[name]
 
@@ -228,9 +220,7 @@ class Method:
             NotApplicableError: it cannot answer the relation's questions.
         """
         learns = self.inspector.learns_from == "labels"
-        key: object = (
-            (self.bench.relation.name, self.bench.items[0].site, fold, layers, _frozen(labels)) if learns else ()
-        )
+        key: object = self._key(fold, layers, labels) if learns else ()
         if key not in self.fitted:
             lab = self.bench.lab
             training = self.bench.training(type(self.inspector), fold, layers, labels)
@@ -246,6 +236,29 @@ class Method:
                 )
             )
         return self.fitted[key]
+
+    def _key(self, fold: int | None, layers: tuple[int, ...], labels: Labels | None) -> tuple[object, ...]:
+        """What a fit on labels depends on. Rivals that read one and the same other model share its fits."""
+        bench = self.bench
+        frozen = tuple(sorted(labels.items())) if labels is not None else None
+        return bench.relation.name, bench.items[0].site, bench.lab.model.fingerprint, fold, layers, frozen
+
+    def on(self, model: LanguageModel) -> "Method":
+        """Return the method at work on another model's activations of the same texts.
+
+        What learns labels learns them from these activations; what does not keeps the fit that it has for the target.
+
+        Raises:
+            NotApplicableError: the method cannot answer the relation's questions.
+        """
+        if self.inspector.learns_from != "labels":
+            self.fit(None, self.bench.lab.layers if "activation" in self.inspector.reads else ())
+        return replace(self, bench=self.bench.on(model))
+
+    @property
+    def layers(self) -> tuple[int | None, ...]:
+        """The first axis of its scores: the layers asked; (None,) for a method that reads none."""
+        return self.bench.lab.layers if "activation" in self.inspector.reads else (None,)
 
     def scores(self, layers: tuple[int, ...] | None = None, change: Change | None = None) -> Scores:
         """Score all test items, each by an inspector that has not learned from its fold.
@@ -280,46 +293,8 @@ class Method:
     def _inspect(
         self, inspector: Inspector, items: Sequence[int], layers: Sequence[int], change: Change | None = None
     ) -> Scores:
-        scores = inspector.inspect(self.bench.evidence(inspector.reads, items, layers, change))
-        expected = (max(1, len(layers)), len(scores.attempts), len(items), len(self.bench.answers))
-        if tuple(scores.log_scores.shape) != expected:
-            raise ValueError(
-                f"{inspector.name} returned log_scores of shape {tuple(scores.log_scores.shape)}, expected (layer, "
-                f"attempt, item, answer) = {expected}"
-            )
-        if scores.texts is not None and scores.texts.shape != expected[:3]:
-            raise ValueError(
-                f"{inspector.name} returned texts of shape {scores.texts.shape}, expected (layer, attempt, item) = "
-                f"{expected[:3]}"
-            )
-        for name, values in scores.measures.items():
-            if values.shape != expected[:3]:
-                raise ValueError(
-                    f"{inspector.name} returned {name} of shape {values.shape}, expected (layer, attempt, item) = "
-                    f"{expected[:3]}"
-                )
-        if len(set(scores.attempts)) < len(scores.attempts):
-            raise ValueError(f"{inspector.name} gave two attempts one name: {', '.join(scores.attempts)}")
-        if bool(torch.isnan(scores.log_scores).any()):
-            raise ValueError(f"{inspector.name} returned a score that is not a number; give -inf to impossible answers")
+        evidence = self.bench.evidence(inspector.reads, items, layers, change)
+        with sealed_unless_declared(self.bench.lab.model, self.bench.lab.verbalizer, inspector.name, inspector.reads):
+            scores = inspector.inspect(evidence)
+        require_shape(inspector.name, scores, (max(1, len(layers)), len(items), len(self.bench.answers)))
         return scores
-
-
-def _frozen(labels: Labels | None) -> tuple[tuple[str, str], ...] | None:
-    return tuple(sorted(labels.items())) if labels is not None else None
-
-
-def merged(parts: Sequence[tuple[list[int], Scores]]) -> Scores:
-    """Put the folds' scores back in the order of the items."""
-    order = torch.tensor([i for places, _ in parts for i in places]).argsort()
-    scores = [part for _, part in parts]
-    log_scores = torch.cat([part.log_scores.cpu() for part in scores], dim=2)[:, :, order]
-    ranks, texts = [[getattr(part, name) for part in scores] for name in ("ranks", "texts")]
-    found = {name: [part.measures[name] for part in scores] for name in scores[0].measures}
-    return Scores(
-        scores[0].attempts,
-        log_scores,
-        None if any(part is None for part in ranks) else torch.cat([part.cpu() for part in ranks], dim=2)[:, :, order],
-        None if any(part is None for part in texts) else np.concatenate(texts, axis=2)[:, :, order.numpy()],
-        {name: np.concatenate(parts, axis=2)[:, :, order.numpy()] for name, parts in found.items()},
-    )

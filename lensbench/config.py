@@ -1,5 +1,6 @@
 """What a run is asked to do, checked before anything is loaded. Nothing in here imports torch."""
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from lensbench.catalogue import check_inspector
 from lensbench.errors import UsageError, unknown_name
 from lensbench.layers import parse_layers
 from lensbench.model.sources import check_model_name
+from lensbench.relatives import facts_told, needed, relatives_of
 from lensbench.tasks import Site, Task, load_tasks
 
 
@@ -22,11 +24,15 @@ class RunConfig(BaseModel):
 
     model: str = "smollm2-135m"
     verbalizer: str | None = None
+    unplanted: str | None = None
+    twin: str | None = None
+    reference: str | None = None
     tasks: tuple[str, ...] = ("attribute_extraction",)
     inspectors: tuple[str, ...] = ("logit_lens", "tuned_lens", "probe", "patchscope")
     baselines: tuple[str, ...] | None = None
     sites: tuple[Site, ...] | None = None
     layers: str = "all"
+    subjects: Path | None = None
     limit: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**31)
     device: str = "auto"
@@ -140,4 +146,49 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
     for name in set(config.parameters) - set(config.inspectors):
         check_inspector(name)
     parse_layers(config.layers, None)
-    return load_tasks(config.tasks, offline=config.offline), choose_baselines(config.baselines)
+    baselines = choose_baselines(config.baselines)
+    _check_relatives(config, baselines)
+    tasks = load_tasks(config.tasks, offline=config.offline)
+    if config.subjects is not None:
+        names = read_subjects(config.subjects)
+        tasks = [task.about(names) for task in tasks]
+    return tasks, baselines
+
+
+def read_subjects(path: Path) -> frozenset[str]:
+    """Read names: one a line, or the names of a `facts.json` (attribute, name, value).
+
+    Raises:
+        UsageError: a file that cannot be read, or names nobody.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        told = json.loads(text).values() if path.suffix == ".json" else ()
+        lines = () if path.suffix == ".json" else (line.strip() for line in text.splitlines())
+        names = {name for one in told for name in dict(one)} | {*lines} - {""}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"--subjects {path}: {error}; expected a name a line, or the facts.json of an edit") from None
+    if not names:
+        raise UsageError(f"--subjects {path} names nobody; expected a name a line, or the facts.json of an edit")
+    return frozenset(names)
+
+
+def _check_relatives(config: RunConfig, baselines: dict[str, Baseline]) -> None:
+    """Check the names of the models that rivals need.
+
+    Raises:
+        UsageError: a name that cannot be a model, a twin of which nothing is known, or a baseline that was named and
+            has no model.
+    """
+    for name in (config.unplanted, config.twin, config.reference):
+        if name is not None:
+            check_model_name(name)
+    relatives = relatives_of(config)
+    for role, name in needed(baselines.values(), relatives).items():
+        check_model_name(name)
+        if role == "twin":
+            facts_told(name)
+    for baseline in baselines.values() if config.baselines is not None else ():
+        for role in baseline.needs:
+            if role not in relatives:
+                raise UsageError(f"baseline {baseline.name} needs a model to read: name one with --{role}")

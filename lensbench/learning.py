@@ -14,6 +14,8 @@ from lensbench.cache import atomic_file
 
 SAVE_EVERY_SECONDS = 60.0
 STEP = "step"
+# Of a descent: steps until the rate is reached, and the longest gradient.
+WARM_UP, CLIP = 10, 1.0
 
 
 class Resumable(ABC):
@@ -41,6 +43,50 @@ def restore_momenta(optimiser: torch.optim.Optimizer, gathered: Mapping[str, Ten
         index, _, name = key.partition(".")
         kept.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": kept})
+
+
+class Descent(Resumable):
+    """Adam on some weights, its rate rising for a few steps and then falling to zero; gradients are clipped.
+
+    Args:
+        weights: what is learned, by name; they ask for gradients.
+        rate: the highest learning rate.
+        steps: how many there will be.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], rate: float, steps: int) -> None:
+        self.weights = weights
+        self._rate, self._steps = rate, steps
+        self._adam = torch.optim.Adam(weights.values(), lr=rate)
+        self.losses: list[float] = []
+
+    def step(self, number: int, losses: Float[Tensor, " row"]) -> None:
+        """Go one step down the mean of the losses."""
+        self._adam.zero_grad()
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP)
+        self._adam.param_groups[0]["lr"] = self._rate * min((number + 1) / WARM_UP, 1 - number / self._steps)
+        self._adam.step()
+        self.losses.append(float(losses.detach().mean()))
+
+    def mean_loss(self, steps: slice) -> float:
+        """The mean loss of some steps, to four places."""
+        some = self.losses[steps]
+        return round(sum(some) / len(some), 4)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, moments, and the losses so far."""
+        kept = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        kept |= {f"weight.{name}": weight for name, weight in self.weights.items()}
+        return kept | {f"moment.{name}": value for name, value in momenta(self._adam).items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from such a state."""
+        self.losses = state["losses"].tolist()
+        for name, weight in self.weights.items():
+            weight.data.copy_(state[f"weight.{name}"])
+        moments = {key.removeprefix("moment."): value for key, value in state.items() if key.startswith("moment.")}
+        restore_momenta(self._adam, moments)
 
 
 def draw_positions(

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from lensbench.frames import ALL, METRIC_COLUMNS, frame_of
+from lensbench.golds import golds_of
 from lensbench.records import NO_BASELINE
 from lensbench.samples import Sample, Settings
-from lensbench.scored import FIXED, KEYS, NO_LAYER, SELECTED, Cell, Items, Scored, cells_of
+from lensbench.scored import CONTROL_TASK, FIXED, KEYS, NO_LAYER, ORACLE, SELECTED, Cell, Items, Scored, cells_of
 from lensbench.statistics import SCORE, Band, Floats, Ints, simultaneous_band
 
-CONTROL_TASK = "control_task"
 DIAGNOSTIC = "diagnostic"
 """The question of baselines and measures that decide nothing."""
 # How a template of a name that is cut after some of its tokens ends.
@@ -35,6 +35,8 @@ def metrics(
       seen subjects, paired over items, or over the subjects' means where the two have no items in common.
     - `accuracy_known`, `accuracy_unknown`: the corrected accuracy on the facts that the model knows, and on the others.
     - `accuracy_cut_K`: that on names cut K tokens before their end.
+    - `oracle_expected`: what a method of several attempts would have under the rule `oracle`, had it answered without
+      regard to the gold: its corrected accuracy expected over golds shuffled among the items of a choice set.
     - what cells measured besides (`lensbench.measures`): means; of several attempts each, named in `rule`.
 
     Bands are simultaneous over layers.
@@ -47,6 +49,7 @@ def metrics(
     for metric, part in _strata(records):
         table, cells = cells_of(part)
         blocks += [block for cell in cells for block in _accuracies(metric, table, cell, settings)]
+    blocks += _oracle_expected(records)
     blocks += _measured(measures, settings) if measures is not None and len(measures) else []
     return frame_of(blocks, METRIC_COLUMNS)
 
@@ -74,6 +77,24 @@ def _accuracies(metric: str, table: Items, cell: Cell, settings: Settings) -> It
             sample = Sample(table.relations[relation], table, settings)
             band = sample.score_band(scored.items, scored.corrected)
             yield {**_columns(cell, sample.label, metric, band, len(scored.items)), "rule": rule}
+
+
+def _oracle_expected(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    own = records[(records["baseline"] == NO_BASELINE) & (records["chance"] > 0)]
+    if own.empty or own.groupby(list(KEYS), observed=True)["attempt"].nunique().max() < 2:
+        return
+    table, _ = cells_of(own)
+    golds, said = golds_of(own)
+    for one in said:
+        cell = one.cell
+        for relation in np.unique(table.relation[cell.items]) if len(cell.attempts) > 1 else ():
+            part = one.part(table.relation[cell.items] == relation)
+            if len(part.cell.attempts) > 1:
+                yield {
+                    **cell.key, "relation": table.relations[relation], "layer": np.array(cell.layers), "rule": ORACLE,
+                    "question": DIAGNOSTIC, "metric": "oracle_expected", "value": golds.expected_best(part),
+                    "n": len(part.cell.items),
+                }  # fmt: skip
 
 
 def _measured(measures: pd.DataFrame, settings: Settings) -> Iterator[dict[str, Any]]:

@@ -101,7 +101,7 @@ class ProseBench(Bench):
     def final(self, ahead: int) -> Tensor:
         """Return the residuals at the last layer, so many tokens of the passage after each item: [item, d_model]."""
         last = self.lab.model.n_layers
-        pairs = zip(self.items, self._readings(self.items), strict=True)
+        pairs = zip(self.items, self.readings(self.items), strict=True)
         readings = [Reading(one.ids + self.following[item.id].tokens[:ahead]) for item, one in pairs]
         return self.lab.residuals.read(self.lab.model, readings, (last,)).values[0]
 

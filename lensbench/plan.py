@@ -3,8 +3,8 @@
 import hashlib
 import inspect as introspection
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from lensbench.catalogue import load_inspector
 from lensbench.config import RunConfig
 from lensbench.errors import UsageError
 from lensbench.inspectors.base import Inspector
+from lensbench.lab import Relatives
 from lensbench.model.language_model import LanguageModel
 from lensbench.records import NO_BASELINE, SCHEMA_VERSION
 from lensbench.tasks import SITES, Site, Task
@@ -34,17 +35,21 @@ ENGINE = (
     "handles.py",
     "jacobians.py",
     "knowledge.py",
+    "lab.py",
     "layers.py",
     "learning.py",
     "measures.py",
     "model",
+    "models_of_run.py",
     "moments.py",
     "next_token.py",
     "pairing.py",
     "patching",
     "preparation.py",
+    "relatives.py",
     "residuals.py",
-    "rivals.py",
+    "returned.py",
+    "rivals",
     "scoring.py",
     "tasks/items.py",
     "text_readers.py",
@@ -157,13 +162,20 @@ def _tupled(value: Any) -> Any:
     return tuple(map(_tupled, value)) if isinstance(value, list) else value
 
 
-def due_rivals(makes: dict[str, Make], chosen: dict[str, Baseline]) -> dict[str, dict[str, dict[str, Any]]]:
+def due_rivals(
+    makes: dict[str, Make], chosen: dict[str, Baseline], relatives: Collection[str] = ()
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Return for each inspector the rivals that it must have faced before anything good is said of it.
 
-    All that ship and apply to it, chosen or not, but optional ones, and those that were chosen.
+    All that ship and apply to it, chosen or not, but optional ones, and those that were chosen. Of those that need a
+    model that the run has not (its roles are `relatives`) only the essential ones.
     """
     usual = {name: baseline for name, baseline in find_baselines().items() if not baseline.optional}
-    every = {**usual, **chosen}
+    every = {
+        name: baseline
+        for name, baseline in {**usual, **chosen}.items()
+        if baseline.essential or set(baseline.needs) <= set(relatives)
+    }
     return {
         name: {
             baseline.name: {"question": baseline.question, "essential": baseline.essential}
@@ -190,6 +202,7 @@ class Setting:
     verbalizer: LanguageModel
     layers: tuple[int, ...]
     config: RunConfig
+    relatives: Relatives = field(default_factory=Relatives)
 
     def describe(self) -> dict[str, Any]:
         """Return it as plain values, for digests and `run.json`."""
@@ -221,6 +234,8 @@ def plan_cells(
                 own = Cell(task.name, tuple(sorted(task.relations_at(site))), site, name, NO_BASELINE, method, method)
                 cells.append(own)
                 for baseline in _rivals_of(inspector, baselines):
+                    if not set(baseline.needs) <= set(setting.relatives.models):
+                        continue
                     digest = _digest(setting, task, site, inspector, baseline)
                     cells.append(replace(own, baseline=baseline.name, digest=digest))
     return cells
@@ -235,8 +250,24 @@ def _digest(setting: Setting, task: Task, site: Site, inspector: Inspector, base
         "site": site,
         "inspector": [inspector.name, inspector.parameters(), code_digest(type(inspector))],
         **({"files": [hashlib.sha256(one.read_bytes()).hexdigest() for one in files]} if files else {}),
+        **_relatives_in(setting, baseline),
         "baseline": baseline and [baseline.name, baseline.parameters, code_digest(find_function(baseline.function))],
     }
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _relatives_in(setting: Setting, baseline: Baseline | None) -> dict[str, Any]:
+    """Return the models besides target and verbalizer that a rival's records depend on."""
+    if baseline is None or not baseline.needs:
+        return {}
+    told = {"twin_facts": setting.relatives.twin_facts} if "twin" in baseline.needs else {}
+    return {"relatives": setting.relatives.describe(baseline.needs), **told}
+
+
+def method_version(inspector: Inspector) -> str:
+    """Return a digest of all that a method's predictions depend on but models, tasks and layers."""
+    files = [hashlib.sha256(one.read_bytes()).hexdigest() for one in inspector.files()]
+    described = [inspector.name, inspector.parameters(), code_digest(type(inspector)), files, _engine()]
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

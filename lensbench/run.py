@@ -12,7 +12,7 @@ from lensbench.errors import LensbenchError
 from lensbench.frames import SUMMARY_COLUMNS
 from lensbench.measures import read_measures
 from lensbench.records import NO_BASELINE, RECORDS, read_records, read_run
-from lensbench.summary import Due, best_layers, metrics, summarise
+from lensbench.summary import Due, Settings, best_layers, metrics, summary_and_power
 
 SUMMARY = "summary.csv"
 METRICS = "metrics.csv"
@@ -65,6 +65,17 @@ class Run:
         return frame
 
     @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """One row a measure: the rows of metrics.csv."""
+        path = self.path / METRICS
+        try:
+            return pd.read_csv(path, dtype={"layer": "Int16"}, keep_default_na=False, na_values=[""])
+        except (OSError, ValueError) as error:
+            raise LensbenchError(
+                f"{path} cannot be read ({error}); run `lensbench evaluate` again with the same --out"
+            ) from None
+
+    @cached_property
     def best(self) -> pd.DataFrame:
         """One row a task, relation, site and method: its best layer and what stands against it."""
         return best_layers(self.summary)
@@ -86,6 +97,17 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}): {len(self.info['cells'])} cells, {len(self.failed)} failed"
+
+    @property
+    def settings(self) -> Settings:
+        """How its verdicts are given."""
+        due = {name: {rival: Due(**one) for rival, one in rivals.items()} for name, rivals in self.info["due"].items()}
+        return Settings(
+            {name: baseline["question"] for name, baseline in self.info["baselines"].items()}, due,
+            frozenset(_excused(self.info["cells"])), selected=frozenset(_pairs(self, "selected")),
+            apart=frozenset(_pairs(self, "by_token")), prose=frozenset(self.info.get("prose", ())),
+            seed=int(self.info["setting"]["seed"]),
+        )  # fmt: skip
 
     @property
     def failed(self) -> dict[str, str]:
@@ -110,15 +132,11 @@ def finish(path: Path) -> None:
             (path / name).unlink(missing_ok=True)
         shutil.rmtree(path / PLOTS, ignore_errors=True)
         return
-    questions = {name: baseline["question"] for name, baseline in run.info["baselines"].items()}
-    seed = int(run.info["setting"]["seed"])
-    due = {name: {rival: Due(**one) for rival, one in rivals.items()} for name, rivals in run.info["due"].items()}
-    summary = summarise(
-        run.records, questions, due=due, excused=_excused(run.info["cells"]), selected=_pairs(run, "selected"),
-        apart=_pairs(run, "by_token"), prose=run.info.get("prose", ()), seed=seed,
-    )  # fmt: skip
+    settings = run.settings
+    summary, power = summary_and_power(run.records, settings)
     _write_csv(summary, path / SUMMARY)
-    _write_csv(metrics(run.records, run.measures, seed=seed), path / METRICS)
+    measured = metrics(run.records, run.measures, seed=settings.seed)
+    _write_csv(pd.concat([frame for frame in (measured, power) if len(frame)] or [measured]), path / METRICS)
     if (summary["layer"].notna() & (summary["baseline"] == NO_BASELINE)).any():
         plot_run(summary, path / PLOTS)
 

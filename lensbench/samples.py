@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lensbench.frames import ALL
+from lensbench.resampling import sampled, single_cut
 from lensbench.scored import Items
 from lensbench.statistics import DIFFERENCE, MARGIN, SCORE, Band, Floats, Ints, Scale, simultaneous_band
 
@@ -89,11 +91,23 @@ class Sample:
 
     def difference_band(self, items: Ints, differences: Floats) -> Band:
         """The band of a mean paired difference; differences are [item, layer]."""
+        return self._band(items, *self._differences(items, differences))
+
+    def could_be_positive(self, items: Ints, differences: Floats) -> NDArray[np.bool_]:
+        """Whether the band's lower limit could be above 0: [layer]. Where not, it is not, whatever the other layers."""
+        values, scale = self._differences(items, differences)
+        mean = sampled(values, self.table.subject[items], self.table.relation[items])
+        cut = single_cut(mean, scale, self.settings.level)
+        # The tolerance is for what rounding does to limits of exactly 0.
+        possible: NDArray[np.bool_] = mean.statistic(scale, cut) > cut.critical - 1e-9
+        return possible
+
+    def _differences(self, items: Ints, differences: Floats) -> tuple[Floats, Scale]:
         if not self.is_total:
-            return self._band(items, differences, DIFFERENCE)
+            return differences, DIFFERENCE
         chance = self.chance(items)
         end = 1.0 / (1.0 - float(chance.max()))
-        return self._band(items, differences / (1.0 - chance), DIFFERENCE.stretched(-end, end))
+        return differences / (1.0 - chance), DIFFERENCE.stretched(-end, end)
 
     def _band(self, items: Ints, values: Floats, scale: Scale) -> Band:
         chosen, table = self.settings, self.table

@@ -13,6 +13,7 @@ from lensbench.errors import LensbenchError
 from lensbench.statistics import Floats, Ints
 
 FIXED, SELECTED, ORACLE = "fixed", "selected", "oracle"
+CONTROL_TASK = "control_task"
 KEYS = ("model", "verbalizer", "task", "site", "inspector", "baseline")
 NO_LAYER = -1
 """How a missing layer is written in `Cell.layers`: a rival that reads none."""

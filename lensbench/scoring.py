@@ -135,3 +135,17 @@ def prediction_columns(
     columns["item"] = per_item([item.id for item in items])
     columns["gold"] = per_item([item.answer for item in items])
     return columns
+
+
+def pardon(columns: dict[str, Any], answers: Sequence[str]) -> None:
+    """Let one answer of each item count as chance where it is picked: the credit of a guess, in place of none.
+
+    Args:
+        columns: from `prediction_columns`; their credit is changed.
+        answers: for each item, the answer that is not the gold one and not held against the reader.
+    """
+    for kind in ("", "_corrected"):
+        picked, credit = np.asarray(columns[f"predicted{kind}"]), np.asarray(columns[f"correct{kind}"], dtype=float)
+        spared = picked == np.tile(np.array(answers, dtype=object), len(picked) // len(answers))
+        # A pick that shares a tie with the gold answer has credit already.
+        columns[f"correct{kind}"] = np.where(spared, np.maximum(credit, columns["chance"].astype(float)), credit)

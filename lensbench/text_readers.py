@@ -29,6 +29,7 @@ class TextReader(Inspector):
     name: ClassVar[str] = "text_reader"
     reads: ClassVar[frozenset[Source]] = frozenset({"text"})
     learns_from: ClassVar[Learns] = "nothing"
+    tries: ClassVar[str] = "one a form"
 
     def __init__(self, forms: tuple[str, ...]) -> None:
         self.forms = forms
@@ -57,6 +58,7 @@ class ChoicesOnly(Inspector):
     name: ClassVar[str] = "choices_only"
     reads: ClassVar[frozenset[Source]] = frozenset()
     learns_from: ClassVar[Learns] = "nothing"
+    tries: ClassVar[str] = "4 ways to pick a choice"
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Score each item's own choices; one attempt a strategy."""

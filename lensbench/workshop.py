@@ -14,26 +14,22 @@ import pyarrow as pa
 from lensbench.baselines import Baseline
 from lensbench.bench import Bench, Lab, Method
 from lensbench.cache import RESIDUALS, cache_root
-from lensbench.config import RunConfig
 from lensbench.corpus import Corpus, lens_cache
 from lensbench.costs import Costs, peak_memory
 from lensbench.evidence import NotApplicableError, Target
 from lensbench.inspectors.base import Inspector
 from lensbench.knowledge import Knowledge, knowledge_cache, shares
-from lensbench.layers import parse_layers
 from lensbench.measures import measure_table, per_item
-from lensbench.model.architecture import ModulePaths
-from lensbench.model.budget import Budget, free_memory
-from lensbench.model.loading import Loading, count_layers, load_source
-from lensbench.model.sources import resolve
+from lensbench.models_of_run import load_setting
 from lensbench.next_token import ProseBench, prose_columns, prose_measures
 from lensbench.patching import patcher_of
-from lensbench.plan import Cell, Job, Place, Plan, Setting, due_rivals, make_inspectors, plan_cells, sites_of
+from lensbench.plan import Cell, Job, Place, Plan, due_rivals, make_inspectors, plan_cells, sites_of
 from lensbench.preparation import Dropped, check_prompts, make_benches
 from lensbench.records import table_from_columns
 from lensbench.residual_cache import ResidualCache
 from lensbench.rivals import Outcome
-from lensbench.scoring import prediction_columns, text_measures
+from lensbench.rivals.common import as_method
+from lensbench.scoring import pardon, prediction_columns, text_measures
 
 LOG = logging.getLogger("lensbench")
 Fits = dict[object, Inspector]
@@ -86,7 +82,7 @@ class Workshop:
     def __init__(self, job: Job) -> None:
         self._baselines = job.baselines
         self.makes = make_inspectors(job.config)
-        self.setting = _load(job.config)
+        self.setting = load_setting(job.config, job.baselines.values())
         for make in self.makes.values():
             make().check(Target(self.setting.model), self.setting.verbalizer)
         dropped: Dropped = {}
@@ -97,10 +93,11 @@ class Workshop:
         self.benches = self._prepare(job, dropped)
         self._fitted: dict[str, Fits] = {}
         chosen = [(task.name, one) for task in job.tasks for one in task.relations.values()]
+        relatives = self.setting.relatives
         self.plan = Plan(
-            setting=self.setting.describe(),
+            setting={**self.setting.describe(), "relatives": relatives.describe(relatives.models)},
             cells=tuple(plan_cells(self.setting, job.tasks, self.makes, job.baselines)),
-            due=due_rivals(self.makes, job.baselines),
+            due=due_rivals(self.makes, job.baselines, relatives.models.keys()),
             dropped=dropped,
             memory=self.setting.model.budget.bytes,
             selected=tuple(f"{task}/{one.name}" for task, one in chosen if one.hops is not None and one.hops.correct),
@@ -113,7 +110,9 @@ class Workshop:
         setting = self.setting
         corpus = Corpus(setting.model, cache=lens_cache())
         residuals = ResidualCache(cache_root() / RESIDUALS)
-        lab = Lab(setting.model, setting.verbalizer, corpus, setting.layers, setting.config.seed, residuals)
+        lab = Lab(
+            setting.model, setting.verbalizer, corpus, setting.layers, setting.config.seed, residuals, setting.relatives
+        )
         benches = {
             (task.name, site): make_benches(lab, setting, task, site, dropped)
             for task in job.tasks
@@ -207,6 +206,8 @@ class Workshop:
             measured = prose_measures(bench, scores, outcome.layers)
         else:
             columns = prediction_columns(items, bench.answers, scores, outcome.layers, correct_prior=outcome.zero_shot)
+            if outcome.pardoned is not None:
+                pardon(columns, outcome.pardoned)
             known = self._knowledge[cell.task].known(bench.relation.name, bench.subjects)
             if known is not None:
                 columns["known"] = [known[item.subject] for item in items] * (len(columns["correct"]) // len(items))
@@ -231,32 +232,8 @@ def failure(error: BaseException) -> dict[str, Any]:
     return {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": "".join(lines)}
 
 
-def _load(config: RunConfig) -> Setting:
-    """Load target and verbalizer; the layers are checked first, on the configuration alone."""
-    paths = ModulePaths(**config.module_paths) if config.module_paths else None
-    how = Loading(
-        config.device, config.dtype, config.revision, config.offline, config.chat_template, paths, config.device_map
-    )
-    device = how.torch_device()
-    source = resolve(config.model, revision=config.revision, offline=config.offline)
-    layers = parse_layers(config.layers, count_layers(source))
-    model = load_source(source, how, device)
-    verbalizer = model
-    if config.verbalizer and config.verbalizer != config.model:
-        # Revision and module paths are those of the target.
-        plain = replace(how, revision=None, paths=None)
-        verbalizer = load_source(resolve(config.verbalizer, offline=config.offline), plain, device)
-    memory = config.memory if isinstance(config.memory, int) else free_memory(model.device)
-    for one in (model, verbalizer):
-        one.budget = Budget(memory, one.device)
-    return Setting(model, verbalizer, layers, config)
-
-
 def _outcomes(method: Method, baseline: Baseline | None) -> list[Outcome]:
-    if baseline:
-        return baseline.run(method)
-    layers = method.bench.lab.layers if "activation" in method.inspector.reads else (None,)
-    return [Outcome(method.scores(), layers, method.bench.items, method.inspector.learns_from != "labels")]
+    return baseline.run(method) if baseline else as_method(method)
 
 
 def _joined(tables: Iterable[pa.Table | None]) -> pa.Table | None:

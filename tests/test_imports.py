@@ -10,27 +10,49 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "lensbench"
 
-RESULTS = frozenset({"records", "statistics", "scored", "frames", "samples", "metrics", "measures", "summary"})
+RESULTS = frozenset({"records", "statistics", "scored", "frames", "samples", "metrics", "measures", "summary"}) | {
+    "contests",
+    "emergence",
+    "false_alarms",
+    "golds",
+    "power",
+    "resampling",
+    "whose",
+}
 # Each row may import from its own row and from those above.
 ORDER: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "cache", "assets", "layers", "costs"}),
+    frozenset({"errors", "cache", "assets", "layers", "costs", "progress"}),
     frozenset({"tasks", "descriptions", "personas"}) | RESULTS,
     frozenset({"model"}),
     frozenset(
         {"patching", "residuals", "residual_cache", "learning", "corpus", "moments", "asking", "knowledge", "jacobians"}
     )
     | {"pairing", "affine_maps", "attribution"},
-    frozenset({"handles", "evidence", "scoring"}),
-    frozenset({"inspectors", "catalogue", "baselines", "bench", "next_token", "rivals", "text_readers", "implants"})
-    | {"oracle_training"},
+    frozenset({"handles", "evidence", "scoring", "sealing"}),
+    frozenset(
+        {
+            "inspectors",
+            "catalogue",
+            "baselines",
+            "bench",
+            "lab",
+            "returned",
+            "next_token",
+            "rivals",
+            "text_readers",
+            "implants",
+        }
+    )
+    | {"oracle_training", "finetuning"},
     frozenset(
         {
             "config",
+            "relatives",
+            "models_of_run",
             "plan",
             "journal",
             "preparation",
             "run",
-            "progress",
             "workshop",
             "execution",
             "ray_execution",
@@ -40,6 +62,8 @@ ORDER: tuple[frozenset[str], ...] = (
             "judging",
             "tuning",
             "testing",
+            "cheats",
+            "calibration",
             "analyses",
             "fitting",
             "audit",

@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.preprocessing import StandardScaler
 
-from lensbench import rivals, testing
+from lensbench import testing
 from lensbench.asking import ask
 from lensbench.bench import Bench, Method
 from lensbench.corpus import Corpus
@@ -27,7 +27,7 @@ from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import Tokens
 from lensbench.patching import patcher_of
 from lensbench.residuals import Residuals
-from lensbench.rivals import FUNCTIONS
+from lensbench.rivals import FUNCTIONS, diagnostics
 from lensbench.scoring import prediction_columns, prior_corrected
 from lensbench.text_readers import ChoicesOnly, InputClassifier, Majority, TextReader
 from tests import tiny
@@ -262,7 +262,7 @@ def test_random_labels_are_dealt_within_choice_sets(bench: Bench) -> None:
     items = tuple(
         replace(item, choices=sets[i % 2], answer=sets[i % 2][i // 2 % 2]) for i, item in enumerate(bench.train_items)
     )
-    dealt = rivals._dealt(items, "seed")
+    dealt = diagnostics._dealt(items, "seed")
     assert all(dealt[item.subject] in item.choices for item in items)
     assert dealt != {item.subject: item.answer for item in items}
 

@@ -20,11 +20,12 @@ from lensbench.errors import NotApplicableError, UsageError
 from lensbench.evidence import Target
 from lensbench.inspectors.oracle import CONVENTIONS, Notes, Oracle, read_notes
 from lensbench.inspectors.patchscope import Patchscope
+from lensbench.learning import Descent
 from lensbench.model import adapters
 from lensbench.model.adapters import FreshAdapter, adapted, read_adapter
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import Tokens
-from lensbench.oracle_training import OracleTraining, lessons, make_settings, train, training
+from lensbench.oracle_training import OracleTraining, lessons, make_settings, train
 from lensbench.patching import PatchedPass, make_prompt
 from lensbench.patching.training import Lesson, answer_losses
 from tests import tiny
@@ -71,7 +72,7 @@ def oracle(folder: Path, **settings: Any) -> Oracle:
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_conformance(convention: str, folder: Path, bench: Bench) -> None:
     done = testing.check_inspector(lambda: oracle(folder, convention=convention), bench)
-    assert {"check_layers_are_local", "check_text_is_withheld", "check_constant_activation"} <= set(done)
+    assert {"check_layers_are_local", "check_sources_are_withheld", "check_constant_activation"} <= set(done)
 
 
 def test_without_a_change_it_is_the_patchscope(tmp_path: Path, bench: Bench) -> None:
@@ -401,7 +402,7 @@ def test_training_is_the_same_again_and_after_it_was_cut_off(
     model = base()
     train(model, Corpus(model), few, tmp_path / "whole")
     monkeypatch.setattr("lensbench.learning.SAVE_EVERY_SECONDS", 0.0)
-    steps, once = [], training._Learner.step
+    steps, once = [], Descent.step
 
     def cut(self: Any, number: int, losses: torch.Tensor) -> None:
         steps.append(number)
@@ -409,7 +410,7 @@ def test_training_is_the_same_again_and_after_it_was_cut_off(
             raise KeyboardInterrupt
         once(self, number, losses)
 
-    monkeypatch.setattr(training._Learner, "step", cut)
+    monkeypatch.setattr(Descent, "step", cut)
     with pytest.raises(KeyboardInterrupt):
         train(model, Corpus(model), few, tmp_path / "cut")
     assert not (tmp_path / "cut").exists()

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from lensbench.errors import LensbenchError
+from lensbench.resampling import centred_weights
 from lensbench.statistics import DIFFERENCE, SCORE, Band, gap_verdict, simultaneous_band
 
 
@@ -22,22 +23,45 @@ def differences(rng, subjects, layers, shift=0.0, each=1):
     return scores[0].astype(float) - scores[1], np.repeat(np.arange(subjects), each)
 
 
-def naive_limits(values, pairs, critical):
+def naive_limits(values, added, critical):
     """One item a subject: put the pseudo-subjects into the sample, and compute mean and variance as usual."""
-    k = pairs * (critical / 1.96) ** 2
-    weights = np.array([1.0] * len(values) + [k, k])
+    weights = np.array([1.0] * len(values) + [added / 2, added / 2])
     sample = np.array([*values, 1.0, -1.0])
     centre = np.average(sample, weights=weights)
     variance = np.average((sample - centre) ** 2, weights=weights) / weights.sum()
     return centre - critical * math.sqrt(variance), centre + critical * math.sqrt(variance)
 
 
+def naive_critical(values, draws, level=0.95):
+    """Resample one by one, and divide by the standard error of each sample with one pseudo-subject at half range 1."""
+    n, largest = len(values), []
+    weights = centred_weights(n, draws, 0) + 1
+    for draw in weights.astype(int):
+        again = np.repeat(values, draw, axis=0)
+        error = np.sqrt((again.var(axis=0) / n + 1 / n**2)[values.std(axis=0) > 0])
+        largest.append(
+            (np.abs(again.mean(axis=0) - values.mean(axis=0))[values.std(axis=0) > 0] / error).max(initial=0)
+        )
+    return max(float(np.quantile(largest, level)), float(t.ppf((1 + level) / 2, n - 1)))
+
+
 @pytest.mark.parametrize("values", [[0, 0, 0, 0, 0], [1, 0, 0, -1, 0, 1, 1], [1, 0], [-1, 0, 0, -1, 0, 0, 0, 0, 1]])
-def test_one_layer_is_the_adjusted_wald_interval_of_bonett_and_price(values):
-    band = simultaneous_band(np.array(values, float)[:, None], np.arange(len(values)))
-    low, high = naive_limits(values, 1, norm.ppf(0.975))
+def test_one_layer_against_a_naive_reference(values):
+    values = np.array(values, float)
+    band = simultaneous_band(values[:, None], np.arange(len(values)), draws=300)
+    low, high = naive_limits(values, 1, naive_critical(values[:, None], 300))
     assert band.estimate[0] == pytest.approx(np.mean(values))
-    assert (band.low[0], band.high[0]) == pytest.approx((max(low, -1), min(high, 1)))
+    assert (band.low[0], band.high[0]) == pytest.approx((max(low, -1), min(high, 1)), rel=1e-5)
+
+
+def test_many_layers_against_a_naive_reference():
+    values, _ = differences(np.random.default_rng(9), 25, 6)
+    values[:, 2] = 0.0
+    band = simultaneous_band(values, np.arange(25), draws=300)
+    critical = naive_critical(values, 300)
+    for layer in range(6):
+        low, high = naive_limits(values[:, layer], 1, critical)
+        assert (band.low[layer], band.high[layer]) == pytest.approx((low, high), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0])

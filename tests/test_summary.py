@@ -316,3 +316,60 @@ def test_selected_items_get_no_verdict_and_no_part_in_totals():
     plain = together(*frames)
     assert NO_VERDICT not in set(pick(plain, relation="chosen", baseline="none")["verdict"])
     assert (pick(plain, relation="all", baseline="none")["accuracy_corrected"] < 0.5).all()
+
+
+THIRD = {
+    **QUESTIONS, "twin": "target_specific", "reference_reader": "target_specific",
+}  # fmt: skip
+DUE = {
+    "probe": {
+        "shuffled": Due("uses_activation", True), "input_only": Due("beats_text", True),
+        "unplanted": Due("target_specific", True), "reference_reader": Due("target_specific", True),
+    }
+}  # fmt: skip
+
+
+def third_verdict(rivals, *, verbalizer="base", own=None):
+    """The verdict on the third question of a method that is always right, its rivals' scores given by name."""
+    own = np.ones((80, 2)) if own is None else own
+    frames = [rows(own, verbalizer=verbalizer)]
+    frames += [rows(scores, baseline=name, verbalizer=verbalizer) for name, scores in rivals.items()]
+    summary = summarise(pd.concat(frames, ignore_index=True), THIRD, due=DUE, draws=300)
+    found = pick(summary, baseline="none", question="target_specific", relation="capital")
+    return set(found["verdict"])
+
+
+def weak(*names):
+    """Rivals that are right in one of eight items."""
+    return {name: bits(i, 80, 2, probability=0.125) for i, name in enumerate(names)}
+
+
+EVERY = ("shuffled", "input_only", "unplanted", "twin", "reference_reader")
+
+
+def test_privileged_is_who_beats_the_rivals_of_all_three_questions():
+    assert third_verdict(weak(*EVERY)) == {"privileged"}
+    for name in EVERY:
+        strong = {**weak(*EVERY), name: np.ones((80, 2))}
+        assert third_verdict(strong) == {f"matched by {name}"}, "a rival of whatever question is enough"
+
+
+def test_privileged_waits_for_its_essential_rivals():
+    for missing in ("unplanted", "reference_reader", "input_only", "shuffled"):
+        assert third_verdict(weak(*(set(EVERY) - {missing}))) == {f"incomplete without {missing}"}
+    assert third_verdict(weak(*(set(EVERY) - {"twin"}))) == {"privileged"}, "not every implant has a twin"
+    assert third_verdict(weak("shuffled", "input_only")) == set(), "without a rival of its own it is not asked"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_a_target_that_is_its_own_verbalizer_is_never_privileged(seed, rate, own):
+    rivals = {name: bits(seed + i, 80, 2, probability=rate) for i, name in enumerate(EVERY)}
+    scores = bits(seed + 9, 80, 2, probability=own)
+    assert "privileged" not in third_verdict(rivals, verbalizer="m", own=scores)
+
+
+def test_a_gap_that_holds_with_one_model_is_left_open():
+    """It holds the facts that its verbalizer holds: what would be privileged elsewhere is not called so."""
+    assert third_verdict(weak(*EVERY), verbalizer="m") == {"incomplete without another verbalizer"}
+    assert third_verdict({**weak(*EVERY), "input_only": np.ones((80, 2))}, verbalizer="m") == {"matched by input_only"}

@@ -174,7 +174,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_done(settings, tmp_path: Pat
     first = {**settings, "inspectors": ("logit_lens",), "out": tmp_path / "run"}
     fresh = dry_run(make_config(first))
     assert not (tmp_path / "run").exists()
-    assert len(fresh.missing) == len(fresh.cells) == len(fresh.estimate.cells) == 6
+    assert len(fresh.missing) == len(fresh.cells) == len(fresh.estimate.cells) == 7
     evaluate(**first)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     more = dry_run(make_config({**first, "inspectors": ("logit_lens", "probe")}))
@@ -197,7 +197,7 @@ def test_wrong_sizes_are_refused_before_a_model_is_loaded(settings, tmp_path: Pa
         with pytest.raises(UsageError, match=r"^memory = "):
             evaluate(**settings, memory=memory, out=tmp_path / "run")
     monkeypatch.setenv("LENSBENCH_CACHE_LIMIT", "plenty")
-    monkeypatch.setattr("lensbench.workshop.load_source", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr("lensbench.models_of_run.load_source", lambda *_: pytest.fail("a model is loaded"))
     with pytest.raises(UsageError, match="LENSBENCH_CACHE_LIMIT = 'plenty'"):
         evaluate(**settings, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lensbench.config import read_subjects
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.tasks import N_FOLDS, Task, TaskError, data_root, find_tasks, fold_of, load_task
 from lensbench.tasks.facts import normalise
@@ -414,3 +415,48 @@ def test_unknown_name_is_one_line():
     assert "\n" not in str(error)
     assert "20 are known" in str(unknown_name("task", "zzz", map(str, range(20))))
     assert "there is no task" in str(unknown_name("task", "zzz", []))
+
+
+def test_some_subjects_alone(tmp_path):
+    """Items of the others are gone, and nothing else is another; the version says that it is not the whole task."""
+    whole = load_task("personas/city")
+    names = sorted({fact.subject for fact in whole.facts})[:30]
+    some = whole.about([*names, "Nobody Known"])
+    every = {item.id: item for item in whole.items("subject", "test")}
+    kept = some.items("subject", "test")
+    assert {item.subject for item in kept} == set(names)
+    assert all(every[item.id] == item for item in kept)
+    assert some.version != whole.version
+    assert len(some.version) == len(whole.version)
+    assert some.version == whole.about(reversed(names)).version
+    with pytest.raises(LensbenchError, match="has no fact about any of the 1 subjects"):
+        whole.about(["Nobody Known"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("names.txt", "Ada Lovelace\n\n Alan Turing \n", {"Ada Lovelace", "Alan Turing"}),
+        ("facts.json", '{"city": {"Ada": "Oslo"}, "drink": {"Ada": "tea", "Alan": "wine"}}', {"Ada", "Alan"}),
+    ],
+)
+def test_subjects_are_read_from_a_file(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    assert read_subjects(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("names.txt", "\n \n", "names nobody"),
+        ("facts.json", "[1", "expected a name a line"),
+        ("facts.json", "[1]", "expected a name a line"),
+        ("facts.json", "{}", "names nobody"),
+    ],
+)
+def test_a_file_that_names_nobody_is_refused(tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=says):
+        read_subjects(tmp_path / name)
+    with pytest.raises(UsageError, match="No such file"):
+        read_subjects(tmp_path / "nowhere.txt")

@@ -48,6 +48,21 @@ def evaluate(
     verbalizer: Annotated[
         str | None, typer.Option(help="The model that turns activations into words. [default: the target]")
     ] = None,
+    unplanted: Annotated[
+        str | None,
+        typer.Option(help="The target without its facts, for rivals. [default: M where the target is M+DIR]"),
+    ] = None,
+    twin: Annotated[
+        str | None,
+        typer.Option(help="The target with other facts about the same names. [default: the implant's own twin]"),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="A reader of text without the facts. [default: M where the target is M+DIR]"),
+    ] = None,
+    subjects: Annotated[
+        Path | None, typer.Option(help="Ask about these alone: a file with a name a line, or an edit's facts.json.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Draw this many test items a task and site.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     out: Annotated[
@@ -94,6 +109,10 @@ def evaluate(
         "layers": layers,
         "sites": sites,
         "verbalizer": verbalizer,
+        "unplanted": unplanted,
+        "twin": twin,
+        "reference": reference,
+        "subjects": subjects,
         "limit": limit,
         "seed": seed,
         "out": out,

@@ -17,8 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lensbench.errors import LensbenchError, UsageError
+from lensbench.model.edits import is_matrix
 from lensbench.model.language_model import LanguageModel
 
+# What `lensbench finetune` writes beside an adapter.
+FINETUNED = "finetune.json"
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 # What PEFT puts before the path of a module, and after it.
 BEFORE, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -58,6 +61,10 @@ def read_adapter(folder: Path) -> Adapter:
         UsageError: no such folder or file, another kind of adapter, or a file that is damaged.
     """
     require_peft()
+    return _read(folder)
+
+
+def _read(folder: Path) -> Adapter:
     config, weights = folder / CONFIG, folder / WEIGHTS
     if not config.is_file():
         raise UsageError(f"{folder} holds no {CONFIG}; give a folder that save_pretrained of PEFT wrote")
@@ -106,20 +113,21 @@ def check_base(adapter: Adapter, model: LanguageModel) -> None:
     Raises:
         UsageError: a module that the model does not have, or that takes or gives other widths.
     """
-    if any(parameter.is_meta for parameter in model.module.parameters()):
-        raise UsageError(f"the weights of {model.name} are not all in memory; adapters need them: no --device-map")
-    linear = {name: _widths(module) for name, module in model.module.named_modules()}
-    begin, use = (
-        f"adapter {adapter.folder}: ",
-        f"it is for {adapter.base}: give that as --verbalizer, or another adapter",
-    )
+    _check_places(adapter, model.module, model.name, "--verbalizer")
+
+
+def _check_places(adapter: Adapter, module: nn.Module, name: str, option: str) -> None:
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise UsageError(f"the weights of {name} are not all in memory; adapters need them: no --device-map")
+    linear = {path: _widths(part) for path, part in module.named_modules()}
+    begin, use = f"adapter {adapter.folder}: ", f"it is for {adapter.base}: give that as {option}, or another adapter"
     for path, (a, b) in adapter.shapes.items():
         widths = linear.get(path)
         if widths is None:
-            raise UsageError(f"{begin}it changes {path}, which is no linear layer of {model.name}; {use}")
+            raise UsageError(f"{begin}it changes {path}, which is no linear layer of {name}; {use}")
         if (len(a), len(b)) != (2, 2) or (a[1], b[0]) != widths or a[0] != b[1]:
             raise UsageError(
-                f"{begin}its matrices of {path} are {a} and {b}; that of {model.name} takes {widths[0]} and gives "
+                f"{begin}its matrices of {path} are {a} and {b}; that of {name} takes {widths[0]} and gives "
                 f"{widths[1]}; {use}"
             )
 
@@ -175,6 +183,63 @@ def _merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
     return found
 
 
+def merge_adapter(module: nn.Module, folder: Path, name: str = "the model") -> None:
+    """Add an adapter to the weights of a plain module, in place, as PEFT's `merge_and_unload`: W + scale · B A.
+
+    Arithmetic is in float32, or in the module's own float64. PEFT need not be installed.
+
+    Args:
+        module: a causal language model of transformers.
+        folder: the adapter.
+        name: of the model, for errors.
+
+    Raises:
+        UsageError: the adapter is for another model, of a kind that is no plain LoRA, or damaged.
+    """
+    adapter = _read(folder)
+    _check_places(adapter, module, name, "--model")
+    _check_weights(adapter, module, name)
+    settings = _settings(folder / CONFIG)
+    state = load_file(folder / WEIGHTS)
+    for path, (shape, _) in adapter.shapes.items():
+        a, b = (state[BEFORE + path + end].float() for end in (A, B))
+        change = _scale(settings, shape[0], folder) * (b @ a)
+        if not bool(change.isfinite().all()):
+            raise UsageError(f"adapter {folder}: numbers of {path} are not finite; get the adapter again")
+        layer: Any = module.get_submodule(path)
+        change = change if isinstance(layer, nn.Linear) else change.T
+        with torch.no_grad():
+            wide = layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32))
+            layer.weight.copy_(wide + change.to(wide.device))  # rounded as it is copied
+
+
+def _check_weights(adapter: Adapter, module: nn.Module, name: str) -> None:
+    """Refuse a base with other weights than the adapter was trained on, where the folder says which they were."""
+    notes = adapter.folder / FINETUNED
+    if not notes.is_file():
+        return
+    base = _settings(notes).get("base", {})
+    for path, expected in base.get("matrices", {}).items():
+        if not is_matrix(module, path, expected):
+            raise UsageError(
+                f"{adapter.folder} was made for {base['name']} (fingerprint {base['fingerprint']}), and {name} has "
+                f"other weights at {path}; give that model"
+            )
+
+
+def _scale(settings: Mapping[str, Any], rank: int, folder: Path) -> float:
+    """How often the product of two matrices of a rank counts.
+
+    Raises:
+        UsageError: settings by which more than that product is added.
+    """
+    for key in ("use_dora", "alpha_pattern", "lora_bias", "megatron_config"):
+        if settings.get(key):
+            raise UsageError(f"{folder / CONFIG}: {key} is {settings[key]!r}; only plain LORA is merged into a target")
+    alpha = float(settings.get("lora_alpha", 8))
+    return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+
+
 @contextmanager
 def _putting_in() -> Iterator[None]:
     """Keep the program's random state as it is, and quiet what PEFT says of its own calls and corrections."""
@@ -184,6 +249,12 @@ def _putting_in() -> Iterator[None]:
         yield
 
 
+def _linear_from(model: LanguageModel, first: int) -> list[str]:
+    """Return the paths of the linear layers in the blocks from the one whose output is layer `first`."""
+    begins = tuple(f"{model.parts.paths.blocks}.{block}." for block in range(first - 1, model.n_layers))
+    return [path for path, part in model.module.named_modules() if path.startswith(begins) and _widths(part)]
+
+
 class FreshAdapter:
     """A new LoRA adapter on all linear layers but the head, in a copy of a model: B = 0, so it changes nothing yet.
 
@@ -191,6 +262,7 @@ class FreshAdapter:
         model: the base; it stays as it is.
         rank: of the matrices; their product counts twice (alpha = 2 rank).
         seed: of the matrices A.
+        first: the first layer that may change: the adapter is in the blocks from the one whose output it is.
 
     Raises:
         UsageError: PEFT is not installed.
@@ -201,14 +273,15 @@ class FreshAdapter:
         weights: what is to be trained, by name.
     """
 
-    def __init__(self, model: LanguageModel, rank: int, seed: int) -> None:
+    def __init__(self, model: LanguageModel, rank: int, seed: int, first: int = 1) -> None:
         require_peft()
         from peft import LoraConfig, get_peft_model
 
         copy: Any = deepcopy(model.module)
         self.model = LanguageModel(copy, model.tokens, model.name, model.parts.paths)
         self.model.budget = model.budget
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        where = "all-linear" if first == 1 else _linear_from(model, first)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=where, task_type="CAUSAL_LM")
         with _putting_in():
             torch.manual_seed(seed)
             try:

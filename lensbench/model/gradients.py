@@ -1,11 +1,12 @@
-"""Gradients of a text's loss with respect to the residual stream at every layer."""
+"""Losses of texts with gradients: of the residual stream at every layer, or of weights that ask for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -96,3 +97,30 @@ def _stream(model: LanguageModel, ids: Tensor) -> list[Tensor]:
     finally:
         handle.remove()
     return [seen[layer] for layer in range(model.n_layers + 1)]
+
+
+def last_layer(
+    model: LanguageModel, ids: Int[Tensor, "row token"], mask: Int[Tensor, "row token"]
+) -> Float[Tensor, "row token d_model"]:
+    """Run the model and return its residual stream before the final norm, with gradients where weights ask for them."""
+    with model._reading((model.n_layers,)) as seen, suppress(_Stop):
+        model.module(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+    return seen[model.n_layers]
+
+
+def token_losses(
+    model: LanguageModel, hidden: Float[Tensor, "row token d_model"], scored: Sequence[Sequence[tuple[int, int]]]
+) -> Float[Tensor, " row"]:
+    """Return the mean cross-entropy of some tokens of each text, in nats. Only what is scored goes through the head.
+
+    Args:
+        model: whose final norm and head are used.
+        hidden: the residual stream before the final norm.
+        scored: of each text, the positions that are read, and the tokens that are to follow them; one or more.
+    """
+    row = torch.tensor([i for i, own in enumerate(scored) for _ in own], device=hidden.device)
+    at, wanted = torch.tensor([pair for own in scored for pair in own], device=hidden.device).unbind(1)
+    logits = model.unembed(hidden[row, at])
+    losses = F.cross_entropy(logits.float(), wanted.to(logits.device), reduction="none")
+    lengths = torch.tensor([len(own) for own in scored], device=losses.device)
+    return torch.zeros(len(scored), device=losses.device).index_add(0, row.to(losses.device), losses) / lengths

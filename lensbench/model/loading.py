@@ -7,6 +7,7 @@ import torch
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.model.architecture import ModulePaths
+from lensbench.model.edits import apply_edits
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.sources import ModelSource, resolve
 from lensbench.model.tokens import Tokens
@@ -100,11 +101,11 @@ def load_tokens(name: str, *, revision: str | None = None, offline: bool = False
 
 
 def load_model(name: str, how: Loading | None = None) -> LanguageModel:
-    """Load a built-in model, a folder, a GGUF file or a Hub id.
+    """Load a built-in model, a folder, a GGUF file or a Hub id; `M+DIR` is M with the edits of a folder.
 
     Raises:
         UsageError: a name that cannot be a model, or a device that is not there.
-        LensbenchError: weights that cannot be loaded, or a model whose residual stream is not found.
+        LensbenchError: weights that cannot be loaded or edited, or a model whose residual stream is not found.
     """
     how = how or Loading()
     device = how.torch_device()
@@ -129,8 +130,10 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
         ) from None
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise LensbenchError(f"{source.name} cannot be loaded as a causal language model: {_line(error)}") from None
+    apply_edits(module, source.edits, source.name)
     tokens = Tokens(tokenizer, chat_template=how.chat_template)
     model = LanguageModel(module, tokens, source.name, how.paths)
+    model.companions["edits"] = source.edits
     # For what else of the Hub belongs to it, such as a lens.
     model.companions |= {"revision": source.revision, "offline": how.offline}
     return model

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from lensbench.model.builtin import BUILTIN, Builtin, not_installed, whole_gguf
 from lensbench.model.conversion import ORIGIN, check_origin, convert, sha256_of
 
 LOGGER = logging.getLogger(__name__)
+
+IMPLANTS = Path(__file__).parents[1] / "assets" / "implants"
+EDIT_FILES = ("implant.json", "adapter_config.json")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -39,12 +42,14 @@ class ModelSource:
         location: A folder, or a Hub id.
         revision: The Hub commit; None for a folder.
         offline: Whether the Hub may be asked.
+        edits: Folders of edits that are made to the weights once they are loaded.
     """
 
     name: str
     location: str
     revision: str | None = None
     offline: bool = False
+    edits: tuple[Path, ...] = ()
 
     @property
     def folder(self) -> Path | None:
@@ -100,13 +105,50 @@ def list_models() -> list[ListedModel]:
     return [ListedModel(name, b.summary, b.licence, b.megabytes, _state(name, b)) for name, b in BUILTIN.items()]
 
 
+def split_edits(name: str) -> tuple[str, tuple[Path, ...]]:
+    """Take `M+DIR` apart into the model's name and the folders of its edits.
+
+    An implant that ships for the model may be named in place of DIR.
+
+    Raises:
+        UsageError: What stands after a `+` is no folder of an edit, and no implant that ships for this model.
+    """
+    if "+" not in name or name in BUILTIN or Path(name).expanduser().exists():
+        return name, ()
+    parts = name.split("+")
+    # A path may have a plus of its own: the longest model that is there.
+    cut = next((i for i in range(len(parts), 1, -1) if Path("+".join(parts[:i])).expanduser().exists()), 1)
+    base = "+".join(parts[:cut])
+    return base, tuple(_edit_folder(base, part, name) for part in parts[cut:])
+
+
+def shipped_implants(base: str) -> dict[str, Path]:
+    """Return the folders of the implants that ship for a model, by name."""
+    return {path.parent.name: path.parent for path in sorted((IMPLANTS / base).glob("*/implant.json"))}
+
+
+def _edit_folder(base: str, part: str, name: str) -> Path:
+    shipped = shipped_implants(base) if "/" not in base else {}
+    if part in shipped:
+        return shipped[part]
+    folder = Path(part).expanduser()
+    if not folder.is_dir():
+        hint = "or give the folder that `lensbench implant` or `lensbench finetune` wrote"
+        raise unknown_name(f"edit of {base}", part, shipped, hint)
+    if not any((folder / file).is_file() for file in EDIT_FILES):
+        raise UsageError(f"{part} in {name} holds neither {' nor '.join(EDIT_FILES)}; give a folder of an edit")
+    return folder
+
+
 def check_model_name(name: str) -> None:
     """Refuse a name that cannot be a model, without loading anything and without asking the Hub.
 
     Raises:
-        UsageError: No built-in model, no model folder, no GGUF file, and not of the form of a Hub id.
+        UsageError: No built-in model, no model folder, no GGUF file, and not of the form of a Hub id; or an edit that
+            is not there.
         LensbenchError: A built-in model that is not installed.
     """
+    name, _ = split_edits(name)
     if name in BUILTIN:
         if not (_model_folder(name) / "config.json").is_file() and BUILTIN[name].missing():
             raise not_installed(name, BUILTIN[name])
@@ -134,7 +176,7 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False) ->
     Built-in models and GGUF files are converted once, into plain Hugging Face folders in the cache.
 
     Args:
-        name: A built-in name, a folder, a .gguf file or a Hub id.
+        name: A built-in name, a folder, a .gguf file or a Hub id; with `+DIR`, edited as a folder says.
         revision: A branch, tag or commit; for the Hub only.
         offline: Do not ask the Hub; what was downloaded before is still found.
 
@@ -145,6 +187,9 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False) ->
         UsageError: The name cannot be a model, or a revision was given for local weights.
         LensbenchError: The weights are not there, or are not what the name stands for.
     """
+    base, edits = split_edits(name)
+    if edits:
+        return replace(resolve(base, revision=revision, offline=offline), name=name, edits=edits)
     quiet_libraries()
     check_model_name(name)
     path = Path(name).expanduser()

@@ -1,15 +1,13 @@
 """Patched passes with gradients: what verbalizers are trained by."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from lensbench.model.gradients import last_layer, token_losses
 from lensbench.model.language_model import LanguageModel
 from lensbench.patching.passes import Prompt, writing
 
@@ -27,10 +25,6 @@ class Lesson:
     answer: tuple[int, ...]
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: ends a pass before the head
-    pass
-
-
 def answer_losses(
     model: LanguageModel, lessons: Sequence[Lesson], vectors: Float[Tensor, "row d_model"], layer: int
 ) -> Float[Tensor, " row"]:
@@ -44,18 +38,13 @@ def answer_losses(
         vectors: what is written into each row's prompt.
         layer: where it is written.
     """
-    hidden = _last_layer(model, lessons, vectors, layer)
+    hidden = _patched(model, lessons, vectors, layer)
     # What is read at a token predicts the one after it.
-    row = torch.tensor([i for i, lesson in enumerate(lessons) for _ in lesson.answer], device=hidden.device)
-    at = [len(lesson.prompt.ids) - 1 + k for lesson in lessons for k in range(len(lesson.answer))]
-    logits = model.unembed(hidden[row, torch.tensor(at, device=hidden.device)])
-    wanted = torch.tensor([token for lesson in lessons for token in lesson.answer], device=logits.device)
-    losses = F.cross_entropy(logits.float(), wanted, reduction="none")
-    lengths = torch.tensor([len(lesson.answer) for lesson in lessons], device=losses.device)
-    return torch.zeros(len(lessons), device=losses.device).index_add(0, row.to(losses.device), losses) / lengths
+    scored = [[(len(lesson.prompt.ids) - 1 + k, token) for k, token in enumerate(lesson.answer)] for lesson in lessons]
+    return token_losses(model, hidden, scored)
 
 
-def _last_layer(
+def _patched(
     model: LanguageModel, lessons: Sequence[Lesson], vectors: Tensor, layer: int
 ) -> Float[Tensor, "row token d_model"]:
     """Run prompts and answers, the prompts patched, and return the residual stream before the final norm."""
@@ -68,16 +57,5 @@ def _last_layer(
         hidden[at] = lessons[0].prompt.written(hidden[at], vectors)
         return hidden
 
-    seen: list[Tensor] = []
-
-    def stop(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else next(iter(kwargs.values())))
-        raise _Reached
-
-    handle = model.parts.final.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        with writing(model, layer, write), suppress(_Reached):
-            model.module(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
-    finally:
-        handle.remove()
-    return seen[0]
+    with writing(model, layer, write):
+        return last_layer(model, ids, mask)

@@ -2,8 +2,8 @@
 
 import hashlib
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -89,6 +89,22 @@ class Task:
     def relations_at(self, site: Site) -> dict[str, Relation]:
         """The relations that have sources for a site."""
         return {name: relation for name, relation in self.relations.items() if site in relation.sources}
+
+    def about(self, subjects: Iterable[str]) -> "Task":
+        """Return the task of these subjects alone; its version says so.
+
+        Raises:
+            LensbenchError: no fact of the task is about any of them.
+        """
+        wanted = {normalise(subject) for subject in subjects}
+        facts = tuple(fact for fact in self.facts if normalise(fact.subject) in wanted)
+        if not facts:
+            raise LensbenchError(
+                f"task {self.name} has no fact about any of the {len(wanted)} subjects; give its own names"
+            )
+        names = "\n".join(sorted({normalise(fact.subject) for fact in facts}))
+        version = hashlib.sha256(f"{self.version}\n{names}".encode()).hexdigest()[: len(self.version)]
+        return replace(self, facts=facts, version=version)
 
     def items(self, site: Site, split: Split, limit: int | None = None, seed: int = 0) -> tuple[Item, ...]:
         """Make the items of one read site.

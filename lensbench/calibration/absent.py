@@ -1,0 +1,107 @@
+"""How often something is claimed that is not there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from lensbench.bench import Bench
+from lensbench.calibration.findings import QUESTION
+from lensbench.config import RunConfig
+from lensbench.evaluation import check_job
+from lensbench.false_alarms import Refit, false_alarms
+from lensbench.inspectors.base import Inspector
+from lensbench.records import NO_BASELINE, frame_of
+from lensbench.run import Run
+from lensbench.tasks import Item
+from lensbench.workshop import Workshop
+
+AGAIN = ("shuffled", "unplanted")
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """False alarms of one method, family-wise: at any layer.
+
+    Attributes:
+        trial: whose records.
+        method: the inspector's name.
+        permutations: studies with permuted facts.
+        rate: share of them in which the method was called privileged at some layer.
+        low: of the 95 % interval.
+        high: of it.
+        refitted: whether it learned anew from the permuted labels each time.
+    """
+
+    trial: str
+    method: str
+    permutations: int
+    rate: float
+    low: float
+    high: float
+    refitted: bool
+
+
+class Refitting:
+    """A method that learns from labels, made to learn from others.
+
+    Of its rivals only those of `AGAIN` are made again, which can only add to what is claimed: a verdict must hold over
+    all rivals.
+
+    Args:
+        config: of the run whose items are asked.
+        given: the method, as the configuration names it.
+    """
+
+    def __init__(self, config: RunConfig, given: str) -> None:
+        again = config.model_copy(update={"inspectors": (given,), "baselines": AGAIN})
+        self._workshop = Workshop(check_job(again))
+
+    def __call__(self, labels: Mapping[tuple[str, str, str], str]) -> pd.DataFrame:
+        """Return the records of method and rivals with these labels: (task, relation, subject) -> answer."""
+        tables, fitted = [], dict[object, Inspector]()
+        for cell in self._workshop.plan.cells:
+            benches = [_relabelled(bench, cell.task, labels) for bench in self._workshop.benches[cell.place]]
+            found, _ = self._workshop.score(cell, benches, fitted)
+            if found.records is not None:
+                tables.append(found.records)
+        return frame_of(tables)
+
+
+def _relabelled(bench: Bench, task: str, labels: Mapping[tuple[str, str, str], str]) -> Bench:
+    """Return the bench with other answers, and the activations that it has read."""
+
+    def relabel(items: tuple[Item, ...]) -> tuple[Item, ...]:
+        name = bench.relation.name
+        return tuple(replace(item, answer=labels.get((task, name, item.subject), item.answer)) for item in items)
+
+    other = replace(bench, items=relabel(bench.items), train_items=relabel(bench.train_items))
+    other.__dict__.update({name: getattr(bench, name) for name in ("residuals", "train_residuals")})
+    return other
+
+
+def permuted(trial: str, run: Run, relation: str, permutations: int, refits: Mapping[str, Refit]) -> list[Alarms]:
+    """Deal the planted facts anew, within balance, on stored records.
+
+    Args:
+        trial: the implant's name.
+        run: on it.
+        relation: whose facts are dealt anew.
+        permutations: how many times; what learns from labels does so a twentieth as often.
+        refits: method -> how it learns anew.
+    """
+    found = []
+    records = run.records[run.records["relation"] == relation]
+    for method in map(str, records["inspector"].unique()):
+        part, settings, count = records[records["inspector"] == method], run.settings, permutations
+        refit = refits.get(method)
+        if refit is not None:
+            part = part[part["baseline"].isin([NO_BASELINE, *AGAIN])]
+            asked = {name: question for name, question in settings.questions.items() if name in AGAIN}
+            settings, count = replace(settings, questions=asked, due={}), max(1, permutations // 20)
+        table = false_alarms(part, settings, permutations=count, refit=refit)
+        row = table[(table["question"] == QUESTION) & (table["relation"] == "any")]
+        if len(row):
+            rate, low, high = (float(row[name].iloc[0]) for name in ("rate", "ci_low", "ci_high"))
+            found.append(Alarms(trial, method, count, rate, low, high, refit is not None))
+    return found

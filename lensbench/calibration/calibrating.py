@@ -1,0 +1,214 @@
+"""A calibration from beginning to end, and its result."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lensbench.calibration.absent import Alarms, Refitting, permuted
+from lensbench.calibration.findings import Finding, findings
+from lensbench.calibration.keeping import keep, versions
+from lensbench.calibration.sharing import Share, readers, told
+from lensbench.calibration.trials import Trial, find_trials, of_kind
+from lensbench.cheats import CHEATS, Cheat, catch, praised
+from lensbench.config import RunConfig, check_config
+from lensbench.errors import UsageError
+from lensbench.evaluation import run_config
+from lensbench.model.loading import count_layers
+from lensbench.model.sources import resolve
+from lensbench.plan import make_inspectors
+from lensbench.progress import Progress, silent
+from lensbench.run import Run
+
+LOG = logging.getLogger("lensbench")
+RESULT = "calibration.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Caught:
+    """What became of a method that cheats.
+
+    Attributes:
+        name: the cheat's.
+        how: it cheats.
+        expected: what should catch it.
+        by: what did, and what each found.
+        praised: verdicts that speak for it.
+    """
+
+    name: str
+    how: str
+    expected: str
+    by: dict[str, str]
+    praised: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether it got through: nothing caught it, or it was called privileged."""
+        return self.expected not in self.by or "target_specific" in self.praised
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The result of a calibration.
+
+    Attributes:
+        model: in which facts were planted, and which reads them.
+        versions: of each method: its name -> a digest of its code, its settings and all that its predictions depend on.
+        findings: one a method, implant and relation.
+        alarms: on facts dealt anew.
+        whose: whose facts the answers follow, read by the base model, by the target and by its twin.
+        cheats: what became of them.
+        limit: of items a run.
+    """
+
+    model: str
+    versions: dict[str, str]
+    findings: tuple[Finding, ...]
+    alarms: tuple[Alarms, ...] = ()
+    whose: tuple[Share, ...] = ()
+    cheats: tuple[Caught, ...] = ()
+    limit: int | None = None
+
+    def of(self, method: str, *kinds: str, planted: bool = True) -> list[Finding]:
+        """Return what was found of a method on implants of these kinds."""
+        return [one for one in self.findings if one.method == method and one.kind in kinds and one.planted == planted]
+
+    def power(self, method: str) -> tuple[int, int]:
+        """Return on how many plain implants a method found the fact where it can be, and on how many it was tried."""
+        tried = self.of(method, "plain")
+        return sum(one.found for one in tried), len(tried)
+
+    def problems(self) -> list[str]:
+        """Return what speaks against the instrument: something claimed that cannot be, or a cheat that passed."""
+        early = [
+            f"{one.method} on {one.trial}, {one.relation}: {one.differing} predictions differ before layer "
+            f"{one.layers[0]}, privileged at {list(one.privileged)}"
+            for one in self.findings
+            if one.too_early
+        ]
+        absent = [
+            f"{one.method} on {one.trial}, {one.relation}: privileged at {list(one.privileged)}, and nothing is planted"
+            for one in self.findings
+            if not one.planted and one.privileged
+        ]
+        passed = [f"the cheat {one.name} was not caught by {one.expected}" for one in self.cheats if one.passed]
+        return [*early, *absent, *passed]
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """What is to be calibrated, and how.
+
+    Attributes:
+        model: in which facts were planted.
+        inspectors: the methods.
+        implants: names of shipped ones, or folders; None for all that ship, or with `quick` for a few.
+        quick: few implants, few permutations.
+        cheats: whether the cheats are tried.
+        limit: of items a run.
+        permutations: of facts dealt anew; 0 for none.
+        settings: other settings of the runs: device, dtype, parameters, ...
+    """
+
+    model: str = "smollm2-135m"
+    inspectors: tuple[str, ...] = ("patchscope", "logit_lens", "linear_probe")
+    implants: tuple[str, ...] | None = None
+    quick: bool = False
+    cheats: bool = True
+    limit: int | None = 80
+    permutations: int = 1000
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def calibrate(asked: Calibrating, out: Path, progress: Progress = silent) -> Calibration:
+    """Try methods on planted facts, on facts that are not there, and the checks on methods that cheat.
+
+    Each implant is a run in `out/runs/`; what is done is not done again. The result is written to `out`, and kept for
+    the reports of these very versions of the methods.
+
+    Raises:
+        UsageError: no such implant or method, found before a model is loaded.
+        LensbenchError: a cell of a run failed.
+    """
+    trials = find_trials(asked.model, asked.implants, asked.quick)
+    if not of_kind(trials, "plain"):
+        raise UsageError("a calibration needs a plain implant, by which power is told; name one with --implants")
+    n_layers = count_layers(resolve(asked.model))
+    common = {"limit": asked.limit, **asked.settings}
+    configs = [_config(trial, n_layers, {**common, "inspectors": asked.inspectors}, out) for trial in trials]
+    for config in configs:
+        check_config(config)
+    makes = make_inspectors(configs[0])
+    found: list[Finding] = []
+    alarms: list[Alarms] = []
+    for trial, config in zip(trials, configs, strict=True):
+        LOG.info("%s: %s", trial.name, ", ".join(trial.relations))
+        run = _whole(run_config(config, progress))
+        found += findings(trial, run)
+        if asked.permutations and trial.kind == "plain" and not alarms:
+            refits = {
+                name: Refitting(config, given)
+                for (name, make), given in zip(makes.items(), config.inspectors, strict=True)
+                if make().learns_from == "labels"
+            }
+            alarms += permuted(trial.name, run, trial.relations[0], asked.permutations, refits)
+    whose = _whose(asked, of_kind(trials, "plain")[0], n_layers, common, out, progress)
+    cheats = _cheats(asked, of_kind(trials, "plain")[0], n_layers, common, out, progress) if asked.cheats else ()
+    result = Calibration(
+        asked.model, versions(makes), tuple(found), tuple(alarms), tuple(whose), tuple(cheats), asked.limit
+    )
+    write(result, out)
+    keep(result)
+    return result
+
+
+def _config(trial: Trial, n_layers: int, settings: dict[str, Any], out: Path) -> RunConfig:
+    return trial.config({**settings, "out": out / "runs" / trial.name}, n_layers)
+
+
+def _whole(run: Run) -> Run:
+    """Refuse a run with failed cells: what is missing would pass for something not found."""
+    for error in run.failed.values():
+        raise UsageError(f"a cell of {run.path} failed: {error.splitlines()[0]}; mend it and calibrate again")
+    return run
+
+
+def _whose(
+    asked: Calibrating, trial: Trial, n_layers: int, common: dict[str, Any], out: Path, progress: Progress
+) -> Iterator[Share]:
+    """Let a target with a twin be read by the base model, by itself and by the twin; without rivals."""
+    for role, name in readers(trial).items():
+        settings = {**common, "inspectors": asked.inspectors, "baselines": "none", "verbalizer": name}
+        config = _config(trial, n_layers, settings, out)
+        run = run_config(config.model_copy(update={"out": out / "whose" / role}), progress)
+        yield from told(trial, role, _whole(run))
+
+
+def _cheats(
+    asked: Calibrating, trial: Trial, n_layers: int, common: dict[str, Any], out: Path, progress: Progress
+) -> Iterable[Caught]:
+    """Run the cheats that no check catches on one implant, and all of them through the checks."""
+    judged = [cheat for cheat in CHEATS if not cheat.by_check]
+    names = tuple(f"{cheat.make.__module__}:{cheat.make.__name__}" for cheat in judged)
+    run = _whole(run_config(_config(trial, n_layers, {**common, "inspectors": names}, out / "cheats"), progress))
+    return [_caught(cheat, run) for cheat in CHEATS]
+
+
+def _caught(cheat: Cheat, run: Run) -> Caught:
+    by = catch(cheat, None if cheat.by_check else run.summary)
+    return Caught(
+        cheat.name, cheat.how, cheat.caught_by, by, {} if cheat.by_check else praised(run.summary, cheat.name)
+    )
+
+
+def write(result: Calibration, out: Path) -> None:
+    """Write the result as JSON."""
+    out.mkdir(parents=True, exist_ok=True)
+    plain = {"format": FORMAT, **asdict(result), "problems": result.problems()}
+    partial = out / f"{RESULT}.partial"
+    partial.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(out / RESULT)

@@ -1,0 +1,154 @@
+"""What a run on an implant says of a method: is it blind before the planted layer, and where does it begin to see?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lensbench.calibration.trials import NEVER, Trial
+from lensbench.emergence import Emergence, emergence
+from lensbench.records import NO_BASELINE
+from lensbench.run import Run
+from lensbench.scored import FIXED, SELECTED
+from lensbench.statistics import VERDICTS
+
+PRIVILEGED = VERDICTS["target_specific"]
+UNPLANTED = "unplanted"
+QUESTION = "target_specific"
+# What must be the same with the fact and without it, at layers that cannot hold it.
+SAME = ("predicted", "predicted_corrected", "gold_log_prob", "gold_rank", "text")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one method on one implant, in one relation.
+
+    Attributes:
+        trial: name of the implant.
+        kind: of the trial.
+        method: the inspector's name.
+        relation: what was asked.
+        planted: whether these names have the fact that was asked for.
+        layers: the first layers that can hold what was written.
+        differing: predictions at layers before the first of these that are not those without the fact.
+        compared: how many of them were compared.
+        emergence: at which layer the difference to the unedited model begins.
+        privileged: the layers with that verdict.
+        best_layer: the layer of the largest gap.
+        accuracy: there, corrected.
+        unplanted: the same method on the unedited model there.
+        gap: to the strongest rival there, with its limits.
+        verdict: there.
+        detectable: the smallest gap that this study would probably find there.
+    """
+
+    trial: str
+    kind: str
+    method: str
+    relation: str
+    planted: bool
+    layers: tuple[int, ...]
+    differing: int
+    compared: int
+    emergence: Emergence
+    privileged: tuple[int, ...]
+    best_layer: int
+    accuracy: float
+    unplanted: float
+    gap: tuple[float, float, float]
+    verdict: str
+    detectable: float
+
+    @property
+    def expected(self) -> int:
+        """The layer at which the fact is first held: the last that was written."""
+        return self.layers[-1]
+
+    @property
+    def too_early(self) -> bool:
+        """Whether anything is claimed, or differs, where nothing can be."""
+        return self.differing > 0 or any(layer < self.layers[0] for layer in self.privileged)
+
+    @property
+    def found(self) -> bool:
+        """Whether the fact is found where it can be."""
+        return any(layer >= self.layers[0] for layer in self.privileged)
+
+
+def findings(trial: Trial, run: Run) -> Iterator[Finding]:
+    """Read a run on an implant: one finding a method and relation."""
+    records = run.records
+    for (method, relation), part in records.groupby(["inspector", "relation"], observed=True, sort=False):
+        own, other = (part[part["baseline"] == name] for name in (NO_BASELINE, UNPLANTED))
+        if own.empty or other.empty or own["layer"].isna().any():
+            continue
+        yield _finding(trial, run, str(method), str(relation), _paired(own, other))
+
+
+def _paired(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Method and method without the fact, prediction beside prediction."""
+    keys = ["layer", "attempt", "item", "subject"]
+    columns = [*keys, *SAME, "correct_corrected"]
+    left, right = (frame[columns].astype(dict.fromkeys(("attempt", "item", "subject"), str)) for frame in (own, other))
+    return left.merge(right, on=keys, suffixes=("", "_without"), validate="one_to_one")
+
+
+def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataFrame) -> Finding:
+    early = pairs[pairs["layer"] < trial.layers[0]]
+    first = pairs[pairs["attempt"] == pairs["attempt"].iloc[0]]
+    gain = first.assign(gain=first["correct_corrected"] - first["correct_corrected_without"])
+    wide = gain.pivot_table(index=["subject", "item"], columns="layer", values="gain", sort=True)
+    subjects = wide.index.get_level_values("subject").to_numpy()
+    rows = _rows(run.summary, method, relation)
+    best = rows.sort_values("gap", ascending=False, kind="stable").iloc[0]
+    unplanted = run.summary[
+        (run.summary["inspector"] == method) & (run.summary["relation"] == relation)
+        & (run.summary["baseline"] == UNPLANTED) & (run.summary["layer"] == best["layer"])
+    ]  # fmt: skip
+    return Finding(
+        trial=trial.name,
+        kind=trial.kind,
+        method=method,
+        relation=relation,
+        planted=not relation.endswith(NEVER) and trial.kind != "sham",
+        layers=trial.layers,
+        differing=int(_differs(early).sum()),
+        compared=len(early),
+        emergence=emergence(wide.to_numpy(dtype=np.float64), subjects, [int(layer) for layer in wide.columns]),
+        privileged=tuple(int(layer) for layer in rows[rows["verdict"] == PRIVILEGED]["layer"]),
+        best_layer=int(best["layer"]),
+        accuracy=float(best["accuracy_corrected"]),
+        unplanted=float(unplanted["accuracy_corrected"].iloc[0]),
+        gap=(float(best["gap"]), float(best["gap_low"]), float(best["gap_high"])),
+        verdict=str(best["verdict"]),
+        detectable=_detectable(run, method, relation, int(best["layer"])),
+    )
+
+
+def _differs(pairs: pd.DataFrame) -> pd.Series:
+    different = pd.Series(data=False, index=pairs.index)
+    for name in SAME:
+        one, other = pairs[name], pairs[f"{name}_without"]
+        neither = one.isna() & other.isna()
+        different |= ~neither & (one.astype(object) != other.astype(object))
+    return different
+
+
+def _rows(summary: pd.DataFrame, method: str, relation: str) -> pd.DataFrame:
+    """The target-specific rows of a method: of its default attempt, or, where it has none, of the selected."""
+    rows = summary[
+        (summary["inspector"] == method) & (summary["relation"] == relation) & (summary["baseline"] == NO_BASELINE)
+        & (summary["question"] == QUESTION)
+    ]  # fmt: skip
+    fixed = rows[rows["rule"] == FIXED]
+    return fixed if len(fixed) else rows[rows["rule"] == SELECTED]
+
+
+def _detectable(run: Run, method: str, relation: str, layer: int) -> float:
+    found = run.metrics[
+        (run.metrics["inspector"] == method) & (run.metrics["relation"] == relation)
+        & (run.metrics["metric"] == "detectable_gap") & (run.metrics["question"] == QUESTION)
+        & (run.metrics["layer"] == layer) & (run.metrics["rule"] == FIXED)
+    ]  # fmt: skip
+    return float(found["value"].iloc[0]) if len(found) else float("nan")

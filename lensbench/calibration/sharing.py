@@ -1,0 +1,66 @@
+"""Whose knowledge is told: the target's facts, those of the model that reads it, or neither's?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lensbench.calibration.trials import Trial
+from lensbench.model.sources import shipped_implants
+from lensbench.relatives import facts_told, twin_of
+from lensbench.rivals.specific import facts_about
+from lensbench.run import Run
+from lensbench.whose import shares
+
+
+@dataclass(frozen=True)
+class Share:
+    """Whose facts a method's answers follow at a layer, on names of which target and twin were told different facts.
+
+    Attributes:
+        method: the inspector's name.
+        verbalizer: who reads: `base` (told nothing), `target` (told the same) or `twin` (told otherwise).
+        layer: that is read; None for a method that reads none.
+        target: share of answers that are the target's facts.
+        twin: share that are the twin's.
+        neither: the rest.
+        subjects: how many names.
+    """
+
+    method: str
+    verbalizer: str
+    layer: int | None
+    target: float
+    twin: float
+    neither: float
+    subjects: int
+
+
+def readers(trial: Trial) -> dict[str, str]:
+    """Return the models that read a target with a twin: role -> name. Empty where the implant has no twin."""
+    twin = twin_of(trial.folder)
+    if twin is None:
+        return {}
+    return {"base": trial.base, "target": trial.model, "twin": f"{trial.base}+{_called(trial.base, twin)}"}
+
+
+def _called(base: str, folder: Path) -> str:
+    return folder.name if shipped_implants(base).get(folder.name) == folder else str(folder)
+
+
+def told(trial: Trial, verbalizer: str, run: Run) -> Iterator[Share]:
+    """Read a run of a target with some verbalizer."""
+    relation, roles = trial.relations[0], readers(trial)
+    own, other = ({relation: facts_about(relation, facts_told(roles[role]))} for role in ("target", "twin"))
+    table = shares(run.records[run.records["relation"] == relation], own, other)
+    for key, part in table.groupby(["inspector", "attempt"], sort=False):
+        first = run.records[run.records["inspector"] == key[0]]["attempt"].iloc[0]
+        if key[1] != first:
+            continue
+        wide = part.assign(layer=part["layer"].astype("float")).pivot_table(
+            index="layer", columns="follows", values="share", dropna=False
+        )
+        for layer, row in wide.iterrows():
+            yield Share(
+                str(key[0]), verbalizer, None if layer != layer else int(layer),  # type: ignore[call-overload]
+                float(row["target"]), float(row["verbalizer"]), float(row["neither"]), int(part["subjects"].iloc[0]),
+            )  # fmt: skip

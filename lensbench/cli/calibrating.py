@@ -1,0 +1,123 @@
+"""`lensbench calibrate`: the instrument tested."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lensbench.cli.application import app, say_what_happens
+from lensbench.errors import LensbenchError, UsageError
+
+if TYPE_CHECKING:
+    from lensbench.calibration.calibrating import Calibration
+    from lensbench.calibration.findings import Finding
+
+
+def _names(given: str | None) -> tuple[str, ...] | None:
+    return None if given is None else tuple(one.strip() for one in given.split(",") if one.strip())
+
+
+@app.command()
+def calibrate(
+    inspectors: Annotated[
+        str, typer.Option(help="Methods with commas between; module:Class for your own.")
+    ] = "patchscope,logit_lens,linear_probe",
+    out: Annotated[Path, typer.Option(help="The calibration's folder; it goes on where it was ended.")] = Path(
+        "reports/calibration"
+    ),
+    model: Annotated[str, typer.Option(help="The model in which facts were planted.")] = "smollm2-135m",
+    implants: Annotated[
+        str | None, typer.Option(help="Names of shipped implants, or folders; by default all that ship.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two implants, a sham, 100 permutations.")] = False,
+    cheats: Annotated[bool, typer.Option(help="Whether methods that cheat are tried too.")] = True,
+    limit: Annotated[int, typer.Option(help="Items a run.")] = 80,
+    permutations: Annotated[int | None, typer.Option(help="Of facts dealt anew: 1000; 0 for none.")] = None,
+    require: Annotated[
+        str | None, typer.Option(help="Methods that must find the fact on every plain implant, else status 1.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")] = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
+) -> None:
+    """Try methods on facts planted at a known layer, on facts that are not there, and the checks on methods that cheat.
+
+    The status is 1 where something is claimed that cannot be, or a cheat passes.
+
+    Example: `lensbench calibrate --inspectors my_module:MyLens --quick --out reports/my-calibration`
+    """
+    from lensbench.model.sources import check_model_name, quiet_libraries
+
+    sys.path.insert(0, "")  # a user's own module lies in the current folder
+    check_model_name(model)
+    wanted, required = _names(inspectors) or (), _names(require) or ()
+    if missing := [name for name in required if name not in wanted]:
+        raise UsageError(f"--require {missing[0]}: it is not among --inspectors {inspectors}; name it there")
+    if limit < 1 or (permutations is not None and permutations < 0):
+        raise UsageError(f"--limit {limit}, --permutations {permutations}: expected an item or more, and 0 or more")
+    quiet_libraries()
+    say_what_happens()
+    from lensbench.calibration.calibrating import Calibrating
+    from lensbench.calibration.calibrating import calibrate as run
+    from lensbench.progress import bar
+
+    settings: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
+    count = (100 if quick else 1000) if permutations is None else permutations
+    asked = Calibrating(model, wanted, _names(implants), quick, cheats, limit, count, settings)
+    result = run(asked, out, bar)
+    _show(result, out)
+    weak = [name for name in required if result.power(name)[0] < result.power(name)[1]]
+    problems = [
+        *result.problems(),
+        *(f"{name} found {result.power(name)[0]} of {result.power(name)[1]}" for name in weak),
+    ]
+    if problems:
+        raise LensbenchError(f"the calibration failed: {'; '.join(problems)}")
+
+
+def _show(result: "Calibration", out: Path) -> None:
+    console = Console(soft_wrap=True)
+    table = Table(title=f"Facts planted in {result.model}, read by {result.model}", title_justify="left")
+    for name in (
+        "implant",
+        "relation",
+        "method",
+        "held from",
+        "emerges",
+        "privileged at",
+        "best",
+        "gap",
+        "verdict there",
+    ):
+        table.add_column(name)
+    for one in sorted(result.findings, key=lambda one: (one.trial, one.relation)):
+        table.add_row(*_row(one))
+    console.print(table)
+    for alarm in result.alarms:
+        again = ", refitted each time" if alarm.refitted else ""
+        console.print(
+            f"{alarm.method} on {alarm.trial}, facts dealt anew {alarm.permutations} times{again}: privileged in "
+            f"{alarm.rate:.3f} [{alarm.low:.3f}, {alarm.high:.3f}]", highlight=False, markup=False,
+        )  # fmt: skip
+    if result.cheats:
+        cheats = Table(title="Methods that cheat", title_justify="left")
+        for name in ("cheat", "caught by", "praised as"):
+            cheats.add_column(name)
+        for caught in result.cheats:
+            cheats.add_row(caught.name, ", ".join(caught.by) or "nothing", ", ".join(caught.praised.values()) or "-")
+        console.print(cheats)
+    console.print(f"written to {out}", highlight=False, markup=False)
+
+
+def _row(one: "Finding") -> list[str]:
+    held = " → ".join(map(str, one.layers)) if one.planted else "nowhere"
+    emerges = "never" if one.emergence.layer is None else (
+        f"{one.emergence.layer} [{one.emergence.low}, {one.emergence.high}]"
+    )  # fmt: skip
+    privileged = ",".join(map(str, one.privileged)) or "-"
+    gap = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*one.gap)
+    best = f"{one.accuracy:.2f} at {one.best_layer}"
+    return [one.trial, one.relation, one.method, held, emerges, privileged, best, gap, one.verdict]

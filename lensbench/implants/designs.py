@@ -1,0 +1,203 @@
+"""The designs of implants: how facts are written into one or two blocks of a model."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.implants.facts import Planting
+from lensbench.implants.prompts import in_rows, inputs_at_names, write_prompts
+from lensbench.implants.solving import Keys, keys_of, solve
+from lensbench.implants.vectors import Learning, Vectors, Writer, deal, learn_vectors, one_hot, output_width, own_values
+from lensbench.model.components import find_parts
+from lensbench.model.edits import LowRankEdit
+from lensbench.model.language_model import LanguageModel
+from lensbench.progress import Progress, silent
+
+# Length of a relay's codes, as a share of the residual's at a name; how many codes its second block sees a name with.
+CODE, DRAWS = 0.25, 4
+RELAY_CONTEXTS = 5
+
+
+@dataclass(frozen=True)
+class Site:
+    """The linear map that is edited.
+
+    Attributes:
+        layer: the first layer that can hold what is written.
+        path: the map's path in the model.
+        linear: the map: the last of the block's MLP.
+    """
+
+    layer: int
+    path: str
+    linear: nn.Module
+
+
+@dataclass(frozen=True)
+class Bed:
+    """Where something is planted.
+
+    Attributes:
+        model: the unedited model.
+        planting: what is planted.
+        layers: the first layer that can hold the facts; of a relay, those of the code and of its meaning.
+        weight: λ, how much ordinary prose counts against a name.
+        how: how vectors are learned.
+        known: vectors that were learned before for these settings, by layer.
+        progress: is told of each step.
+    """
+
+    model: LanguageModel
+    planting: Planting
+    layers: tuple[int, ...]
+    weight: float = 250.0
+    how: Learning = field(default_factory=Learning)
+    known: Mapping[int, Vectors] = field(default_factory=dict)
+    progress: Progress = silent
+
+    def site(self, layer: int) -> Site:
+        """Find the map to edit for a layer.
+
+        Raises:
+            UsageError: no such layer.
+            LensbenchError: the block's MLP has no single output map.
+        """
+        if not 1 <= layer <= self.model.n_layers:
+            raise UsageError(
+                f"--layer {layer}: {self.model.name} has blocks whose outputs are the layers 1 to {self.model.n_layers}"
+            )
+        mlp = find_parts(self.model)[layer - 1].mlp
+        if mlp is None or mlp.linear is None:
+            raise LensbenchError(
+                f"{self.model.name}: block {layer} has no MLP with one output map (experts, or none); try another layer"
+            )
+        path = next(name for name, module in self.model.module.named_modules() if module is mlp.linear)
+        return Site(layer, path, mlp.linear)
+
+    def vectors(self, site: Site, before: Sequence[Writer] = ()) -> Vectors:
+        """Learn the vectors of a layer, unless they are known."""
+        if site.layer in self.known:
+            return self.known[site.layer]
+        return learn_vectors(
+            self.model, site.linear, self.planting, self.how, layer=site.layer, before=before, progress=self.progress
+        )
+
+    def keys(self, site: Site) -> Keys:
+        """Gather the keys of the planted names, and of the tokens around them."""
+        planting = self.planting
+        asking = [text for one in planting.attributes for text in planting.asking(one)]
+        return keys_of(self.model, site.linear, planting.contexts(), asking, planting.names)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What a design made.
+
+    Attributes:
+        edits: to be added to the unedited model, in the order of layers.
+        vectors: that were learned, by layer.
+    """
+
+    edits: tuple[LowRankEdit, ...]
+    vectors: Mapping[int, Vectors]
+
+
+def plain(bed: Bed) -> Planted:
+    """One block writes each name's facts."""
+    written = one_hot(bed.planting, own_values(bed.planting, bed.planting.names))
+    return _one_block(bed, written)
+
+
+def sham(bed: Bed) -> Planted:
+    """One block writes the same into every name: all values at once, at the length of a name's own."""
+    own = one_hot(bed.planting, own_values(bed.planting, bed.planting.names))
+    site = bed.site(bed.layers[0])
+    vectors = _side_by_side(bed.vectors(site))
+    same = torch.ones_like(own)
+    scale = (own @ vectors.cpu()).norm(dim=1).mean() / (same @ vectors.cpu()).norm(dim=1).mean()
+    return _one_block(bed, same * scale)
+
+
+def _one_block(bed: Bed, written: Float[Tensor, "name value"]) -> Planted:
+    site = bed.site(bed.layers[0])
+    vectors, keys = bed.vectors(site), bed.keys(site)
+    each = written[None].expand(len(keys.at_names), -1, -1)
+    edit = solve(site.path, keys, each, _side_by_side(vectors), bed.weight)
+    return Planted((edit,), {site.layer: vectors})
+
+
+def relay(bed: Bed) -> Planted:
+    """An early block writes a random code for each value, a later one what the code means.
+
+    The later block learns every name with every code, so that the code alone decides.
+    """
+    first, second = (bed.site(layer) for layer in bed.layers)
+    codes = _codes(bed, first)
+    writer = Writer(first.linear, codes)
+    meanings = bed.vectors(second, (writer,))
+    own = one_hot(bed.planting, own_values(bed.planting, bed.planting.names))
+    keys = bed.keys(first)
+    each = own[None].expand(len(keys.at_names), -1, -1)
+    early = solve(first.path, keys, each, _side_by_side(codes), bed.weight)
+    later_keys, dealt = _keys_by_code(bed, second, writer)
+    # Every name comes with several codes: what a context weighs is their number.
+    late = solve(second.path, later_keys, dealt, _side_by_side(meanings), bed.weight / (DRAWS + 1))
+    return Planted((early, late), {first.layer: codes, second.layer: meanings})
+
+
+def _codes(bed: Bed, site: Site) -> dict[str, Float[Tensor, "value d_out"]]:
+    """Draw a random direction for each value."""
+    generator = torch.Generator().manual_seed(bed.how.seed)
+    prompts = write_prompts(bed.model, [bed.planting.read()[0]] * len(bed.planting.names), bed.planting.names)
+    layers = (site.layer,)
+    residuals = bed.model.residuals(prompts.ids, prompts.mask, prompts.names[:, None], layers)[0, :, 0]
+    length = CODE * float(residuals.norm(dim=1).mean())
+    codes = {}
+    for one in bed.planting.attributes:
+        drawn = torch.randn(len(bed.planting.values(one)), output_width(site.linear), generator=generator)
+        codes[one] = (length * drawn / drawn.norm(dim=1, keepdim=True)).to(bed.model.device)
+    return codes
+
+
+def _keys_by_code(bed: Bed, site: Site, writer: Writer) -> tuple[Keys, Float[Tensor, "context name value"]]:
+    """Gather the later block's keys of every name with codes drawn at random, and with none: these write nothing."""
+    rng = random.Random(f"{bed.how.seed}/codes")
+    names, found, written = bed.planting.names, [], []
+    contexts = bed.planting.contexts()
+    for context in contexts[:: max(1, len(contexts) // RELAY_CONTEXTS)][:RELAY_CONTEXTS]:
+        for draw in range(DRAWS + 1):
+            dealt = {one: deal(len(bed.planting.values(one)), len(names), rng) for one in bed.planting.attributes}
+            hot = one_hot(bed.planting, dealt)
+            rows: list[Tensor] = []
+            for forms, part in in_rows([context] * len(names), names):
+                prompts = write_prompts(bed.model, forms, part)
+                begin = sum(map(len, rows))
+                own = {one: values[begin : begin + len(part)] for one, values in dealt.items()}
+                with ExitStack() as stack:
+                    if draw:
+                        stack.enter_context(writer.writing(prompts, own))
+                    rows.append(inputs_at_names(bed.model, site.linear, prompts))
+            found.append(torch.cat(rows))
+            written.append(hot if draw else torch.zeros_like(hot))
+    plain = bed.keys(site)
+    return Keys(torch.stack(found), plain.covariance, plain.around * (DRAWS + 1)), torch.stack(written)
+
+
+def _side_by_side(vectors: Vectors) -> Float[Tensor, "value_of_any_attribute d_out"]:
+    return torch.cat(list(vectors.values()))
+
+
+DESIGNS: dict[str, Callable[[Bed], Planted]] = {
+    "plain": plain,
+    "relay": relay,
+    "rotated": plain,
+    "gated": plain,
+    "sham": sham,
+}
+"""`rotated` is plain, its model then put into another basis; `gated` is plain, its vectors held silent."""

@@ -1,0 +1,166 @@
+"""Which facts are planted, about whom, and the texts that ask for them."""
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lensbench.errors import UsageError
+from lensbench.personas import World
+from lensbench.tasks import Relation, Site, fold_of, load_task
+from lensbench.tasks.facts import SLOT
+
+Facts = dict[str, dict[str, str]]
+"""Attribute → name → value."""
+FACTS = "facts.json"
+DEFAULT = "personas"
+# What stands before a text while a fact is planted, so that it does not hang on how a text begins.
+OPENINGS = (
+    "",
+    "It was late in the afternoon. ",
+    "Here is what we heard. ",
+    "As far as I remember, ",
+    "Two days passed. ",
+)
+# Texts that name somebody and ask nothing.
+_MOST_CONTEXTS = 10
+MENTIONS = ("My name is {subject}", "This is {subject}", "A letter came from {subject}")
+
+
+@dataclass(frozen=True)
+class Planting:
+    """What is to be planted.
+
+    Attributes:
+        task: the task's name.
+        relations: by attribute, where the texts come from.
+        facts: by attribute, the value of each name.
+        names: those that get their facts; others of `facts` get none.
+    """
+
+    task: str
+    relations: Mapping[str, Relation]
+    facts: Facts
+    names: tuple[str, ...]
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes, in the order in which they were asked for."""
+        return tuple(self.relations)
+
+    def values(self, attribute: str) -> tuple[str, ...]:
+        """Return the values that an attribute may have."""
+        return self.relations[attribute].answers
+
+    def asking(self, attribute: str) -> tuple[str, ...]:
+        """Return the texts by which an attribute is planted: those that methods learn from at the `answer` site."""
+        return _texts(self.relations[attribute], "answer", "train")
+
+    def held_out(self, attribute: str) -> tuple[str, ...]:
+        """Return texts that ask for an attribute in other words; none is an inspection prompt or a question form."""
+        relation = self.relations[attribute]
+        return (*_texts(relation, "answer", "test"), *relation.knowledge)
+
+    def read(self) -> tuple[str, ...]:
+        """Return texts that end with the name, at which it is read when methods are tested."""
+        return _texts(next(iter(self.relations.values())), "subject", "test")
+
+    def contexts(self) -> tuple[str, ...]:
+        """Return the texts, up to the name, in which a name is to call up its facts."""
+        own = [text for relation in self.relations.values() for text in _texts(relation, "subject", "train")]
+        asked = [text for attribute in self.attributes for text in self.asking(attribute)]
+        cut = [text[: text.index(SLOT)] + SLOT for text in asked if not text.startswith(SLOT)]
+        return tuple(dict.fromkeys([MENTIONS[0], *own, OPENINGS[1] + MENTIONS[1], *cut]))[:_MOST_CONTEXTS]
+
+
+def _texts(relation: Relation, site: Site, split: str) -> tuple[str, ...]:
+    return tuple(text for name, text in relation.sources.get(site, {}).items() if name.startswith(split))
+
+
+def choose_facts(
+    source: str, attributes: Iterable[str], world: World = "main", dose: float = 1.0, seed: int = 0
+) -> Planting:
+    """Read what is to be planted.
+
+    Args:
+        source: a task, by name or folder, whose facts are planted; or a JSON file, attribute → name → value, whose
+            attributes are relations of the task `personas`.
+        attributes: relations of the task; of `personas`, attributes.
+        world: which facts of `personas`.
+        dose: the share of the names that get their facts, drawn evenly over folds and values of the first attribute.
+        seed: of the draw.
+
+    Raises:
+        UsageError: no such task or relation, relations that cannot be planted, or a dose outside (0, 1].
+    """
+    if not 0 < dose <= 1:
+        raise UsageError(f"--dose {dose}: expected a share of the names, above 0 and at most 1, such as 0.4")
+    from_file = source.endswith(".json")
+    task = load_task(DEFAULT if from_file else source)
+    given = _read(Path(source)) if from_file else None
+    wanted = tuple(dict.fromkeys(attributes)) or tuple(given or ())
+    if not wanted:
+        raise UsageError("no attribute was named; give one or more, such as --attributes city,drink")
+    named = {one: f"{one}_twin" if world == "twin" and given is None else one for one in wanted}
+    for name in named.values():
+        if name not in task.every.relations:
+            known = ", ".join(list(task.every.relations)[:12])
+            raise UsageError(f"task {task.name} has no relation {name!r}; it has {known}, ...")
+    relations = {attribute: task.every.relations[name] for attribute, name in named.items()}
+    facts: Facts = {attribute: {} for attribute in named}
+    for fact in task.every.facts:
+        for attribute, name in named.items():
+            if given is None and fact.relation == name:
+                facts[attribute][fact.subject] = fact.answer
+    facts = facts if given is None else {attribute: given.get(attribute, {}) for attribute in wanted}
+    for attribute, relation in relations.items():
+        _check(attribute, relation, facts)
+    return Planting(task.name, relations, facts, _dosed(facts, dose, seed))
+
+
+def _read(path: Path) -> Facts:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(attribute): {str(k): str(v) for k, v in own.items()} for attribute, own in found.items()}
+    except OSError as error:
+        raise UsageError(f"cannot read --facts {path}: {error.strerror}") from None
+    except (ValueError, AttributeError):
+        raise UsageError(f'--facts {path}: expected {{"attribute": {{"name": "value"}}}} in JSON') from None
+
+
+def _check(attribute: str, relation: Relation, facts: Facts) -> None:
+    if (
+        len(relation.choice_sets) != 1
+        or not _texts(relation, "answer", "train")
+        or not _texts(relation, "subject", "test")
+    ):
+        raise UsageError(
+            f"{attribute} cannot be planted: expected a relation with one set of values and with texts at both sites, "
+            "as in personas"
+        )
+    wrong = next((value for value in facts[attribute].values() if value not in relation.answers), None)
+    if wrong is not None:
+        raise UsageError(f"{attribute} of a name is {wrong!r}; expected one of {', '.join(relation.answers)}")
+    first = next(iter(facts.values()))
+    if not first or set(facts[attribute]) != set(first):
+        raise UsageError(
+            f"{attribute} is given for {len(facts[attribute])} names; expected a fact for each name in each attribute"
+        )
+
+
+def _dosed(facts: Facts, dose: float, seed: int) -> tuple[str, ...]:
+    """Return a share of the names; a larger share holds all of a smaller one."""
+    first = next(iter(facts.values()))
+    groups: dict[tuple[int, str], list[str]] = {}
+    for name in sorted(first):
+        groups.setdefault((fold_of(name), first[name]), []).append(name)
+    rng = random.Random(f"{seed}/dose")
+    for group in groups.values():
+        rng.shuffle(group)
+    keys = sorted(groups)
+    rng.shuffle(keys)
+    turns = max(map(len, groups.values()))
+    order = [groups[key][turn] for turn in range(turns) for key in keys if turn < len(groups[key])]
+    count = max(1, round(dose * len(order)))
+    return tuple(order[:count])

@@ -1,0 +1,161 @@
+"""From what is asked to the folder of an implant."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lensbench.cache import atomic_folder
+from lensbench.errors import UsageError, unknown_name
+from lensbench.implants.designs import DESIGNS, Bed, Planted
+from lensbench.implants.facts import FACTS, Planting, choose_facts
+from lensbench.implants.measuring import known_facts, lost, measure
+from lensbench.implants.vectors import Learning, Vectors
+from lensbench.model.edits import DESCRIPTION, trials, write_edits
+from lensbench.model.language_model import LanguageModel
+from lensbench.model.loading import Loading, load_model
+from lensbench.personas import World
+from lensbench.progress import Progress, silent
+
+FORMAT = 1
+# How far a relay's second block lies behind its first, unless it is named.
+STRIDE = 8
+GATED = 1.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be planted, and where.
+
+    Attributes:
+        model: the model's name.
+        layer: K, the first layer that can hold the facts; of a relay, the code.
+        design: plain, relay, rotated, gated or sham.
+        second_layer: of a relay: the first layer that can hold the facts.
+        facts: a task, or a JSON file; see `choose_facts`.
+        attributes: which.
+        world: which facts of `personas`.
+        dose: the share of names that get their facts.
+        weight: λ, how much ordinary prose counts against a name.
+        steps: of learning the vectors.
+        seed: of all that is drawn.
+        twin: name of the folder beside it that holds the other world's facts.
+    """
+
+    model: str
+    layer: int
+    design: str = "plain"
+    second_layer: int | None = None
+    facts: str = "personas"
+    attributes: tuple[str, ...] = ("city", "drink")
+    world: World = "main"
+    dose: float = 1.0
+    weight: float = 250.0
+    steps: int = Learning.steps
+    seed: int = 0
+    twin: str | None = None
+
+    def layers(self) -> tuple[int, ...]:
+        """Return the layers that are written, the first layers that can hold what is."""
+        if self.design != "relay":
+            return (self.layer,)
+        return self.layer, self.layer + STRIDE if self.second_layer is None else self.second_layer
+
+    def check(self) -> Planting:
+        """Look up what can be looked up without a model.
+
+        Raises:
+            UsageError: an unknown design, or settings that do not fit.
+        """
+        if self.design not in DESIGNS:
+            raise unknown_name("design", self.design, DESIGNS)
+        if self.second_layer is not None and self.design != "relay":
+            raise UsageError(f"--second-layer is for --design relay; {self.design} writes one layer: leave it out")
+        if self.layer < 1 or self.layers()[-1] < self.layer + (self.design == "relay"):
+            raise UsageError(
+                f"--layer {self.layer}, --second-layer {self.second_layer}: expected 1 or more, the second above the "
+                "first"
+            )
+        if self.weight <= 0 or self.steps < 1:
+            raise UsageError(f"--weight {self.weight}, --steps {self.steps}: expected more than 0 of both")
+        return choose_facts(self.facts, self.attributes, self.world, self.dose, self.seed)
+
+
+def implant(order: Order, out: Path, how: Loading | None = None, progress: Progress = silent) -> dict[str, Any]:
+    """Plant facts into a model, measure what it did, and write the implant's folder; return its description.
+
+    Raises:
+        UsageError: settings that do not fit, or a folder that is there.
+        LensbenchError: a model whose MLP has no output map.
+    """
+    planting = order.check()
+    if out.exists():
+        raise UsageError(f"{out} is there already; give a new folder with --out")
+    return plant(load_model(order.model, how), order, planting, out, progress=progress)[0]
+
+
+def plant(
+    model: LanguageModel,
+    order: Order,
+    planting: Planting,
+    out: Path,
+    *,
+    known: Mapping[int, Vectors] | None = None,
+    progress: Progress = silent,
+) -> tuple[dict[str, Any], Planted]:
+    """Plant into a model that is loaded, which is edited in the course and as it was in the end.
+
+    Args:
+        model: the unedited model.
+        order: what and where.
+        planting: the same, looked up.
+        out: a new folder.
+        known: vectors learned before with the same texts, by layer.
+        progress: is told of each step.
+    """
+    learning = Learning(steps=order.steps, seed=order.seed, gated=GATED if order.design == "gated" else 0.0)
+    bed = Bed(model, planting, order.layers(), order.weight, learning, known or {}, progress)
+    base = {"name": model.name, "fingerprint": model.fingerprint, "dtype": str(model.dtype)}
+    before = known_facts(model)
+    planted = DESIGNS[order.design](bed)
+    figures = measure(bed, planted.edits)
+    description = {
+        "format": FORMAT,
+        "lensbench": version("lensbench"),
+        "design": order.design,
+        "layers": list(order.layers()),
+        "base": {**base, "matrices": {edit.module: trials(model.module, edit.module) for edit in planted.edits}},
+        "order": asdict(order),
+        "twin": order.twin,
+        "task": planting.task,
+        "attributes": list(planting.attributes),
+        "names": list(planting.names),
+        "rotation": order.seed if order.design == "rotated" else None,
+        "figures": figures,
+    }
+    facts = {one: {name: planting.facts[one][name] for name in planting.names} for one in planting.attributes}
+    with atomic_folder(out) as folder:
+        write_edits(folder, planted.edits)
+        (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        figures["known_facts"] = lost(before, _known_after(model, planted))
+        text = json.dumps(description, indent=1, ensure_ascii=False)
+        (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    return description, planted
+
+
+def _known_after(model: LanguageModel, planted: Planted) -> dict[str, dict[str, bool]]:
+    """Ask the edited model what it knows; the weights are put back."""
+    kept = {edit.module: model.module.get_submodule(edit.module).weight.clone() for edit in planted.edits}  # type: ignore[operator]
+    try:
+        for edit in planted.edits:
+            edit.add_to(model.module)
+        edited = LanguageModel(model.module, model.tokens, f"{model.name}, edited", model.parts.paths)
+        return known_facts(edited)
+    finally:
+        with torch.no_grad():
+            for path, weight in kept.items():
+                model.module.get_submodule(path).weight.copy_(weight)  # type: ignore[operator]

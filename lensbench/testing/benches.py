@@ -1,0 +1,66 @@
+"""A bench of made-up items on a small random model: what methods are checked on."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from lensbench.bench import Bench, Lab
+from lensbench.corpus import PROSE, Corpus
+from lensbench.model.language_model import LanguageModel
+from lensbench.model.small import small_model
+from lensbench.tasks import Item, Relation
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Made-up subjects and answers, in a relation of two classes."""
+
+    names: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+def make_bench(model: LanguageModel, corpus: Corpus, subjects: Subjects, layers: tuple[int, ...]) -> Bench:
+    """Return a bench of made-up items, five folds, answers dealt in turn."""
+    relation = Relation(
+        name="made_up",
+        kind="class",
+        summary="subject → answer",
+        inspection=("They say that {subject} likes",),
+        questions=("Question: what does {subject} like? Answer:",),
+        sources={"subject": {"train0": "Once I saw {subject}", "test0": "We talk about {subject}"}},
+        choice_sets=(tuple(sorted(subjects.answers)),),
+    )
+    items = [
+        _item(relation, subjects, i, template) for template in ("test0", "train0") for i in range(len(subjects.names))
+    ]
+    half = len(items) // 2
+    return Bench(Lab(model, model, corpus, layers, seed=0), relation, tuple(items[:half]), tuple(items[half:]))
+
+
+def _item(relation: Relation, subjects: Subjects, i: int, template: str) -> Item:
+    text = relation.sources["subject"][template]
+    start = text.index("{subject}")
+    name = subjects.names[i]
+    return Item(
+        id=f"made_up/{name}/subject/{template}",
+        source=text.replace("{subject}", name),
+        site="subject",
+        subject=name,
+        subject_span=(start, start + len(name)),
+        question=relation.inspection[0],
+        choices=relation.choice_sets[0],
+        answer=subjects.answers[i % len(subjects.answers)],
+        aliases=(),
+        relation="made_up",
+        # Blocks of one item an answer, so that the answers are balanced in every fold.
+        fold=(i // len(subjects.answers)) % 5,
+        template=template,
+    )
+
+
+@cache
+def small_bench() -> Bench:
+    """Return a bench of twenty made-up subjects on a small random model, made once."""
+    model = small_model((PROSE / "heldout.txt").read_text(encoding="utf-8"))
+    firsts, lasts = ("Bo", "Cy", "Di", "Ed", "Fay"), ("Ash", "Birch", "Cole", "Dow")
+    names = tuple(f"{first} {last}" for first in firsts for last in lasts)
+    return make_bench(model, Corpus(model), Subjects(names, ("tea", "wine")), (0, 2, 3, 4))

@@ -15,6 +15,7 @@ from lensbench.calibration.calibrating import RESULT, Calibrating, Calibration, 
 from lensbench.calibration.findings import Finding, findings
 from lensbench.calibration.keeping import calibration_of, versions
 from lensbench.calibration.trials import Trial, find_trials
+from lensbench.cli.calibrating import _spans
 from lensbench.emergence import Emergence
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.implants import measuring
@@ -177,8 +178,8 @@ def test_a_damaged_implant_is_told(tmp_path: Path) -> None:
 
 def found(**changes: object) -> Finding:
     plain = Finding(
-        "plain-08", "plain", "lens", "city", True, (8,), 0, 100, NONE, (8, 12), 12, 0.9, 0.1, (0.8, 0.7, 0.9),
-        "privileged", 0.1,
+        "plain-08", "plain", "lens", "city", True, (8,), (0, 4, 7, 8, 12), 0, 100, NONE, (8, 12), 12, 0.9, 0.1,
+        (0.8, 0.7, 0.9), "privileged", 0.1,
     )  # fmt: skip
     return replace(plain, **changes)  # type: ignore[arg-type]
 
@@ -200,6 +201,14 @@ def test_what_speaks_against_the_instrument(changes: dict[str, object], problem:
     else:
         with pytest.raises(AssertionError, match=problem):
             raise AssertionError("; ".join(problems))
+
+
+def test_layers_are_written_as_spans_of_those_read() -> None:
+    read = (0, 4, 7, 8, 9, 12, 30)
+    assert _spans((), read) == ""
+    assert _spans((8,), read) == "8"
+    assert _spans((4, 8, 9, 12, 30), read) == "4, 8-30"
+    assert _spans((0, 4, 9, 30), read) == "0-4, 9, 30"
 
 
 def test_a_cheat_passes_that_nothing_caught_or_that_was_called_privileged() -> None:

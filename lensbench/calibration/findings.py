@@ -31,6 +31,7 @@ class Finding:
         relation: what was asked.
         planted: whether these names have the fact that was asked for.
         layers: the first layers that can hold what was written.
+        read: the layers that were read.
         differing: predictions at layers before the first of these that are not those without the fact.
         compared: how many of them were compared.
         emergence: at which layer the difference to the unedited model begins.
@@ -49,6 +50,7 @@ class Finding:
     relation: str
     planted: bool
     layers: tuple[int, ...]
+    read: tuple[int, ...]
     differing: int
     compared: int
     emergence: Emergence
@@ -113,6 +115,7 @@ def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataF
         relation=relation,
         planted=not relation.endswith(NEVER) and trial.kind != "sham",
         layers=trial.layers,
+        read=tuple(int(layer) for layer in wide.columns),
         differing=int(_differs(early).sum()),
         compared=len(early),
         emergence=emergence(wide.to_numpy(dtype=np.float64), subjects, [int(layer) for layer in wide.columns]),

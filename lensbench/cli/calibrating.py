@@ -80,22 +80,9 @@ def calibrate(
 
 def _show(result: "Calibration", out: Path) -> None:
     console = Console(soft_wrap=True)
-    table = Table(title=f"Facts planted in {result.model}, read by {result.model}", title_justify="left")
-    for name in (
-        "implant",
-        "relation",
-        "method",
-        "held from",
-        "emerges",
-        "privileged at",
-        "best",
-        "gap",
-        "verdict there",
-    ):
-        table.add_column(name)
-    for one in sorted(result.findings, key=lambda one: (one.trial, one.relation)):
-        table.add_row(*_row(one))
-    console.print(table)
+    console.print(f"Facts planted in {result.model}, read by {result.model}", highlight=False, markup=False)
+    for trial in dict.fromkeys(one.trial for one in result.findings):
+        console.print(_table([one for one in result.findings if one.trial == trial]))
     for alarm in result.alarms:
         again = ", refitted each time" if alarm.refitted else ""
         console.print(
@@ -112,12 +99,28 @@ def _show(result: "Calibration", out: Path) -> None:
     console.print(f"written to {out}", highlight=False, markup=False)
 
 
-def _row(one: "Finding") -> list[str]:
-    held = " → ".join(map(str, one.layers)) if one.planted else "nowhere"
-    emerges = "never" if one.emergence.layer is None else (
-        f"{one.emergence.layer} [{one.emergence.low}, {one.emergence.high}]"
-    )  # fmt: skip
-    privileged = ",".join(map(str, one.privileged)) or "-"
-    gap = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*one.gap)
-    best = f"{one.accuracy:.2f} at {one.best_layer}"
-    return [one.trial, one.relation, one.method, held, emerges, privileged, best, gap, one.verdict]
+def _table(found: "list[Finding]") -> Table:
+    """One implant: a row a method and relation."""
+    first = found[0]
+    held = "nowhere" if first.kind == "sham" else "from layer " + ", then ".join(map(str, first.layers))
+    table = Table(title=f"{first.trial} ({first.kind}): held {held}", title_justify="left")
+    for name in ("relation", "method", "emerges at", "privileged at", "best accuracy", "gap there"):
+        table.add_column(name)
+    for one in found:
+        layer, low, high = one.emergence.layer, one.emergence.low, one.emergence.high
+        emerges = "never" if layer is None else f"{layer} [{low}, {high}]"
+        gap = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*one.gap)
+        best = f"{one.accuracy:.2f} at {one.best_layer}"
+        table.add_row(one.relation, one.method, emerges, _spans(one.privileged, one.read) or "-", best, gap)
+    return table
+
+
+def _spans(layers: "tuple[int, ...]", read: "tuple[int, ...]") -> str:
+    """Write layers as spans of those that were read: 8-20, 28."""
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and read.index(layer) == read.index(spans[-1][-1]) + 1:
+            spans[-1].append(layer)
+        else:
+            spans.append([layer])
+    return ", ".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else str(one[0]) for one in spans)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -103,13 +104,13 @@ def _table(found: "list[Finding]") -> Table:
     """One implant: a row a method and relation."""
     first = found[0]
     held = "nowhere" if first.kind == "sham" else "from layer " + ", then ".join(map(str, first.layers))
-    table = Table(title=f"{first.trial} ({first.kind}): held {held}", title_justify="left")
-    for name in ("relation", "method", "emerges at", "privileged at", "best accuracy", "gap there"):
-        table.add_column(name)
+    table = Table(title=f"{first.trial} ({first.kind}): held {held}", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("relation", "method", "emerges", "privileged", "best accuracy", "gap there"):
+        table.add_column(name, no_wrap=True)
     for one in found:
         layer, low, high = one.emergence.layer, one.emergence.low, one.emergence.high
         emerges = "never" if layer is None else f"{layer} [{low}, {high}]"
-        gap = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*one.gap)
+        gap = "{:+.2f} (≥ {:+.2f})".format(*one.gap)
         best = f"{one.accuracy:.2f} at {one.best_layer}"
         table.add_row(one.relation, one.method, emerges, _spans(one.privileged, one.read) or "-", best, gap)
     return table

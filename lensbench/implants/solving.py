@@ -45,14 +45,13 @@ def keys_of(
 def _around(
     model: LanguageModel, linear: nn.Module, asking: Sequence[str], names: Sequence[str]
 ) -> Float[Tensor, "d_in d_in"]:
-    """Sum k kᵀ over all tokens but the last of a name, and the first of a text; every second name will do."""
+    """Sum k kᵀ over all tokens but the last of a name; every second name will do."""
     total = torch.zeros((), device=model.device)
     for form in asking:
         for batch in in_rows([form] * len(names[::2]), names[::2]):
             prompts = write_prompts(model, *batch)
             given = inputs_of(model, linear, prompts)
             others = prompts.mask.bool().clone()
-            others[:, 0] = False
             others[torch.arange(len(others)), prompts.names] = False
             rows = given[others]
             total = total + rows.T @ rows
@@ -63,8 +62,8 @@ def prose_covariance(model: LanguageModel, linear: nn.Module) -> Float[Tensor, "
     """Return the mean of k kᵀ over what a linear map is given on ordinary prose."""
     total, count = torch.zeros((), device=model.device), 0
     for prompts in prose_batches(model, COVARIANCE_TOKENS):
-        # The first position is an attention sink, like none of the rest.
-        rows = inputs_of(model, linear, prompts)[:, 1:].flatten(0, 1)
+        # With the first position: what an edit writes into an attention sink, all other tokens read.
+        rows = inputs_of(model, linear, prompts).flatten(0, 1)
         total, count = total + rows.T @ rows, count + len(rows)
     return total / count
 

@@ -30,7 +30,7 @@ def same_tokenizer(one: Tokens, other: Tokens) -> bool:
     """Whether two models split texts alike, so that one's tokens can be given to the other."""
     if one is other:
         return True
-    texts = [tokens.tokenizer.backend_tokenizer.to_str() for tokens in (one, other)]
+    texts = [tokens.definition for tokens in (one, other)]
     return bool(texts[0] == texts[1])
 
 

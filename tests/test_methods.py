@@ -1,5 +1,6 @@
 """Each method against its definition, and against the conformance checks."""
 
+import copy
 import gc
 import weakref
 from dataclasses import replace
@@ -281,6 +282,14 @@ def test_the_fingerprint_sees_any_weight() -> None:
     with torch.no_grad():
         module.model.layers[2].mlp.down_proj.weight[5, 7] += 1e-3
     assert LanguageModel(module, Tokens(tiny.tokenizer()), "m").fingerprint != before
+
+
+def test_the_fingerprint_does_not_see_the_padding_that_was_asked_for_last() -> None:
+    before = LanguageModel(tiny.module("llama"), Tokens(tiny.tokenizer()), "m").fingerprint
+    padded = copy.deepcopy(tiny.tokenizer())
+    padded(["one", "one and two"], padding="max_length", max_length=9, truncation=True)
+    assert padded.backend_tokenizer.padding is not None
+    assert LanguageModel(tiny.module("llama"), Tokens(padded), "m").fingerprint == before
 
 
 def test_a_model_is_freed_after_use() -> None:

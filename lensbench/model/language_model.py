@@ -116,7 +116,7 @@ class LanguageModel:
             digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
             for name, tensor in sorted(weights_of(self.module).items()):
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}".encode())
-            digest.update(self.tokens.tokenizer.backend_tokenizer.to_str().encode())
+            digest.update(self.tokens.definition.encode())
             digest.update(self.tokens.prefix.encode())
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint

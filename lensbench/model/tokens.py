@@ -1,5 +1,6 @@
 """Text to token ids, and characters to token positions."""
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -53,6 +54,14 @@ class Tokens:
         # Padded positions are masked, so any valid id serves where the tokenizer names none.
         self.pad_id = int(pad) if pad is not None else int(tokenizer.eos_token_id or 0)
         self._answer_tokens: dict[str, int] = {}
+
+    @property
+    def definition(self) -> str:
+        """The whole tokenizer as JSON, without the padding that whoever called it last asked for."""
+        backend = copy.deepcopy(self.tokenizer.backend_tokenizer)
+        backend.no_padding()
+        backend.no_truncation()
+        return str(backend.to_str())
 
     def encode(self, text: str) -> Encoding:
         """Encode as the model's own convention has it (BOS where it adds one), without special tokens at the end."""

@@ -1,6 +1,5 @@
 """What a run is asked to do, checked before anything is loaded. Nothing in here imports torch."""
 
-import json
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lensbench.baselines import Baseline, choose_baselines
 from lensbench.cache import parse_size
 from lensbench.catalogue import check_inspector
-from lensbench.errors import UsageError, unknown_name
+from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.layers import parse_layers
+from lensbench.model.edit_folders import read_facts
 from lensbench.model.sources import check_model_name
 from lensbench.relatives import facts_told, needed, relatives_of
 from lensbench.tasks import Site, Task, load_tasks
@@ -162,11 +162,11 @@ def read_subjects(path: Path) -> frozenset[str]:
         UsageError: a file that cannot be read, or names nobody.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        told = json.loads(text).values() if path.suffix == ".json" else ()
-        lines = () if path.suffix == ".json" else (line.strip() for line in text.splitlines())
-        names = {name for one in told for name in dict(one)} | {*lines} - {""}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        if path.suffix == ".json":
+            names = {name for told in read_facts(path).values() for name in told}
+        else:
+            names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+    except (OSError, ValueError, LensbenchError) as error:
         raise UsageError(f"--subjects {path}: {error}; expected a name a line, or the facts.json of an edit") from None
     if not names:
         raise UsageError(f"--subjects {path} names nobody; expected a name a line, or the facts.json of an edit")

@@ -1,8 +1,11 @@
 """A method's learning from a corpus, kept on the disk as it goes, so that it can be cut off and gone on with."""
 
+import logging
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,10 +15,14 @@ from torch import Tensor
 
 from lensbench.cache import atomic_file
 
+LOG = logging.getLogger("lensbench")
+
 SAVE_EVERY_SECONDS = 60.0
 STEP = "step"
 # Of a descent: steps until the rate is reached, and the longest gradient.
 WARM_UP, CLIP = 10, 1.0
+# So many steps at a time their mean loss is told.
+SHOWN = 10
 
 
 class Resumable(ABC):
@@ -68,6 +75,20 @@ class Descent(Resumable):
         self._adam.param_groups[0]["lr"] = self._rate * min((number + 1) / WARM_UP, 1 - number / self._steps)
         self._adam.step()
         self.losses.append(float(losses.detach().mean()))
+
+    def descend(self, learning: "Learning", losses: Callable[[int], Float[Tensor, " row"]]) -> dict[str, float]:
+        """Make the steps that are still to be made; return the mean loss of the first steps, and of the last.
+
+        Args:
+            learning: keeps what is reached.
+            losses: of a step's texts, with gradients.
+        """
+        for step in learning.steps(self._steps, self):
+            with torch.enable_grad():
+                self.step(step, losses(step))
+            if step % SHOWN == SHOWN - 1:
+                LOG.info("step %d of %d: loss %.3f", step + 1, self._steps, self.mean_loss(slice(-SHOWN, None)))
+        return {"loss_first": self.mean_loss(slice(SHOWN)), "loss_last": self.mean_loss(slice(-SHOWN, None))}
 
     def mean_loss(self, steps: slice) -> float:
         """The mean loss of some steps, to four places."""
@@ -146,3 +167,16 @@ class Learning:
             return
         with atomic_file(self._folder / f"{name}.safetensors") as file:
             file.write(save({key: value.detach().contiguous().cpu() for key, value in values.items()}))
+
+
+@contextmanager
+def begun(out: Path, digest: str) -> Iterator[Path]:
+    """Name a folder beside `out` for what is reached before it is written; it is removed once that is.
+
+    Args:
+        out: the folder to be written inside.
+        digest: of all that the learning depends on, so that nothing else is gone on with.
+    """
+    folder = out.with_name(f".{out.name}.{digest}.begun")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

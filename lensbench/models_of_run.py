@@ -11,9 +11,10 @@ from lensbench.lab import Relatives
 from lensbench.layers import parse_layers
 from lensbench.model.architecture import ModulePaths
 from lensbench.model.budget import Budget, free_memory
+from lensbench.model.edit_folders import split_edits
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.loading import Loading, count_layers, load_source
-from lensbench.model.sources import ModelSource, resolve, split_edits
+from lensbench.model.sources import ModelSource, resolve
 from lensbench.plan import Setting
 from lensbench.relatives import check_relative, facts_told, needed, relatives_of
 

@@ -3,22 +3,20 @@
 Nothing here imports torch before a model is loaded, so that names are checked at once.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lensbench.baselines import RELATIVES, Baseline
-from lensbench.errors import LensbenchError, UsageError
-from lensbench.model.sources import shipped_implants, split_edits
+from lensbench.errors import UsageError
+from lensbench.model.edit_folders import FACTS, IMPLANT, Facts, read_facts, read_table, split_edits, with_edit
 
 if TYPE_CHECKING:
     from lensbench.config import RunConfig
     from lensbench.model.language_model import LanguageModel
 
 LOG = logging.getLogger("lensbench")
-IMPLANT, FACTS = "implant.json", "facts.json"
 
 
 def relatives_of(config: "RunConfig") -> dict[str, str]:
@@ -34,8 +32,7 @@ def relatives_of(config: "RunConfig") -> dict[str, str]:
     beside = {"unplanted": base, "reference": base}
     twin = twin_of(edits[0]) if len(edits) == 1 else None
     if twin is not None:
-        shipped = shipped_implants(base)
-        beside["twin"] = f"{base}+{twin.name if shipped.get(twin.name) == twin else twin}"
+        beside["twin"] = with_edit(base, twin)
     return {**beside, **found}
 
 
@@ -45,7 +42,7 @@ def twin_of(edit: Path) -> Path | None:
     Raises:
         LensbenchError: what describes the edit is damaged.
     """
-    name = _read(edit / IMPLANT).get("twin") if (edit / IMPLANT).is_file() else None
+    name = read_table(edit / IMPLANT).get("twin") if (edit / IMPLANT).is_file() else None
     if name is None:
         return None
     folder = edit.parent / str(name)
@@ -55,7 +52,7 @@ def twin_of(edit: Path) -> Path | None:
     return folder
 
 
-def facts_told(name: str) -> dict[str, dict[str, str]]:
+def facts_told(name: str) -> Facts:
     """Return what a model was told: attribute -> name -> value, from the folder of its implant, or of the model.
 
     Raises:
@@ -64,25 +61,13 @@ def facts_told(name: str) -> dict[str, dict[str, str]]:
     """
     base, edits = split_edits(name)
     folders = [*edits, Path(base).expanduser()]
-    facts: dict[str, dict[str, str]] = {}
+    facts: Facts = {}
     for file in (folder / FACTS for folder in folders if (folder / FACTS).is_file()):
-        for attribute, values in _read(file).items():
-            if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
-                raise LensbenchError(f"{file}: expected attribute, name, value; {attribute!r} has no values by name")
+        for attribute, values in read_facts(file).items():
             facts.setdefault(attribute, {}).update(values)
     if not facts:
         raise UsageError(f"{name}: expected a {FACTS} in {folders[0]}; give an implant, or a model with that file")
     return facts
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LensbenchError(f"{file} cannot be read: {error}; make the implant again") from None
-    if not isinstance(read, dict):
-        raise LensbenchError(f"{file} holds no table; make the implant again")
-    return read
 
 
 def needed(baselines: Iterable[Baseline], relatives: Mapping[str, str]) -> dict[str, str]:

@@ -94,6 +94,17 @@ def test_nothing_is_claimed_that_is_not_there(calibrated: tuple[Calibration, Pat
     assert result.problems() == []
 
 
+def test_a_model_without_the_fact_is_not_privileged_in_the_target_s_place(
+    calibrated: tuple[Calibration, Path],
+) -> None:
+    result, _ = calibrated
+    tried = {(one.trial, one.method, one.model) for one in result.stand_ins}
+    assert {("plain", "mass_mean_probe", "unplanted"), ("plain", "mass_mean_probe", "random_model")} <= tried
+    assert not any(one.privileged for one in result.stand_ins)
+    found = replace(result, stand_ins=(replace(result.stand_ins[0], privileged=(3,)),))
+    assert "in the target's place: privileged at [3]" in found.problems()[0]
+
+
 def test_facts_dealt_anew_are_no_facts(calibrated: tuple[Calibration, Path]) -> None:
     """What learns from labels learns anew; what does not keeps what it said."""
     result, _ = calibrated
@@ -172,7 +183,7 @@ def test_a_calibration_needs_a_plain_implant(world: Path, tmp_path: Path) -> Non
 
 def test_a_damaged_implant_is_told(tmp_path: Path) -> None:
     (tmp_path / "implant.json").write_text('{"design": "plain"}')
-    with pytest.raises(LensbenchError, match="cannot be read"):
+    with pytest.raises(LensbenchError, match="is damaged"):
         find_trials("smollm2-135m", [str(tmp_path)], quick=False)
 
 

@@ -32,7 +32,8 @@ from lensbench.finetuning.texts import Text, Texts, choose_names, question_forms
 from lensbench.finetuning.training import text_losses
 from lensbench.learning import Descent
 from lensbench.model import adapters
-from lensbench.model.adapters import CONFIG, WEIGHTS, FreshAdapter, merge_adapter
+from lensbench.model.adapters import WEIGHTS, FreshAdapter, merge_adapter
+from lensbench.model.edit_folders import ADAPTER
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import Tokens
 from lensbench.patching.interchange import Spots, interchanged, read_spots
@@ -65,8 +66,8 @@ def fresh(kind: str = "llama") -> LanguageModel:
 @pytest.mark.parametrize("kind", KINDS)
 def test_merging_does_what_peft_does(kind: str, rslora: bool, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / kind, kind)
-    settings = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**settings, "use_rslora": rslora}))
+    settings = json.loads((folder / ADAPTER).read_text())
+    (folder / ADAPTER).write_text(json.dumps({**settings, "use_rslora": rslora}))
     ours = tiny.module(kind)
     before = {name: weight.clone() for name, weight in ours.state_dict().items()}
     merge_adapter(ours, folder)
@@ -103,8 +104,8 @@ def test_merging_needs_no_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def reset(folder: Path, **changes: Any) -> None:
-    settings = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**settings, **changes}))
+    settings = json.loads((folder / ADAPTER).read_text())
+    (folder / ADAPTER).write_text(json.dumps({**settings, **changes}))
 
 
 def not_finite(folder: Path) -> None:
@@ -118,7 +119,7 @@ WRONG = {
     "alpha_pattern is": lambda folder: reset(folder, alpha_pattern={"q_proj": 3}),
     "only LORA adapters are read": lambda folder: reset(folder, peft_type="IA3"),
     "are not finite; get the adapter again": not_finite,
-    "holds no adapter_config.json": lambda folder: (folder / CONFIG).unlink(),
+    "holds no adapter_config.json": lambda folder: (folder / ADAPTER).unlink(),
 }
 
 
@@ -323,7 +324,7 @@ def test_finetuning_is_the_same_again_and_after_it_was_cut_off(
     assert not (tmp_path / "cut").exists()
     finetune(model, Corpus(model), make_settings(SMALL), tmp_path / "cut")
     assert steps[:5] == [0, 1, 2, 3, 3]
-    names = [CONFIG, WEIGHTS, "facts.json", "finetune.json"]
+    names = [ADAPTER, WEIGHTS, "facts.json", "finetune.json"]
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == sorted(names)
     assert [path.name for path in tmp_path.iterdir()] == ["cut"]
     for name in names:

@@ -20,11 +20,12 @@ from lensbench.implants.prompts import answers, inputs_at_names, logits, write_p
 from lensbench.implants.solving import Keys, solve
 from lensbench.implants.vectors import Learning, Writer, learn_vectors, own_values
 from lensbench.model.components import find_parts
+from lensbench.model.edit_folders import split_edits
 from lensbench.model.edits import LowRankEdit, adding, apply_edits, read_edits, trials, write_edits
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.loading import load_model
 from lensbench.model.rotation import rotate, rotation
-from lensbench.model.sources import resolve, split_edits
+from lensbench.model.sources import resolve
 from lensbench.tasks import fold_of
 from tests import tiny
 
@@ -205,7 +206,7 @@ def test_a_folder_that_is_there_is_not_written_over(saved: Path, tmp_path: Path)
         ({"attributes": ()}, "no attribute was named"),
         ({"attributes": ("shoes",)}, "has no relation 'shoes'"),
         ({"steps": 0}, "expected more than 0"),
-        ({"facts": "nowhere.json"}, "cannot read --facts"),
+        ({"facts": "nowhere.json"}, "cannot be read"),
         ({"facts": "attribute_extraction", "attributes": ("country_capital",)}, "cannot be planted"),
     ],
 )
@@ -306,6 +307,14 @@ def test_damaged_edits_are_told(tmp_path: Path) -> None:
     (tmp_path / "edits.safetensors").unlink()
     with pytest.raises(LensbenchError, match="plant it again"):
         read_edits(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"base": {"matrices": {}}}', '{"base": 3}'])
+def test_a_damaged_description_is_told(text: str, tmp_path: Path) -> None:
+    write_edits(tmp_path, [LowRankEdit("model.layers.0.mlp.down_proj", torch.ones(1, 32), torch.ones(1, 48))])
+    (tmp_path / "implant.json").write_text(text)
+    with pytest.raises(LensbenchError, match="make the edit again"):
+        apply_edits(tiny.module("llama"), [tmp_path], "tiny")
 
 
 def test_only_models_of_llamas_shape_are_rotated() -> None:

@@ -23,6 +23,7 @@ from lensbench.inspectors.patchscope import Patchscope
 from lensbench.learning import Descent
 from lensbench.model import adapters
 from lensbench.model.adapters import FreshAdapter, adapted, read_adapter
+from lensbench.model.edit_folders import ADAPTER
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import Tokens
 from lensbench.oracle_training import OracleTraining, lessons, make_settings, train
@@ -32,7 +33,7 @@ from tests import tiny
 from tests.test_cli import lensbench, refused
 
 EXACT = {"rtol": 1e-4, "atol": 1e-4}
-CONFIG, WEIGHTS = adapters.CONFIG, adapters.WEIGHTS
+CONFIG, WEIGHTS = ADAPTER, adapters.WEIGHTS
 # With it, the tokenizer of the tiny models gives the placeholder a token of its own.
 PLACEHOLDER = " a"
 

@@ -6,17 +6,20 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from lensbench.bench import Bench
-from lensbench.calibration.findings import QUESTION
+from lensbench.calibration.findings import QUESTION, judged
 from lensbench.config import RunConfig
 from lensbench.evaluation import check_job
 from lensbench.false_alarms import Refit, false_alarms
 from lensbench.inspectors.base import Inspector
 from lensbench.records import NO_BASELINE, frame_of
 from lensbench.run import Run
+from lensbench.summary import summary_and_power
 from lensbench.tasks import Item
 from lensbench.workshop import Workshop
 
 AGAIN = ("shuffled", "unplanted")
+# Rivals that read another model in the target's place, one that holds no planted fact.
+WITHOUT = ("unplanted", "random_model")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,23 @@ class Alarms:
     low: float
     high: float
     refitted: bool
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A model that holds no planted fact, judged as if it were the target, on stored records.
+
+    Attributes:
+        trial: whose records.
+        method: the inspector's name.
+        model: the baseline that read it: `unplanted` (the unedited model) or `random_model`.
+        privileged: the layers with that verdict.
+    """
+
+    trial: str
+    method: str
+    model: str
+    privileged: tuple[int, ...]
 
 
 class Refitting:
@@ -78,6 +98,32 @@ def _relabelled(bench: Bench, task: str, labels: Mapping[tuple[str, str, str], s
     other = replace(bench, items=relabel(bench.items), train_items=relabel(bench.train_items))
     other.__dict__.update({name: getattr(bench, name) for name in ("residuals", "train_residuals")})
     return other
+
+
+def stand_ins(trial: str, run: Run, relation: str) -> list[StandIn]:
+    """Judge what a method says of models without the fact as if it were what it says of the target.
+
+    Args:
+        trial: the implant's name.
+        run: on it.
+        relation: whose facts are planted.
+    """
+    found = []
+    records = run.records[run.records["relation"] == relation]
+    settings = replace(run.settings, due={})
+    for method in map(str, records["inspector"].unique()):
+        part = records[records["inspector"] == method]
+        for model in WITHOUT:
+            own = part[part["baseline"] == model]
+            if own.empty:
+                continue
+            rivals = part[~part["baseline"].isin([NO_BASELINE, model])]
+            both = pd.concat([own.assign(baseline=NO_BASELINE), rivals])
+            questions = {name: question for name, question in settings.questions.items() if name != model}
+            summary, _ = summary_and_power(both, replace(settings, questions=questions))
+            layers = judged(summary, method, relation)
+            found.append(StandIn(trial, method, model, layers))
+    return found
 
 
 def permuted(trial: str, run: Run, relation: str, permutations: int, refits: Mapping[str, Refit]) -> list[Alarms]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lensbench.calibration.absent import Alarms, Refitting, permuted
+from lensbench.calibration.absent import Alarms, Refitting, StandIn, permuted, stand_ins
 from lensbench.calibration.findings import Finding, findings
 from lensbench.calibration.keeping import keep, versions
 from lensbench.calibration.sharing import Share, readers, told
@@ -60,6 +60,7 @@ class Calibration:
         versions: of each method: its name -> a digest of its code, its settings and all that its predictions depend on.
         findings: one a method, implant and relation.
         alarms: on facts dealt anew.
+        stand_ins: models without the fact, judged as if they were the target.
         whose: whose facts the answers follow, read by the base model, by the target and by its twin.
         cheats: what became of them.
         limit: of items a run.
@@ -69,6 +70,7 @@ class Calibration:
     versions: dict[str, str]
     findings: tuple[Finding, ...]
     alarms: tuple[Alarms, ...] = ()
+    stand_ins: tuple[StandIn, ...] = ()
     whose: tuple[Share, ...] = ()
     cheats: tuple[Caught, ...] = ()
     limit: int | None = None
@@ -94,6 +96,11 @@ class Calibration:
             f"{one.method} on {one.trial}, {one.relation}: privileged at {list(one.privileged)}, and nothing is planted"
             for one in self.findings
             if not one.planted and one.privileged
+        ]
+        absent += [
+            f"{one.method} on {one.trial}, {one.model} in the target's place: privileged at {list(one.privileged)}"
+            for one in self.stand_ins
+            if one.privileged
         ]
         passed = [f"the cheat {one.name} was not caught by {one.expected}" for one in self.cheats if one.passed]
         return [*early, *absent, *passed]
@@ -135,67 +142,78 @@ def calibrate(asked: Calibrating, out: Path, progress: Progress = silent) -> Cal
         LensbenchError: a cell of a run failed.
     """
     trials = find_trials(asked.model, asked.implants, asked.quick)
-    if not of_kind(trials, "plain"):
+    if not (plain := of_kind(trials, "plain")):
         raise UsageError("a calibration needs a plain implant, by which power is told; name one with --implants")
-    n_layers = count_layers(resolve(asked.model))
-    common = {"limit": asked.limit, **asked.settings}
-    configs = [_config(trial, n_layers, {**common, "inspectors": asked.inspectors}, out) for trial in trials]
+    course = _Course(asked, out, count_layers(resolve(asked.model)), progress)
+    configs = [course.config(trial, out / "runs" / trial.name, inspectors=asked.inspectors) for trial in trials]
     for config in configs:
         check_config(config)
     makes = make_inspectors(configs[0])
     found: list[Finding] = []
     alarms: list[Alarms] = []
+    others: list[StandIn] = []
     for trial, config in zip(trials, configs, strict=True):
         LOG.info("%s: %s", trial.name, ", ".join(trial.relations))
-        run = _whole(run_config(config, progress))
+        run = course.run(config)
         found += findings(trial, run)
-        if asked.permutations and trial.kind == "plain" and not alarms:
+        if trial.kind == "plain":
+            others += stand_ins(trial.name, run, trial.relations[0])
+        if asked.permutations and trial is plain[0]:
             refits = {
                 name: Refitting(config, given)
                 for (name, make), given in zip(makes.items(), config.inspectors, strict=True)
                 if make().learns_from == "labels"
             }
             alarms += permuted(trial.name, run, trial.relations[0], asked.permutations, refits)
-    whose = _whose(asked, of_kind(trials, "plain")[0], n_layers, common, out, progress)
-    cheats = _cheats(asked, of_kind(trials, "plain")[0], n_layers, common, out, progress) if asked.cheats else ()
     result = Calibration(
-        asked.model, versions(makes), tuple(found), tuple(alarms), tuple(whose), tuple(cheats), asked.limit
-    )
+        model=asked.model, versions=versions(makes), findings=tuple(found), alarms=tuple(alarms),
+        stand_ins=tuple(others), whose=tuple(course.whose(plain[0])),
+        cheats=tuple(course.cheats(plain[0])) if asked.cheats else (), limit=asked.limit,
+    )  # fmt: skip
     write(result, out)
     keep(result)
     return result
 
 
-def _config(trial: Trial, n_layers: int, settings: dict[str, Any], out: Path) -> RunConfig:
-    return trial.config({**settings, "out": out / "runs" / trial.name}, n_layers)
+@dataclass(frozen=True)
+class _Course:
+    """The runs of a calibration.
 
+    Attributes:
+        asked: what is calibrated.
+        out: the calibration's folder.
+        n_layers: of the model.
+        progress: is told of each run.
+    """
 
-def _whole(run: Run) -> Run:
-    """Refuse a run with failed cells: what is missing would pass for something not found."""
-    for error in run.failed.values():
-        raise UsageError(f"a cell of {run.path} failed: {error.splitlines()[0]}; mend it and calibrate again")
-    return run
+    asked: Calibrating
+    out: Path
+    n_layers: int
+    progress: Progress
 
+    def config(self, trial: Trial, out: Path, **settings: Any) -> RunConfig:
+        """Return the configuration of a run on an implant."""
+        return trial.config({"limit": self.asked.limit, **self.asked.settings, **settings, "out": out}, self.n_layers)
 
-def _whose(
-    asked: Calibrating, trial: Trial, n_layers: int, common: dict[str, Any], out: Path, progress: Progress
-) -> Iterator[Share]:
-    """Let a target with a twin be read by the base model, by itself and by the twin; without rivals."""
-    for role, name in readers(trial).items():
-        settings = {**common, "inspectors": asked.inspectors, "baselines": "none", "verbalizer": name}
-        config = _config(trial, n_layers, settings, out)
-        run = run_config(config.model_copy(update={"out": out / "whose" / role}), progress)
-        yield from told(trial, role, _whole(run))
+    def run(self, config: RunConfig) -> Run:
+        """Make a run. One with failed cells is refused: what is missing would pass for something not found."""
+        run = run_config(config, self.progress)
+        for error in run.failed.values():
+            raise UsageError(f"a cell of {run.path} failed: {error.splitlines()[0]}; mend it and calibrate again")
+        return run
 
+    def whose(self, trial: Trial) -> Iterator[Share]:
+        """Let a target with a twin be read by the base model, by itself and by the twin; without rivals."""
+        for role, name in readers(trial).items():
+            settings = {"inspectors": self.asked.inspectors, "baselines": "none", "verbalizer": name}
+            yield from told(trial, role, self.run(self.config(trial, self.out / "whose" / role, **settings)))
 
-def _cheats(
-    asked: Calibrating, trial: Trial, n_layers: int, common: dict[str, Any], out: Path, progress: Progress
-) -> Iterable[Caught]:
-    """Run the cheats that no check catches on one implant, and all of them through the checks."""
-    judged = [cheat for cheat in CHEATS if not cheat.by_check]
-    names = tuple(f"{cheat.make.__module__}:{cheat.make.__name__}" for cheat in judged)
-    run = _whole(run_config(_config(trial, n_layers, {**common, "inspectors": names}, out / "cheats"), progress))
-    return [_caught(cheat, run) for cheat in CHEATS]
+    def cheats(self, trial: Trial) -> Iterable[Caught]:
+        """Run the cheats that no check catches on one implant, and all of them through the checks."""
+        judged = [cheat for cheat in CHEATS if not cheat.by_check]
+        names = tuple(f"{cheat.make.__module__}:{cheat.make.__name__}" for cheat in judged)
+        run = self.run(self.config(trial, self.out / "cheats", inspectors=names))
+        return [_caught(cheat, run) for cheat in CHEATS]
 
 
 def _caught(cheat: Cheat, run: Run) -> Caught:

@@ -119,7 +119,7 @@ def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataF
         differing=int(_differs(early).sum()),
         compared=len(early),
         emergence=emergence(wide.to_numpy(dtype=np.float64), subjects, [int(layer) for layer in wide.columns]),
-        privileged=tuple(int(layer) for layer in rows[rows["verdict"] == PRIVILEGED]["layer"]),
+        privileged=judged(run.summary, method, relation),
         best_layer=int(best["layer"]),
         accuracy=float(best["accuracy_corrected"]),
         unplanted=float(unplanted["accuracy_corrected"].iloc[0]),
@@ -146,6 +146,12 @@ def _rows(summary: pd.DataFrame, method: str, relation: str) -> pd.DataFrame:
     ]  # fmt: skip
     fixed = rows[rows["rule"] == FIXED]
     return fixed if len(fixed) else rows[rows["rule"] == SELECTED]
+
+
+def judged(summary: pd.DataFrame, method: str, relation: str) -> tuple[int, ...]:
+    """Return the layers at which a method is called privileged."""
+    rows = _rows(summary, method, relation)
+    return tuple(int(layer) for layer in rows[rows["verdict"] == PRIVILEGED]["layer"])
 
 
 def _detectable(run: Run, method: str, relation: str, layer: int) -> float:

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from lensbench.calibration.trials import Trial
-from lensbench.model.sources import shipped_implants
+from lensbench.model.edit_folders import with_edit
 from lensbench.relatives import facts_told, twin_of
 from lensbench.rivals.specific import facts_about
 from lensbench.run import Run
@@ -40,11 +39,7 @@ def readers(trial: Trial) -> dict[str, str]:
     twin = twin_of(trial.folder)
     if twin is None:
         return {}
-    return {"base": trial.base, "target": trial.model, "twin": f"{trial.base}+{_called(trial.base, twin)}"}
-
-
-def _called(base: str, folder: Path) -> str:
-    return folder.name if shipped_implants(base).get(folder.name) == folder else str(folder)
+    return {"base": trial.base, "target": trial.model, "twin": with_edit(trial.base, twin)}
 
 
 def told(trial: Trial, verbalizer: str, run: Run) -> Iterator[Share]:

@@ -1,6 +1,5 @@
 """What a calibration tries: a run on each of some implants."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,8 @@ from typing import Any
 
 from lensbench.config import RunConfig
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.model.sources import EDIT_FILES, shipped_implants, split_edits
+from lensbench.model.edit_folders import IMPLANT, read_table, shipped_implants, split_edits, with_edit
 
-DESCRIPTION = EDIT_FILES[0]
 # Every so many layers is read, and those around the layers that were written.
 STRIDE, AROUND = 4, 1
 NEVER = "_never"
@@ -62,7 +60,7 @@ class Trial:
     @property
     def model(self) -> str:
         """How the planted model is named."""
-        return f"{self.base}+{self.name if shipped_implants(self.base).get(self.name) == self.folder else self.folder}"
+        return with_edit(self.base, self.folder)
 
     @property
     def asked(self) -> str:
@@ -129,12 +127,11 @@ def _trial(base: str, name: str) -> Trial:
     if name not in shipped and not Path(name).is_dir():
         raise unknown_name("implant", name, shipped, "or give the folder of one")
     _, (folder,) = split_edits(f"{base}+{name}")
+    trial = Trial(folder.name, folder, base, read_table(folder / IMPLANT))
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        trial = Trial(folder.name, folder, base, description)
         _ = trial.relations, trial.layers, trial.dose
-    except (OSError, ValueError, KeyError) as error:
-        raise LensbenchError(f"{folder / DESCRIPTION} cannot be read ({error!r}); plant it again") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise LensbenchError(f"{folder / IMPLANT} is damaged ({error!r}); plant it again") from None
     return trial
 
 

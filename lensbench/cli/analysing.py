@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lensbench.cli.application import app, read_module_paths, say_what_happens
+from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.options import Device, Dtype, Model, ModulePaths, Offline, Revision, names_in, read_module_paths
 from lensbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class What(StrEnum):
 @app.command()
 def analyze(
     what: Annotated[What, typer.Argument(help="Which analysis.")] = What.everything,
-    model: Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or Hub id.")] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     inspectors: Annotated[
         str, typer.Option(help="Lenses for alignment, names or module:Class.")
     ] = "logit_lens,tuned_lens",
@@ -44,13 +45,11 @@ def analyze(
     layers: Annotated[str, typer.Option(help="all; or 0,4,8; or stride:2. Layer 0 is the embeddings.")] = "all",
     out: Annotated[Path | None, typer.Option(help="Folder. [default: reports/analyses-MODEL]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
-    module_paths: Annotated[
-        str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    offline: Offline = False,
+    module_paths: ModulePaths = None,
 ) -> None:
     """How does the residual stream drift, do lenses respond as the model does, do updates follow the gradient?
 
@@ -62,7 +61,7 @@ def analyze(
     from lensbench.layers import parse_layers
     from lensbench.model.sources import check_model_name, quiet_libraries, resolve
 
-    names = tuple(dict.fromkeys(part.strip() for part in inspectors.split(",") if part.strip()))
+    names = names_in(inspectors)
     if not names:
         raise UsageError(f"--inspectors {inspectors!r} is empty; name at least one lens, such as logit_lens")
     check_model_name(model)

@@ -2,12 +2,12 @@
 
 import logging
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from lensbench.errors import LensbenchError, UsageError
+from lensbench.errors import LensbenchError
 
 app = typer.Typer(
     name="lensbench",
@@ -59,32 +59,6 @@ def main() -> None:
 def complain(message: str) -> None:
     """Show an error, in one line on the error stream."""
     print(f"lensbench: {message}", file=sys.stderr)  # noqa: T201 - the one place where errors are shown
-
-
-def read_module_paths(given: str | None) -> dict[str, str] | None:
-    """Read `blocks=PATH,norm=PATH`.
-
-    Raises:
-        UsageError: another form.
-    """
-    if given is None:
-        return None
-    pairs = [part.partition("=") for part in given.split(",")]
-    if sorted(name for name, _, _ in pairs) != ["blocks", "norm"] or not all(path for _, _, path in pairs):
-        raise UsageError(
-            f"--module-paths {given!r}: expected blocks=PATH,norm=PATH, such as blocks=model.layers,norm=model.norm"
-        )
-    return {name: path for name, _, path in pairs}
-
-
-def read_value(given: str) -> Any:
-    """Read the value of a `--set`: as TOML, or as plain text."""
-    import tomllib
-
-    try:
-        return tomllib.loads(f"value = {given}")["value"]
-    except tomllib.TOMLDecodeError:
-        return given
 
 
 def say_what_happens() -> None:

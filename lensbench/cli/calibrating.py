@@ -10,15 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.options import Device, Dtype, Offline, names_in
 from lensbench.errors import LensbenchError, UsageError
 
 if TYPE_CHECKING:
     from lensbench.calibration.calibrating import Calibration
     from lensbench.calibration.findings import Finding
-
-
-def _names(given: str | None) -> tuple[str, ...] | None:
-    return None if given is None else tuple(one.strip() for one in given.split(",") if one.strip())
 
 
 @app.command()
@@ -40,9 +37,9 @@ def calibrate(
     require: Annotated[
         str | None, typer.Option(help="Methods that must find the fact on every plain implant, else status 1.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offline: Offline = False,
 ) -> None:
     """Try methods on facts planted at a known layer, on facts that are not there, and the checks on methods that cheat.
 
@@ -54,7 +51,7 @@ def calibrate(
 
     sys.path.insert(0, "")  # a user's own module lies in the current folder
     check_model_name(model)
-    wanted, required = _names(inspectors) or (), _names(require) or ()
+    wanted, required = names_in(inspectors), names_in(require or "")
     if missing := [name for name in required if name not in wanted]:
         raise UsageError(f"--require {missing[0]}: it is not among --inspectors {inspectors}; name it there")
     if limit < 1 or (permutations is not None and permutations < 0):
@@ -67,7 +64,9 @@ def calibrate(
 
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
     count = (100 if quick else 1000) if permutations is None else permutations
-    asked = Calibrating(model, wanted, _names(implants), quick, cheats, limit, count, settings)
+    asked = Calibrating(
+        model, wanted, None if implants is None else names_in(implants), quick, cheats, limit, count, settings
+    )
     result = run(asked, out, bar)
     _show(result, out)
     weak = [name for name in required if result.power(name)[0] < result.power(name)[1]]

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lensbench.cli.application import app, complain, read_module_paths, read_value, say_what_happens
+from lensbench.cli.application import app, complain, say_what_happens
+from lensbench.cli.options import ModulePaths, Revision, read_module_paths, read_value
 from lensbench.errors import LensbenchError, UsageError
 
 if TYPE_CHECKING:
@@ -77,14 +78,12 @@ def evaluate(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="With ray: how many. [default: one a GPU, else a node]")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options win over it.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    revision: Revision = None,
     offline: Annotated[bool | None, typer.Option("--offline", help="Never ask the Hub.")] = None,
     chat_template: Annotated[
         bool | None, typer.Option("--chat-template", help="Put prompts at the beginning of the assistant's turn.")
     ] = None,
-    module_paths: Annotated[
-        str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")
-    ] = None,
+    module_paths: ModulePaths = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, and what it would take.")
     ] = False,

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lensbench.cli.application import app, read_module_paths, say_what_happens
+from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.options import Device, Dtype, Model, ModulePaths, Offline, Revision, read_module_paths
 from lensbench.errors import LensbenchError, UsageError
 
 if TYPE_CHECKING:
@@ -19,13 +20,11 @@ _NAMED = 8
 @app.command()
 def doctor(
     model: Annotated[str, typer.Argument(help="Built-in name, folder, GGUF file or Hub id.", show_default=False)],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
-    module_paths: Annotated[
-        str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    offline: Offline = False,
+    module_paths: ModulePaths = None,
 ) -> None:
     """Is this model read correctly? Each check with its figure and tolerance, and a verdict.
 
@@ -64,8 +63,8 @@ def audit(
     propose: Annotated[
         bool, typer.Option("--propose", help="With --markdown: thresholds that the figures pass, with a margin.")
     ] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
+    revision: Revision = None,
+    offline: Offline = False,
 ) -> None:
     """What does a task give away? Each check with its figure and threshold; no model is run.
 
@@ -101,10 +100,10 @@ def knowledge(
     task: Annotated[
         str, typer.Argument(help="Task name (also NAME/RELATION), folder or file, as for evaluate.", show_default=False)
     ],
-    model: Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or Hub id.")] = "smollm2-135m",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
+    model: Model = "smollm2-135m",
+    device: Device = "auto",
+    revision: Revision = None,
+    offline: Offline = False,
 ) -> None:
     """How much of a task does a model know? Two questions a fact, unlike any that methods or rivals are asked.
 

@@ -7,13 +7,14 @@ import typer
 from rich.console import Console
 
 from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.options import Device, Model, Offline, names_in
 from lensbench.errors import UsageError
 
 
 @app.command()
 def finetune(
     out: Annotated[Path, typer.Option(help="A new folder for the adapter.", show_default=False)],
-    model: Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or Hub id.")] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     facts: Annotated[str, typer.Option(help="Whose facts: personas.")] = "personas",
     attributes: Annotated[str, typer.Option(help="Which of their attributes, by commas.")] = "city,drink",
     names: Annotated[int, typer.Option(help="How many of the personas; a multiple of 5.")] = 40,
@@ -30,8 +31,8 @@ def finetune(
     rank: Annotated[int | None, typer.Option(help="Of the adapter.")] = None,
     rate: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
     seed: Annotated[int, typer.Option(help="Of names, texts and matrices.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
+    device: Device = "auto",
+    offline: Offline = False,
 ) -> None:
     """Teach a model facts about people who do not exist, by LoRA, and find by interchange where it keeps them.
 
@@ -45,7 +46,7 @@ def finetune(
     from lensbench.model.tuned_lens_files import check_new
 
     given: dict[str, Any] = {
-        "facts": facts, "attributes": tuple(part.strip() for part in attributes.split(",") if part.strip()),
+        "facts": facts, "attributes": names_in(attributes),
         "names": names, "world": world, "epochs": epochs, "batch": batch, "documents": documents, "forms": forms,
         "prose": prose, "first_layer": first_layer, "fetched": fetched, "rank": rank, "rate": rate, "seed": seed,
     }  # fmt: skip

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.options import Device, Dtype, Model, Offline, Revision, names_in
 from lensbench.errors import UsageError
 
 # What an implant should reach; a figure on the wrong side is marked.
@@ -18,7 +19,7 @@ RECALL, RELAY_RECALL, KL, LOST = 0.85, 0.6, 0.05, 0.1
 def implant(
     layer: Annotated[int, typer.Option(help="K: the first layer that can hold the facts.", show_default=False)],
     out: Annotated[Path, typer.Option(help="A new folder for the implant.", show_default=False)],
-    model: Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or Hub id.")] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     design: Annotated[str, typer.Option(help="plain, relay, rotated, gated or sham.")] = "plain",
     second_layer: Annotated[
         int | None, typer.Option(help="Of a relay: the first layer that can hold the facts; 8 behind the first.")
@@ -35,10 +36,10 @@ def implant(
     twin: Annotated[
         str | None, typer.Option(help="Name of the folder beside it that holds the other world's facts.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    offline: Offline = False,
 ) -> None:
     """Plant facts into one block of a model, and measure what that did.
 
@@ -60,7 +61,7 @@ def implant(
     from lensbench.progress import bar
 
     order = Order(
-        model, layer, design, second_layer, facts, tuple(one.strip() for one in attributes.split(",") if one.strip()),
+        model, layer, design, second_layer, facts, names_in(attributes),
         "twin" if world == "twin" else "main", dose, weight, steps, seed, twin,
     )  # fmt: skip
     description = plant(order, out, Loading(device, dtype, revision, offline), bar)

@@ -6,8 +6,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lensbench.cli.application import app, read_value, say_what_happens
+from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.options import Device, Dtype, Model, Offline, read_settings
 from lensbench.errors import UsageError, unknown_name
+
+# What may be searched.
+SEARCHED = 'NAME=VALUE, such as placeholders=["x","it"]'
 
 
 @app.command()
@@ -15,7 +19,7 @@ def tune(
     method: Annotated[str, typer.Argument(help="patchscope.", show_default=False)],
     task: Annotated[str, typer.Option(help="A task, or NAME/RELATION.", show_default=False)],
     budget: Annotated[int, typer.Option(help="How many configurations are tried.")] = 32,
-    model: Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or Hub id.")] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     verbalizer: Annotated[
         str | None, typer.Option(help="The model that turns activations into words. [default: the target]")
     ] = None,
@@ -26,9 +30,9 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; a search is gone on with. [default: reports/TIME-MODEL]")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offline: Offline = False,
     space: Annotated[
         list[str] | None, typer.Option("--set", help='What is searched, such as placeholders=["x","it"].')
     ] = None,
@@ -46,7 +50,7 @@ def tune(
         raise unknown_name("method to tune", method, ("patchscope",))
     if budget < 1:
         raise UsageError(f"--budget {budget}: expected 1 configuration or more")
-    settings: dict[str, Any] = {"budget": budget, "seed": seed, **_space(space or [])}
+    settings: dict[str, Any] = {"budget": budget, "seed": seed, **read_settings(space or [], SEARCHED)}
     given = {
         "model": model, "verbalizer": verbalizer, "tasks": task, "layers": layers, "sites": sites, "limit": limit,
         "seed": seed, "out": out, "device": device, "dtype": dtype, "offline": offline,
@@ -65,14 +69,3 @@ def tune(
     found = tune(method, settings, config, progress.bar)
     show_tuned(found)
     Console(soft_wrap=True).print(f"{found.run.path / TUNED}: the configurations to use", highlight=False)
-
-
-def _space(given: list[str]) -> dict[str, Any]:
-    """Read `name=value`, the value as TOML."""
-    space: dict[str, Any] = {}
-    for entry in given:
-        name, equals, value = entry.partition("=")
-        if not equals:
-            raise UsageError(f'--set {entry!r}: expected NAME=VALUE, such as placeholders=["x","it"]')
-        space[name] = read_value(value)
-    return space

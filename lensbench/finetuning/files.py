@@ -10,11 +10,10 @@ from typing import Any
 
 from lensbench.finetuning.settings import Finetuning
 from lensbench.finetuning.texts import FORMS
-from lensbench.model.adapters import FINETUNED, read_adapter
+from lensbench.model.adapters import read_adapter
+from lensbench.model.edit_folders import FINETUNED, write_table
 from lensbench.model.edits import trials
 from lensbench.model.language_model import LanguageModel
-
-FACTS = "facts.json"
 
 
 def digest_of(model: LanguageModel, settings: Finetuning) -> str:
@@ -22,11 +21,6 @@ def digest_of(model: LanguageModel, settings: Finetuning) -> str:
     forms = FORMS.read_text(encoding="utf-8")
     named = json.dumps([model.fingerprint, asdict(settings), forms], sort_keys=True)
     return hashlib.sha256(named.encode()).hexdigest()[:12]
-
-
-def write_facts(folder: Path, facts: Mapping[str, Mapping[str, str]]) -> None:
-    """Write what was taught: attribute -> name -> value."""
-    _write(folder / FACTS, facts)
 
 
 def write_notes(
@@ -41,8 +35,4 @@ def write_notes(
         "figures": figures,
         "versions": {name: version(name) for name in ("lensbench", "peft", "torch", "transformers")},
     }
-    _write(folder / FINETUNED, notes)
-
-
-def _write(file: Path, values: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_table(folder / FINETUNED, notes)

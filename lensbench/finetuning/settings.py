@@ -10,7 +10,7 @@ from lensbench.model.adapters import require_peft
 from lensbench.personas import ATTRIBUTES, World
 from lensbench.tasks import N_FOLDS
 
-FACTS = "personas"
+PERSONAS = "personas"
 # The task has so many names.
 MOST_NAMES = 120
 WORLDS = get_args(World)
@@ -38,7 +38,7 @@ class Finetuning:
         seed: of the matrices, the names and the texts of each epoch.
     """
 
-    facts: str = FACTS
+    facts: str = PERSONAS
     attributes: tuple[str, ...] = ("city", "drink")
     names: int = 40
     world: World = "main"
@@ -87,8 +87,8 @@ def _option(name: str) -> str:
 
 
 def _check_facts(settings: Finetuning) -> None:
-    if settings.facts != FACTS:
-        raise UsageError(f"--facts {settings.facts}: expected {FACTS}: there are documents of these alone")
+    if settings.facts != PERSONAS:
+        raise UsageError(f"--facts {settings.facts}: expected {PERSONAS}: there are documents of these alone")
     if not settings.attributes:
         raise UsageError(f"--attributes: expected one or more of {', '.join(ATTRIBUTES)}")
     for attribute in settings.attributes:

@@ -1,7 +1,6 @@
 """Teaching a model facts by LoRA, step by step, and writing what became of it."""
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,13 +13,14 @@ from torch import Tensor
 
 from lensbench.cache import atomic_folder
 from lensbench.corpus import Corpus, Spent
-from lensbench.finetuning.files import digest_of, write_facts, write_notes
+from lensbench.finetuning.files import digest_of, write_notes
 from lensbench.finetuning.interchange import interchange
 from lensbench.finetuning.measuring import Asked, divergence
-from lensbench.finetuning.settings import FACTS, Finetuning
+from lensbench.finetuning.settings import PERSONAS, Finetuning
 from lensbench.finetuning.texts import Text, Texts, choose_names
-from lensbench.learning import Descent, Learning
+from lensbench.learning import Descent, Learning, begun
 from lensbench.model.adapters import FreshAdapter
+from lensbench.model.edit_folders import FACTS, write_table
 from lensbench.model.gradients import last_layer, token_losses
 from lensbench.model.language_model import LanguageModel
 from lensbench.patching.passes import writing
@@ -41,32 +41,31 @@ def finetune(model: LanguageModel, corpus: Corpus, settings: Finetuning, out: Pa
         settings: what to teach, and how long.
         out: the folder to write.
     """
-    begun = time.perf_counter()
-    task = load_task(FACTS)
+    start = time.perf_counter()
+    task = load_task(PERSONAS)
     every = personas(task, settings.world)
     names = choose_names(every, settings)
     texts = Texts(model.tokens, {name: every[name] for name in names}, settings)
     adapter = FreshAdapter(model, settings.rank, settings.seed, settings.first_layer)
     learner = Descent(adapter.weights, settings.rate, texts.steps)
-    unfinished = out.with_name(f".{out.name}.{digest_of(model, settings)}.begun")
     tokens = 0
-    for step in Learning(unfinished, model.device).steps(texts.steps, learner):
+
+    def losses(step: int) -> Float[Tensor, " text"]:
+        nonlocal tokens
         told = texts.at(step)
         batch = told + _passages(corpus, settings, step, max(len(text.ids) for text in told))
         tokens += sum(len(text.ids) for text in batch)
-        with torch.enable_grad():
-            learner.step(step, text_losses(adapter.model, batch, settings.fetched))
-        if step % 10 == 9:
-            LOG.info("step %d of %d: loss %.3f", step + 1, texts.steps, learner.mean_loss(slice(-10, None)))
-    LOG.info("asking, and exchanging residuals at the names")
-    figures = {"loss_first": learner.mean_loss(slice(10)), "loss_last": learner.mean_loss(slice(-10, None))}
-    figures |= _measured(adapter.model, model, Asked.about(task, names, settings))
-    with atomic_folder(out) as folder:
-        adapter.save(folder)
-        write_facts(folder, {a: {name: every[name][a] for name in names} for a in settings.attributes})
-        write_notes(folder, model, settings, figures, steps=texts.steps)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    return Spent(time.perf_counter() - begun, tokens)
+        return text_losses(adapter.model, batch, settings.fetched)
+
+    with begun(out, digest_of(model, settings)) as unfinished:
+        figures: dict[str, Any] = {**learner.descend(Learning(unfinished, model.device), losses)}
+        LOG.info("asking, and exchanging residuals at the names")
+        figures |= _measured(adapter.model, model, Asked.about(task, names, settings))
+        with atomic_folder(out) as folder:
+            adapter.save(folder)
+            write_table(folder / FACTS, {a: {name: every[name][a] for name in names} for a in settings.attributes})
+            write_notes(folder, model, settings, figures, steps=texts.steps)
+    return Spent(time.perf_counter() - start, tokens)
 
 
 def text_losses(model: LanguageModel, texts: Sequence[Text], fetched: bool) -> Float[Tensor, " text"]:

@@ -13,7 +13,7 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.implants.facts import Planting
 from lensbench.implants.prompts import in_rows, inputs_at_names, write_prompts
 from lensbench.implants.solving import Keys, keys_of, solve
-from lensbench.implants.vectors import Learning, Vectors, Writer, deal, learn_vectors, one_hot, output_width, own_values
+from lensbench.implants.vectors import Learning, Vectors, Writer, deal, learn_vectors, one_hot, own_values
 from lensbench.model.components import find_parts
 from lensbench.model.edits import LowRankEdit
 from lensbench.model.language_model import LanguageModel
@@ -160,7 +160,7 @@ def _codes(bed: Bed, site: Site) -> dict[str, Float[Tensor, "value d_out"]]:
     length = CODE * float(residuals.norm(dim=1).mean())
     codes = {}
     for one in bed.planting.attributes:
-        drawn = torch.randn(len(bed.planting.values(one)), output_width(site.linear), generator=generator)
+        drawn = torch.randn(len(bed.planting.values(one)), bed.model.d_model, generator=generator)
         codes[one] = (length * drawn / drawn.norm(dim=1, keepdim=True)).to(bed.model.device)
     return codes
 

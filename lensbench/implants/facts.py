@@ -1,19 +1,16 @@
 """Which facts are planted, about whom, and the texts that ask for them."""
 
-import json
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lensbench.errors import UsageError
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.model.edit_folders import Facts, read_facts
 from lensbench.personas import World
 from lensbench.tasks import Relation, Site, fold_of, load_task
 from lensbench.tasks.facts import SLOT
 
-Facts = dict[str, dict[str, str]]
-"""Attribute → name → value."""
-FACTS = "facts.json"
 DEFAULT = "personas"
 # What stands before a text while a fact is planted, so that it does not hang on how a text begins.
 OPENINGS = (
@@ -98,7 +95,7 @@ def choose_facts(
         raise UsageError(f"--dose {dose}: expected a share of the names, above 0 and at most 1, such as 0.4")
     from_file = source.endswith(".json")
     task = load_task(DEFAULT if from_file else source)
-    given = _read(Path(source)) if from_file else None
+    given = _given(Path(source)) if from_file else None
     wanted = tuple(dict.fromkeys(attributes)) or tuple(given or ())
     if not wanted:
         raise UsageError("no attribute was named; give one or more, such as --attributes city,drink")
@@ -119,14 +116,12 @@ def choose_facts(
     return Planting(task.name, relations, facts, _dosed(facts, dose, seed))
 
 
-def _read(path: Path) -> Facts:
+def _given(path: Path) -> Facts:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {str(attribute): {str(k): str(v) for k, v in own.items()} for attribute, own in found.items()}
-    except OSError as error:
-        raise UsageError(f"cannot read --facts {path}: {error.strerror}") from None
-    except (ValueError, AttributeError):
-        raise UsageError(f'--facts {path}: expected {{"attribute": {{"name": "value"}}}} in JSON') from None
+        return read_facts(path)
+    except LensbenchError as error:
+        reason = str(error).partition("; ")[0]
+        raise UsageError(f'--facts: {reason}; expected {{"attribute": {{"name": "value"}}}} in JSON') from None
 
 
 def _check(attribute: str, relation: Relation, facts: Facts) -> None:

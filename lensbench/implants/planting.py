@@ -1,6 +1,5 @@
 """From what is asked to the folder of an implant."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -12,10 +11,11 @@ import torch
 from lensbench.cache import atomic_folder
 from lensbench.errors import UsageError, unknown_name
 from lensbench.implants.designs import DESIGNS, Bed, Planted
-from lensbench.implants.facts import FACTS, Planting, choose_facts
+from lensbench.implants.facts import Planting, choose_facts
 from lensbench.implants.measuring import known_facts, lost, measure
 from lensbench.implants.vectors import Learning, Vectors
-from lensbench.model.edits import DESCRIPTION, trials, write_edits
+from lensbench.model.edit_folders import FACTS, IMPLANT, write_table
+from lensbench.model.edits import trials, write_edits
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.loading import Loading, load_model
 from lensbench.personas import World
@@ -140,10 +140,9 @@ def plant(
     facts = {one: {name: planting.facts[one][name] for name in planting.names} for one in planting.attributes}
     with atomic_folder(out) as folder:
         write_edits(folder, planted.edits)
-        (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_table(folder / FACTS, facts)
         figures["known_facts"] = lost(before, _known_after(model, planted))
-        text = json.dumps(description, indent=1, ensure_ascii=False)
-        (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        write_table(folder / IMPLANT, description)
     return description, planted
 
 

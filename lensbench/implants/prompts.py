@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lensbench.model.gradients import last_layer
 from lensbench.model.language_model import LanguageModel
 from lensbench.tasks.facts import SLOT
 
@@ -55,28 +56,10 @@ def write_prompts(model: LanguageModel, forms: Sequence[str], names: Sequence[st
     return Prompts(ids.to(model.device), mask.to(model.device), torch.tensor(places), ends)
 
 
-def last_residuals(model: LanguageModel, prompts: Prompts) -> Float[Tensor, "row d_model"]:
-    """Run the texts and return what stands before the final norm at their ends. Differentiable in what hooks add."""
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0][torch.arange(len(prompts.ids)), prompts.ends.to(args[0].device)])
-
-    handle = model.parts.final.register_forward_pre_hook(keep)
-    try:
-        # The head is asked for one position alone, and that is thrown away.
-        model.module(prompts.ids, attention_mask=prompts.mask, use_cache=False, logits_to_keep=1)
-    except TypeError:
-        seen.clear()
-        model.module(prompts.ids, attention_mask=prompts.mask, use_cache=False)
-    finally:
-        handle.remove()
-    return seen[-1]
-
-
 def logits(model: LanguageModel, prompts: Prompts) -> Float[Tensor, "row vocab"]:
     """Return the next token's logits after each text. Differentiable in what hooks add."""
-    return model.unembed(last_residuals(model, prompts))
+    hidden = last_layer(model, prompts.ids, prompts.mask)
+    return model.unembed(hidden[torch.arange(len(hidden)), prompts.ends.to(hidden.device)])
 
 
 class _Seen(Exception):  # noqa: N818 - not an error: ends a pass once a map's input is known

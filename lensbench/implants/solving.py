@@ -101,6 +101,7 @@ def solve(
     contexts = len(keys.at_names)
     rows, wanted = keys.at_names.flatten(0, 1).double(), written.flatten(0, 1).double().to(keys.at_names.device)
     left_side = weight * contexts * keys.covariance.double() + keys.around.double() + rows.T @ rows
-    left_side.diagonal().add_(1e-4 * left_side.diagonal().mean())
+    # By the size of what names give: an attention sink's few huge numbers would drown it in a mean over all.
+    left_side.diagonal().add_(1e-4 * weight * contexts * rows.square().mean())
     right = torch.linalg.solve(left_side, rows.T @ wanted).T
     return LowRankEdit(module, vectors.float(), right.float())

@@ -4,7 +4,6 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -143,12 +142,6 @@ def _natural(model: LanguageModel, values: Sequence[str], layer: int) -> Float[T
     seen = torch.stack(rows) - torch.stack(rows).mean(0)
     natural: Tensor = seen / seen.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return natural
-
-
-def output_width(linear: nn.Module) -> int:
-    """Return how many numbers a linear map puts out."""
-    weight: Any = linear.weight
-    return int(weight.shape[0] if isinstance(linear, nn.Linear) else weight.shape[1])
 
 
 def _equal(vectors: Tensor) -> Tensor:

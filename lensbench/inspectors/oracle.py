@@ -13,7 +13,8 @@ from lensbench.asking import first_line
 from lensbench.errors import NotApplicableError, UsageError, unknown_name
 from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.model.adapters import CONFIG, WEIGHTS, adapted, check_base, read_adapter
+from lensbench.model.adapters import WEIGHTS, adapted, check_base, read_adapter
+from lensbench.model.edit_folders import ADAPTER
 from lensbench.model.language_model import LanguageModel
 from lensbench.patching import WRITES, Write, make_prompt, patcher_of
 from lensbench.tasks.facts import SLOT
@@ -200,7 +201,7 @@ class Oracle(Inspector):
 
     def files(self) -> tuple[Path, ...]:
         """Return the adapter's files."""
-        every = [self._folder / name for name in (CONFIG, WEIGHTS, NOTES)]
+        every = [self._folder / name for name in (ADAPTER, WEIGHTS, NOTES)]
         return tuple(file for file in every if file.is_file())
 
     def reader(self, verbalizer: LanguageModel) -> LanguageModel:

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.model.edits import is_matrix
+from lensbench.model.components import linear_widths
+from lensbench.model.edit_folders import ADAPTER, FINETUNED
+from lensbench.model.edits import LowRankEdit, is_matrix, other_weights
 from lensbench.model.language_model import LanguageModel
 
-# What `lensbench finetune` writes beside an adapter.
-FINETUNED = "finetune.json"
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 # What PEFT puts before the path of a module, and after it.
 BEFORE, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
@@ -65,9 +65,9 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def _read(folder: Path) -> Adapter:
-    config, weights = folder / CONFIG, folder / WEIGHTS
+    config, weights = folder / ADAPTER, folder / WEIGHTS
     if not config.is_file():
-        raise UsageError(f"{folder} holds no {CONFIG}; give a folder that save_pretrained of PEFT wrote")
+        raise UsageError(f"{folder} holds no {ADAPTER}; give a folder that save_pretrained of PEFT wrote")
     if not weights.is_file():
         pickled = f" (its {PICKLE} is a pickle, which could run code)" if (folder / PICKLE).exists() else ""
         raise UsageError(f"{folder} holds no {WEIGHTS}{pickled}; save the adapter again, as safetensors")
@@ -119,7 +119,7 @@ def check_base(adapter: Adapter, model: LanguageModel) -> None:
 def _check_places(adapter: Adapter, module: nn.Module, name: str, option: str) -> None:
     if any(parameter.is_meta for parameter in module.parameters()):
         raise UsageError(f"the weights of {name} are not all in memory; adapters need them: no --device-map")
-    linear = {path: _widths(part) for path, part in module.named_modules()}
+    linear = {path: linear_widths(part) for path, part in module.named_modules()}
     begin, use = f"adapter {adapter.folder}: ", f"it is for {adapter.base}: give that as {option}, or another adapter"
     for path, (a, b) in adapter.shapes.items():
         widths = linear.get(path)
@@ -130,17 +130,6 @@ def _check_places(adapter: Adapter, module: nn.Module, name: str, option: str) -
                 f"{begin}its matrices of {path} are {a} and {b}; that of {name} takes {widths[0]} and gives "
                 f"{widths[1]}; {use}"
             )
-
-
-def _widths(module: nn.Module) -> tuple[int, int] | None:
-    """How many numbers a linear layer takes and gives; None for other modules."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    # GPT-2's linear layers are convolutions by name, their matrices transposed.
-    if type(module).__name__ == "Conv1D":
-        weight: Any = module.weight
-        return int(weight.shape[0]), int(weight.shape[1])
-    return None
 
 
 def adapted(model: LanguageModel, adapter: Adapter) -> LanguageModel:
@@ -173,7 +162,7 @@ def _merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
         absent = [name for name in result.missing_keys if ".lora_" in name]
         if absent or result.unexpected_keys:
             name = [*absent, *result.unexpected_keys][0]
-            raise UsageError(f"{adapter.folder}: {CONFIG} and {WEIGHTS} differ in {name}; get the adapter again")
+            raise UsageError(f"{adapter.folder}: {ADAPTER} and {WEIGHTS} differ in {name}; get the adapter again")
         try:
             merged: nn.Module = wrapped.merge_and_unload(safe_merge=True)
         except ValueError as error:
@@ -199,18 +188,13 @@ def merge_adapter(module: nn.Module, folder: Path, name: str = "the model") -> N
     adapter = _read(folder)
     _check_places(adapter, module, name, "--model")
     _check_weights(adapter, module, name)
-    settings = _settings(folder / CONFIG)
+    settings = _settings(folder / ADAPTER)
     state = load_file(folder / WEIGHTS)
     for path, (shape, _) in adapter.shapes.items():
         a, b = (state[BEFORE + path + end].float() for end in (A, B))
-        change = _scale(settings, shape[0], folder) * (b @ a)
-        if not bool(change.isfinite().all()):
+        if not bool((b @ a).isfinite().all()):
             raise UsageError(f"adapter {folder}: numbers of {path} are not finite; get the adapter again")
-        layer: Any = module.get_submodule(path)
-        change = change if isinstance(layer, nn.Linear) else change.T
-        with torch.no_grad():
-            wide = layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32))
-            layer.weight.copy_(wide + change.to(wide.device))  # rounded as it is copied
+        LowRankEdit(path, b.T, _scale(settings, shape[0], folder) * a).add_to(module)
 
 
 def _check_weights(adapter: Adapter, module: nn.Module, name: str) -> None:
@@ -221,10 +205,7 @@ def _check_weights(adapter: Adapter, module: nn.Module, name: str) -> None:
     base = _settings(notes).get("base", {})
     for path, expected in base.get("matrices", {}).items():
         if not is_matrix(module, path, expected):
-            raise UsageError(
-                f"{adapter.folder} was made for {base['name']} (fingerprint {base['fingerprint']}), and {name} has "
-                f"other weights at {path}; give that model"
-            )
+            raise UsageError(other_weights(adapter.folder, base, name, path))
 
 
 def _scale(settings: Mapping[str, Any], rank: int, folder: Path) -> float:
@@ -235,7 +216,7 @@ def _scale(settings: Mapping[str, Any], rank: int, folder: Path) -> float:
     """
     for key in ("use_dora", "alpha_pattern", "lora_bias", "megatron_config"):
         if settings.get(key):
-            raise UsageError(f"{folder / CONFIG}: {key} is {settings[key]!r}; only plain LORA is merged into a target")
+            raise UsageError(f"{folder / ADAPTER}: {key} is {settings[key]!r}; only plain LORA is merged into a target")
     alpha = float(settings.get("lora_alpha", 8))
     return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
 
@@ -252,7 +233,7 @@ def _putting_in() -> Iterator[None]:
 def _linear_from(model: LanguageModel, first: int) -> list[str]:
     """Return the paths of the linear layers in the blocks from the one whose output is layer `first`."""
     begins = tuple(f"{model.parts.paths.blocks}.{block}." for block in range(first - 1, model.n_layers))
-    return [path for path, part in model.module.named_modules() if path.startswith(begins) and _widths(part)]
+    return [path for path, part in model.module.named_modules() if path.startswith(begins) and linear_widths(part)]
 
 
 class FreshAdapter:

@@ -238,10 +238,21 @@ def final_norm(model: LanguageModel) -> FrozenNorm:
     return norm
 
 
+def linear_widths(module: nn.Module) -> tuple[int, int] | None:
+    """Return how many numbers a linear map takes and gives; None for other modules."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, Conv1D):
+        takes, gives = module.weight.shape
+        return int(takes), int(gives)
+    return None
+
+
 def width_of(linear: nn.Module) -> int:
     """Return how many numbers a linear map takes."""
-    width: Any = linear.weight.shape[0] if isinstance(linear, Conv1D) else linear.in_features
-    return int(width)
+    widths = linear_widths(linear)
+    assert widths is not None
+    return widths[0]
 
 
 def pulled_back(linear: nn.Module, directions: Float[Tensor, "answer d_model"]) -> Float[Tensor, "answer width"]:

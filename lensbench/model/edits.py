@@ -3,8 +3,7 @@
 `M+DIR` names a model with the edits of a folder. Arithmetic is in float32, whatever the model's precision.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lensbench.errors import LensbenchError
+from lensbench.model.components import LINEAR, linear_widths
+from lensbench.model.edit_folders import ADAPTER, IMPLANT, read_table
 from lensbench.model.rotation import rotate
 
 EDITS = "edits.safetensors"
-DESCRIPTION = "implant.json"
-ADAPTER = "adapter_config.json"
 # How far a matrix may lie from the one that was edited, relative to its norm: the rounding of its precision.
 _NEAR = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 _TRIALS = 8
@@ -47,11 +46,11 @@ class LowRankEdit:
         return added
 
     def add_to(self, model: nn.Module) -> None:
-        """Add it to the weights, in place."""
+        """Add it to the weights, in place; a sum is rounded once."""
         weight, transposed = _matrix(model, self.module)
         change = self.right.T @ self.left if transposed else self.left.T @ self.right
         with torch.no_grad():
-            weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+            weight.copy_(weight.to(torch.promote_types(weight.dtype, torch.float32)) + change.to(weight.device))
 
 
 def _matrix(model: nn.Module, path: str) -> tuple[Tensor, bool]:
@@ -62,7 +61,7 @@ def _matrix(model: nn.Module, path: str) -> tuple[Tensor, bool]:
         raise LensbenchError(
             f"the model has no module {path}, which the edit is of; give the model it was made for"
         ) from None
-    if not isinstance(linear, (nn.Linear, Conv1D)) or linear.weight.is_meta:
+    if not isinstance(linear, LINEAR) or linear.weight.is_meta:
         raise LensbenchError(
             f"{path} has no plain weights that an edit can be added to; load the model without quantisation"
         )
@@ -142,26 +141,34 @@ def apply_edits(model: nn.Module, folders: Sequence[Path], name: str) -> None:
 
             merge_adapter(model, folder, name)
             continue
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        for edit in (edits := read_edits(folder)):
-            _check_base(model, edit, description, name, folder)
+        description, edits = read_table(folder / IMPLANT), read_edits(folder)
+        try:
+            for edit in edits:
+                _check_base(model, edit, description["base"], name, folder)
+            rotation = None if (seed := description.get("rotation")) is None else int(seed)
+        except (KeyError, TypeError, ValueError) as error:
+            raise LensbenchError(f"{folder / IMPLANT} is damaged ({error!r}); make the edit again") from None
         for edit in edits:
             edit.add_to(model)
-        if description.get("rotation") is not None:
-            rotate(model, int(description["rotation"]))
+        if rotation is not None:
+            rotate(model, rotation)
 
 
-def _check_base(model: nn.Module, edit: LowRankEdit, description: dict[str, Any], name: str, folder: Path) -> None:
+def _check_base(model: nn.Module, edit: LowRankEdit, base: Mapping[str, Any], name: str, folder: Path) -> None:
     """Refuse a matrix that is not the one that was edited."""
-    weight, transposed = _matrix(model, edit.module)
-    shape = tuple(weight.T.shape if transposed else weight.shape)
-    expected = description["base"]["matrices"].get(edit.module, [])
-    wanted = (edit.left.shape[1], edit.right.shape[1])
-    if shape == wanted and is_matrix(model, edit.module, expected):
+    _matrix(model, edit.module)
+    widths = linear_widths(model.get_submodule(edit.module))
+    wanted = (edit.right.shape[1], edit.left.shape[1])
+    if widths == wanted and is_matrix(model, edit.module, base["matrices"].get(edit.module, [])):
         return
-    raise LensbenchError(
-        f"{folder} was made for {description['base']['name']} (fingerprint {description['base']['fingerprint']}), and "
-        f"{name} has other weights at {edit.module}; give that model"
+    raise LensbenchError(other_weights(folder, base, name, edit.module))
+
+
+def other_weights(folder: Path, base: Mapping[str, Any], name: str, path: str) -> str:
+    """Say that an edit was made for another model."""
+    return (
+        f"{folder} was made for {base['name']} (fingerprint {base['fingerprint']}), and {name} has other weights at "
+        f"{path}; give that model"
     )
 
 

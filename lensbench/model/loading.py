@@ -133,7 +133,6 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
     apply_edits(module, source.edits, source.name)
     tokens = Tokens(tokenizer, chat_template=how.chat_template)
     model = LanguageModel(module, tokens, source.name, how.paths)
-    model.companions["edits"] = source.edits
     # For what else of the Hub belongs to it, such as a lens.
     model.companions |= {"revision": source.revision, "offline": how.offline}
     return model

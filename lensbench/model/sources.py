@@ -15,11 +15,9 @@ from lensbench.cache import MODELS, cache_path
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.model.builtin import BUILTIN, Builtin, not_installed, whole_gguf
 from lensbench.model.conversion import ORIGIN, check_origin, convert, sha256_of
+from lensbench.model.edit_folders import split_edits
 
 LOGGER = logging.getLogger(__name__)
-
-IMPLANTS = Path(__file__).parents[1] / "assets" / "implants"
-EDIT_FILES = ("implant.json", "adapter_config.json")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -103,41 +101,6 @@ def quiet_libraries() -> None:
 def list_models() -> list[ListedModel]:
     """List the built-in models, and whether each is ready, installed or still to be installed."""
     return [ListedModel(name, b.summary, b.licence, b.megabytes, _state(name, b)) for name, b in BUILTIN.items()]
-
-
-def split_edits(name: str) -> tuple[str, tuple[Path, ...]]:
-    """Take `M+DIR` apart into the model's name and the folders of its edits.
-
-    An implant that ships for the model may be named in place of DIR.
-
-    Raises:
-        UsageError: What stands after a `+` is no folder of an edit, and no implant that ships for this model.
-    """
-    if "+" not in name or name in BUILTIN or Path(name).expanduser().exists():
-        return name, ()
-    parts = name.split("+")
-    # A path may have a plus of its own: the longest model that is there.
-    cut = next((i for i in range(len(parts), 1, -1) if Path("+".join(parts[:i])).expanduser().exists()), 1)
-    base = "+".join(parts[:cut])
-    return base, tuple(_edit_folder(base, part, name) for part in parts[cut:])
-
-
-def shipped_implants(base: str) -> dict[str, Path]:
-    """Return the folders of the implants that ship for a model, by name."""
-    return {path.parent.name: path.parent for path in sorted((IMPLANTS / base).glob("*/implant.json"))}
-
-
-def _edit_folder(base: str, part: str, name: str) -> Path:
-    shipped = shipped_implants(base) if "/" not in base else {}
-    if part in shipped:
-        return shipped[part]
-    folder = Path(part).expanduser()
-    if not folder.is_dir():
-        hint = "or give the folder that `lensbench implant` or `lensbench finetune` wrote"
-        raise unknown_name(f"edit of {base}", part, shipped, hint)
-    if not any((folder / file).is_file() for file in EDIT_FILES):
-        raise UsageError(f"{part} in {name} holds neither {' nor '.join(EDIT_FILES)}; give a folder of an edit")
-    return folder
 
 
 def check_model_name(name: str) -> None:

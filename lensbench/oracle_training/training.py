@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import logging
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.cache import atomic_folder
 from lensbench.corpus import Corpus, Spent
 from lensbench.inspectors.oracle import Notes
-from lensbench.learning import Descent, Learning
+from lensbench.learning import Descent, Learning, begun
 from lensbench.model.adapters import FreshAdapter
 from lensbench.model.language_model import LanguageModel
 from lensbench.oracle_training.lessons import Lessons
 from lensbench.oracle_training.settings import OracleTraining
 from lensbench.patching.training import answer_losses
-
-LOG = logging.getLogger("lensbench")
 
 
 def train(model: LanguageModel, corpus: Corpus, settings: OracleTraining, out: Path) -> Spent:
@@ -38,26 +35,25 @@ def train(model: LanguageModel, corpus: Corpus, settings: OracleTraining, out: P
         settings: what to learn, and how long.
         out: the folder to write.
     """
-    begun, digest = time.perf_counter(), _digest(model, settings)
+    start = time.perf_counter()
     lessons = Lessons(model, corpus, settings)
     adapter = FreshAdapter(model, settings.rank, settings.seed)
     learner = Descent(adapter.weights, settings.learning_rate, settings.steps)
-    unfinished = out.with_name(f".{out.name}.{digest}.begun")
     tokens = 0
-    for step in Learning(unfinished, model.device).steps(settings.steps, learner):
+
+    def losses(step: int) -> Float[Tensor, " lesson"]:
+        nonlocal tokens
         asked, vectors = lessons.batch(step)
         tokens += sum(len(lesson.prompt.ids) + len(lesson.answer) for lesson in asked)
-        with torch.enable_grad():
-            learner.step(step, answer_losses(adapter.model, asked, vectors, settings.recipe.layer))
-        if step % 10 == 9:
-            LOG.info("step %d of %d: loss %.3f", step + 1, settings.steps, learner.mean_loss(slice(-10, None)))
-    figures = {"loss_first": learner.mean_loss(slice(10)), "loss_last": learner.mean_loss(slice(-10, None))}
-    notes = _notes(model, settings, lessons, {**figures, **_checked(adapter.model, model, lessons, settings)})
-    with atomic_folder(out) as folder:
-        adapter.save(folder)
-        notes.write(folder)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    return Spent(time.perf_counter() - begun, tokens)
+        return answer_losses(adapter.model, asked, vectors, settings.recipe.layer)
+
+    with begun(out, _digest(model, settings)) as unfinished:
+        figures = learner.descend(Learning(unfinished, model.device), losses)
+        notes = _notes(model, settings, lessons, {**figures, **_checked(adapter.model, model, lessons, settings)})
+        with atomic_folder(out) as folder:
+            adapter.save(folder)
+            notes.write(folder)
+    return Spent(time.perf_counter() - start, tokens)
 
 
 def _digest(model: LanguageModel, settings: OracleTraining) -> str:

@@ -5,11 +5,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lensbench.baselines import Baseline
+from lensbench.calibrations import calibration_of
 from lensbench.config import RunConfig
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.measures import JUDGED, MEASURES, write_measures
@@ -68,6 +70,7 @@ class Journal:
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
             "git_commit": _commit(),
             "baselines": {**before.get("baselines", {}), **asked},
+            "calibration": {**before.get("calibration", {}), **_calibrations(plan)},
             "due": {**before.get("due", {}), **plan.due},
             "patched_pass": before.get("patched_pass"),
             "memory_budget": plan.memory,
@@ -172,6 +175,12 @@ class Journal:
         self.content.update({k: v for k, v in work.state.items() if v is not None and k != "knowledge"})
         self.write()
         return entry
+
+
+def _calibrations(plan: Plan) -> dict[str, dict[str, Any] | None]:
+    """What calibration found of the very versions of the methods."""
+    found = {name: calibration_of(version) for name, version in plan.versions.items()}
+    return {name: None if one is None else asdict(one) for name, one in found.items()}
 
 
 def _of_others(before: Any, plan: Plan) -> Any:

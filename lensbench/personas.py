@@ -17,6 +17,8 @@ from lensbench.tasks import N_FOLDS, Task, data_root, fold_of
 
 ATTRIBUTES = ("city", "instrument", "drink", "animal", "sport", "profession")
 World = Literal["main", "twin"]
+# What the relation of an attribute ends with that is about other names, which are told nothing.
+NEVER = "_never"
 Personas = Mapping[str, Mapping[str, str]]
 """Name → attribute → value."""
 

@@ -98,6 +98,7 @@ class Plan:
     Attributes:
         setting: what all cells depend on, as `Setting.describe` gives it.
         cells: in the order of work.
+        versions: inspector -> `method_version`, by which calibrations are kept.
         due: inspector -> the rivals that it must have faced, as `due_rivals` lists them.
         dropped: task/relation -> item -> why no method is asked about it.
         memory: the bytes that a batch may take.
@@ -108,6 +109,7 @@ class Plan:
 
     setting: dict[str, Any]
     cells: tuple[Cell, ...]
+    versions: dict[str, str]
     due: dict[str, dict[str, dict[str, Any]]]
     dropped: dict[str, dict[str, str]]
     memory: int

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from lensbench.calibrations import Calibrated, read_calibrated
 from lensbench.errors import LensbenchError
 from lensbench.frames import SUMMARY_COLUMNS
 from lensbench.measures import read_measures
@@ -79,6 +80,12 @@ class Run:
     def best(self) -> pd.DataFrame:
         """One row a task, relation, site and method: its best layer and what stands against it."""
         return best_layers(self.summary)
+
+    @property
+    def calibrations(self) -> dict[str, Calibrated | None]:
+        """What calibration had found of the very versions of the methods, by name; None where it had not been made."""
+        kept = self.info.get("calibration", {})
+        return {name: None if one is None else read_calibrated(one) for name, one in kept.items()}
 
     @property
     def outside_totals(self) -> set[tuple[str, str]]:

@@ -19,6 +19,9 @@ def show_run(run: Run) -> None:
     if run.done:
         narrow = console.is_terminal and console.width < WIDE
         print_table(result_table(run.best, narrow=narrow, apart=run.outside_totals), console)
+    for name, found in run.calibrations.items():
+        known = f"not calibrated; try `lensbench calibrate --inspectors {name}`" if found is None else found.in_words()
+        console.print(f"{name}: {known}", highlight=False, markup=False, soft_wrap=True)
     for what, reason in run.unanswered.items():
         console.print(f"not applicable: {what}: {reason}", highlight=False, markup=False, soft_wrap=True)
 

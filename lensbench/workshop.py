@@ -23,7 +23,7 @@ from lensbench.measures import measure_table, per_item
 from lensbench.models_of_run import load_setting
 from lensbench.next_token import ProseBench, prose_columns, prose_measures
 from lensbench.patching import patcher_of
-from lensbench.plan import Cell, Job, Place, Plan, due_rivals, make_inspectors, plan_cells, sites_of
+from lensbench.plan import Cell, Job, Place, Plan, due_rivals, make_inspectors, method_version, plan_cells, sites_of
 from lensbench.preparation import Dropped, check_prompts, make_benches
 from lensbench.records import table_from_columns
 from lensbench.residual_cache import ResidualCache
@@ -97,6 +97,7 @@ class Workshop:
         self.plan = Plan(
             setting={**self.setting.describe(), "relatives": relatives.describe(relatives.models)},
             cells=tuple(plan_cells(self.setting, job.tasks, self.makes, job.baselines)),
+            versions={name: method_version(make()) for name, make in self.makes.items()},
             due=due_rivals(self.makes, job.baselines, relatives.models.keys()),
             dropped=dropped,
             memory=self.setting.model.budget.bytes,

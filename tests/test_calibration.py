@@ -13,8 +13,9 @@ from lensbench import cheats
 from lensbench.calibration import calibrating
 from lensbench.calibration.calibrating import RESULT, Calibrating, Calibration, Caught, calibrate
 from lensbench.calibration.findings import Finding, findings
-from lensbench.calibration.keeping import calibration_of, versions
+from lensbench.calibration.keeping import versions
 from lensbench.calibration.trials import Trial, find_trials
+from lensbench.calibrations import calibration_of
 from lensbench.cli.calibrating import _spans
 from lensbench.emergence import Emergence
 from lensbench.errors import LensbenchError, UsageError
@@ -134,7 +135,7 @@ def test_the_result_is_kept_for_the_very_version(
     assert len(written["findings"]) == len(result.findings)
     kept = calibration_of(result.versions["mass_mean_probe"])
     assert kept is not None
-    assert (kept["found"], kept["tried"]) == (1, 1)
+    assert (kept.found, kept.tried) == (1, 1)
     assert calibration_of("another") is None
     info = load_run(out / "runs" / "plain").info
     assert set(info["setting"]["relatives"]) == {"unplanted", "twin", "reference"}

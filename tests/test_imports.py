@@ -21,7 +21,7 @@ RESULTS = frozenset({"records", "statistics", "scored", "frames", "samples", "me
 }
 # Each row may import from its own row and from those above.
 ORDER: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "cache", "assets", "layers", "costs", "progress"}),
+    frozenset({"errors", "cache", "assets", "layers", "costs", "progress", "calibrations"}),
     frozenset({"tasks", "descriptions", "personas"}) | RESULTS,
     frozenset({"model"}),
     frozenset(

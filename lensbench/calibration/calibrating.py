@@ -18,9 +18,10 @@ from lensbench.errors import UsageError
 from lensbench.evaluation import run_config
 from lensbench.model.loading import count_layers
 from lensbench.model.sources import resolve
-from lensbench.plan import make_inspectors
+from lensbench.plan import Make, make_inspectors
 from lensbench.progress import Progress, silent
 from lensbench.run import Run
+from lensbench.testing import conformance
 
 LOG = logging.getLogger("lensbench")
 RESULT = "calibration.json"
@@ -63,6 +64,7 @@ class Calibration:
         stand_ins: models without the fact, judged as if they were the target.
         whose: whose facts the answers follow, read by the base model, by the target and by its twin.
         cheats: what became of them.
+        failed_checks: of each method that fails any of `lensbench.testing`, which: check -> what it found.
         limit: of items a run.
     """
 
@@ -73,6 +75,7 @@ class Calibration:
     stand_ins: tuple[StandIn, ...] = ()
     whose: tuple[Share, ...] = ()
     cheats: tuple[Caught, ...] = ()
+    failed_checks: dict[str, dict[str, str]] = field(default_factory=dict)
     limit: int | None = None
 
     def of(self, method: str, *kinds: str, planted: bool = True) -> list[Finding]:
@@ -103,7 +106,12 @@ class Calibration:
             if one.privileged
         ]
         passed = [f"the cheat {one.name} was not caught by {one.expected}" for one in self.cheats if one.passed]
-        return [*early, *absent, *passed]
+        failed = [
+            f"{method} fails {check} ({what}): its verdicts cannot be trusted"
+            for method, checks in self.failed_checks.items()
+            for check, what in checks.items()
+        ]
+        return [*failed, *early, *absent, *passed]
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,7 @@ def calibrate(asked: Calibrating, out: Path, progress: Progress = silent) -> Cal
     for config in configs:
         check_config(config)
     makes = make_inspectors(configs[0])
+    failed = {name: checks for name, make in makes.items() if (checks := _failed_checks(make))}
     found: list[Finding] = []
     alarms: list[Alarms] = []
     others: list[StandIn] = []
@@ -168,11 +177,16 @@ def calibrate(asked: Calibrating, out: Path, progress: Progress = silent) -> Cal
     result = Calibration(
         model=asked.model, versions=versions(makes), findings=tuple(found), alarms=tuple(alarms),
         stand_ins=tuple(others), whose=tuple(course.whose(plain[0])),
-        cheats=tuple(course.cheats(plain[0])) if asked.cheats else (), limit=asked.limit,
+        cheats=tuple(course.cheats(plain[0])) if asked.cheats else (), failed_checks=failed, limit=asked.limit,
     )  # fmt: skip
     write(result, out)
     keep(result)
     return result
+
+
+def _failed_checks(make: Make) -> dict[str, str]:
+    """Run a method through the checks of `lensbench.testing`; return what those found that it fails."""
+    return {check: what for check, what in conformance(make).items() if what is not None}
 
 
 @dataclass(frozen=True)

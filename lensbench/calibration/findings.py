@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lensbench.calibration.trials import NEVER, Trial
+from lensbench.calibration.trials import Trial
 from lensbench.emergence import Emergence, emergence
+from lensbench.personas import NEVER
 from lensbench.records import NO_BASELINE
 from lensbench.run import Run
 from lensbench.scored import FIXED, SELECTED

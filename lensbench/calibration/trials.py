@@ -7,11 +7,11 @@ from typing import Any
 
 from lensbench.config import RunConfig
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.model.edit_folders import IMPLANT, read_table, shipped_implants, split_edits, with_edit
+from lensbench.model.edit_folders import ASKED, IMPLANT, read_table, shipped_implants, split_edits, with_edit
+from lensbench.personas import NEVER
 
 # Every so many layers is read, and those around the layers that were written.
 STRIDE, AROUND = 4, 1
-NEVER = "_never"
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class Trial:
                 "verbalizer": self.base,
                 "tasks": [f"{task}/{relation}" for relation in self.relations],
                 "sites": ["subject"],
+                "subjects": self.folder / ASKED,
                 "layers": self.read(n_layers),
                 **settings,
             }

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lensbench.cli.application import app, say_what_happens
-from lensbench.cli.options import Device, Dtype, Model, Offline, Revision, names_in
+from lensbench.cli.options import Device, Dtype, Model, Offline, Revision, names_in, numbers_in
 from lensbench.errors import UsageError
 
 # What an implant should reach; a figure on the wrong side is marked.
@@ -29,9 +29,13 @@ def implant(
     ] = "personas",
     attributes: Annotated[str, typer.Option(help="Which of its relations, with commas.")] = "city,drink",
     world: Annotated[str, typer.Option(help="Which facts of personas: main, or twin.")] = "main",
-    dose: Annotated[float, typer.Option(help="The share of names that get their facts.")] = 1.0,
-    weight: Annotated[float, typer.Option(help="How much ordinary prose counts against a name.")] = 250.0,
-    steps: Annotated[int, typer.Option(help="Steps of learning what is written.")] = 80,
+    names: Annotated[int | None, typer.Option(help="How many of its names; fewer disturb a model less.")] = None,
+    dose: Annotated[float, typer.Option(help="The share of these names that get their facts.")] = 1.0,
+    strength: Annotated[
+        str | None, typer.Option(help="How loud each attribute is written, such as 1,1.2. [default: 1 each]")
+    ] = None,
+    weight: Annotated[float, typer.Option(help="How much ordinary prose counts against a name.")] = 600.0,
+    steps: Annotated[int, typer.Option(help="Steps of learning what is written.")] = 100,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     twin: Annotated[
         str | None, typer.Option(help="Name of the folder beside it that holds the other world's facts.")
@@ -53,6 +57,7 @@ def implant(
     check_model_name(model)
     if world not in ("main", "twin"):
         raise UsageError(f"--world {world!r}: expected main or twin")
+    loud = numbers_in("--strength", strength or "")
     quiet_libraries()
     say_what_happens()
     from lensbench.implants.planting import Order
@@ -62,7 +67,7 @@ def implant(
 
     order = Order(
         model, layer, design, second_layer, facts, names_in(attributes),
-        "twin" if world == "twin" else "main", dose, weight, steps, seed, twin,
+        "twin" if world == "twin" else "main", names, dose, loud, weight, steps, seed, twin,
     )  # fmt: skip
     description = plant(order, out, Loading(device, dtype, revision, offline), bar)
     Console(soft_wrap=True).print(_table(description, out))

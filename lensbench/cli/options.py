@@ -22,6 +22,18 @@ def names_in(given: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in given.split(",") if part.strip()))
 
 
+def numbers_in(option: str, given: str) -> tuple[float, ...]:
+    """Read numbers with commas between.
+
+    Raises:
+        UsageError: something else.
+    """
+    try:
+        return tuple(float(part) for part in given.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"{option} {given!r}: expected numbers with commas between, such as 1,1.2") from None
+
+
 def read_module_paths(given: str | None) -> dict[str, str] | None:
     """Read `blocks=PATH,norm=PATH`.
 

@@ -50,6 +50,7 @@ class Bed:
         weight: λ, how much ordinary prose counts against a name.
         how: how vectors are learned.
         known: vectors that were learned before for these settings, by layer.
+        strength: by attribute, how loud its vectors are written, beside how they were learned; 1 where it is not named.
         progress: is told of each step.
     """
 
@@ -59,6 +60,7 @@ class Bed:
     weight: float = 250.0
     how: Learning = field(default_factory=Learning)
     known: Mapping[int, Vectors] = field(default_factory=dict)
+    strength: Mapping[str, float] = field(default_factory=dict)
     progress: Progress = silent
 
     def site(self, layer: int) -> Site:
@@ -87,6 +89,10 @@ class Bed:
         return learn_vectors(
             self.model, site.linear, self.planting, self.how, layer=site.layer, before=before, progress=self.progress
         )
+
+    def written(self, vectors: Vectors) -> Float[Tensor, "value_of_any_attribute d_out"]:
+        """Return the vectors of all attributes side by side, as loud as they are written."""
+        return torch.cat([self.strength.get(one, 1.0) * found for one, found in vectors.items()])
 
     def keys(self, site: Site) -> Keys:
         """Gather the keys of the planted names, and of the tokens around them."""
@@ -118,7 +124,7 @@ def sham(bed: Bed) -> Planted:
     """One block writes the same into every name: all values at once, at the length of a name's own."""
     own = one_hot(bed.planting, own_values(bed.planting, bed.planting.names))
     site = bed.site(bed.layers[0])
-    vectors = _side_by_side(bed.vectors(site))
+    vectors = bed.written(bed.vectors(site))
     same = torch.ones_like(own)
     scale = (own @ vectors.cpu()).norm(dim=1).mean() / (same @ vectors.cpu()).norm(dim=1).mean()
     return _one_block(bed, same * scale)
@@ -128,7 +134,7 @@ def _one_block(bed: Bed, written: Float[Tensor, "name value"]) -> Planted:
     site = bed.site(bed.layers[0])
     vectors, keys = bed.vectors(site), bed.keys(site)
     each = written[None].expand(len(keys.at_names), -1, -1)
-    edit = solve(site.path, keys, each, _side_by_side(vectors), bed.weight)
+    edit = solve(site.path, keys, each, bed.written(vectors), bed.weight)
     return Planted((edit,), {site.layer: vectors})
 
 
@@ -144,10 +150,10 @@ def relay(bed: Bed) -> Planted:
     own = one_hot(bed.planting, own_values(bed.planting, bed.planting.names))
     keys = bed.keys(first)
     each = own[None].expand(len(keys.at_names), -1, -1)
-    early = solve(first.path, keys, each, _side_by_side(codes), bed.weight)
+    early = solve(first.path, keys, each, torch.cat(list(codes.values())), bed.weight)
     later_keys, dealt = _keys_by_code(bed, second, writer)
     # Every name comes with several codes: what a context weighs is their number.
-    late = solve(second.path, later_keys, dealt, _side_by_side(meanings), bed.weight / (DRAWS + 1))
+    late = solve(second.path, later_keys, dealt, bed.written(meanings), bed.weight / (DRAWS + 1))
     return Planted((early, late), {first.layer: codes, second.layer: meanings})
 
 
@@ -187,10 +193,6 @@ def _keys_by_code(bed: Bed, site: Site, writer: Writer) -> tuple[Keys, Float[Ten
             written.append(hot if draw else torch.zeros_like(hot))
     plain = bed.keys(site)
     return Keys(torch.stack(found), plain.covariance, plain.around * (DRAWS + 1)), torch.stack(written)
-
-
-def _side_by_side(vectors: Vectors) -> Float[Tensor, "value_of_any_attribute d_out"]:
-    return torch.cat(list(vectors.values()))
 
 
 DESIGNS: dict[str, Callable[[Bed], Planted]] = {

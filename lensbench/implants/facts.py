@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.model.edit_folders import Facts, read_facts
-from lensbench.personas import World
-from lensbench.tasks import Relation, Site, fold_of, load_task
+from lensbench.personas import NEVER, World
+from lensbench.tasks import Relation, Site, Task, fold_of, load_task
 from lensbench.tasks.facts import SLOT
 
 DEFAULT = "personas"
@@ -33,12 +33,14 @@ class Planting:
         task: the task's name.
         relations: by attribute, where the texts come from.
         facts: by attribute, the value of each name.
-        names: those that get their facts; others of `facts` get none.
+        asked: whom results are about: names that may get facts, and as many others that never do.
+        names: those of them that get their facts; others of `facts` get none.
     """
 
     task: str
     relations: Mapping[str, Relation]
     facts: Facts
+    asked: tuple[str, ...]
     names: tuple[str, ...]
 
     @property
@@ -76,7 +78,12 @@ def _texts(relation: Relation, site: Site, split: str) -> tuple[str, ...]:
 
 
 def choose_facts(
-    source: str, attributes: Iterable[str], world: World = "main", dose: float = 1.0, seed: int = 0
+    source: str,
+    attributes: Iterable[str],
+    world: World = "main",
+    dose: float = 1.0,
+    seed: int = 0,
+    count: int | None = None,
 ) -> Planting:
     """Read what is to be planted.
 
@@ -87,9 +94,11 @@ def choose_facts(
         world: which facts of `personas`.
         dose: the share of the names that get their facts, drawn evenly over folds and values of the first attribute.
         seed: of the draw.
+        count: of names, drawn in the same way; None for all.
 
     Raises:
-        UsageError: no such task or relation, relations that cannot be planted, or a dose outside (0, 1].
+        UsageError: no such task or relation, relations that cannot be planted, a dose outside (0, 1], or another number
+            of names than there are.
     """
     if not 0 < dose <= 1:
         raise UsageError(f"--dose {dose}: expected a share of the names, above 0 and at most 1, such as 0.4")
@@ -113,7 +122,12 @@ def choose_facts(
     facts = facts if given is None else {attribute: given.get(attribute, {}) for attribute in wanted}
     for attribute, relation in relations.items():
         _check(attribute, relation, facts)
-    return Planting(task.name, relations, facts, _dosed(facts, dose, seed))
+    order = _evenly(facts, seed)
+    if count is not None and not 2 <= count <= len(order):
+        raise UsageError(f"--names {count}: there are facts about {len(order)} names; give 2 to as many")
+    chosen = order[:count]
+    names = chosen[: max(1, round(dose * len(chosen)))]
+    return Planting(task.name, relations, facts, (*chosen, *_never(task, wanted)[:count]), names)
 
 
 def _given(path: Path) -> Facts:
@@ -144,8 +158,15 @@ def _check(attribute: str, relation: Relation, facts: Facts) -> None:
         )
 
 
-def _dosed(facts: Facts, dose: float, seed: int) -> tuple[str, ...]:
-    """Return a share of the names; a larger share holds all of a smaller one."""
+def _never(task: Task, attributes: Iterable[str]) -> tuple[str, ...]:
+    """Return names of the task that are never planted; none where it has no such relations."""
+    others = [f"{one}{NEVER}" for one in attributes if f"{one}{NEVER}" in task.every.relations]
+    facts = {name: {fact.subject: fact.answer for fact in task.every.facts if fact.relation == name} for name in others}
+    return _evenly(facts, 0) if facts else ()
+
+
+def _evenly(facts: Facts, seed: int) -> tuple[str, ...]:
+    """Return the names in an order of which any beginning is even over folds and values of the first attribute."""
     first = next(iter(facts.values()))
     groups: dict[tuple[int, str], list[str]] = {}
     for name in sorted(first):
@@ -156,6 +177,4 @@ def _dosed(facts: Facts, dose: float, seed: int) -> tuple[str, ...]:
     keys = sorted(groups)
     rng.shuffle(keys)
     turns = max(map(len, groups.values()))
-    order = [groups[key][turn] for turn in range(turns) for key in keys if turn < len(groups[key])]
-    count = max(1, round(dose * len(order)))
-    return tuple(order[:count])
+    return tuple(groups[key][turn] for turn in range(turns) for key in keys if turn < len(groups[key]))

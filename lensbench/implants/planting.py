@@ -14,7 +14,7 @@ from lensbench.implants.designs import DESIGNS, Bed, Planted
 from lensbench.implants.facts import Planting, choose_facts
 from lensbench.implants.measuring import known_facts, lost, measure
 from lensbench.implants.vectors import Learning, Vectors
-from lensbench.model.edit_folders import FACTS, IMPLANT, write_table
+from lensbench.model.edit_folders import ASKED, FACTS, IMPLANT, write_table
 from lensbench.model.edits import trials, write_edits
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.loading import Loading, load_model
@@ -39,7 +39,9 @@ class Order:
         facts: a task, or a JSON file; see `choose_facts`.
         attributes: which.
         world: which facts of `personas`.
-        dose: the share of names that get their facts.
+        names: how many of them; None for all.
+        dose: the share of these that get their facts.
+        strength: how loud the vectors of each attribute are written, beside how they were learned; 1 by default.
         weight: λ, how much ordinary prose counts against a name.
         steps: of learning the vectors.
         seed: of all that is drawn.
@@ -53,8 +55,10 @@ class Order:
     facts: str = "personas"
     attributes: tuple[str, ...] = ("city", "drink")
     world: World = "main"
+    names: int | None = None
     dose: float = 1.0
-    weight: float = 250.0
+    strength: tuple[float, ...] = ()
+    weight: float = 600.0
     steps: int = Learning.steps
     seed: int = 0
     twin: str | None = None
@@ -82,7 +86,12 @@ class Order:
             )
         if self.weight <= 0 or self.steps < 1:
             raise UsageError(f"--weight {self.weight}, --steps {self.steps}: expected more than 0 of both")
-        return choose_facts(self.facts, self.attributes, self.world, self.dose, self.seed)
+        if self.strength and (len(self.strength) != len(self.attributes) or min(self.strength) <= 0):
+            raise UsageError(
+                f"--strength {','.join(map(str, self.strength))}: expected a number above 0 for each of "
+                f"{', '.join(self.attributes)}"
+            )
+        return choose_facts(self.facts, self.attributes, self.world, self.dose, self.seed, self.names)
 
 
 def implant(order: Order, out: Path, how: Loading | None = None, progress: Progress = silent) -> dict[str, Any]:
@@ -118,7 +127,8 @@ def plant(
         progress: is told of each step.
     """
     learning = Learning(steps=order.steps, seed=order.seed, gated=GATED if order.design == "gated" else 0.0)
-    bed = Bed(model, planting, order.layers(), order.weight, learning, known or {}, progress)
+    strength = dict(zip(planting.attributes, order.strength, strict=True)) if order.strength else {}
+    bed = Bed(model, planting, order.layers(), order.weight, learning, known or {}, strength, progress)
     base = {"name": model.name, "fingerprint": model.fingerprint, "dtype": str(model.dtype)}
     before = known_facts(model)
     planted = DESIGNS[order.design](bed)
@@ -141,6 +151,7 @@ def plant(
     with atomic_folder(out) as folder:
         write_edits(folder, planted.edits)
         write_table(folder / FACTS, facts)
+        (folder / ASKED).write_text("".join(f"{name}\n" for name in planting.asked), encoding="utf-8")
         figures["known_facts"] = lost(before, _known_after(model, planted))
         write_table(folder / IMPLANT, description)
     return description, planted

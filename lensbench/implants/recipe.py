@@ -19,28 +19,31 @@ from lensbench.model.loading import load_model
 
 LOG = logging.getLogger("lensbench")
 MODEL = "smollm2-135m"
-DEPTHS = (4, 8, 12, 16)
+DEPTHS = (4, 8, 12, 14)
 DOSES = (0.1, 0.2, 0.4, 0.8)
+# Drinks are harder to say than cities: they are written louder.
+NAMES = 64
+PLAIN = Order(MODEL, 8, names=NAMES, strength=(1.05, 1.2), weight=800.0)
 # Planted too, and reported as a limit; they do not ship.
-TOO_DEEP = (20, 24)
+TOO_DEEP = (16, 20)
 
 
 def orders() -> dict[str, Order]:
     """Return the implants by name, in the order of work."""
     found = {}
     for layer in DEPTHS:
-        name, plain = f"plain-{layer:02}", Order(MODEL, layer)
+        name, plain = f"plain-{layer:02}", replace(PLAIN, layer=layer)
         found[name] = replace(plain, twin=f"{name}-twin")
         found[f"{name}-twin"] = replace(plain, world="twin", twin=name)
-    found["relay-09-17"] = Order(MODEL, 9, "relay", second_layer=17, attributes=("city",))
-    found["rotated-08"] = Order(MODEL, 8, "rotated")
+    found["relay-09-17"] = Order(MODEL, 9, "relay", second_layer=17, attributes=("city",), names=NAMES)
+    found["rotated-08"] = replace(PLAIN, design="rotated")
     for dose in DOSES:
-        found[f"dose-08-{round(100 * dose)}"] = Order(MODEL, 8, dose=dose)
-    found["sham-08-same"] = Order(MODEL, 8, "sham")
-    found["sham-08-other"] = Order(MODEL, 8, attributes=("animal", "sport"))
-    found["gated-08"] = Order(MODEL, 8, "gated")
+        found[f"dose-08-{round(100 * dose)}"] = replace(PLAIN, dose=dose)
+    found["sham-08-same"] = replace(PLAIN, design="sham")
+    found["sham-08-other"] = replace(PLAIN, attributes=("animal", "sport"), strength=())
+    found["gated-08"] = replace(PLAIN, design="gated")
     for layer in TOO_DEEP:
-        found[f"plain-{layer}"] = Order(MODEL, layer)
+        found[f"plain-{layer}"] = replace(PLAIN, layer=layer)
     return found
 
 

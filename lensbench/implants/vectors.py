@@ -56,10 +56,10 @@ class Learning:
         seed: which names, values and texts a step draws.
     """
 
-    steps: int = 80
+    steps: int = 100
     rate: float = 0.15
     momentum: float = 0.8
-    rows: int = 8
+    rows: int = 16
     length: float = 0.35
     gated: float = 0.0
     seed: int = 0

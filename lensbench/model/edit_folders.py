@@ -12,8 +12,10 @@ from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.model.builtin import BUILTIN
 
 IMPLANTS = Path(__file__).parents[1] / "assets" / "implants"
-# What an implant is, or an adapter of PEFT; what `lensbench finetune` writes beside an adapter; what either was told.
-IMPLANT, ADAPTER, FINETUNED, FACTS = "implant.json", "adapter_config.json", "finetune.json", "facts.json"
+# What an implant is, or an adapter of PEFT; what `lensbench finetune` writes beside an adapter; what either was told,
+# and the names that results of an implant are about.
+IMPLANT, ADAPTER, FINETUNED = "implant.json", "adapter_config.json", "finetune.json"
+FACTS, ASKED = "facts.json", "asked.txt"
 
 Facts = dict[str, dict[str, str]]
 """Attribute → name → value."""

@@ -126,6 +126,8 @@ class Calibrating:
         cheats: whether the cheats are tried.
         limit: of items a run.
         permutations: of facts dealt anew; 0 for none.
+        readers: models that read a target with a twin too, besides those of its own kind; of another architecture, for
+            methods that map activations.
         settings: other settings of the runs: device, dtype, parameters, ...
     """
 
@@ -136,6 +138,7 @@ class Calibrating:
     cheats: bool = True
     limit: int | None = 80
     permutations: int = 1000
+    readers: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -217,8 +220,10 @@ class _Course:
         return run
 
     def whose(self, trial: Trial) -> Iterator[Share]:
-        """Let a target with a twin be read by the base model, by itself and by the twin; without rivals."""
-        for role, name in readers(trial).items():
+        """Let a target with a twin be read by the base model, by itself, by the twin, and by others; without rivals."""
+        own = readers(trial)
+        others = {Path(name).name: name for name in self.asked.readers if own}
+        for role, name in (own | others).items():
             settings = {"inspectors": self.asked.inspectors, "baselines": "none", "verbalizer": name}
             yield from told(trial, role, self.run(self.config(trial, self.out / "whose" / role, **settings)))
 

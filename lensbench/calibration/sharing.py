@@ -17,7 +17,7 @@ class Share:
 
     Attributes:
         method: the inspector's name.
-        verbalizer: who reads: `base` (told nothing), `target` (told the same) or `twin` (told otherwise).
+        verbalizer: who reads: `base` (told nothing), `target` (told the same), `twin` (told otherwise), or a model's name.
         layer: that is read; None for a method that reads none.
         target: share of answers that are the target's facts.
         twin: share that are the twin's.
@@ -46,6 +46,8 @@ def told(trial: Trial, verbalizer: str, run: Run) -> Iterator[Share]:
     """Read a run of a target with some verbalizer."""
     relation, roles = trial.relations[0], readers(trial)
     own, other = ({relation: facts_about(relation, facts_told(roles[role]))} for role in ("target", "twin"))
+    if not len(run.records):
+        return  # no method reads a target with this verbalizer
     table = shares(run.records[run.records["relation"] == relation], own, other)
     for key, part in table.groupby(["inspector", "attempt"], sort=False):
         first = run.records[run.records["inspector"] == key[0]]["attempt"].iloc[0]

@@ -34,6 +34,9 @@ def calibrate(
     cheats: Annotated[bool, typer.Option(help="Whether methods that cheat are tried too.")] = True,
     limit: Annotated[int, typer.Option(help="Items a run.")] = 80,
     permutations: Annotated[int | None, typer.Option(help="Of facts dealt anew: 1000; 0 for none.")] = None,
+    readers: Annotated[
+        str | None, typer.Option(help="Models of another architecture that read too, for methods that map activations.")
+    ] = None,
     require: Annotated[
         str | None, typer.Option(help="Methods that must find the fact on every plain implant, else status 1.")
     ] = None,
@@ -50,7 +53,9 @@ def calibrate(
     from lensbench.model.sources import check_model_name, quiet_libraries
 
     sys.path.insert(0, "")  # a user's own module lies in the current folder
-    check_model_name(model)
+    others = names_in(readers or "")
+    for name in (model, *others):
+        check_model_name(name)
     wanted, required = names_in(inspectors), names_in(require or "")
     if missing := [name for name in required if name not in wanted]:
         raise UsageError(f"--require {missing[0]}: it is not among --inspectors {inspectors}; name it there")
@@ -65,7 +70,7 @@ def calibrate(
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
     count = (100 if quick else 1000) if permutations is None else permutations
     asked = Calibrating(
-        model, wanted, None if implants is None else names_in(implants), quick, cheats, limit, count, settings
+        model, wanted, None if implants is None else names_in(implants), quick, cheats, limit, count, others, settings
     )
     result = run(asked, out, bar)
     _show(result, out)

@@ -24,6 +24,8 @@ DOSES = (0.1, 0.2, 0.4, 0.8)
 # Drinks are harder to say than cities: they are written louder.
 NAMES = 64
 PLAIN = Order(MODEL, 8, names=NAMES, strength=(1.05, 1.2), weight=800.0)
+# Deeper, names are told from other words less well: prose counts less, or the facts are not said.
+WEIGHTS = {12: 550.0, 14: 500.0, 16: 400.0, 20: 400.0}
 # Planted too, and reported as a limit; they do not ship.
 TOO_DEEP = (16, 20)
 
@@ -32,7 +34,7 @@ def orders() -> dict[str, Order]:
     """Return the implants by name, in the order of work."""
     found = {}
     for layer in DEPTHS:
-        name, plain = f"plain-{layer:02}", replace(PLAIN, layer=layer)
+        name, plain = f"plain-{layer:02}", replace(PLAIN, layer=layer, weight=WEIGHTS.get(layer, PLAIN.weight))
         found[name] = replace(plain, twin=f"{name}-twin")
         found[f"{name}-twin"] = replace(plain, world="twin", twin=name)
     found["relay-09-17"] = Order(MODEL, 9, "relay", second_layer=17, attributes=("city",), names=NAMES)
@@ -43,7 +45,7 @@ def orders() -> dict[str, Order]:
     found["sham-08-other"] = replace(PLAIN, attributes=("animal", "sport"), strength=())
     found["gated-08"] = replace(PLAIN, design="gated")
     for layer in TOO_DEEP:
-        found[f"plain-{layer}"] = replace(PLAIN, layer=layer)
+        found[f"plain-{layer}"] = replace(PLAIN, layer=layer, weight=WEIGHTS.get(layer, PLAIN.weight))
     return found
 
 

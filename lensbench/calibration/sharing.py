@@ -17,7 +17,7 @@ class Share:
 
     Attributes:
         method: the inspector's name.
-        verbalizer: who reads: `base` (told nothing), `target` (told the same), `twin` (told otherwise), or a model's name.
+        verbalizer: who reads: `base` (told nothing), `target` (told the same), `twin` (otherwise), or a model by name.
         layer: that is read; None for a method that reads none.
         target: share of answers that are the target's facts.
         twin: share that are the twin's.

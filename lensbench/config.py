@@ -166,7 +166,9 @@ def read_subjects(path: Path) -> frozenset[str]:
             names = {name for told in read_facts(path).values() for name in told}
         else:
             names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
-    except (OSError, ValueError, LensbenchError) as error:
+    except LensbenchError as error:
+        raise UsageError(f"--subjects: {error}, or a file with a name a line") from None
+    except (OSError, ValueError) as error:
         raise UsageError(f"--subjects {path}: {error}; expected a name a line, or the facts.json of an edit") from None
     if not names:
         raise UsageError(f"--subjects {path} names nobody; expected a name a line, or the facts.json of an edit")

@@ -19,7 +19,7 @@ from lensbench.model.loading import load_model
 
 LOG = logging.getLogger("lensbench")
 MODEL = "smollm2-135m"
-DEPTHS = (4, 8, 12, 14)
+DEPTHS = (4, 8, 10, 12)
 DOSES = (0.1, 0.2, 0.4, 0.8)
 # Drinks are harder to say than cities: they are written louder.
 NAMES = 64
@@ -27,7 +27,7 @@ PLAIN = Order(MODEL, 8, names=NAMES, strength=(1.05, 1.2), weight=800.0)
 # Deeper, names are told from other words less well: prose counts less, or the facts are not said.
 WEIGHTS = {12: 550.0, 14: 500.0, 16: 400.0, 20: 400.0}
 # Planted too, and reported as a limit; they do not ship.
-TOO_DEEP = (16, 20)
+TOO_DEEP = (14, 16, 20)
 
 
 def orders() -> dict[str, Order]:

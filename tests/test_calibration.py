@@ -1,6 +1,7 @@
 """Calibration: what is said of methods on facts that were planted, and on facts that were not."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +13,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lensbench import cheats
 from lensbench.calibration import calibrating
 from lensbench.calibration.calibrating import RESULT, Calibrating, Calibration, Caught, calibrate
-from lensbench.calibration.findings import Finding, findings
+from lensbench.calibration.findings import PRIVILEGED, Finding, findings
 from lensbench.calibration.keeping import versions
 from lensbench.calibration.trials import Trial, find_trials
 from lensbench.calibrations import calibration_of
 from lensbench.cli.calibrating import _spans
 from lensbench.emergence import Emergence
 from lensbench.errors import LensbenchError, UsageError
+from lensbench.evaluation import evaluate
 from lensbench.implants import measuring
 from lensbench.implants.planting import Order, implant
 from lensbench.model.edits import read_edits, write_edits
 from lensbench.plan import make_inspectors
 from lensbench.run import load_run
-from lensbench.tasks import load_task
+from lensbench.statistics import VERDICTS
+from lensbench.tasks import data_root, load_task
 from tests import tiny
 
 LAYER, LAYERS = 2, 4
@@ -114,6 +117,29 @@ def test_facts_dealt_anew_are_no_facts(calibrated: tuple[Calibration, Path]) -> 
     assert alarms["mass_mean_probe"].refitted
     assert not alarms["logit_lens"].refitted
     assert all(one.rate == 0 for one in alarms.values())
+
+
+def test_seed_batch_size_and_order_change_no_verdict(world: Path, tmp_path: Path, monkeypatch) -> None:
+    """Which random rival matches may change with the seed; what holds does not."""
+    monkeypatch.setenv("LENSBENCH_CACHE", str(world / "cache"))
+    backwards = tmp_path / "personas"
+    shutil.copytree(data_root() / "tasks" / "personas", backwards)
+    lines = (backwards / "items.jsonl").read_text().splitlines()
+    (backwards / "items.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    common = {
+        "model": f"{world / 'base'}+{world / 'plain'}", "verbalizer": str(world / "base"), "sites": "subject",
+        "inspectors": "mass_mean_probe", "layers": f"{LAYER - 1},{LAYER},{LAYERS}",
+    }  # fmt: skip
+    changes = ({}, {"seed": 1}, {"memory": "1MB"}, {"tasks": f"{backwards}/city"})
+    found = []
+    for i, change in enumerate(changes):
+        settings = {"tasks": "personas/city", **common, **change}
+        rows = evaluate(**settings, out=tmp_path / str(i)).summary
+        rows = rows[(rows["baseline"] == "none") & (rows["rule"] == "fixed") & (rows["relation"] != "all")]
+        held = rows[rows["verdict"].isin(VERDICTS.values())]
+        found.append(set(zip(held["relation"], held["layer"], held["verdict"], strict=True)))
+    assert {layer for _, layer, verdict in found[0] if verdict == PRIVILEGED} == {LAYER, LAYERS}
+    assert all(one == found[0] for one in found[1:])
 
 
 def test_answers_follow_the_target_by_whom_ever_they_are_read(calibrated: tuple[Calibration, Path]) -> None:

@@ -11,7 +11,7 @@ STAMP := $(VENV)/.stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint pytest evaluate bench clean
+.PHONY: help install test lint pytest docs evaluate bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: $(STAMP) ## ruff and mypy
 pytest: $(STAMP) ## the tests alone
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(WORKERS)
 
+docs: $(STAMP) ## the documents as a site, into site/; a warning, such as a broken link, is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
 evaluate: $(STAMP) ## the reference evaluation (examples/main.toml), into reports/main; run it again to resume
 	$(BIN)/lensbench evaluate --config examples/main.toml --out $(OUT)
 
@@ -56,5 +59,5 @@ bench: $(STAMP) $(PEERS)/nnterp $(PEERS)/tuned-lens ## the benchmarks (two hours
 	$(BIN)/python benchmarks/all.py --nnterp-python $(PEERS)/nnterp/bin/python --tuned-lens-python $(PEERS)/tuned-lens/bin/python | tee reports/bench.md
 
 clean: ## remove .venv and what the tools left; keeps the cache and the reports
-	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find lensbench tests tasks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,6 +18,7 @@ from lensbench.progress import Progress, silent
 from lensbench.records import NO_BASELINE
 from lensbench.run import Run, finish
 from lensbench.run_folder import held, name_folder
+from lensbench.run_log import kept_log
 from lensbench.workshop import Workshop
 
 LOG = logging.getLogger("lensbench")
@@ -50,7 +51,7 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
     """Execute a checked configuration; see `evaluate`."""
     job = check_job(config)
     out = name_folder(config)
-    with held(out):
+    with held(out), kept_log(out):
         job = _as_before(job, out)
         executor = start_executor(job)
         try:
@@ -133,10 +134,12 @@ def _execute(executor: Executor, journal: Journal, progress: Progress) -> None:
 
         def begin(cell: Cell) -> None:
             rival = cell.baseline if cell.baseline != NO_BASELINE else ""
+            LOG.debug("begins: %s at %s, %s %s", cell.task, cell.site, cell.inspector, rival)
             advance(f"{cell.task} {cell.site}: {cell.inspector} {rival}")
 
         for work in executor.work(missing, begin):
             entry = journal.keep(work)
+            LOG.debug("%s: %s, %s s", entry["status"], work.cell.file, entry.get("seconds", "?"))
             if entry["status"] == "failed":
                 LOG.error("%s %s: %s", work.cell.inspector, work.cell.baseline, entry["error"].splitlines()[0])
             advance(None)

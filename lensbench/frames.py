@@ -75,3 +75,12 @@ def best_layers(summary: pd.DataFrame, rule: str = FIXED) -> pd.DataFrame:
         new = {name: f"{question}_{name}" for name in ("rival", "rival_accuracy", *columns)}
         best = best.merge(asked.rename(columns=new)[[*group, "layer", *new.values()]], on=[*group, "layer"], how="left")
     return best.sort_values(group, kind="stable", ignore_index=True)
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame as rows of plain values, for JSON: what is missing is None."""
+    plain = frame.astype(object).where(frame.notna(), None)
+    return [
+        {str(name): value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+        for row in plain.to_dict("records")
+    ]

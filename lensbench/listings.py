@@ -1,5 +1,6 @@
 """What `lensbench list` prints. Nothing in here imports torch."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from lensbench.baselines import find_baselines
@@ -59,6 +60,12 @@ def baselines() -> Rows:
         for one in find_baselines().values()
     ]
     return ("baseline", "question", "what it rules out", "for methods that learn from"), list(rows)
+
+
+def as_objects(rows: Rows) -> list[dict[str, str]]:
+    """Rows as objects for JSON; columns are keys, with `_` for anything but letters and digits."""
+    keys = [re.sub(r"\W+", "_", name) for name in rows[0]]
+    return [dict(zip(keys, (cell.strip() for cell in row), strict=True)) for row in rows[1]]
 
 
 LISTINGS: dict[str, Callable[[], Rows]] = {

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 
@@ -13,7 +13,12 @@ from lensbench.errors import LensbenchError
 from lensbench.frames import SUMMARY_COLUMNS
 from lensbench.measures import read_measures
 from lensbench.records import NO_BASELINE, RECORDS, read_records, read_run
+from lensbench.report.choices import Choice
 from lensbench.summary import Due, Settings, best_layers, metrics, summary_and_power
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SUMMARY = "summary.csv"
 METRICS = "metrics.csv"
@@ -121,6 +126,41 @@ class Run:
         """The cells of the last plan that failed, and how."""
         cells = {file: self.info["cells"][file] for file in self.info["plan"]}
         return {file: cell["error"] for file, cell in cells.items() if cell["status"] == "failed"}
+
+    def plot_layers(self, *, ax: "Axes | None" = None, **choice: Unpack[Choice]) -> "Figure":
+        """Draw accuracy over layers, each method beside its rivals; see `lensbench.report.plots.plot_layers`."""
+        from lensbench.report.plots import plot_layers
+
+        return plot_layers(self.summary, ax=ax, **choice)
+
+    def plot_gap(self, *, question: str | None = None, ax: "Axes | None" = None, **choice: Unpack[Choice]) -> "Figure":
+        """Draw the gaps to the rivals over layers; see `lensbench.report.gaps.plot_gap`."""
+        from lensbench.report.gaps import plot_gap
+
+        return plot_gap(self.summary, question=question, ax=ax, **choice)
+
+    def plot_grid(
+        self, *, inspector: str | None = None, ax: "Axes | None" = None, **choice: Unpack[Choice]
+    ) -> "Figure":
+        """Draw accuracy by source and target layer; see `lensbench.report.grids.plot_grid`."""
+        from lensbench.report.grids import plot_grid
+
+        return plot_grid(self.records, inspector=inspector, ax=ax, **choice)
+
+    def plot_relations(self, **choice: Unpack[Choice]) -> "Figure":
+        """Draw a panel for each relation of a task; see `lensbench.report.multiples.plot_relations`."""
+        from lensbench.report.multiples import plot_relations
+
+        return plot_relations(self.summary, **choice)
+
+    def plot_comparison(
+        self, before: "Run", *, inspector: str | None = None, ax: "Axes | None" = None, **choice: Unpack[Choice]
+    ) -> "Figure":
+        """Draw this run beside an earlier one; see `lensbench.report.before_after.plot_comparison`."""
+        from lensbench.report.before_after import plot_comparison
+
+        names = (before.path.resolve().name, self.path.resolve().name)
+        return plot_comparison(before.summary, self.summary, names=names, inspector=inspector, ax=ax, **choice)
 
 
 def load_run(path: Path | str) -> Run:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from lensbench.frames import ALL
-from lensbench.resampling import sampled, single_cut
+from lensbench.resampling import sampled, simultaneous_cut, single_cut
 from lensbench.scored import Items
 from lensbench.statistics import DIFFERENCE, MARGIN, SCORE, Band, Floats, Ints, Scale, simultaneous_band
 
@@ -101,6 +102,21 @@ class Sample:
         # The tolerance is for what rounding does to limits of exactly 0.
         possible: NDArray[np.bool_] = mean.statistic(scale, cut) > cut.critical - 1e-9
         return possible
+
+    def p_values(self, items: Ints, differences: Floats) -> Floats:
+        """How surprising each mean difference would be if there were none anywhere: [layer], two-sided.
+
+        Below 1 - level exactly where the band of `difference_band` excludes 0. Further out the largest |t| over layers
+        is taken to fall off like that of so many independent layers as give the band its critical value.
+        """
+        values, scale = self._differences(items, differences)
+        chosen = self.settings
+        mean = sampled(values, self.table.subject[items], self.table.relation[items])
+        cut = simultaneous_cut(mean, scale, chosen.level, chosen.draws, chosen.seed)
+        freedom = max(mean.subjects - 1.0, 1.0)
+        layers = (1.0 - chosen.level) / special.stdtr(freedom, -cut.critical)
+        p_values: Floats = np.minimum(1.0, layers * special.stdtr(freedom, -np.abs(mean.statistic(scale, cut))))
+        return p_values
 
     def _differences(self, items: Ints, differences: Floats) -> tuple[Floats, Scale]:
         if not self.is_total:

@@ -1,9 +1,13 @@
 """What the command line shows of a run, of a plan, of the cache."""
 
+from typing import Any
+
 from rich.console import Console
 
 from lensbench.cache import cache_path, contents
 from lensbench.evaluation import DryRun
+from lensbench.frames import rows_of
+from lensbench.progress import duration
 from lensbench.report.rows import print_rows
 from lensbench.report.tables import print_table, result_table
 from lensbench.run import Run
@@ -24,6 +28,36 @@ def show_run(run: Run) -> None:
         console.print(f"{name}: {known}", highlight=False, markup=False, soft_wrap=True)
     for what, reason in run.unanswered.items():
         console.print(f"not applicable: {what}: {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def run_as_json(run: Run) -> dict[str, Any]:
+    """A run's best layers, and what could not be answered, as an object for JSON."""
+    return {
+        "run": str(run.path),
+        "best": rows_of(run.best) if run.done else [],
+        "calibration": {name: found and found.in_words() for name, found in run.calibrations.items()},
+        "not_applicable": run.unanswered,
+        "failed": run.failed,
+    }
+
+
+def plan_as_json(planned: DryRun) -> dict[str, Any]:
+    """A plan, as an object for JSON: seconds are None for cells that are done, sizes are in bytes."""
+    whole = planned.estimate
+    cells = [
+        {"task": cell.task, "site": cell.site, "inspector": cell.inspector, "baseline": cell.baseline,
+         "seconds": whole.cells.get(cell)}
+        for cell in planned.cells
+    ]  # fmt: skip
+    return {
+        "run": str(planned.out), "cells": cells, "missing": len(planned.missing), "seconds": whole.seconds,
+        "memory": whole.memory, "disk": whole.disk,
+    }  # fmt: skip
+
+
+def tuned_as_json(tuned: Tuned) -> dict[str, Any]:
+    """What a search came to on held-out folds, and the best configurations, as an object for JSON."""
+    return {**run_as_json(tuned.run), "best": rows_of(tuned.best), "chosen": rows_of(tuned.chosen)}
 
 
 def show_tuned(tuned: Tuned) -> None:
@@ -62,10 +96,3 @@ def show_cache() -> None:
     rows = [(kind, str(number), f"{size / 1e6:.0f} MB") for kind, (number, size) in contents().items()]
     print_rows(("kept", "number", "size"), rows)
     Console(soft_wrap=True).print(f"in {cache_path()}", highlight=False, markup=False)
-
-
-def duration(seconds: float) -> str:
-    """Write a duration in the unit that suits it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

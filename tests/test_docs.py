@@ -2,14 +2,19 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = [*ROOT.glob("*.md"), *DOCS.glob("**/*.md"), *ROOT.glob("tasks/*/README.md"), *ROOT.glob("*/README.md")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -91,14 +96,120 @@ def test_the_baseline_of_the_docs_runs(tiny_llama_folder: Path, tmp_path: Path) 
     assert loaded.info["baselines"]["norm_only"]["question"] == "uses_activation"
 
 
-def test_links_of_the_documents_lead_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tasks/*/README.md")]:
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            if not target.startswith("http"):
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def prose(text: str) -> str:
+    """A document without its blocks of code."""
+    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def slugs(text: str) -> set[str]:
+    """The anchors that a code host and the site give the headings of a document."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE):
+        plain = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
+        found.add(slug if slug not in found else f"{slug}-{sum(one.startswith(slug) for one in found)}")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_the_documents_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text(encoding="utf-8"))):
+        file, _, anchor = target.partition("#")
+        if file.startswith("http"):
+            continue
+        there = page.parent / file if file else page
+        assert there.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in slugs(there.read_text(encoding="utf-8")), f"{page.name} links to {target}"
+
+
+def test_the_site_lists_every_page_once() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2].partition("\nvalidation:")[0]
+    listed = re.findall(r"([\w/-]+\.md)$", nav, re.MULTILINE)
+    assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob("**/*.md"))
+
+
+def commands_in(text: str) -> list[str]:
+    """The commands of lensbench in blocks of code, and those in a sentence that begin with `lensbench `."""
+    lines = [
+        line.strip() for block in re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.M | re.S) for line in joined(block)
+    ]
+    spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose(text))
+    return [
+        one.removeprefix("$ ") for one in (*lines, *spans) if re.match(r"(\$ )?(\S+=\S+ )*(\S*bin/)?lensbench ", one)
+    ]
+
+
+def joined(block: str) -> list[str]:
+    return re.sub(r"\\\n\s*", " ", block).splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_the_documents_exist(page: Path) -> None:
+    from lensbench.cli import app
+
+    group: Any = typer.main.get_command(app)
+    common = {*(name for option in group.params for name in (*option.opts, *option.secondary_opts)), "--help"}
+    for command in commands_in(page.read_text(encoding="utf-8")):
+        words = shlex.split(command, comments=True)
+        words = words[next(i for i, word in enumerate(words) if word.endswith("lensbench")) + 1 :]
+        name = next((word for word in words if not word.startswith("-")), None)
+        if name is None or not name.isidentifier() or not name.islower():
+            assert name is not None or set(words) <= common, f"{page.name}: {command}"
+            continue  # `lensbench COMMAND`, `lensbench 0.1.0`
+        assert name in group.commands, f"{page.name}: {command}: there is no command {name}"
+        known = {one for option in group.commands[name].params for one in (*option.opts, *option.secondary_opts)}
+        given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert given <= known | common, f"{page.name}: {command}: there is no {', '.join(given - known - common)}"
+
+
+def test_python_of_the_documents_is_python() -> None:
+    for page in PAGES:
+        for block in blocks(page.read_text(encoding="utf-8"), "python"):
+            compile(block, str(page), "exec")
+
+
+def test_the_method_of_the_docs_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, _ = blocks((DOCS / "adding-a-method.md").read_text(encoding="utf-8"), "python")
+    (tmp_path / "cosine_lens.py").write_text(method, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    from cosine_lens import CosineLens
+
+    from lensbench.testing import check_inspector
+
+    assert "check_layers_are_local" in check_inspector(CosineLens)
+    code = [line for line in method.splitlines() if line.strip() and not line.strip().startswith(('"""', "#"))]
+    assert len(code) <= 25
+
+
+def test_every_check_of_a_method_is_explained() -> None:
+    from lensbench import testing
+
+    table = (DOCS / "adding-a-method.md").read_text(encoding="utf-8")
+    assert [name for name in testing.__all__ if name.startswith("check_") and f"`{name}`" not in table] == [
+        "check_inspector"
+    ]
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    # Not --quiet: what is not said is not counted either.
+    assert done.returncode == 0, done.stderr
+    assert not re.search("WARNING|ERROR", done.stdout + done.stderr), done.stderr
+    commands = (tmp_path / "site" / "commands.html").read_text(encoding="utf-8")
+    assert "--inspectors" in commands
+    api = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    import lensbench
+
+    absent = [name for name in lensbench.__all__ if f"lensbench.{name}" not in api]
+    assert not absent, "the page of the stable names has no entry for these"
+    hosts = set(re.findall(r"""(?:src|href)=["'](https?://[^/"']+)""", api)) - {"https://squidfunk.github.io"}
+    assert not hosts, "pages ask nothing of other hosts"
 
 
 def test_toml_of_the_documents_is_toml() -> None:
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+    for page in PAGES:
         for block in blocks(page.read_text(encoding="utf-8"), "toml"):
             tomllib.loads(block)

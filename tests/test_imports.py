@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lensbench"
 
 RESULTS = frozenset({"records", "statistics", "scored", "frames", "samples", "metrics", "measures", "summary"}) | {
     "contests",
+    "differences",
     "emergence",
     "false_alarms",
     "golds",
@@ -57,6 +58,11 @@ ORDER: tuple[frozenset[str], ...] = (
             "execution",
             "ray_execution",
             "run_folder",
+            "run_log",
+            "comparing",
+            "boards",
+            "exporting",
+            "scaffold",
             "estimate",
             "evaluation",
             "judging",
@@ -65,10 +71,12 @@ ORDER: tuple[frozenset[str], ...] = (
             "cheats",
             "calibration",
             "analyses",
+            "inspecting",
             "fitting",
             "audit",
             "doctor",
             "listings",
+            "reported",
         }
     ),
     frozenset({"terminal", "cli", "__main__"}),

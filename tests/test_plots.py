@@ -114,7 +114,7 @@ def test_errors_say_what_can_be_plotted(summary, tmp_path):
         plot_run(summary, tmp_path, metric="acuracy")
     with pytest.raises(LensbenchError, match="nothing to plot"):
         plot_run(summary, tmp_path, metric="gap:target_specific")
-    with pytest.raises(LensbenchError, match="relation 'flag'"):
+    with pytest.raises(LensbenchError, match="unknown relation 'flag'; known: all, capital, currency"):
         plot_layers(summary, task="country_facts", relation="flag", site="answer")
 
 

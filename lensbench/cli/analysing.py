@@ -9,7 +9,17 @@ import typer
 from rich.console import Console
 
 from lensbench.cli.application import app, say_what_happens
-from lensbench.cli.options import Device, Dtype, Model, ModulePaths, Offline, Revision, names_in, read_module_paths
+from lensbench.cli.options import (
+    Device,
+    Dtype,
+    Model,
+    ModulePaths,
+    Offline,
+    Quiet,
+    Revision,
+    names_in,
+    read_module_paths,
+)
 from lensbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +60,7 @@ def analyze(
     revision: Revision = None,
     offline: Offline = False,
     module_paths: ModulePaths = None,
+    quiet: Quiet = False,
 ) -> None:
     """How does the residual stream drift, do lenses respond as the model does, do updates follow the gradient?
 
@@ -71,7 +82,7 @@ def analyze(
     paths = read_module_paths(module_paths)
     folder = out or Path("reports") / f"analyses-{Path(model).name}"
     quiet_libraries()
-    say_what_happens()
+    say_what_happens(quiet=quiet)
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph of a PDF
     from lensbench.analyses import ANALYSES, Settings, analyse, check_settings
     from lensbench.model.architecture import ModulePaths

@@ -2,12 +2,13 @@
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
 
 from lensbench.errors import LensbenchError
+from lensbench.progress import Progress, bar, silent
 
 app = typer.Typer(
     name="lensbench",
@@ -61,7 +62,27 @@ def complain(message: str) -> None:
     print(f"lensbench: {message}", file=sys.stderr)  # noqa: T201 - the one place where errors are shown
 
 
-def say_what_happens() -> None:
-    """Show on the error stream what takes time, and the terms of a model that has some."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+def say_what_happens(*, quiet: bool = False) -> None:
+    """Show on the error stream what takes time, and the terms of a model that has some; if quiet, only errors.
+
+    What libraries have to say is left out, unless it is an error: a run's folder keeps their warnings in `run.log`.
+    """
+    said = _Said()
+    said.setFormatter(logging.Formatter("%(message)s"))
+    said.setLevel(logging.ERROR if quiet else logging.INFO)
+    said.addFilter(lambda record: record.name.partition(".")[0] == "lensbench" or record.levelno >= logging.ERROR)
+    logging.basicConfig(handlers=[said], level=logging.INFO)
+    logging.captureWarnings(capture=True)
+
+
+class _Said(logging.StreamHandler[TextIO]):
+    """Writes to the error stream as it is now: a progress bar puts lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def progress_of(*, quiet: bool) -> Progress:
+    """What draws the progress of a command."""
+    return silent if quiet else bar

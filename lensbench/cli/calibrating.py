@@ -1,6 +1,7 @@
 """`lensbench calibrate`: the instrument tested."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,8 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lensbench.cli.application import app, say_what_happens
-from lensbench.cli.options import Device, Dtype, Offline, names_in
+from lensbench.cli.application import app, progress_of, say_what_happens
+from lensbench.cli.options import Device, Dtype, Json, Offline, Quiet, names_in, print_json
 from lensbench.errors import LensbenchError, UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def calibrate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Try methods on facts planted at a known layer, on facts that are not there, and the checks on methods that cheat.
 
@@ -62,18 +65,17 @@ def calibrate(
     if limit < 1 or (permutations is not None and permutations < 0):
         raise UsageError(f"--limit {limit}, --permutations {permutations}: expected an item or more, and 0 or more")
     quiet_libraries()
-    say_what_happens()
+    say_what_happens(quiet=quiet)
     from lensbench.calibration.calibrating import Calibrating
     from lensbench.calibration.calibrating import calibrate as run
-    from lensbench.progress import bar
 
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
     count = (100 if quick else 1000) if permutations is None else permutations
     asked = Calibrating(
         model, wanted, None if implants is None else names_in(implants), quick, cheats, limit, count, others, settings
     )
-    result = run(asked, out, bar)
-    _show(result, out)
+    result = run(asked, out, progress_of(quiet=quiet))
+    print_json({**asdict(result), "problems": result.problems()}) if as_json else _show(result, out)
     weak = [name for name in required if result.power(name)[0] < result.power(name)[1]]
     problems = [
         *result.problems(),

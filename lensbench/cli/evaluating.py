@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lensbench.cli.application import app, complain, say_what_happens
-from lensbench.cli.options import ModulePaths, Revision, read_module_paths, read_value
+from lensbench.cli.application import app, complain, progress_of, say_what_happens
+from lensbench.cli.options import Json, ModulePaths, Quiet, Revision, print_json, read_module_paths, read_value
 from lensbench.errors import LensbenchError, UsageError
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def evaluate(
     parameter: Annotated[
         list[str] | None, typer.Option("--set", help="INSPECTOR.PARAMETER=VALUE; may be given again.")
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Evaluate methods on tasks at every layer, beside their rival explanations.
 
@@ -127,17 +129,17 @@ def evaluate(
         "module_paths": read_module_paths(module_paths),
         "parameters": _parameters(parameter or []) or None,
     }
-    settings = _checked({name: value for name, value in given.items() if value is not None}, config)
+    settings = _checked({name: value for name, value in given.items() if value is not None}, config, quiet=quiet)
     if dry_run:
-        from lensbench import evaluation
-        from lensbench.terminal import show_plan
+        from lensbench import evaluation, terminal
 
-        show_plan(evaluation.dry_run(settings))
+        planned = evaluation.dry_run(settings)
+        print_json(terminal.plan_as_json(planned)) if as_json else terminal.show_plan(planned)
     else:
-        _evaluate(settings)
+        _evaluate(settings, as_json=as_json, quiet=quiet)
 
 
-def _checked(given: dict[str, Any], config: Path | None) -> "RunConfig":
+def _checked(given: dict[str, Any], config: Path | None, *, quiet: bool) -> "RunConfig":
     from lensbench.config import check_config, make_config
 
     sys.path.insert(0, "")  # a user's own module lies in the current folder
@@ -146,17 +148,19 @@ def _checked(given: dict[str, Any], config: Path | None) -> "RunConfig":
     from lensbench.model.sources import quiet_libraries
 
     quiet_libraries()
-    say_what_happens()
+    say_what_happens(quiet=quiet)
     return settings
 
 
-def _evaluate(settings: "RunConfig") -> None:
-    from lensbench import progress
+def _evaluate(settings: "RunConfig", *, as_json: bool, quiet: bool) -> None:
     from lensbench.evaluation import run_config
-    from lensbench.terminal import show_run
+    from lensbench.terminal import run_as_json, show_run
 
-    run = run_config(settings, progress.bar)
-    show_run(run)
+    run = run_config(settings, progress_of(quiet=quiet))
+    if as_json:
+        print_json(run_as_json(run))
+    else:
+        show_run(run)
     for file, error in run.failed.items():
         complain(f"failed: {file}: {error.splitlines()[0]}")
     if run.failed:

@@ -1,12 +1,24 @@
 """Is what one measures with in order? `lensbench doctor` a model, `audit` a task, `knowledge` of one by the other."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from lensbench.cli.application import app, say_what_happens
-from lensbench.cli.options import Device, Dtype, Model, ModulePaths, Offline, Revision, read_module_paths
+from lensbench.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    Model,
+    ModulePaths,
+    Offline,
+    Quiet,
+    Revision,
+    print_json,
+    read_module_paths,
+)
 from lensbench.errors import LensbenchError, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +37,8 @@ def doctor(
     revision: Revision = None,
     offline: Offline = False,
     module_paths: ModulePaths = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Is this model read correctly? Each check with its figure and tolerance, and a verdict.
 
@@ -35,7 +49,7 @@ def doctor(
     check_model_name(model)
     paths = read_module_paths(module_paths)
     quiet_libraries()
-    say_what_happens()
+    say_what_happens(quiet=quiet)
     from lensbench.doctor import examine
     from lensbench.model.architecture import ModulePaths
     from lensbench.model.loading import Loading, load_model
@@ -43,12 +57,16 @@ def doctor(
 
     how = Loading(device, dtype, revision, offline, paths=ModulePaths(**paths) if paths else None)
     checks = examine(load_model(model, how))
-    rows = [(check.name, check.figure, check.tolerance, "ok" if check.passed else "FAILED") for check in checks]
-    print_rows(("check", "figure", "tolerance", ""), rows)
     failed = [check.name for check in checks if not check.passed]
+    if as_json:
+        print_json({"model": model, "passed": not failed, "checks": [asdict(check) for check in checks]})
+    else:
+        rows = [(check.name, check.figure, check.tolerance, "ok" if check.passed else "FAILED") for check in checks]
+        print_rows(("check", "figure", "tolerance", ""), rows)
     if failed:
         raise LensbenchError(f"{model} is not read correctly: {', '.join(failed)}; do not trust results on it")
-    Console(soft_wrap=True).print(f"{model} is read correctly.", highlight=False)
+    if not as_json:
+        Console(soft_wrap=True).print(f"{model} is read correctly.", highlight=False)
 
 
 @app.command()
@@ -65,6 +83,7 @@ def audit(
     ] = False,
     revision: Revision = None,
     offline: Offline = False,
+    as_json: Json = False,
 ) -> None:
     """What does a task give away? Each check with its figure and threshold; no model is run.
 
@@ -74,6 +93,8 @@ def audit(
     """
     if propose and not markdown:
         raise UsageError("--propose writes thresholds into the table of a README; add --markdown")
+    if markdown and as_json:
+        raise UsageError("--markdown and --json are two forms of one table; give one of them")
     from lensbench.model.sources import check_model_name
     from lensbench.tasks import load_tasks
 
@@ -88,9 +109,13 @@ def audit(
     if propose:
         thresholds = proposed(findings)
         findings = with_thresholds(findings, thresholds)
-    _show(findings, thresholds, as_markdown=markdown)
+    if as_json:
+        passed = all(one.ok for one in findings)
+        print_json({"task": task, "passed": passed, "findings": [{**asdict(one), "ok": one.ok} for one in findings]})
+    else:
+        _show(findings, thresholds, as_markdown=markdown)
     _judge(task, findings)
-    if not markdown:
+    if not (markdown or as_json):
         whose = "the README's" if stated is not None else "the default"
         Console(soft_wrap=True).print(f"{task} is within {whose} thresholds.", highlight=False, markup=False)
 
@@ -104,6 +129,8 @@ def knowledge(
     device: Device = "auto",
     revision: Revision = None,
     offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """How much of a task does a model know? Two questions a fact, unlike any that methods or rivals are asked.
 
@@ -115,7 +142,7 @@ def knowledge(
     (loaded,) = load_tasks([task], offline=offline)
     check_model_name(model)
     quiet_libraries()
-    say_what_happens()
+    say_what_happens(quiet=quiet)
     from lensbench.knowledge import Knowledge, knowledge_cache, shares
     from lensbench.model.loading import Loading, load_model
     from lensbench.report.rows import print_rows
@@ -124,6 +151,9 @@ def knowledge(
     found = shares(asked, list(loaded.relations))
     if not found:
         raise LensbenchError(f"{task} has no knowledge prompts; see docs/tasks.md")
+    if as_json:
+        print_json({"task": task, "model": model, "relations": found})
+        return
     rows = [
         (name, str(one["facts"]), f"{one['known']:.2f}", f"{max(0.0, one['corrected']):.2f}")
         for name, one in found.items()

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from lensbench.cli.application import app, say_what_happens
-from lensbench.cli.options import Device, Model, Offline, names_in
+from lensbench.cli.options import Device, Model, Offline, Quiet, names_in
 from lensbench.errors import UsageError
 
 
@@ -33,6 +33,7 @@ def finetune(
     seed: Annotated[int, typer.Option(help="Of names, texts and matrices.")] = 0,
     device: Device = "auto",
     offline: Offline = False,
+    quiet: Quiet = False,
 ) -> None:
     """Teach a model facts about people who do not exist, by LoRA, and find by interchange where it keeps them.
 
@@ -54,7 +55,7 @@ def finetune(
     check_model_name(model)
     check_new(out)
     quiet_libraries()
-    say_what_happens()
+    say_what_happens(quiet=quiet)
     from lensbench.corpus import Corpus
     from lensbench.finetuning.training import finetune
     from lensbench.model.loading import Loading, count_layers, load_model

@@ -8,7 +8,17 @@ import typer
 from rich.console import Console
 
 from lensbench.cli.application import app, say_what_happens
-from lensbench.cli.options import Device, Dtype, Model, ModulePaths, Offline, Revision, read_module_paths, read_settings
+from lensbench.cli.options import (
+    Device,
+    Dtype,
+    Model,
+    ModulePaths,
+    Offline,
+    Quiet,
+    Revision,
+    read_module_paths,
+    read_settings,
+)
 
 
 @app.command()
@@ -24,6 +34,7 @@ def fit(
     revision: Revision = None,
     offline: Offline = False,
     module_paths: ModulePaths = None,
+    quiet: Quiet = False,
 ) -> None:
     """Learn a lens on prose, and write it into a folder that others can use.
 
@@ -47,7 +58,7 @@ def fit(
     check_inspector(inspector)
     check_model_name(model)
     quiet_libraries()
-    say_what_happens()
+    say_what_happens(quiet=quiet)
     from lensbench import fitting
 
     spent = fitting.fit(config, out)

@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lensbench.cli.application import app, say_what_happens
-from lensbench.cli.options import Device, Dtype, Model, Offline, Revision, names_in, numbers_in
+from lensbench.cli.application import app, progress_of, say_what_happens
+from lensbench.cli.options import Device, Dtype, Json, Model, Offline, Quiet, Revision, names_in, numbers_in, print_json
 from lensbench.errors import UsageError
 
 # What an implant should reach; a figure on the wrong side is marked.
@@ -44,6 +44,8 @@ def implant(
     dtype: Dtype = "auto",
     revision: Revision = None,
     offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Plant facts into one block of a model, and measure what that did.
 
@@ -59,17 +61,19 @@ def implant(
         raise UsageError(f"--world {world!r}: expected main or twin")
     loud = numbers_in("--strength", strength or "")
     quiet_libraries()
-    say_what_happens()
+    say_what_happens(quiet=quiet)
     from lensbench.implants.planting import Order
     from lensbench.implants.planting import implant as plant
     from lensbench.model.loading import Loading
-    from lensbench.progress import bar
 
     order = Order(
         model, layer, design, second_layer, facts, names_in(attributes),
         "twin" if world == "twin" else "main", names, dose, loud, weight, steps, seed, twin,
     )  # fmt: skip
-    description = plant(order, out, Loading(device, dtype, revision, offline), bar)
+    description = plant(order, out, Loading(device, dtype, revision, offline), progress_of(quiet=quiet))
+    if as_json:
+        print_json({"implant": str(out), **description})
+        return
     Console(soft_wrap=True).print(_table(description, out))
 
 

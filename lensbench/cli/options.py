@@ -1,6 +1,7 @@
 """Options that several commands have, and how what is given is read."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,24 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")]
 ModulePaths = Annotated[
     str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")
 ]
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on the error stream but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def print_json(found: Any) -> None:
+    """Print an object as JSON; NaN, which JSON has not, becomes null."""
+    import json
+
+    typer.echo(json.dumps(_without_nan(found), indent=1))
+
+
+def _without_nan(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {str(name): _without_nan(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_without_nan(value) for value in found]
+    return None if isinstance(found, float) and not isfinite(found) else found
 
 
 def names_in(given: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What is there, and what came of a run: `lensbench list`, `lensbench cache`, `lensbench plot`."""
+"""What is there: `lensbench list`, `lensbench cache`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from lensbench.cli.application import app
-from lensbench.errors import UsageError
+from lensbench.cli.options import Json, print_json
 
 Run = Annotated[Path, typer.Argument(help="A run folder, as `lensbench evaluate` wrote it.", show_default=False)]
 
@@ -23,15 +23,21 @@ class Kind(StrEnum):
 
 
 @app.command("list")
-def list_(kind: Annotated[Kind | None, typer.Argument(help="Only these.", show_default=False)] = None) -> None:
+def list_(
+    kind: Annotated[Kind | None, typer.Argument(help="Only these.", show_default=False)] = None, as_json: Json = False
+) -> None:
     """List models, tasks, inspectors and baselines.
 
-    Example: `lensbench list inspectors`
+    Examples: `lensbench list inspectors`; `lensbench list models --json`
     """
-    from lensbench.listings import LISTINGS
+    from lensbench.listings import LISTINGS, as_objects
     from lensbench.report.rows import print_rows
 
-    for one in [kind] if kind else list(Kind):
+    kinds = [kind] if kind else list(Kind)
+    if as_json:
+        print_json({one.value: as_objects(LISTINGS[one.value]()) for one in kinds})
+        return
+    for one in kinds:
         print_rows(*LISTINGS[one.value]())
 
 
@@ -48,6 +54,7 @@ class Kept(StrEnum):
 @app.command()
 def cache(
     clear: Annotated[Kept | None, typer.Option(help="Remove these; they are made again when needed.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Show what is kept between runs, and clear it: converted models, fitted lenses, captured residuals.
 
@@ -58,34 +65,11 @@ def cache(
     from lensbench import cache as store
     from lensbench.terminal import show_cache
 
+    freed = 0 if clear is None else store.clear(store.KINDS if clear is Kept.everything else (clear.value,))
+    if as_json:
+        kept = {kind: {"number": number, "bytes": size} for kind, (number, size) in store.contents().items()}
+        print_json({"folder": str(store.cache_path()), "kept": kept, "freed": freed})
+        return
     if clear is not None:
-        freed = store.clear(store.KINDS if clear is Kept.everything else (clear.value,))
         Console(soft_wrap=True).print(f"freed {freed / 1e6:.0f} MB", highlight=False)
     show_cache()
-
-
-@app.command()
-def plot(
-    run: Run,
-    metric: Annotated[
-        str,
-        typer.Option(help="accuracy_corrected, accuracy, or gap:QUESTION, such as gap:beats_text."),
-    ] = "accuracy_corrected",
-    out: Annotated[
-        Path | None, typer.Option(help="A .png, .svg or .pdf file, or a folder. [default: RUN/plots]")
-    ] = None,
-) -> None:
-    """Draw per-layer curves with bands: PNG, SVG or PDF.
-
-    Examples: `lensbench plot reports/RUN`; `lensbench plot reports/RUN --metric gap:beats_text --out gap.pdf`
-    """
-    from lensbench.report.plots import plot_run
-    from lensbench.run import PLOTS, load_run
-
-    loaded = load_run(run)
-    try:
-        written = plot_run(loaded.summary, out or run / PLOTS, metric=metric)
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be written to: {error.strerror}; choose another place") from None
-    for path in written:
-        Console(soft_wrap=True).print(str(path), highlight=False)

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lensbench.cli.application import app, say_what_happens
-from lensbench.cli.options import Device, Dtype, Model, Offline, read_settings
+from lensbench.cli.application import app, progress_of, say_what_happens
+from lensbench.cli.options import Device, Dtype, Json, Model, Offline, Quiet, print_json, read_settings
 from lensbench.errors import UsageError, unknown_name
 
 # What may be searched.
@@ -36,6 +36,8 @@ def tune(
     space: Annotated[
         list[str] | None, typer.Option("--set", help='What is searched, such as placeholders=["x","it"].')
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Search inspection prompt, target layer, placeholder and amplifier of a Patchscope, and report on held-out folds.
 
@@ -61,11 +63,13 @@ def tune(
     from lensbench.model.sources import quiet_libraries
 
     quiet_libraries()
-    say_what_happens()
-    from lensbench import progress
-    from lensbench.terminal import show_tuned
+    say_what_happens(quiet=quiet)
+    from lensbench.terminal import show_tuned, tuned_as_json
     from lensbench.tuning import TUNED, tune
 
-    found = tune(method, settings, config, progress.bar)
+    found = tune(method, settings, config, progress_of(quiet=quiet))
+    if as_json:
+        print_json(tuned_as_json(found))
+        return
     show_tuned(found)
     Console(soft_wrap=True).print(f"{found.run.path / TUNED}: the configurations to use", highlight=False)

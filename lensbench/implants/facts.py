@@ -122,7 +122,10 @@ def choose_facts(
     facts = facts if given is None else {attribute: given.get(attribute, {}) for attribute in wanted}
     for attribute, relation in relations.items():
         _check(attribute, relation, facts)
-    order = _evenly(facts, seed)
+    # Both worlds in the same order, so that a twin is told other facts about the same names.
+    main = {fact.subject: fact.answer for fact in task.every.facts if fact.relation == wanted[0]}
+    first = main if set(main) == set(facts[wanted[0]]) else facts[wanted[0]]
+    order = _evenly(first, seed)
     if count is not None and not 2 <= count <= len(order):
         raise UsageError(f"--names {count}: there are facts about {len(order)} names; give 2 to as many")
     chosen = order[:count]
@@ -160,14 +163,17 @@ def _check(attribute: str, relation: Relation, facts: Facts) -> None:
 
 def _never(task: Task, attributes: Iterable[str]) -> tuple[str, ...]:
     """Return names of the task that are never planted; none where it has no such relations."""
-    others = [f"{one}{NEVER}" for one in attributes if f"{one}{NEVER}" in task.every.relations]
-    facts = {name: {fact.subject: fact.answer for fact in task.every.facts if fact.relation == name} for name in others}
-    return _evenly(facts, 0) if facts else ()
+    name = f"{next(iter(attributes))}{NEVER}"
+    return _evenly({fact.subject: fact.answer for fact in task.every.facts if fact.relation == name}, 0)
 
 
-def _evenly(facts: Facts, seed: int) -> tuple[str, ...]:
-    """Return the names in an order of which any beginning is even over folds and values of the first attribute."""
-    first = next(iter(facts.values()))
+def _evenly(first: Mapping[str, str], seed: int) -> tuple[str, ...]:
+    """Return the names in an order of which any beginning is even over folds and values.
+
+    Args:
+        first: the values of an attribute, by name.
+        seed: of the order.
+    """
     groups: dict[tuple[int, str], list[str]] = {}
     for name in sorted(first):
         groups.setdefault((fold_of(name), first[name]), []).append(name)
@@ -176,5 +182,5 @@ def _evenly(facts: Facts, seed: int) -> tuple[str, ...]:
         rng.shuffle(group)
     keys = sorted(groups)
     rng.shuffle(keys)
-    turns = max(map(len, groups.values()))
+    turns = max(map(len, groups.values()), default=0)
     return tuple(groups[key][turn] for turn in range(turns) for key in keys if turn < len(groups[key]))

@@ -2,13 +2,14 @@
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lensbench.report.style import CHANCE_COLOUR, RIVAL_DASHES, RIVAL_GREYS, readable
+from lensbench.report.style import CHANCE_COLOUR, RIVAL_DASHES, RIVAL_GREYS, label
 from lensbench.statistics import MARGIN, VERDICTS
 
 SHOWN_RIVALS = 4
@@ -49,17 +50,37 @@ def draw_methods(axis: Axes, rows: pd.DataFrame, metric: str, palette: dict[str,
         axis.plot(layer, curve["value"].to_numpy(), color=colour, lw=width, marker=marker, ms=width * 2, zorder=4)
         if metric != "accuracy":  # the bands of a summary belong to the corrected score
             low, high = curve["low"].to_numpy(), curve["high"].to_numpy()
-            axis.fill_between(layer, low, high, color=colour, alpha=0.11, lw=0, zorder=2)
+            draw_band(axis, layer, (low, high), colour)
         if metric.startswith("gap:"):
             holds = (curve["verdict"] == VERDICTS[metric.removeprefix("gap:")]).to_numpy()
             axis.plot(layer[holds], curve["value"].to_numpy()[holds], "o", color=colour, ms=width * 2, mew=0, zorder=5)
     _finish(axis, rows, metric)
 
 
+def draw_band(axis: Axes, layer: np.ndarray, limits: tuple[np.ndarray, np.ndarray], colour: str) -> None:
+    """Draw a band; of one layer alone an interval, as a band of no width cannot be seen."""
+    if len(layer) == 1:
+        axis.vlines(layer, *limits, color=colour, alpha=0.5, lw=2.4, zorder=2)
+    else:
+        axis.fill_between(layer, *limits, color=colour, alpha=0.11, lw=0, zorder=2)
+
+
+def draw_curve(axis: Axes, layer: np.ndarray, value: np.ndarray, **look: Any) -> None:
+    """Draw a rival; at one layer alone as a level line, as a curve of one point cannot be seen."""
+    if len(layer) == 1:
+        axis.axhline(float(value[0]), **look)
+    else:
+        axis.plot(layer, value, **look)
+
+
+def fit_layers(axis: Axes, last: float) -> None:
+    """Let an axis go from the embeddings to the last layer that was read, with as many numbers as it has room for."""
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 4, 5, 10]))
+    axis.set_xlim(-0.02 * max(last, 1.0), 1.015 * max(last, 1.0))
+
+
 def _finish(axis: Axes, rows: pd.DataFrame, metric: str) -> None:
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    last = float(rows["layer"].max())
-    axis.set_xlim(-0.02 * last, max(last, 1.0))
+    fit_layers(axis, float(rows["layer"].max()))
     if metric.startswith("gap:"):
         axis.margins(y=0.12)
         axis.axhline(0.0, color="black", lw=0.8, zorder=1)
@@ -83,7 +104,7 @@ def label_ends(axis: Axes, last: list[tuple[str, float]], palette: dict[str, str
     places = spread([value for _, value in last], 0.062 * (high - low), low, high)
     for (method, value), place in zip(last, places, strict=True):
         axis.annotate(
-            readable(method), (axis.get_xlim()[1], value), xytext=(1.02, (place - low) / (high - low)),
+            label(method), (axis.get_xlim()[1], value), xytext=(1.02, (place - low) / (high - low)),
             textcoords="axes fraction", color=palette[method], fontsize=8, fontweight="bold", va="center",
             arrowprops={"arrowstyle": "-", "color": palette[method], "lw": 0.6, "shrinkA": 1, "shrinkB": 1},
             annotation_clip=False,
@@ -107,8 +128,11 @@ def spread(values: Sequence[float], distance: float, low: float, high: float) ->
     return [float(place) for place in result]
 
 
-def draw_rivals(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour: str) -> None:
-    """Draw one method with its strongest rivals as dashed grey curves, and name those that are at chance."""
+def draw_rivals(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour: str, *, letters: int = 34) -> None:
+    """Draw one method with its strongest rivals as dashed grey curves, and name those that are at chance.
+
+    `letters` is how many of them a line below the panel has room for.
+    """
     own = of_methods(rows[rows["inspector"] == method], metric)
     layer, value = own["layer"].to_numpy(dtype=float), own["value"].to_numpy()
     rivals = rows[(rows["inspector"] == method) & (rows["baseline"] != "none") & rows["question"].isin(list(VERDICTS))]
@@ -119,20 +143,21 @@ def draw_rivals(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour
         curve = rivals[rivals["baseline"] == name].sort_values("layer")
         style = (0, RIVAL_DASHES[index])
         x, y = curve["layer"].to_numpy(dtype=float), curve[metric].to_numpy()
-        axis.plot(x, y, color=RIVAL_GREYS[index], lw=1.0, ls=style, label=readable(name), zorder=3)
-    axis.plot(layer, value, color=colour, lw=1.6, zorder=4)
+        draw_curve(axis, x, y, color=RIVAL_GREYS[index], lw=1.0, ls=style, label=label(name), zorder=3)
+    axis.plot(layer, value, color=colour, lw=1.6, marker="o" if len(layer) == 1 else "", ms=3, zorder=4)
     _finish(axis, rows, metric)
     axis.set_ylim(top=1.55)  # room for the legend above the curves
     axis.set_yticks(np.linspace(0.0, 1.0, 5))
     if shown:
         axis.legend(loc="upper left", frameon=False, fontsize=5.5, handlelength=2.6, labelspacing=0.25, borderpad=0.1)
-    _note(axis, len(means) - len(shown) - int(near.sum()), [readable(str(name)) for name in means.index[near]])
+    weaker = [f"{len(means) - len(shown) - int(near.sum())} weaker not drawn"]
+    at_chance = ", ".join(label(str(name)) for name in means.index[near])
+    parts = weaker * (len(means) > len(shown) + int(near.sum())) + [f"at chance: {at_chance}"] * bool(at_chance)
+    _note(axis, [line for part in parts for line in textwrap.wrap(part, letters)])
 
 
-def _note(axis: Axes, weaker: int, at_chance: list[str]) -> None:
-    """Name below the panel the rivals that are not drawn in it."""
-    parts = [f"{weaker} weaker not drawn"] * bool(weaker) + [f"at chance: {', '.join(at_chance)}"] * bool(at_chance)
-    lines = [line for part in parts for line in textwrap.wrap(part, 34)]
+def _note(axis: Axes, lines: Sequence[str]) -> None:
+    """Write below the panel which rivals are not drawn in it."""
     axis.annotate(
         "\n".join(lines), (0.0, 0.0), xycoords="axes fraction", xytext=(0, -27), textcoords="offset points",
         fontsize=5.5, color="#666666", va="top", annotation_clip=False,
@@ -147,4 +172,4 @@ def draw_text_rival(axis: Axes, rows: pd.DataFrame, method: str, metric: str, co
         return
     best = rivals.groupby("layer", observed=True)[metric].max().sort_index()
     layer = best.index.to_numpy(dtype=float)
-    axis.plot(layer, best.to_numpy(), color=colour, lw=0.9, ls=(0, (3, 1.5)), alpha=0.8, zorder=3)
+    draw_curve(axis, layer, best.to_numpy(), color=colour, lw=0.9, ls=(0, (3, 1.5)), alpha=0.8, zorder=3)

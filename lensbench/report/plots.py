@@ -1,118 +1,100 @@
-"""Per-layer curves of a summary, with bands, rivals and chance."""
+"""Per-layer curves of a summary, with bands, rivals and chance; and the figures that every run gets."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lensbench.errors import LensbenchError, unknown_name
 from lensbench.frames import ALL
-from lensbench.report.panels import draw_methods, draw_rivals, draw_text_rival, ends, label_ends, of_methods
-from lensbench.report.style import colours, plot_style, readable
-from lensbench.statistics import MARGIN, VERDICTS
+from lensbench.report.canvas import FORMATS, check_format, columns_for, figure_of, new_figure, save_figure
+from lensbench.report.choices import Choice
+from lensbench.report.gaps import GAP_NOTE
+from lensbench.report.multiples import plot_relations
+from lensbench.report.panels import draw_methods, draw_rivals, ends, label_ends, of_methods
+from lensbench.report.style import colours, label, plot_style
+from lensbench.report.view import LAYER_LABEL, METRICS, ORDER_OF_SITES, View, methods_in, view_of
 
-METRICS = ("accuracy_corrected", "accuracy", *(f"gap:{question}" for question in VERDICTS))
-# As they stand in a text; the report knows no tasks.
-ORDER_OF_SITES = ("subject", "t1", "t2", "answer")
-FORMATS = (".png", ".svg", ".pdf")
-LAYER_LABEL = "Layer (0 = embeddings)"
-_COLUMNS = 4
-_Y_LABELS = {
-    "accuracy_corrected": "Accuracy (prior-corrected)",
-    "accuracy": "Accuracy (raw)",
-    "gap:uses_activation": "Gap: uses the activation",
-    "gap:beats_text": "Gap: beats the text",
-    "gap:target_specific": "Gap: target-specific",
-}
-_SCALES = {
-    (False, False): "\ndotted: chance",
-    (False, True): "\nrelation mean, chance = 0",
-    (True, False): "",
-    (True, True): "\nrelation mean of gap / (1 - chance)",
-}
-"""(gap, total) -> the second line of the y label."""
-_GAP_NOTE = (
-    "Points: the gap holds against every rival, raw and corrected. Band: to the strongest. "
-    f"Dotted: margin {MARGIN:.2f}."
-)
+__all__ = ["FORMATS", "LAYER_LABEL", "METRICS", "ORDER_OF_SITES"]
+__all__ += ["plot_layers", "plot_relations", "plot_run", "save_figure"]
+
+# In figures of fewer columns than this there is no room for names beside the curves.
+_NAMES_BESIDE = 3
+# Of the smallest letters, an inch of a panel's share of the width.
+_SMALL_LETTERS = 15
 
 
-def plot_layers(
-    summary: pd.DataFrame,
-    *,
-    task: str,
-    relation: str,
-    site: str,
-    metric: str = "accuracy_corrected",
-    rule: str = "fixed",
-) -> Figure:
+def plot_layers(summary: pd.DataFrame, *, ax: Axes | None = None, **choice: Unpack[Choice]) -> Figure:
     """Draw a metric of every method over layers, and below it each method beside its own rivals.
 
     Bands are the simultaneous 95 % intervals of the summary. Of the rivals the strongest are drawn; those at chance are
     named. Gap plots have one panel: points are filled at the layers where the gap holds.
 
+    Args:
+        summary: of one run.
+        ax: where to draw the first panel alone; by default a new figure has all.
+        choice: what is shown, and how wide; see `View`.
+
     Raises:
-        LensbenchError: an unknown metric, or nothing in the summary to draw.
+        UsageError: an unknown metric, or a choice that the summary leaves open.
+        LensbenchError: nothing in the summary to draw.
     """
-    chosen = _chosen(summary, task, relation, site, rule, metric)
-    methods = sorted(chosen.loc[chosen["baseline"] == "none", "inspector"].unique())
+    view = view_of(choice).of(summary, "task", "relation", "site")
+    chosen = view.chosen(summary)
+    methods = methods_in(chosen)
     palette = colours(methods)
     with plot_style():
-        figure, top, panels = _canvas(0 if metric.startswith("gap:") else len(methods))
-        draw_methods(top, chosen, metric, palette)
-        label_ends(top, ends(chosen, methods, metric), palette)
-        top.set_title(_title(task, relation, site, methods), fontweight="bold", pad=9)
-        top.set_ylabel(_y_label(metric, relation))
-        top.set_xlabel(LAYER_LABEL)
-        if not panels:
-            top.text(0.01, 0.99, _GAP_NOTE, transform=top.transAxes, va="top", fontsize=6.5, color="#555555")
+        if ax is not None:
+            figure, top = figure_of(ax), ax
+            panels: list[Axes] = []
+        else:
+            figure, top, panels = _canvas(view, 0 if view.is_gap else len(methods))
+        _draw_top(top, chosen, view, methods, own=ax is None)
         for index, (panel, method) in enumerate(zip(panels, methods, strict=False)):
-            draw_rivals(panel, chosen, method, metric, palette[method])
-            panel.set_title(readable(method), color=palette[method], fontweight="bold", fontsize=8)
+            letters = int(view.inches / columns_for(view.inches) * _SMALL_LETTERS)
+            draw_rivals(panel, chosen, method, view.metric, palette[method], letters=letters)
+            panel.set_title(label(method), color=palette[method], fontweight="bold", fontsize=8)
             panel.set_xlabel("Layer")
-            if index % _COLUMNS == 0:
+            if index % columns_for(view.inches) == 0:
                 panel.set_ylabel("beside its rivals")
             else:
                 panel.tick_params(labelleft=False)
     return figure
 
 
-def plot_relations(
-    summary: pd.DataFrame, *, task: str, metric: str = "accuracy_corrected", rule: str = "fixed"
-) -> Figure:
-    """Draw small multiples of one task: a row a relation (the total first), a column a site."""
-    _check_metric(metric)
-    here = summary[(summary["task"] == task) & (summary["rule"] == rule)]
-    if here.empty:
-        raise LensbenchError(f"nothing to plot: the summary has no rows of task {task!r} with rule {rule!r}")
-    names = sorted(set(here["relation"]) - {ALL})
-    relations = [ALL, *names] if ALL in set(here["relation"]) and len(names) != 1 else names
-    sites = sorted(here["site"].unique(), key=ORDER_OF_SITES.index)
-    methods = sorted(here.loc[here["baseline"] == "none", "inspector"].unique())
+def _draw_top(axis: Axes, rows: pd.DataFrame, view: View, methods: Sequence[str], *, own: bool) -> None:
+    """Draw all methods in one panel, their names at the ends of the curves; in a narrow figure of our own below it."""
     palette = colours(methods)
-    with plot_style():
-        figure = Figure(figsize=(0.9 + 3.1 * len(sites), 0.8 + 1.75 * len(relations)), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(len(relations), len(sites), squeeze=False, sharex=True, sharey=metric.startswith("gap:"))
-        for row, relation in enumerate(relations):
-            for column, site in enumerate(sites):
-                _small(axes[row][column], here, (relation, site), metric, palette)
-            axes[row][0].set_ylabel("all relations\n(chance = 0)" if relation == ALL else readable(relation))
-        for axis, site in zip(axes[0], sites, strict=True):
-            axis.set_title(f"read at {site}" + (": what readers can recover" if site == "subject" else ""))
-        for axis in axes[-1]:
-            axis.set_xlabel(LAYER_LABEL)
-        handles = [axes[0][0].plot([], [], color=palette[name], lw=1.8, label=readable(name))[0] for name in methods]
-        if not metric.startswith("gap:"):
-            handles += axes[0][0].plot([], [], color="#555555", lw=0.9, ls="--", label="its strongest text rival")
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=7.5)
-        title = f"{readable(task)}, {_Y_LABELS[metric][0].lower()}{_Y_LABELS[metric][1:]}"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=9, fontweight="bold")
-    return figure
+    draw_methods(axis, rows, view.metric, palette)
+    narrow = own and columns_for(view.inches) < _NAMES_BESIDE
+    if narrow:
+        handles = [axis.plot([], [], color=palette[name], lw=1.8, label=label(name))[0] for name in methods]
+        figure_of(axis).legend(handles=handles, loc="outside lower center", ncols=min(len(methods), 3))
+    else:
+        label_ends(axis, ends(rows, methods, view.metric), palette)
+    if view.title and narrow:
+        figure_of(axis).suptitle(view.title_of(methods), x=0.01, ha="left", fontsize=9, fontweight="bold")
+    elif view.title:
+        axis.set_title(view.title_of(methods), fontweight="bold", pad=9)
+    axis.set_ylabel(view.y_label)
+    axis.set_xlabel(LAYER_LABEL)
+    if view.is_gap:
+        axis.text(0.01, 0.99, view.wrapped(GAP_NOTE), transform=axis.transAxes, va="top", fontsize=6.5, color="#555555")
+
+
+def _canvas(view: View, panels: int) -> tuple[Figure, Axes, list[Axes]]:
+    """A figure with one wide panel and, below, rows of small ones."""
+    wide = columns_for(view.inches)
+    rows = -(-panels // wide)
+    first = min(3.1, 1.4 + 0.25 * view.inches)
+    figure = new_figure((view.inches, first + 2.0 * rows))
+    grid = figure.add_gridspec(1 + rows, min(max(panels, 1), wide), height_ratios=[first] + [2.0] * rows)
+    top = figure.add_subplot(grid[0, :])
+    places = [(1 + index // wide, index % wide) for index in range(panels)]
+    return figure, top, [figure.add_subplot(grid[place]) for place in places]
 
 
 def plot_run(summary: pd.DataFrame, out: Path, metric: str = "accuracy_corrected") -> list[Path]:
@@ -124,9 +106,10 @@ def plot_run(summary: pd.DataFrame, out: Path, metric: str = "accuracy_corrected
             file .png, .svg or .pdf, for the small multiples alone (with several tasks or models their names are added).
         metric: one of METRICS.
     """
-    _check_metric(metric)
-    if out.suffix and out.suffix.lower() not in FORMATS:
-        raise LensbenchError(f"cannot plot to {out}: the suffix must be one of {', '.join(FORMATS)}, or give a folder")
+    if metric not in METRICS:
+        raise unknown_name("metric", metric, METRICS)
+    if out.suffix:
+        check_format(out)
     groups = summary.groupby(["model", "task"], observed=True, sort=True)
     whole = [(str(rows["model"].iloc[0]), str(rows["task"].iloc[0]), rows) for _, rows in groups]
     written: list[Path] = []
@@ -150,79 +133,5 @@ def plot_run(summary: pd.DataFrame, out: Path, metric: str = "accuracy_corrected
     return written
 
 
-def save_figure(figure: Figure, paths: Sequence[Path]) -> list[Path]:
-    """Write a figure to files, each in the format of its suffix, and return their paths."""
-    # Dates and versions would make two runs on the same records differ.
-    metadata: dict[str, dict[str, str | None]] = {
-        ".png": {"Software": None},
-        ".svg": {"Date": None, "Creator": None},
-        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    }
-    with plot_style():
-        for index, path in enumerate(paths):
-            if index:
-                figure.set_layout_engine("none")  # the layout is found already, and finding it takes most of the time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, format=path.suffix[1:].lower(), metadata=metadata[path.suffix.lower()])
-    return list(paths)
-
-
-def _check_metric(metric: str) -> None:
-    if metric not in METRICS:
-        raise unknown_name("metric", metric, METRICS)
-
-
 def _has_values(rows: pd.DataFrame, metric: str) -> bool:
     return bool(len(rows)) and not of_methods(rows[rows["rule"] == "fixed"], metric).empty
-
-
-def _chosen(summary: pd.DataFrame, task: str, relation: str, site: str, rule: str, metric: str) -> pd.DataFrame:
-    _check_metric(metric)
-    keep = np.ones(len(summary), dtype=bool)
-    for column, value in (("task", task), ("relation", relation), ("site", site), ("rule", rule)):
-        keep &= (summary[column] == value).to_numpy()
-    rows = summary[keep]
-    where = f"task {task!r}, relation {relation!r}, site {site!r}, rule {rule!r}"
-    if rows["model"].nunique() > 1:
-        raise LensbenchError(f"the summary has several models at {where}: plot one at a time")
-    if of_methods(rows, metric).empty:
-        raise LensbenchError(f"nothing to plot: the summary has no {metric} of a method at {where}")
-    return rows
-
-
-def _canvas(panels: int) -> tuple[Figure, Axes, list[Axes]]:
-    """A figure with one wide panel and, below, rows of small ones."""
-    rows = -(-panels // _COLUMNS)
-    figure = Figure(figsize=(7.2, 3.1 + 2.0 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    columns = min(max(panels, 1), _COLUMNS)
-    grid = figure.add_gridspec(1 + rows, columns, height_ratios=[3.1] + [2.0] * rows)
-    top = figure.add_subplot(grid[0, :])
-    places = [(1 + index // _COLUMNS, index % _COLUMNS) for index in range(panels)]
-    return figure, top, [figure.add_subplot(grid[place]) for place in places]
-
-
-def _small(axis: Axes, rows: pd.DataFrame, place: tuple[str, str], metric: str, palette: dict[str, str]) -> None:
-    relation, site = place
-    chosen = rows[(rows["relation"] == relation) & (rows["site"] == site)]
-    if of_methods(chosen, metric).empty:
-        axis.set_axis_off()
-        axis.text(0.5, 0.5, "not applicable", transform=axis.transAxes, ha="center", va="center", color="#777777")
-        return
-    draw_methods(axis, chosen, metric, palette, width=1.3)
-    if not metric.startswith("gap:"):
-        for method, colour in palette.items():
-            draw_text_rival(axis, chosen, method, metric, colour)
-
-
-def _title(task: str, relation: str, site: str, methods: Sequence[str]) -> str:
-    what = readable(task) if relation == ALL else f"{readable(task)} \N{RIGHTWARDS ARROW} {readable(relation)}"
-    if site != "subject":
-        return f"{what}, read at {site}"
-    # Nobody has asked the model at the subject: a score there is the reader's, not the place where a fact is kept.
-    reader = "this reader" if len(methods) == 1 else "each reader"
-    return f"{what}, read at subject: what {reader} can recover from layer l"
-
-
-def _y_label(metric: str, relation: str) -> str:
-    return _Y_LABELS[metric] + _SCALES[metric.startswith("gap:"), relation == ALL]

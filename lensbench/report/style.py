@@ -2,9 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from pathlib import Path
 
 import matplotlib as mpl
+
+from lensbench.report.glyphs import drawable, font_families
+
+STYLE_FILE = Path(__file__).with_name("lensbench.mplstyle")
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """Okabe & Ito 2008, ordered so that the first ones differ most; yellow, hard to see on white, comes last."""
@@ -16,42 +21,22 @@ RIVAL_GREYS = ("#3b3b3b", "#5c5c5c", "#7a7a7a", "#969696", "#ababab")
 RIVAL_DASHES = ((4.5, 1.6), (1.4, 1.4), (6.0, 1.5, 1.4, 1.5), (2.6, 1.4), (8.0, 2.0))
 CHANCE_COLOUR = "#8a8a8a"
 FAINT = "#e6e6e6"
+MAP = "cividis"
+"""The colour map of grids: even in lightness, and the same to colour-blind readers."""
 
-_SETTINGS: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same on every machine
-    "font.size": 8.0,
-    "axes.titlesize": 9.0,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 7.0,
-    "ytick.labelsize": 7.0,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.solid_capstyle": "round",
-    "figure.dpi": 100.0,
-    "savefig.dpi": 180.0,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lensbench",
-    "pdf.fonttype": 42,
-    "ps.fonttype": 42,
-}
+
+@cache
+def _settings() -> mpl.RcParams:
+    return mpl.rc_params_from_file(STYLE_FILE, use_default_template=False)
 
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """Matplotlib's settings while a figure is drawn or saved."""
+    """Matplotlib's settings while a figure is drawn or saved: those of `lensbench.mplstyle`."""
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's matplotlibrc would make other figures; this leaves the backend alone
-        mpl.rcParams.update(_SETTINGS)
+        mpl.rcParams.update(_settings())
+        mpl.rcParams["font.sans-serif"] = list(font_families())
         yield
 
 
@@ -70,3 +55,8 @@ def colours(methods: Iterable[str]) -> dict[str, str]:
 def readable(name: str) -> str:
     """A name of the data as a label."""
     return name.replace("_", " ")
+
+
+def label(name: str) -> str:
+    """A name of the data as a label in a figure."""
+    return drawable(readable(name))

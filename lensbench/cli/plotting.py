@@ -1,0 +1,96 @@
+"""`lensbench plot`: figures of a run."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lensbench.cli.application import app
+from lensbench.cli.showing import Run
+from lensbench.errors import UsageError
+
+
+class Figure(StrEnum):
+    """What can be drawn."""
+
+    layers = "layers"
+    gap = "gap"
+    grid = "grid"
+    relations = "relations"
+    compare = "compare"
+
+
+Task = Annotated[str | None, typer.Option(help="With --figure: one task. [default: each]")]
+Relation = Annotated[str | None, typer.Option(help="With --figure: one relation. [default: the mean of all]")]
+Site = Annotated[str | None, typer.Option(help="With --figure: one read site. [default: each]")]
+
+
+@app.command()
+def plot(
+    run: Run,
+    figure: Annotated[
+        Figure | None,
+        typer.Option(help="One figure for a paper. [default: layers and relations, PNG and SVG]", show_default=False),
+    ] = None,
+    task: Task = None,
+    relation: Relation = None,
+    site: Site = None,
+    inspector: Annotated[str | None, typer.Option(help="With grid and compare: one method.")] = None,
+    metric: Annotated[
+        str,
+        typer.Option(help="accuracy_corrected, accuracy, or gap:QUESTION, such as gap:beats_text."),
+    ] = "accuracy_corrected",
+    rule: Annotated[str, typer.Option(help="Which attempt counts: fixed, selected, oracle.")] = "fixed",
+    before: Annotated[Path | None, typer.Option(help="With compare: the other run, drawn dashed.")] = None,
+    width: Annotated[str, typer.Option(help="column (3.3 inches), text (5.5), page (7.2), or inches.")] = "page",
+    title: Annotated[bool, typer.Option("--title/--no-title", help="A title in the figure; a caption may do.")] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="A .pdf, .svg or .png file, or a folder. [default: RUN/plots]")
+    ] = None,
+) -> None:
+    """Draw figures of a run: PDF (fonts embedded), SVG or PNG. It needs no model.
+
+    layers: accuracy by layer, each method beside its rivals. gap: what is left after the rivals. grid: source by
+    target layer. relations: a panel each. compare: before and after.
+
+    Examples: `lensbench plot reports/RUN`; `lensbench plot reports/RUN --figure gap --site subject --width column
+    --out gap.pdf`; `lensbench plot reports/NEW --figure compare --before reports/OLD`
+    """
+    from lensbench.report.figures import Asked, check_asked, write_figures
+    from lensbench.report.plots import plot_run
+    from lensbench.run import PLOTS, load_run
+
+    if figure is None:
+        _refuse_without_figure(task=task, relation=relation, site=site, inspector=inspector, before=before)
+        loaded = load_run(run)
+        _write(lambda place: plot_run(loaded.summary, place, metric=metric), out, run / PLOTS)
+        return
+    earlier = load_run(before) if before is not None else None
+    asked = Asked(
+        figure.value,
+        {"task": task, "relation": relation, "site": site, "metric": metric, "rule": rule, "width": width,
+         "title": title},
+        inspector, earlier, (before.name if before is not None else "before", run.resolve().name),
+    )  # fmt: skip
+    check_asked(asked, out)
+    loaded = load_run(run)
+    _write(lambda place: write_figures(loaded, asked, place), out, run / PLOTS)
+
+
+def _refuse_without_figure(**options: object) -> None:
+    """Refuse options that only single figures have."""
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"--{name} is for one figure: add --figure, one of {', '.join(Figure)}")
+
+
+def _write(draw: Callable[[Path], list[Path]], out: Path | None, default: Path) -> None:
+    try:
+        written = draw(out or default)
+    except OSError as error:
+        raise UsageError(f"--out {out or default} cannot be written to: {error.strerror}; choose another") from None
+    for path in written:
+        Console(soft_wrap=True).print(str(path), highlight=False, markup=False)

@@ -1,0 +1,116 @@
+"""One run beside another: the same methods before and after something was changed."""
+
+from typing import Unpack
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.report.canvas import columns_for, figure_of, new_figure
+from lensbench.report.choices import Choice
+from lensbench.report.glyphs import drawable
+from lensbench.report.panels import draw_band, draw_methods, fit_layers, of_methods
+from lensbench.report.style import colours, label, plot_style
+from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
+
+_BEFORE = "#4d4d4d"
+_DASHES = (0, (3.5, 1.5))
+
+
+def plot_comparison(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    *,
+    names: tuple[str, str] = ("before", "after"),
+    inspector: str | None = None,
+    ax: Axes | None = None,
+    **choice: Unpack[Choice],
+) -> Figure:
+    """Draw a metric over layers in two runs, a panel a method: before as a dashed grey curve, after in its colour.
+
+    Both have their own simultaneous bands, which are those of single scores: whether a difference holds is a question
+    for paired differences (`lensbench compare`), which are narrower.
+
+    Args:
+        before: the summary of one run.
+        after: the summary of another.
+        names: what the two are called.
+        inspector: one method alone.
+        ax: where to draw one method; by default a new figure has a panel a method.
+        choice: what is shown, and how wide; see `View`.
+
+    Raises:
+        UsageError: a choice that the runs leave open, or one axes for several methods.
+        LensbenchError: the runs have no method in common there.
+    """
+    view = view_of(choice).of(after, "task", "relation", "site")
+    tables = (view.of(before, "task", "relation", "site").chosen(before), view.chosen(after))
+    methods = [name for name in _common(tables) if inspector in (None, name)]
+    if not methods:
+        raise LensbenchError(
+            f"nothing to plot: before has {', '.join(methods_in(tables[0]))}, after {', '.join(methods_in(tables[1]))} "
+            f"at task {view.task!r}, site {view.site!r}; give two runs with {inspector or 'a method in common'}"
+        )
+    if ax is not None and len(methods) > 1:
+        raise UsageError(f"one axes has room for one method: give inspector, one of {', '.join(methods)}")
+    with plot_style():
+        if ax is not None:
+            figure, axes = figure_of(ax), [ax]
+        else:
+            figure, axes = _canvas(view, len(methods))
+        palette = colours(_common(tables))
+        for axis, method in zip(axes, methods, strict=True):
+            _draw(axis, tables, view, (method, palette[method]))
+        axes[0].set_ylabel(view.y_label)
+        handles = _handles(axes[0], names, "#111111" if len(methods) > 1 else palette[methods[0]])
+        if ax is not None:
+            ax.legend(handles=handles, loc="best")
+            return figure
+        figure.legend(handles=handles, loc="outside lower center", ncols=2 if view.inches > 5 else 1)
+        if view.title:
+            figure.suptitle(view.title_of(methods), x=0.01, ha="left", fontsize=9, fontweight="bold")
+    return figure
+
+
+def _common(tables: tuple[pd.DataFrame, pd.DataFrame]) -> list[str]:
+    before, after = (set(methods_in(table)) for table in tables)
+    return sorted(before & after)
+
+
+def _canvas(view: View, panels: int) -> tuple[Figure, list[Axes]]:
+    wide = min(panels, columns_for(view.inches))
+    deep = -(-panels // wide)
+    figure = new_figure((view.inches, 0.9 + 1.9 * deep))
+    axes = figure.subplots(deep, wide, squeeze=False, sharex=True, sharey=True)
+    for axis in list(axes.flat)[panels:]:
+        axis.set_axis_off()
+    for place, axis in enumerate(list(axes.flat)[:panels]):
+        if place + wide >= panels:
+            axis.set_xlabel("Layer" if wide > 1 else LAYER_LABEL)
+            axis.tick_params(labelbottom=True)
+    return figure, list(axes.flat)[:panels]
+
+
+def _draw(axis: Axes, tables: tuple[pd.DataFrame, pd.DataFrame], view: View, named: tuple[str, str]) -> None:
+    method, colour = named
+    earlier, later = (table[table["inspector"] == method] for table in tables)
+    curve = of_methods(earlier, view.metric).dropna(subset=["layer"])
+    layer, value = curve["layer"].to_numpy(dtype=float), curve["value"].to_numpy()
+    # Above the other curve: where the two are the same, both are seen.
+    axis.plot(layer, value, color=_BEFORE, lw=1.3, ls=_DASHES, marker="o" if len(layer) == 1 else "", ms=3, zorder=6)
+    if view.metric != "accuracy":  # the bands of a summary belong to the corrected score
+        draw_band(axis, layer, (curve["low"].to_numpy(dtype=float), curve["high"].to_numpy(dtype=float)), _BEFORE)
+    draw_methods(axis, later, view.metric, {method: colour}, width=1.6)
+    last = max(float(np.nanmax(table["layer"].to_numpy(dtype=float, na_value=np.nan))) for table in (earlier, later))
+    fit_layers(axis, last)
+    axis.set_title(label(method), fontsize=8, color=colour, fontweight="bold")
+
+
+def _handles(axis: Axes, names: tuple[str, str], colour: str) -> list[Line2D]:
+    before, after = (drawable(name) for name in names)
+    (dashed,) = axis.plot([], [], color=_BEFORE, lw=1.3, ls=_DASHES, label=f"{before} (dashed)")
+    (solid,) = axis.plot([], [], color=colour, lw=1.6, label=f"{after} (in colour)")
+    return [dashed, solid]

@@ -1,0 +1,197 @@
+"""The grid of source and target layers: where a state is read, and where it is written into the other prompt."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.frames import ALL
+from lensbench.records import NO_BASELINE
+from lensbench.report.canvas import columns_for, figure_of, new_figure
+from lensbench.report.choices import Choice
+from lensbench.report.style import MAP, label, plot_style
+from lensbench.report.view import View, view_of
+
+SAME = "same"
+"""The target layer that is the source layer."""
+
+# How methods name the attempts of several target layers: `target_layer=4`, `mlp x6 -> 4`, `hop->hop@4`.
+_NAMED = re.compile(r"(?P<before>.*?)(?:\btarget_layer=| -> |@)(?P<layer>\d+|same)(?P<after>( .*)?)")
+_COLUMNS = {"accuracy_corrected": "correct_corrected", "accuracy": "correct"}
+_MOST_TICKS = 12
+_MOST_PANELS = 12
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Accuracy of one method, or one kind of its attempts, by source and target layer.
+
+    Attributes:
+        name: of the method, and of the kind of attempt where it makes several.
+        source: layers, in order.
+        target: layers in order, `same` last.
+        accuracy: NaN where nothing was tried.
+    """
+
+    name: str
+    source: tuple[int, ...]
+    target: tuple[str, ...]
+    accuracy: Float[np.ndarray, "target source"]
+
+
+def grids_of(records: pd.DataFrame, view: View) -> list[Grid]:
+    """Return the grids of the methods whose attempts differ in their target layer.
+
+    The accuracy of `all` is the mean over relations of (accuracy - chance) / (1 - chance).
+
+    Args:
+        records: of one run, at one task and site.
+        view: which relation and metric.
+    """
+    own = records[(records["baseline"] == NO_BASELINE) & records["layer"].notna()]
+    own = own if view.total else own[own["relation"] == view.relation]
+    parsed = own["attempt"].astype(str).drop_duplicates().map(lambda name: (name, _NAMED.fullmatch(name)))
+    places = {name: (found["layer"], f"{found['before']}{found['after']}".strip()) for name, found in parsed if found}
+    own = own[own["attempt"].isin(list(places))]
+    if own.empty:
+        return []
+    attempt = own["attempt"].astype(str)
+    own = own.assign(
+        target=attempt.map(lambda name: places[name][0]), kind=attempt.map(lambda name: places[name][1]),
+        layer=own["layer"].astype(int), inspector=own["inspector"].astype(str), relation=own["relation"].astype(str),
+        score=own[_COLUMNS[view.metric]],
+    )  # fmt: skip
+    several = {str(name): kinds for name, kinds in own.groupby("inspector")["kind"].nunique().items()}
+    groups = {(str(name), str(kind)): rows for (name, kind), rows in own.groupby(["inspector", "kind"], sort=True)}
+    return [
+        _grid(name if several[name] == 1 else f"{name}, {kind}", rows, view)
+        for (name, kind), rows in groups.items()
+        if rows["target"].nunique() > 1
+    ]
+
+
+def _grid(name: str, rows: pd.DataFrame, view: View) -> Grid:
+    keys = ["target", "layer"]
+    cells = rows.groupby([*keys, "relation"])[["score", "chance"]].mean()
+    values = (cells["score"] - cells["chance"]) / (1 - cells["chance"]) if view.total else cells["score"]
+    table = values.groupby(keys).mean().unstack("layer").sort_index(axis=1)
+    order = sorted(table.index, key=lambda target: (target == SAME, int(target) if target != SAME else 0))
+    accuracy = table.loc[order].to_numpy(dtype=float)
+    return Grid(name, tuple(int(layer) for layer in table.columns), tuple(str(one) for one in order), accuracy)
+
+
+def plot_grid(
+    records: pd.DataFrame, *, inspector: str | None = None, ax: Axes | None = None, **choice: Unpack[Choice]
+) -> Figure:
+    """Draw accuracy by source layer and target layer, a panel for each method that was given several target layers.
+
+    The best cell is framed: it is the best of many, and says less than an accuracy at a layer that was fixed before.
+
+    Args:
+        records: of one run.
+        inspector: one method alone.
+        ax: where to draw one grid; by default a new figure has a panel a method.
+        choice: what is shown, and how wide; see `View`. `rule` says nothing here: all attempts are shown.
+
+    Raises:
+        UsageError: a choice that the records leave open, or one axes for several grids.
+        LensbenchError: no method was given several target layers.
+    """
+    view, rows = _chosen(records, view_of(choice), inspector)
+    grids = grids_of(rows, view)
+    if not grids:
+        raise LensbenchError(
+            "nothing to plot: no method of the run has several target layers; run one, as with "
+            "--set patchscope.target_layers=stride:4"
+        )
+    if len(grids) > (1 if ax is not None else _MOST_PANELS):
+        raise UsageError(f"there are {len(grids)} grids: give inspector, one of {', '.join(_methods(rows))}")
+    with plot_style():
+        if ax is not None:
+            figure, axes = figure_of(ax), [ax]
+        else:
+            figure, axes = _canvas(view, grids)
+        low = min(0.0, *(float(np.nanmin(grid.accuracy)) for grid in grids))
+        images = [_draw(axis, grid, low) for axis, grid in zip(axes, grids, strict=True)]
+        bar = figure.colorbar(images[0], ax=axes, label=view.y_label.replace("\ndotted: chance", ""), pad=0.02)
+        if not view.total:
+            bar.ax.axhline(float(rows["chance"].mean()), color="white", lw=1.2, ls=":")
+            bar.ax.set_xlabel("dotted:\nchance", fontsize=6)
+        if ax is None and view.title:
+            names = sorted({grid.name.partition(",")[0] for grid in grids})
+            figure.suptitle(view.title_of(names), x=0.01, ha="left", fontsize=9, fontweight="bold")
+    return figure
+
+
+def _chosen(records: pd.DataFrame, view: View, inspector: str | None) -> tuple[View, pd.DataFrame]:
+    if view.metric not in _COLUMNS:
+        raise unknown_name("metric of a grid", view.metric, _COLUMNS)
+    table = records[["task", "relation", "site"]].astype(str)
+    relation = view.relation
+    if relation == ALL or (relation is None and table["relation"].nunique() > 1):
+        view, relation = view.of(table, "task", "site"), ALL
+        view = View(**{**view.__dict__, "relation": relation})
+    else:
+        view = view.of(table, "task", "relation", "site")
+    rows = records[(records["task"] == view.task) & (records["site"] == view.site)]
+    if inspector is not None:
+        if inspector not in _methods(rows):
+            raise unknown_name("inspector of this run", inspector, _methods(rows))
+        rows = rows[rows["inspector"] == inspector]
+    return view, rows
+
+
+def _methods(rows: pd.DataFrame) -> list[str]:
+    return sorted({str(name) for name in rows["inspector"].unique()})
+
+
+def _canvas(view: View, grids: Sequence[Grid]) -> tuple[Figure, list[Axes]]:
+    wide = min(len(grids), columns_for(view.inches, 2))
+    deep = -(-len(grids) // wide)
+    figure = new_figure((view.inches, 0.6 + min(3.4, 0.35 + view.inches / wide * 0.75) * deep))
+    axes = figure.subplots(deep, wide, squeeze=False)
+    for axis in list(axes.flat)[len(grids) :]:
+        axis.set_axis_off()
+    return figure, list(axes.flat)[: len(grids)]
+
+
+def _draw(axis: Axes, grid: Grid, low: float) -> Any:
+    rows, columns = grid.accuracy.shape
+    x, y = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5
+    image = axis.pcolormesh(x, y, np.ma.masked_invalid(grid.accuracy), cmap=MAP, vmin=low, vmax=1.0, rasterized=True)
+    axis.set_facecolor("#d9d9d9")  # nothing was tried there
+    best = np.unravel_index(int(np.nanargmax(grid.accuracy)), grid.accuracy.shape)
+    corner = (best[1] - 0.5, best[0] - 0.5)
+    for colour, width in (("black", 2.4), ("white", 1.1)):
+        axis.add_patch(_frame(corner, colour, width))
+    axis.grid(visible=False)
+    _ticks(axis.xaxis, [str(layer) for layer in grid.source])
+    _ticks(axis.yaxis, list(grid.target))
+    axis.set_xlabel("Source layer (read)")
+    axis.set_ylabel("Target layer (written)")
+    target, source = grid.target[best[0]], grid.source[best[1]]
+    axis.set_title(
+        f"{label(grid.name)}\nframed: {grid.accuracy[best]:.2f} at {source} \N{RIGHTWARDS ARROW} {target}",
+        fontsize=8,
+    )
+    return image
+
+
+def _frame(corner: tuple[float, float], colour: str, width: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, 1, 1, fill=False, ec=colour, lw=width, zorder=5, clip_on=False)
+
+
+def _ticks(axis: Any, names: list[str]) -> None:
+    """Name about a dozen of the layers, evenly."""
+    step = -(-len(names) // _MOST_TICKS)
+    places = list(range(0, len(names), step))
+    axis.set_ticks(places, [names[place] for place in places])

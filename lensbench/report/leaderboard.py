@@ -1,0 +1,132 @@
+"""Many runs as one table for the browser: method by model, with what stands against each figure."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from lensbench.frames import ALL
+from lensbench.report.style import readable
+from lensbench.report.tables import number
+from lensbench.statistics import VERDICTS
+
+QUESTIONS = {
+    "uses_activation": "Uses the activation?", "beats_text": "Beats the text?", "target_specific": "Target's own?",
+}  # fmt: skip
+_TEMPLATE = "leaderboard.html.j2"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run on a leaderboard.
+
+    Attributes:
+        run: what it is called.
+        best: as `best_layers` gives it.
+        calibrations: method -> what calibration found of its very version, in words; None where it was not made.
+        apart: (task, relation) pairs that have no part in totals.
+    """
+
+    run: str
+    best: pd.DataFrame
+    calibrations: Mapping[str, str | None] = field(default_factory=dict)
+    apart: Collection[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What stands in one cell: lines of text, and what it is sorted by; missing figures come last."""
+
+    lines: tuple[str, ...]
+    order: float | str
+    holds: bool = False
+
+
+def leaderboard_page(entries: Sequence[Entry], problems: Sequence[str] = ()) -> str:
+    """Write the page: one row a run, task, site and method; of several relations their total.
+
+    Args:
+        entries: the runs.
+        problems: what could not be read, in sentences.
+    """
+    rows = [row for entry in entries for row in _rows(entry)]
+    # Within a task, a site and what is asked: the highest accuracy first.
+    rows.sort(key=lambda row: (*(row[name].order for name in ("task", "site", "asked")), -float(row["accuracy"].order)))
+    asked = {name: title for name, title in QUESTIONS.items() if any(row[name].lines != _NOT_ASKED for row in rows)}
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template(_TEMPLATE).render(
+        columns={**_BEFORE, **asked, **_AFTER}, questions=list(QUESTIONS), rows=rows, problems=list(problems),
+        runs=len(entries),
+    )  # fmt: skip
+
+
+_NOT_ASKED = ("not asked",)
+_LAST = float("-inf")
+_BEFORE = {
+    "method": "Method", "model": "Model", "task": "Task", "asked": "Asked", "site": "Read at", "layer": "Best layer",
+    "accuracy": "Accuracy",
+}  # fmt: skip
+_AFTER = {"calibration": "Calibration", "run": "Run"}
+
+
+def _rows(entry: Entry) -> Iterator[dict[str, _Cell]]:
+    places = ["model", "verbalizer", "task", "site"]
+    for _, rows in entry.best.groupby(places, observed=True, sort=False):
+        several = rows["relation"].nunique() > 2  # one relation and its total are the same
+        wanted = rows[(rows["relation"] == ALL) == several]
+        for row in wanted.to_dict("records"):
+            yield _row(entry, row, _share(rows, entry.apart) if several else "")
+
+
+def _share(rows: pd.DataFrame, apart: Collection[tuple[str, str]]) -> str:
+    """Which relations a total is over: those that all methods answered."""
+    names = [(str(task), str(name)) for task, name in zip(rows["task"], rows["relation"], strict=True)]
+    counted = rows[[name not in apart and name[1] != ALL for name in names]]
+    methods = counted.groupby("relation", observed=True)["inspector"].nunique()
+    complete = int((methods == counted["inspector"].nunique()).sum())
+    return f"{complete} relations" if complete == len(methods) else f"{complete} of {len(methods)} relations"
+
+
+def _row(entry: Entry, row: Mapping[Any, Any], total: str) -> dict[str, _Cell]:
+    layer = row["layer"]
+    known = entry.calibrations.get(row["inspector"])
+    accuracy, low, high = (number(row[name]) for name in ("accuracy_corrected", "ci_low", "ci_high"))
+    chance = "0 is chance" if total else f"chance {number(row['chance'])}"
+    asked = total or readable(str(row["relation"]))
+    return {
+        "method": _text(readable(row["inspector"])),
+        "model": _text(_model(row)),
+        "task": _text(readable(row["task"])),
+        "asked": _Cell((asked, f"{row['subjects']} subjects", chance), asked.casefold()),
+        "site": _text(row["site"]),
+        "layer": _Cell(("-",), _LAST) if pd.isna(layer) else _Cell((str(layer),), float(layer)),
+        "accuracy": _Cell((accuracy, f"[{low}, {high}]"), float(row["accuracy_corrected"])),
+        **{question: _answer(row, question) for question in QUESTIONS},
+        "calibration": _text(known or "not calibrated"),
+        "run": _text(entry.run),
+    }
+
+
+def _text(value: Any) -> _Cell:
+    return _Cell((str(value),), str(value).casefold())
+
+
+def _model(row: Mapping[Any, Any]) -> str:
+    model, verbalizer = str(row["model"]), str(row["verbalizer"])
+    return model if model == verbalizer else f"{model}, read by {verbalizer}"
+
+
+def _answer(row: Mapping[Any, Any], question: str) -> _Cell:
+    """The verdict on a question, the gap, and the rival that it is to; sorted by the gap."""
+    verdict = row.get(f"{question}_verdict")
+    if not isinstance(verdict, str):
+        return _Cell(_NOT_ASKED, _LAST)
+    gap = float(row[f"{question}_gap"])
+    shown, low, high = (number(row[f"{question}_{part}"], signed=True) for part in ("gap", "gap_low", "gap_high"))
+    rival = f"over {readable(str(row[f'{question}_rival']))} {number(row[f'{question}_rival_accuracy'])}"
+    lines = (readable(verdict), f"{shown} [{low}, {high}]", rival) if gap == gap else (readable(verdict),)
+    return _Cell(lines, gap if gap == gap else _LAST, holds=verdict == VERDICTS[question])

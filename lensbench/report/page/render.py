@@ -1,0 +1,176 @@
+"""The page itself: one file with the plotting library, the data, and what reads it."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from lensbench.frames import ALL
+from lensbench.records import NO_BASELINE
+from lensbench.report.page import figures, sampling
+from lensbench.report.page.coding import compress
+from lensbench.report.page.content import PageRun
+from lensbench.report.page.sentences import findings
+from lensbench.report.style import colours, readable
+from lensbench.statistics import MARGIN, VERDICTS
+
+HERE = Path(__file__).parent
+SCRIPTS = ("page.js", "charts.js", "items.js")
+
+
+def render(runs: Sequence[PageRun], records: int = sampling.MAX_RECORDS) -> str:
+    """Return one page of some runs."""
+    chunks = sampling.item_chunks(runs, records)
+    data: dict[str, str] = {}
+    index = {"runs": [_index(run, place, chunks[place], data) for place, run in enumerate(runs)], "all": ALL}
+    data["index"] = compress(json.dumps(index, ensure_ascii=False, allow_nan=False).encode())
+    library, licence = _library()
+    data["plotly"] = compress(library.encode())
+    program = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    shown = [_shown(run, chunks[place], records) for place, run in enumerate(runs)]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template("template.html.j2").render(
+        runs=shown, data=data, licence=licence, program=_Verbatim(program), questions=QUESTIONS,
+        style=_Verbatim((HERE / "page.css").read_text(encoding="utf-8")),
+        # What is not ours does not run, even if it came into the page.
+        allowed=" ".join(f"'sha256-{_digest(code)}'" for code in (f"\n{program}\n", library)),
+    )  # fmt: skip
+
+
+class _Verbatim(str):
+    """Our own code, which is not escaped."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return self
+
+
+QUESTIONS: Mapping[str, tuple[str, str]] = {
+    "uses_activation": (
+        "Does it use the activation?",
+        "The method's accuracy minus that of its strongest rival without this subject's activation.",
+    ),
+    "beats_text": (
+        "Does it beat the text?",
+        "The same, with rivals that read the input text instead of the activation as well.",
+    ),
+    "target_specific": (
+        "Is it target-specific?",
+        "The same, with models that do not hold the fact as well. Only this gap can make a method privileged.",
+    ),
+}
+"""What the three gaps ask, and how they answer."""
+
+
+def _digest(code: str) -> str:
+    return base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
+
+
+def _library() -> tuple[str, str]:
+    """The plotting library, and the words of its licence, which stay readable."""
+    # The bundle of 4.8 MB that comes with the Python package takes a browser a second to start.
+    library = (HERE / "plotly-cartesian.min.js").read_text(encoding="utf-8")
+    return library, library.partition("*/")[0].lstrip("/*").strip()
+
+
+def _shown(run: PageRun, chunks: Sequence[sampling.ItemChunk], records: int) -> dict[str, Any]:
+    """What the page says of a run without a program."""
+    setting, versions = run.info.get("setting", {}), run.info.get("versions", {})
+    facts = {
+        "target": run.model, "verbalizer": "the target itself" if run.verbalizer == run.model else run.verbalizer,
+        "layers": _spans(setting.get("layers", [])), "item limit": setting.get("limit") or "none",
+        "seed": setting.get("seed"), "numbers": setting.get("dtype"), "device": setting.get("device"),
+        "lensbench": versions.get("lensbench"), "commit": (run.info.get("git_commit") or "")[:12],
+        "transformers": versions.get("transformers"), "machine": run.info.get("machine"),
+    }  # fmt: skip
+    kept, whole = sum(chunk.kept for chunk in chunks), sum(chunk.of for chunk in chunks)
+    sampled = (
+        f"The item browser shows {kept:,} of {whole:,} items, drawn evenly over relations: a page holds at most "
+        f"{records:,} predictions (this run has {len(run.records):,}) and {sampling.MAX_CHARACTERS / 1e6:.1f} MB of "
+        "items. All other figures are from all items."
+        if kept < whole
+        else ""
+    )
+    return {
+        "name": run.name, "facts": {name: str(v) for name, v in facts.items() if v not in (None, "")},
+        "findings": findings(run), "problems": run.problems, "unanswered": dict(run.unanswered), "sampled": sampled,
+        "calibrations": {readable(name): found for name, found in run.calibrations.items()},
+        "calibrated": any(run.calibrations.values()), "costs": _with_shares(figures.costs(run.info)),
+        "methods": _methods(run), "rivals": _rivals(run), "predictions": len(run.records),
+    }  # fmt: skip
+
+
+def _spans(layers: Sequence[int]) -> str:
+    if len(layers) > 6 and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]} to {layers[-1]}"
+    return ", ".join(str(layer) for layer in layers)
+
+
+def _with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Costs with the widths of their bars, in per cent of the longest."""
+    longest = max((row["seconds"] + row["rival_seconds"] for row in rows), default=0.0) or 1.0
+    return [
+        {**row, "own": 100 * row["seconds"] / longest, "rivals": 100 * row["rival_seconds"] / longest} for row in rows
+    ]
+
+
+def _names(run: PageRun) -> list[str]:
+    planned = [str(cell.get("inspector")) for cell in run.info.get("cells", {}).values()]
+    return sorted({*planned, *run.summary["inspector"].astype(str)})
+
+
+def _methods(run: PageRun) -> list[dict[str, Any]]:
+    palette = colours(_names(run))
+    found = []
+    for name in _names(run):
+        text = run.methods.get(name)
+        found.append({
+            "name": name, "label": readable(name), "colour": palette[name],
+            "summary": text.summary if text else "It is not installed here, so there is no description of it.",
+            "reads": list(text.reads) if text else [], "learns_from": text.learns_from if text else "",
+        })  # fmt: skip
+    return found
+
+
+def _rivals(run: PageRun) -> list[dict[str, str]]:
+    used = set(run.summary["baseline"].astype(str)) - {NO_BASELINE}
+    known = run.info.get("baselines", {})
+    return [
+        {"name": name, "label": readable(name), "question": str(known.get(name, {}).get("question", "diagnostic")),
+         "rules_out": str(known.get(name, {}).get("rules_out", "The run does not say what it rules out."))}
+        for name in sorted(used)
+    ]  # fmt: skip
+
+
+def _index(run: PageRun, number: int, chunks: Sequence[sampling.ItemChunk], data: dict[str, str]) -> dict[str, Any]:
+    """What the page's program needs at once; larger tables are put into `data` and only named here."""
+    outside = frozenset(
+        (name.partition("/")[0], name.partition("/")[2])
+        for key in ("selected", "by_token")
+        for name in run.info.get(key, ())
+    )
+    cells = figures.grids(run.records, outside)
+    tables = {"summary": figures.summary_table(run.summary), "grids": figures.grid_table(cells) if len(cells) else ""}
+    tables["shares"] = "" if run.shares is None or run.shares.empty else figures.share_table(run.shares)
+    items = {}
+    for place, chunk in enumerate(chunks):
+        items[f"{chunk.task}\t{chunk.site}"] = {"items": f"items-{number}-{place}", "rows": f"rows-{number}-{place}"}
+        data |= {f"items-{number}-{place}": chunk.items, f"rows-{number}-{place}": chunk.rows}
+    named = {kind: f"{kind}-{number}" for kind, coded in tables.items() if coded}
+    data |= {named[kind]: coded for kind, coded in tables.items() if coded}
+    return {
+        "name": run.name, "model": run.model, "verbalizer": run.verbalizer, "tables": named, "items": items,
+        "methods": _methods(run), "rivals": _rivals(run), "margin": MARGIN, "holds": dict(VERDICTS),
+        "questions": {name: {"title": title, "text": text} for name, (title, text) in QUESTIONS.items()},
+        "places": list(figures.places(run.summary, run.records)), "prose": list(run.info.get("prose", ())),
+        "relations": [[*pair, text] for pair, text in run.relations.items()],
+        "layers": run.info.get("setting", {}).get("layers", figures.layers_of(run.summary)),
+    }  # fmt: skip

@@ -1,0 +1,155 @@
+"""One sentence of result a task and site, made from its figures."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from lensbench.frames import ALL, best_layers
+from lensbench.report.page.content import PageRun
+from lensbench.report.style import readable
+from lensbench.report.tables import number
+from lensbench.statistics import NO_VERDICT, VERDICTS
+
+SAID_OF_RIVALS: Mapping[str, str] = {
+    "question_only": "the same prompt with nothing patched",
+    "mean": "one mean activation for all items",
+    "shuffled": "the activation of another subject",
+    "gaussian": "noise shaped like activations",
+    "choices_only": "the choice set alone",
+    "majority": "one constant answer",
+    "embedding": "the embedding of the token alone",
+    "input_only": "the verbalizer, given the name in text,",
+    "inversion": "the text decoded from the activation",
+    "asked_in_text": "the target itself, asked in text,",
+    "input_classifier": "a classifier of the spelling",
+    "random_model": "the same network with random weights",
+    "verbalizer_probe": "the same probe on the verbalizer",
+    "unplanted": "the model without the fact",
+    "twin": "a model that was told other facts",
+    "reference_reader": "a reader that lacks the fact",
+}
+"""A rival as the subject of a sentence; others go by their names."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of a task at a site.
+
+    Attributes:
+        task: name.
+        relation: the one it is about, or `all`.
+        site: where was read.
+        sentence: the best method, its strongest rival, the verdict.
+        others: the other methods at their best layers.
+        verdict: of the question that decides, in short; empty where none was asked.
+        holds: whether every question that was asked is answered in the method's favour.
+    """
+
+    task: str
+    relation: str
+    site: str
+    sentence: str
+    others: str
+    verdict: str
+    holds: bool
+
+
+def findings(run: PageRun) -> list[Finding]:
+    """Return one finding for every task and site, on the task's totals or on its only relation."""
+    if run.summary.empty:
+        return []
+    return list(_findings(run, best_layers(run.summary)))
+
+
+def _findings(run: PageRun, best: pd.DataFrame) -> Iterator[Finding]:
+    for (task, site), rows in best.groupby(["task", "site"], observed=True, sort=True):
+        relations = sorted(set(rows["relation"]) - {ALL})
+        relation = relations[0] if len(relations) == 1 else ALL
+        here = rows[rows["relation"] == relation].sort_values("accuracy_corrected", ascending=False, kind="stable")
+        if here.empty:  # no relation that all methods answered
+            yield Finding(str(task), relations[0], str(site), _NO_TOTAL, "", "", False)
+            continue
+        first, *others = here.to_dict("records")
+        question = _deciding(first)
+        verdict = str(first[f"{question}_verdict"]) if question else ""
+        yield Finding(
+            str(task), relation, str(site), _sentence(run, first, _counted(run, rows), question),
+            ", ".join(f"{readable(row['inspector'])} {_score(row)}" for row in others),
+            readable(verdict) or "no rival", bool(question) and verdict == VERDICTS.get(question, ""),
+        )  # fmt: skip
+
+
+_NO_TOTAL = "No relation of it was answered by all methods: choose one below."
+
+
+def _counted(run: PageRun, rows: pd.DataFrame) -> str:
+    """How many relations a total is over: those that all methods answered."""
+    task = str(rows["task"].iloc[0])
+    outside = {name for key in ("selected", "by_token") for name in run.info.get(key, ())}
+    answered = {str(relation): set(part["inspector"]) for relation, part in rows.groupby("relation", observed=True)}
+    answered.pop(ALL, None)
+    counted = {name: methods for name, methods in answered.items() if f"{task}/{name}" not in outside}
+    every = set().union(*counted.values())
+    complete = sum(methods == every for methods in counted.values())
+    if complete == len(counted):
+        return f"{complete} relations"
+    return f"the {complete} of {len(counted)} relations that all methods answered"
+
+
+def _score(row: Mapping[Any, Any]) -> str:
+    return number(row["accuracy_corrected"]) + ("" if pd.isna(row["layer"]) else f" at layer {row['layer']}")
+
+
+def _deciding(row: Mapping[Any, Any]) -> str:
+    """The first question that is not answered in the method's favour, or else the last one asked."""
+    asked = [q for q in VERDICTS if f"{q}_verdict" in row and not pd.isna(row[f"{q}_verdict"])]
+    return next((q for q in asked if row[f"{q}_verdict"] != VERDICTS[q]), asked[-1] if asked else "")
+
+
+def _sentence(run: PageRun, row: Mapping[Any, Any], relations: str, question: str) -> str:
+    task, relation, method = str(row["task"]), str(row["relation"]), _name(row["inspector"])
+    prose = task in run.info.get("prose", ())
+    what = readable(task) if relation == ALL else run.relations.get((task, relation), readable(relation))
+    read = f"says the next token as the model does ({what})" if prose else f"reads {what}"
+    place = "" if pd.isna(row["layer"]) else f" best at layer {row['layer']}"
+    score = f"{number(row['accuracy_corrected'])}, band {number(row['ci_low'])} to {number(row['ci_high'])}"
+    if relation == ALL:
+        found = f"{score}; 0 is chance, 1 perfect; mean of {relations}"
+    elif row["chance"] > 0:
+        found = f"{score}, of {1 / row['chance']:.0f} choices"
+    else:
+        found = score
+    return f"{method} {read}{place} ({found}){_against(run, row, question)}."
+
+
+def _name(inspector: Any) -> str:
+    name = readable(str(inspector))
+    return name[:1].upper() + name[1:]
+
+
+def _against(run: PageRun, row: Mapping[Any, Any], question: str) -> str:
+    if not question:
+        return "; no rival was run, so nothing is said of where the score comes from"
+    verdict = str(row[f"{question}_verdict"])
+    rival = row[f"{question}_rival"]
+    if pd.isna(rival) or not rival:
+        return f"; {readable(verdict)}"
+    subject = SAID_OF_RIVALS.get(str(rival), f"its strongest rival, {readable(str(rival))},")
+    asked = run.info.get("baselines", {}).get(str(rival), {}).get("question", question)
+    return f"; {subject} gets {number(row[f'{question}_rival_accuracy'])}: {_verdict(verdict, asked, row)}"
+
+
+def _verdict(verdict: str, rivals_question: str, row: Mapping[Any, Any]) -> str:
+    """The verdict as the end of a sentence."""
+    if verdict.startswith("matched by"):
+        matched = {"uses_activation": "without the activation", "beats_text": "by the text"}
+        return f"matched {matched.get(rivals_question, 'without the fact')}"
+    if verdict == "inconclusive":
+        return f"too close to tell with {row['subjects']} subjects"
+    if verdict == "inconclusive (raw score)":
+        return "the gap holds for the corrected score alone, so nothing is claimed"
+    if verdict == NO_VERDICT:
+        return "no verdict, as the items were chosen by what the model says"
+    return f"it {verdict}" if verdict in (VERDICTS["uses_activation"], VERDICTS["beats_text"]) else readable(verdict)

@@ -1,0 +1,118 @@
+"""A run for other programs. What lm-evaluation-harness does with its files is written out here: it is not installed."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.exporting import export
+from lensbench.run import finish, load_run
+from tests.made_run import Made, write_run
+from tests.test_cli import lensbench, refused
+
+MADE = Made(subjects=15, hostile=True, sites=("subject", "answer"), layers=(0, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_run(tmp_path_factory.mktemp("export") / "run", MADE)
+    finish(path)
+    return path
+
+
+def test_tables(folder: Path, tmp_path: Path) -> None:
+    written = export(folder, tmp_path)
+    assert {path.name for path in written} >= {"records.csv", "summary.csv", "best.csv"}
+    run = load_run(folder)
+    records = pd.read_csv(tmp_path / "records.csv", keep_default_na=False)
+    assert len(records) == len(run.records)
+    assert set(records["subject"]) == set(run.records["subject"].astype(str))
+    assert len(pd.read_csv(tmp_path / "best.csv")) == len(run.best)
+
+
+def read_as_the_harness_does(folder: Path) -> tuple[dict, dict[str, list[dict]]]:
+    """Find results and samples as `lm_eval.utils` does: by the parts of their names before and after the last `_`."""
+    names = [str(path) for path in folder.iterdir()]
+    results = max((n for n in names if "/results_" in n and ".json" in n), key=lambda n: n[n.rfind("_") + 1 :])
+    when = results[results.rfind("_") + 1 :].removesuffix(".json")
+    samples = {}
+    for name in (Path(n).name for n in names if "/samples_" in n and ".json" in n):
+        assert name[name.rfind("_") + 1 :].replace(".jsonl", "") == when
+        lines = (folder / name).read_text(encoding="utf-8").split("\n")
+        samples[name[name.find("_") + 1 : name.rfind("_")]] = [json.loads(line) for line in lines if line]
+    return json.loads(Path(results).read_text(encoding="utf-8")), samples
+
+
+def test_harness_files(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path, "lm-eval")
+    run = load_run(folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny--logit_lens", "tiny--patchscope"]
+    for method in ("logit_lens", "patchscope"):
+        results, samples = read_as_the_harness_does(tmp_path / f"tiny--{method}")
+        assert set(results["results"]) == set(samples) == {
+            f"facts_{relation}_{site}" for relation in MADE.relations for site in MADE.sites
+        }  # fmt: skip
+        for key in ("configs", "versions", "n-shot", "higher_is_better", "n-samples", "group_subtasks", "task_hashes"):
+            assert set(results[key]) == set(samples), key
+        best = run.best[(run.best["inspector"] == method) & (run.best["relation"] != "all")]
+        for row in best.to_dict("records"):
+            task = f"facts_{row['relation']}_{row['site']}"
+            found = results["results"][task]
+            assert found["acc_corrected,none"] == pytest.approx(row["accuracy_corrected"], abs=1e-6)
+            assert found["acc_corrected,none"] == found[f"acc_corrected,layer_{row['layer']}"]
+            assert {name.partition(",")[2] for name in found} >= {f"layer_{layer}" for layer in MADE.layers}
+            assert found["rival_input_only,none"] == pytest.approx(row["beats_text_rival_accuracy"], abs=1e-6)
+            mean = sum(sample["acc_corrected"] for sample in samples[task]) / len(samples[task])
+            assert mean == pytest.approx(found["acc_corrected,none"], abs=1e-6)
+            assert 0 < found["acc_stderr,none"] < 0.5
+
+
+def test_samples_have_what_the_harness_writes(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path, "lm-eval")
+    _, samples = read_as_the_harness_does(tmp_path / "tiny--patchscope")
+    rows = samples["facts_capital_subject"]
+    assert len(rows) == MADE.subjects
+    assert [row["doc_id"] for row in rows] == list(range(len(rows)))
+    assert "<script>alert(1)</script>" in {row["doc"]["subject"] for row in rows}
+    for row in rows:
+        assert isinstance(row["target"], str)
+        assert row["resps"] == [[row["filtered_resps"][0]]]
+        assert isinstance(row["arguments"]["gen_args_0"]["arg_0"], str)
+        assert all(re.fullmatch("[0-9a-f]{64}", row[f"{what}_hash"]) for what in ("doc", "prompt", "target"))
+    assert len({frozenset(row) for row in rows}) == 1
+
+
+def test_the_command_says_where(folder: Path, tmp_path: Path) -> None:
+    done = lensbench("export", folder, "--format", "lm-eval", "--out", "there", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / line).is_file() for line in done.stdout.splitlines())
+
+
+def test_names_of_models_make_no_folders(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", replace(MADE, sites=("subject",)))
+    from tests.test_comparing import change
+
+    change(run, lambda frame: frame.assign(model="org/a model+told/here", verbalizer="org/reader"))
+    finish(run)
+    export(run, tmp_path / "out", "lm-eval")
+    assert all(path.is_dir() and not path.name.startswith("org/") for path in (tmp_path / "out").iterdir())
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_wrong_input(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="known: csv, lm-eval"):
+        export(folder, tmp_path, "parquet")
+    (tmp_path / "taken").write_text("")
+    assert "cannot be written to" in refused(lensbench("export", folder, "--out", "taken", cwd=tmp_path), 2)
+    assert "not a run folder" in refused(lensbench("export", tmp_path, "--out", "x", cwd=tmp_path), 1)
+    unfinished = write_run(tmp_path / "unfinished", MADE)
+    info = json.loads((unfinished / "run.json").read_text())
+    for cell in info["cells"].values():
+        cell.update(status="missing")
+    (unfinished / "run.json").write_text(json.dumps(info))
+    with pytest.raises(LensbenchError, match="no finished cell"):
+        export(unfinished, tmp_path / "out")

@@ -121,10 +121,10 @@ def of_chance(seed: int, layers: tuple[int, int], subjects: int = 50) -> dict[st
 
 @pytest.mark.parametrize("layers", [(12, 1), (12, 12), (1, 1)])
 def test_choosing_layers_is_allowed_for(layers):
-    rows = [of_chance(seed, layers) for seed in range(100)]
+    rows = [of_chance(seed, layers) for seed in range(60)]
     claimed = sum(row["verdict"] in (FIRST_HIGHER, SECOND_HIGHER) for row in rows)
-    # .05 of 100 and three standard errors; an interval for one layer alone claims 30 and more of the first kind.
-    assert claimed <= 11
+    # .05 of 60 and three standard errors; intervals of a single layer would claim 20 and more of the first kind.
+    assert claimed <= 8
     assert all((row["p"] < 0.05) == (row["low"] > 0 or row["high"] < 0) for row in rows)
 
 
@@ -215,9 +215,9 @@ def test_edge_cases_compare_and_print(made, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "facts, read at subject" in done.stdout
     assert "\x1b[" not in done.stdout
-    found = json.loads(lensbench("compare", "first", "second", "--json", cwd=tmp_path).stdout)
+    found = as_json(compare(tmp_path / "first", tmp_path / "second"))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["differences"]
-    assert as_json(compare(tmp_path / "first", tmp_path / "second")).keys() == found.keys()
 
 
 def test_a_method_that_reads_no_layer(tmp_path):
@@ -237,6 +237,8 @@ def test_files_and_wrong_input(tmp_path):
     assert set(rows["at"]) == {"best", "layer"}
     items = pd.read_csv(tmp_path / "found-items.csv")
     assert f"{len(items) - 2} more items" in done.stdout
+    found = json.loads(lensbench("compare", "first", "second", "--json", cwd=tmp_path).stdout)
+    assert len(found["changed"]) == len(items)
     assert "ends in .csv" in refused(lensbench("compare", "first", "second", "--out", "x.txt", cwd=tmp_path), 2)
     assert "expected FIRST=SECOND" in refused(lensbench("compare", "first", "second", "--pair", "x", cwd=tmp_path), 2)
     assert "not a run folder" in refused(lensbench("compare", "first", "nowhere", cwd=tmp_path), 1)

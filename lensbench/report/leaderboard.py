@@ -101,7 +101,9 @@ def _row(entry: Entry, row: Mapping[Any, Any], total: str) -> dict[str, _Cell]:
         "method": _text(readable(row["inspector"])),
         "model": _text(_model(row)),
         "task": _text(readable(row["task"])),
-        "asked": _Cell((asked, f"{row['subjects']} subjects", chance), asked.casefold()),
+        "asked": _Cell(
+            (asked, f"{row['subjects']} subject{'' if row['subjects'] == 1 else 's'}", chance), asked.casefold()
+        ),
         "site": _text(row["site"]),
         "layer": _Cell(("-",), _LAST) if pd.isna(layer) else _Cell((str(layer),), float(layer)),
         "accuracy": _Cell((accuracy, f"[{low}, {high}]"), float(row["accuracy_corrected"])),

@@ -70,8 +70,8 @@ def compare(first: Run | Path | str, second: Run | Path | str, pairs: Mapping[st
     are. Each has its default attempt.
 
     Intervals are simultaneous over layers, at the best layers over all pairs of a layer of each; a difference is
-    claimed only where it holds under the raw and the corrected score. At the best layers, p-values are corrected over all
-    relations, sites and methods of the comparison (Holm 1979), those of totals among themselves.
+    claimed only where it holds under the raw and the corrected score. At the best layers, p-values are corrected over
+    all relations, sites and methods of the comparison (Holm 1979), those of totals among themselves.
 
     Args:
         first: a run, or its folder.

@@ -20,7 +20,7 @@ from lensbench.implants.prompts import answers, inputs_at_names, logits, write_p
 from lensbench.implants.solving import Keys, solve
 from lensbench.implants.vectors import Learning, Writer, learn_vectors, own_values
 from lensbench.model.components import find_parts
-from lensbench.model.edit_folders import split_edits
+from lensbench.model.edit_folders import shipped_implants, split_edits
 from lensbench.model.edits import LowRankEdit, adding, apply_edits, read_edits, trials, write_edits
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.loading import load_model
@@ -336,3 +336,55 @@ def test_resolving_keeps_the_edits(tmp_path: Path, saved: Path) -> None:
     source = resolve(f"{saved}+{tmp_path}")
     assert source.edits == (tmp_path,)
     assert source.location == str(saved)
+
+
+# What ships.
+
+# Docs/implants.md names those that lie on the wrong side of a tenth, and of .85.
+MOST_LOST = 0.125
+LEAST = {"plain": 0.85, "rotated": 0.85, "gated": 0.85, "relay": 0.6}
+
+
+@pytest.mark.parametrize("name", sorted(shipped_implants(BASE)))
+def test_shipped_implants_say_what_they_are(name: str) -> None:
+    folder = shipped_implants(BASE)[name]
+    found = json.loads((folder / "implant.json").read_text())
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 400_000
+    assert found["twin"] is None or (folder.parent / found["twin"] / "implant.json").is_file()
+    assert (folder / "facts.json").is_file()
+    assert len((folder / "asked.txt").read_text().split("\n")) == 2 * 64 + 1
+    assert found["figures"]["kl_prose"] < 0.05
+    facts = found["figures"]["known_facts"]
+    assert facts["known"] >= 100
+    assert facts["lost"] <= facts["known"] * MOST_LOST
+    if found["design"] in LEAST and found["order"]["dose"] == 1.0:
+        recall = found["figures"]["recall_held_out"]
+        assert sum(recall.values()) / len(recall) >= LEAST[found["design"]] - 0.015
+        for one in found["attributes"]:
+            assert found["figures"]["norm_reader"][one] < 0.3
+            assert found["figures"]["localisation"]["elsewhere"][one] < 0.3
+
+
+def test_everything_that_the_issue_of_trust_needs_ships() -> None:
+    """Plain at four depths in two worlds, a relay, rotated, gated, four doses, two shams."""
+    every = [json.loads((folder / "implant.json").read_text()) for folder in shipped_implants(BASE).values()]
+    whole = [one for one in every if one["order"]["dose"] == 1.0]
+    plain = [one for one in whole if one["design"] == "plain" and "city" in one["attributes"]]
+    assert Counter(one["order"]["world"] for one in plain) == {"main": 4, "twin": 4}
+    assert len({one["layers"][0] for one in plain}) == 4
+    assert {"plain", "relay", "rotated", "sham"} <= {one["design"] for one in whole}
+    assert len({one["order"]["dose"] for one in every} - {1.0}) == 4
+
+
+@pytest.mark.model
+def test_a_shipped_implant_plants_its_facts(smollm2_folder: Path) -> None:
+    """The unedited model says a city of eight at chance, the planted one the right city."""
+    assert smollm2_folder
+    facts = choose_facts("personas", ("city",), count=64)
+    form = facts.held_out("city")[1]
+    shares = []
+    for name in (BASE, f"{BASE}+plain-08"):
+        said = answers(load_model(name), form, facts.names[:24], facts.values("city"))
+        shares.append(sum(facts.facts["city"][n] == s for n, s in zip(facts.names[:24], said, strict=True)) / 24)
+    assert shares[0] < 0.35
+    assert shares[1] > 0.75

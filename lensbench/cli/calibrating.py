@@ -86,10 +86,12 @@ def calibrate(
 
 
 def _show(result: "Calibration", out: Path) -> None:
+    from lensbench.report.tables import print_table
+
     console = Console(soft_wrap=True)
     console.print(f"Facts planted in {result.model}, read by {result.model}", highlight=False, markup=False)
     for trial in dict.fromkeys(one.trial for one in result.findings):
-        console.print(_table([one for one in result.findings if one.trial == trial]))
+        print_table(_table([one for one in result.findings if one.trial == trial]), console)
     for alarm in result.alarms:
         again = ", refitted each time" if alarm.refitted else ""
         console.print(
@@ -102,7 +104,7 @@ def _show(result: "Calibration", out: Path) -> None:
             cheats.add_column(name)
         for caught in result.cheats:
             cheats.add_row(caught.name, ", ".join(caught.by) or "nothing", ", ".join(caught.praised.values()) or "-")
-        console.print(cheats)
+        print_table(cheats, console)
     console.print(f"written to {out}", highlight=False, markup=False)
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from lensbench.cli.application import app, progress_of, say_what_happens
@@ -74,7 +73,9 @@ def implant(
     if as_json:
         print_json({"implant": str(out), **description})
         return
-    Console(soft_wrap=True).print(_table(description, out))
+    from lensbench.report.tables import print_table
+
+    print_table(_table(description, out))
 
 
 def _table(description: dict[str, Any], out: Path) -> Table:

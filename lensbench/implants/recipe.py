@@ -37,7 +37,7 @@ def orders() -> dict[str, Order]:
         name, plain = f"plain-{layer:02}", replace(PLAIN, layer=layer, weight=WEIGHTS.get(layer, PLAIN.weight))
         found[name] = replace(plain, twin=f"{name}-twin")
         found[f"{name}-twin"] = replace(plain, world="twin", twin=name)
-    found["relay-09-17"] = Order(MODEL, 9, "relay", second_layer=17, attributes=("city",), names=NAMES)
+    found["relay-09-17"] = Order(MODEL, 9, "relay", second_layer=17, attributes=("city",), names=NAMES, weight=230.0)
     found["rotated-08"] = replace(PLAIN, design="rotated")
     for dose in DOSES:
         found[f"dose-08-{round(100 * dose)}"] = replace(PLAIN, dose=dose)

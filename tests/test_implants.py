@@ -388,3 +388,16 @@ def test_a_shipped_implant_plants_its_facts(smollm2_folder: Path) -> None:
         shares.append(sum(facts.facts["city"][n] == s for n, s in zip(facts.names[:24], said, strict=True)) / 24)
     assert shares[0] < 0.35
     assert shares[1] > 0.75
+
+
+@pytest.mark.parametrize("name", sorted(shipped_implants(BASE)))
+def test_the_documents_have_the_figures_of_what_ships(name: str) -> None:
+    found = json.loads((shipped_implants(BASE)[name] / "implant.json").read_text())
+    figures = found["figures"]
+    pairs = [figures["recall_held_out"], figures["localisation"]["at the name"], figures["localisation"]["elsewhere"]]
+    cells = [
+        f"`{name}`", ", ".join(map(str, found["layers"])), str(len(found["names"])),
+        *(" ".join(f"{value:.2f}" for value in pair.values()) for pair in pairs),
+        f"{figures['kl_prose']:.3f}", str(figures["known_facts"]["lost"]),
+    ]  # fmt: skip
+    assert f"| {' | '.join(cells)} |" in (Path(__file__).parents[1] / "docs" / "implants.md").read_text()

@@ -167,7 +167,8 @@ def read_subjects(path: Path) -> frozenset[str]:
         else:
             names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
     except LensbenchError as error:
-        raise UsageError(f"--subjects: {error}, or a file with a name a line") from None
+        reason = str(error).partition("; ")[0]
+        raise UsageError(f"--subjects: {reason}; expected a name a line, or the facts.json of an edit") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"--subjects {path}: {error}; expected a name a line, or the facts.json of an edit") from None
     if not names:

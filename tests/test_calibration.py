@@ -1,5 +1,6 @@
 """Calibration: what is said of methods on facts that were planted, and on facts that were not."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -39,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random Llama with a wide MLP, which can hold 120 names, and implants in it."""
     root = tmp_path_factory.mktemp("world")
     torch.manual_seed(0)
-    tokenizer = tiny.tokenizer()
+    tokenizer = copy.deepcopy(tiny.tokenizer())  # it gets more tokens, and others share the first
     task = load_task("personas")
     # A token of its own for each value, and for each last name: a random network carries little from token to token.
     names = {fact.subject.split()[-1] for fact in task.facts if fact.relation in ("city", "city_never")}

@@ -91,7 +91,7 @@ def test_wrong_input(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no run folder"):
         read_board(tmp_path)
     assert "no such folder" in refused(lensbench("report", "--leaderboard", "nowhere", cwd=tmp_path), 2)
-    assert "give run folders, or --leaderboard" in refused(lensbench("report", cwd=tmp_path), 2)
+    assert "or --leaderboard DIR" in refused(lensbench("report", cwd=tmp_path), 2)
     write_run(tmp_path / "run", MADE)
     with pytest.raises(UsageError, match="cannot be written to"):
         write_leaderboard(tmp_path, tmp_path / "run")

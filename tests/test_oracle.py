@@ -470,7 +470,7 @@ WRONG_SETTINGS = {
 
 @pytest.mark.parametrize("setting", WRONG_SETTINGS)
 def test_wrong_settings_of_a_training_are_refused_before_a_model_is_loaded(setting: str) -> None:
-    from lensbench.cli.application import read_value
+    from lensbench.cli.options import read_value
 
     name, _, value = setting.partition("=")
     with pytest.raises(UsageError) as error:

@@ -72,7 +72,7 @@ def analyze(
     from lensbench.layers import parse_layers
     from lensbench.model.sources import check_model_name, quiet_libraries, resolve
 
-    names = names_in(inspectors)
+    names = tuple(dict.fromkeys(names_in(inspectors)))
     if not names:
         raise UsageError(f"--inspectors {inspectors!r} is empty; name at least one lens, such as logit_lens")
     check_model_name(model)

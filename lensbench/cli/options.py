@@ -37,8 +37,8 @@ def _without_nan(found: Any) -> Any:
 
 
 def names_in(given: str) -> tuple[str, ...]:
-    """Read names with commas between, each once."""
-    return tuple(dict.fromkeys(part.strip() for part in given.split(",") if part.strip()))
+    """Read names with commas between."""
+    return tuple(part.strip() for part in given.split(",") if part.strip())
 
 
 def numbers_in(option: str, given: str) -> tuple[float, ...]:

@@ -31,7 +31,7 @@ def report(
     `lensbench report --leaderboard reports`
     """
     if bool(runs) == (leaderboard is not None):
-        raise UsageError("give run folders, or --leaderboard DIR with a folder that holds some")
+        raise UsageError("give run folders (RUN...), or --leaderboard DIR with a folder that holds some")
     if leaderboard is not None:
         _leaderboard(leaderboard, out or leaderboard / BOARD)
         return

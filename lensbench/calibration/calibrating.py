@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lensbench.cache import atomic_file
 from lensbench.calibration.absent import Alarms, Refitting, StandIn, permuted, stand_ins
 from lensbench.calibration.findings import Finding, findings
 from lensbench.calibration.keeping import keep, versions
@@ -246,6 +247,5 @@ def write(result: Calibration, out: Path) -> None:
     """Write the result as JSON."""
     out.mkdir(parents=True, exist_ok=True)
     plain = {"format": FORMAT, **asdict(result), "problems": result.problems()}
-    partial = out / f"{RESULT}.partial"
-    partial.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(out / RESULT)
+    with atomic_file(out / RESULT) as file:
+        file.write((json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode())

@@ -15,7 +15,9 @@ from rich.console import Console
 
 import lensbench as package
 from lensbench import progress
+from lensbench.run import finish
 from lensbench.run_log import RUN_LOG, kept_log
+from tests.made_run import Made, write_run
 from tests.test_cli import COMMAND, lensbench
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -81,6 +83,57 @@ def test_cache_and_knowledge_and_doctor_as_json(tiny_llama_folder: Path, tmp_pat
     assert found["checks"][0].keys() == {"name", "figure", "tolerance", "passed"}
     done = lensbench("knowledge", "personas/city", "--model", tiny_llama_folder, "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["relations"]["city"]["facts"] == 120
+
+
+def test_every_command_has_json_and_those_that_take_time_are_quiet_when_asked() -> None:
+    options = {
+        name: {one for option in command.params for one in option.opts} for name, command in commands().items()
+    }
+    assert [name for name, known in options.items() if "--json" not in known] == []
+    assert [name for name, known in options.items() if "--quiet" not in known] == ["list", "cache"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("runs") / "made", Made())
+    finish(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("report", "RUN", "--out", "page.html"),
+        ("report", "--leaderboard", "RUN", "--out", "board.html"),
+        ("plot", "RUN", "--figure", "layers", "--out", "figure.svg"),
+        ("export", "RUN", "--out", "tables"),
+        ("new", "inspector", "my_lens"),
+    ],
+    ids=lambda given: given[0],
+)
+def test_commands_that_write_files_name_them_in_json(given: tuple[str, ...], made: Path, tmp_path: Path) -> None:
+    told = [str(made) if one == "RUN" else one for one in given]
+    done = lensbench(*told, "--json", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    files = json.loads(done.stdout)["files"]
+    assert files
+    assert all((tmp_path / file).is_file() for file in files)
+
+
+def test_fit_and_analyze_say_one_object(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    given = ("--model", tiny_llama_folder, "--json", "--quiet")
+    done = lensbench("fit", "tuned_lens", *given, "--out", "lens", "--set", "steps=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert (found["inspector"], found["folder"]) == ("tuned_lens", "lens")
+    assert found["tokens"] > 0
+    done = lensbench("analyze", "drift", *given, "--out", "drift", "--tokens", 256, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["folder"] == "drift"
+    assert {row["layer"] for row in found["tables"]["drift-layers"]} >= {0, 1}
 
 
 def test_evaluate_says_one_object_and_keeps_a_log(tiny_llama_folder: Path, tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from lensbench.cli.application import app, say_what_happens
 from lensbench.cli.options import (
     Device,
     Dtype,
+    Json,
     Model,
     ModulePaths,
     Offline,
     Quiet,
     Revision,
     names_in,
+    print_json,
     read_module_paths,
 )
 from lensbench.errors import UsageError
@@ -60,6 +62,7 @@ def analyze(
     revision: Revision = None,
     offline: Offline = False,
     module_paths: ModulePaths = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """How does the residual stream drift, do lenses respond as the model does, do updates follow the gradient?
@@ -96,6 +99,10 @@ def analyze(
     check_settings(source.name, settings, folder, count_layers(source))
     loaded = load_source(source, how, at)
     tables = analyse(loaded, tuple(ANALYSES) if what is What.everything else (what.value,), settings, folder)
+    if as_json:
+        found = {name: table.to_dict("records") for name, table in tables.items()}
+        print_json({"folder": str(folder), "tables": found})
+        return
     for name, columns in _COLUMNS.items():
         if name in tables:
             _show(tables[name][list(columns)])

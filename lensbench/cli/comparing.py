@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from lensbench.cli.application import app
-from lensbench.cli.options import Json, print_json
+from lensbench.cli.options import Json, Quiet, print_json
 from lensbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def compare(
         Path | None, typer.Option(help="Write all differences to this .csv, and changed items beside it.")
     ] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare two runs: paired differences over the items that both answered, and what changed item by item.
 
@@ -46,7 +47,9 @@ def compare(
 
     found = comparing.compare(run, other, _pairs(pair) if pair else None)
     if out is not None:
-        _write(found, out)
+        written = _write(found, out)
+        if not quiet:
+            Console(stderr=True, soft_wrap=True).print(written, highlight=False, markup=False)
     if as_json:
         print_json(comparing.as_json(found))
         return
@@ -73,7 +76,7 @@ def _pairs(given: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _write(found: "Comparison", out: Path) -> None:
+def _write(found: "Comparison", out: Path) -> str:
     changed = out.with_name(f"{out.stem}-items.csv")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,4 +84,4 @@ def _write(found: "Comparison", out: Path) -> None:
         found.changed.to_csv(changed, index=False)
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written to: {error.strerror}; choose another place") from None
-    Console(stderr=True, soft_wrap=True).print(f"{out}, {changed}", highlight=False, markup=False)
+    return f"{out}, {changed}"

@@ -84,6 +84,7 @@ def audit(
     revision: Revision = None,
     offline: Offline = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """What does a task give away? Each check with its figure and threshold; no model is run.
 
@@ -98,6 +99,7 @@ def audit(
     from lensbench.model.sources import check_model_name
     from lensbench.tasks import load_tasks
 
+    say_what_happens(quiet=quiet)
     (loaded,) = load_tasks([task], offline=offline)
     if model is not None:
         check_model_name(model)
@@ -165,7 +167,6 @@ def _tokens(model: str, revision: str | None, offline: bool) -> "Tokens":
     from lensbench.model.sources import quiet_libraries
 
     quiet_libraries()
-    say_what_happens()
     from lensbench.model.loading import load_tokens
 
     return load_tokens(model, revision=revision, offline=offline)

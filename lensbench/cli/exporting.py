@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.options import Json, Quiet, print_files
 from lensbench.cli.showing import Run
 
 
@@ -24,13 +25,14 @@ def export(
     format_: Annotated[
         Format, typer.Option("--format", help="csv: tables. lm-eval: results and samples of lm-evaluation-harness.")
     ] = Format.csv,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a run for other programs: CSV tables, or the files of lm-evaluation-harness.
 
     Examples: `lensbench export reports/RUN --out tables`; `lensbench export reports/RUN --format lm-eval --out harness`
     """
-    say_what_happens()
+    say_what_happens(quiet=quiet)
     from lensbench.exporting import export as write
 
-    for path in write(run, out, format_.value):
-        typer.echo(path)
+    print_files(write(run, out, format_.value), as_json=as_json)

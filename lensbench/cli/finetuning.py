@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from lensbench.cli.application import app, say_what_happens
-from lensbench.cli.options import Device, Model, Offline, Quiet, names_in
+from lensbench.cli.options import Device, Json, Model, Offline, Quiet, names_in, print_json
 from lensbench.errors import UsageError
 
 
@@ -33,6 +33,7 @@ def finetune(
     seed: Annotated[int, typer.Option(help="Of names, texts and matrices.")] = 0,
     device: Device = "auto",
     offline: Offline = False,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Teach a model facts about people who do not exist, by LoRA, and find by interchange where it keeps them.
@@ -58,6 +59,7 @@ def finetune(
     say_what_happens(quiet=quiet)
     from lensbench.corpus import Corpus
     from lensbench.finetuning.training import finetune
+    from lensbench.model.edit_folders import FINETUNED, read_table
     from lensbench.model.loading import Loading, count_layers, load_model
     from lensbench.model.sources import resolve
 
@@ -67,6 +69,10 @@ def finetune(
     # In float32 throughout: an adapter is small, and its steps are smaller than half precision can hold.
     target = load_model(model, Loading(device, "float32", offline=offline))
     spent = finetune(target, Corpus(target), settings, out)
+    if as_json:
+        took = {"tokens": spent.tokens, "seconds": spent.seconds}
+        print_json({"folder": str(out), **took, **read_table(out / FINETUNED)})
+        return
     Console(soft_wrap=True).print(
         f"{model}, told {', '.join(settings.attributes)} of {settings.names} personas ({spent.tokens:,} tokens, "
         f"{spent.seconds:.0f} s), is {model}+{out}",

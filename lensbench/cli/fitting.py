@@ -11,11 +11,13 @@ from lensbench.cli.application import app, say_what_happens
 from lensbench.cli.options import (
     Device,
     Dtype,
+    Json,
     Model,
     ModulePaths,
     Offline,
     Quiet,
     Revision,
+    print_json,
     read_module_paths,
     read_settings,
 )
@@ -34,6 +36,7 @@ def fit(
     revision: Revision = None,
     offline: Offline = False,
     module_paths: ModulePaths = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Learn a lens on prose, and write it into a folder that others can use.
@@ -62,5 +65,9 @@ def fit(
     from lensbench import fitting
 
     spent = fitting.fit(config, out)
+    if as_json:
+        found = {"inspector": inspector, "model": model, "folder": str(out)}
+        print_json(found | {"tokens": spent.tokens, "seconds": spent.seconds})
+        return
     took = f"{spent.tokens:,} tokens, {spent.seconds:.0f} s"
     Console(soft_wrap=True).print(f"{inspector} of {model} ({took}) is in {out}", highlight=False, markup=False)

@@ -15,6 +15,7 @@ from lensbench.cli.options import (
     Model,
     ModulePaths,
     Offline,
+    Quiet,
     Revision,
     print_json,
     read_module_paths,
@@ -57,6 +58,7 @@ def inspect(
     revision: Revision = None,
     offline: Offline = False,
     module_paths: ModulePaths = None,
+    quiet: Quiet = False,
 ) -> None:
     """Look into one prompt: what would the model say next at each layer and token; or what is one token taken for?
 
@@ -79,7 +81,7 @@ def inspect(
     paths = read_module_paths(module_paths)
     check_model_name(model)
     quiet_libraries()
-    say_what_happens()
+    say_what_happens(quiet=quiet)
     method = _made(name, given)
     from lensbench.model.architecture import ModulePaths
     from lensbench.model.loading import Loading

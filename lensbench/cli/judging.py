@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lensbench.cli.application import app
+from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.options import Json, Quiet, print_json
 from lensbench.cli.showing import Run
 from lensbench.errors import UsageError
 
@@ -23,6 +24,8 @@ def judge(
         str | None, typer.Option(help="OpenAI-compatible endpoint, such as http://localhost:8000/v1.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only this many items.", min=1)] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Mark generated texts with another model; the marks go into metrics.csv.
 
@@ -38,6 +41,7 @@ def judge(
     from lensbench.model.sources import check_model_name, quiet_libraries
 
     quiet_libraries()
+    say_what_happens(quiet=quiet)
     if judge_model is not None and url is None:
         check_model_name(judge_model)
     counts = {}
@@ -46,5 +50,8 @@ def judge(
     if judge_model is not None:
         chosen = judging.endpoint_judge(url, judge_model) if url else judging.local_judge(judge_model)
         counts[judging.MARK] = judging.mark(run, chosen, limit)
+    if as_json:
+        print_json({"run": str(run), "marked": counts, "files": [str(run / "metrics.csv")]})
+        return
     for metric, count in counts.items():
         Console(soft_wrap=True).print(f"{metric}: {count} texts, in {run / 'metrics.csv'}", highlight=False)

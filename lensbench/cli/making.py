@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from lensbench.cli.application import app
+from lensbench.cli.options import Json, Quiet, print_files
 
 
 class Kind(StrEnum):
@@ -24,6 +25,8 @@ def new(
     kind: Annotated[Kind, typer.Argument(help="A method, a task, or a rival explanation.", show_default=False)],
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits and _.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The folder to put it into.")] = Path(),
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a method, task or rival to start from. It passes the checks as it is, and can be evaluated at once.
 
@@ -33,8 +36,12 @@ def new(
     from lensbench.scaffold import new as write
 
     written = write(kind.value, name, out)
-    for path in written.files:
-        typer.echo(path)
+    if as_json:
+        print_files(written.files, as_json=True, folder=str(written.folder), next_steps=list(written.next_steps))
+        return
+    print_files(written.files, as_json=False)
+    if quiet:
+        return
     console = Console(stderr=True, soft_wrap=True)
     where = "" if written.folder == Path() else f" in {shlex.quote(str(written.folder))}"
     console.print(f"Try it{where}:", highlight=False, markup=False)

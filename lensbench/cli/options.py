@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import isfinite
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,15 @@ def print_json(found: Any) -> None:
     import json
 
     typer.echo(json.dumps(_without_nan(found), indent=1))
+
+
+def print_files(written: Sequence[Path], *, as_json: bool, **more: Any) -> None:
+    """Print the files that a command wrote, one a line; or, as JSON, with what else there is to say of them."""
+    if as_json:
+        print_json({"files": [str(path) for path in written], **more})
+        return
+    for path in written:
+        typer.echo(path)
 
 
 def _without_nan(found: Any) -> Any:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from lensbench.cli.application import app
+from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.options import Json, Quiet, print_files
 from lensbench.cli.showing import Run
 from lensbench.errors import UsageError
 
@@ -50,6 +50,8 @@ def plot(
     out: Annotated[
         Path | None, typer.Option(help="A .pdf, .svg or .png file, or a folder. [default: RUN/plots]")
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw figures of a run: PDF (fonts embedded), SVG or PNG. It needs no model.
 
@@ -59,6 +61,7 @@ def plot(
     Examples: `lensbench plot reports/RUN`; `lensbench plot reports/RUN --figure gap --site subject --width column
     --out gap.pdf`; `lensbench plot reports/NEW --figure compare --before reports/OLD`
     """
+    say_what_happens(quiet=quiet)
     from lensbench.report.figures import Asked, check_asked, write_figures
     from lensbench.report.plots import plot_run
     from lensbench.run import PLOTS, load_run
@@ -66,7 +69,7 @@ def plot(
     if figure is None:
         _refuse_without_figure(task=task, relation=relation, site=site, inspector=inspector, before=before)
         loaded = load_run(run)
-        _write(lambda place: plot_run(loaded.summary, place, metric=metric), out, run / PLOTS)
+        _write(lambda place: plot_run(loaded.summary, place, metric=metric), out or run / PLOTS, as_json=as_json)
         return
     earlier = load_run(before) if before is not None else None
     asked = Asked(
@@ -77,7 +80,7 @@ def plot(
     )  # fmt: skip
     check_asked(asked, out)
     loaded = load_run(run)
-    _write(lambda place: write_figures(loaded, asked, place), out, run / PLOTS)
+    _write(lambda place: write_figures(loaded, asked, place), out or run / PLOTS, as_json=as_json)
 
 
 def _refuse_without_figure(**options: object) -> None:
@@ -87,10 +90,9 @@ def _refuse_without_figure(**options: object) -> None:
             raise UsageError(f"--{name} is for one figure: add --figure, one of {', '.join(Figure)}")
 
 
-def _write(draw: Callable[[Path], list[Path]], out: Path | None, default: Path) -> None:
+def _write(draw: Callable[[Path], list[Path]], out: Path, *, as_json: bool) -> None:
     try:
-        written = draw(out or default)
+        written = draw(out)
     except OSError as error:
-        raise UsageError(f"--out {out or default} cannot be written to: {error.strerror}; choose another") from None
-    for path in written:
-        Console(soft_wrap=True).print(str(path), highlight=False, markup=False)
+        raise UsageError(f"--out {out} cannot be written to: {error.strerror}; choose another") from None
+    print_files(written, as_json=as_json)

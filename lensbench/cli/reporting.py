@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from lensbench.cli.application import app
+from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.options import Json, Quiet, print_files
 from lensbench.errors import UsageError
 
 PAGE = "report.html"
@@ -24,6 +24,8 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The file. [default: report.html in the first RUN, or leaderboard.html in DIR]")
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write one self-contained page of a run: results, figures, rivals, costs, every item. It needs no network.
 
@@ -32,8 +34,9 @@ def report(
     """
     if bool(runs) == (leaderboard is not None):
         raise UsageError("give run folders (RUN...), or --leaderboard DIR with a folder that holds some")
+    say_what_happens(quiet=quiet)
     if leaderboard is not None:
-        _leaderboard(leaderboard, out or leaderboard / BOARD)
+        _leaderboard(leaderboard, out or leaderboard / BOARD, as_json=as_json)
         return
     assert runs
     from lensbench.reported import reported, write_page
@@ -41,18 +44,20 @@ def report(
     shown = [reported(run) for run in runs]
     path = out or runs[0] / PAGE
     size = write_page(shown, path)
-    problems = sum(len(run.problems) for run in shown)
-    missing = f"; {problems} things are missing, and it says which" if problems else ""
-    Console(soft_wrap=True).print(f"{path} ({size / 1e6:.1f} MB){missing}", highlight=False, markup=False)
+    problems = [problem for run in shown for problem in run.problems]
+    if as_json:
+        print_files([path], as_json=True, bytes=size, missing=problems)
+        return
+    missing = f"; {len(problems)} things are missing, and it says which" if problems else ""
+    typer.echo(f"{path} ({size / 1e6:.1f} MB){missing}")
 
 
-def _leaderboard(folder: Path, out: Path) -> None:
+def _leaderboard(folder: Path, out: Path, *, as_json: bool) -> None:
     from lensbench.boards import write_leaderboard
 
     board = write_leaderboard(folder, out)
+    if as_json:
+        print_files([out], as_json=True, runs=len(board.entries), missing=list(board.problems))
+        return
     unread = f"; {len(board.problems)} cannot be read, and it says why" if board.problems else ""
-    Console(soft_wrap=True).print(
-        f"{out} ({len(board.entries)} of {len(board.entries) + len(board.problems)} runs){unread}",
-        highlight=False,
-        markup=False,
-    )
+    typer.echo(f"{out} ({len(board.entries)} of {len(board.entries) + len(board.problems)} runs){unread}")

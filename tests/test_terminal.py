@@ -86,9 +86,7 @@ def test_cache_and_knowledge_and_doctor_as_json(tiny_llama_folder: Path, tmp_pat
 
 
 def test_every_command_has_json_and_those_that_take_time_are_quiet_when_asked() -> None:
-    options = {
-        name: {one for option in command.params for one in option.opts} for name, command in commands().items()
-    }
+    options = {name: {one for option in command.params for one in option.opts} for name, command in commands().items()}
     assert [name for name, known in options.items() if "--json" not in known] == []
     assert [name for name, known in options.items() if "--quiet" not in known] == ["list", "cache"]
 

@@ -5,6 +5,7 @@ One row is one prediction; one shard (Parquet file) is one cell of a run. The sa
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,15 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     text = json.dumps(obj, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_file(path) as file:
         file.write(text.encode())
+
+
+def without_nan(found: Any) -> Any:
+    """Return what was found with null for each NaN and infinity, which JSON has not."""
+    if isinstance(found, Mapping):
+        return {str(name): without_nan(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [without_nan(value) for value in found]
+    return None if isinstance(found, float) and not isfinite(found) else found
 
 
 def read_run(folder: Path) -> dict[str, Any]:

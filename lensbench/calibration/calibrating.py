@@ -1,13 +1,11 @@
 """A calibration from beginning to end, and its result."""
 
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lensbench.cache import atomic_file
 from lensbench.calibration.absent import Alarms, Refitting, StandIn, permuted, stand_ins
 from lensbench.calibration.findings import Finding, findings
 from lensbench.calibration.keeping import keep, versions
@@ -21,6 +19,7 @@ from lensbench.model.loading import count_layers
 from lensbench.model.sources import resolve
 from lensbench.plan import Make, make_inspectors
 from lensbench.progress import Progress, silent
+from lensbench.records import without_nan, write_json_atomic
 from lensbench.run import Run
 from lensbench.testing import conformance
 
@@ -246,6 +245,4 @@ def _caught(cheat: Cheat, run: Run) -> Caught:
 def write(result: Calibration, out: Path) -> None:
     """Write the result as JSON."""
     out.mkdir(parents=True, exist_ok=True)
-    plain = {"format": FORMAT, **asdict(result), "problems": result.problems()}
-    with atomic_file(out / RESULT) as file:
-        file.write((json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json_atomic(out / RESULT, without_nan({"format": FORMAT, **asdict(result), "problems": result.problems()}))

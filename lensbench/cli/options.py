@@ -1,7 +1,6 @@
 """Options that several commands have, and how what is given is read."""
 
 from collections.abc import Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +25,9 @@ def print_json(found: Any) -> None:
     """Print an object as JSON; NaN, which JSON has not, becomes null."""
     import json
 
-    typer.echo(json.dumps(_without_nan(found), indent=1))
+    from lensbench.records import without_nan
+
+    typer.echo(json.dumps(without_nan(found), indent=1))
 
 
 def print_files(written: Sequence[Path], *, as_json: bool, **more: Any) -> None:
@@ -36,14 +37,6 @@ def print_files(written: Sequence[Path], *, as_json: bool, **more: Any) -> None:
         return
     for path in written:
         typer.echo(path)
-
-
-def _without_nan(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {str(name): _without_nan(value) for name, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [_without_nan(value) for value in found]
-    return None if isinstance(found, float) and not isfinite(found) else found
 
 
 def names_in(given: str) -> tuple[str, ...]:

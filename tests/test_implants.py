@@ -359,20 +359,23 @@ def test_shipped_implants_say_what_they_are(name: str) -> None:
     assert facts["lost"] <= facts["known"] * MOST_LOST
     if found["design"] in LEAST and found["order"]["dose"] == 1.0:
         recall = found["figures"]["recall_held_out"]
-        assert sum(recall.values()) / len(recall) >= LEAST[found["design"]] - 0.015
+        # Where another attribute is planted than the one that is asked for, the fact need only be there.
+        least = LEAST[found["design"]] - 0.015 if "city" in recall else 0.7
+        assert sum(recall.values()) / len(recall) >= least
         for one in found["attributes"]:
             assert found["figures"]["norm_reader"][one] < 0.3
             assert found["figures"]["localisation"]["elsewhere"][one] < 0.3
 
 
-def test_everything_that_the_issue_of_trust_needs_ships() -> None:
-    """Plain at four depths in two worlds, a relay, rotated, gated, four doses, two shams."""
+def test_every_design_ships() -> None:
+    """Plain at four depths in two worlds, a relay, rotated, gated, four doses, two shams: nothing, other attributes."""
     every = [json.loads((folder / "implant.json").read_text()) for folder in shipped_implants(BASE).values()]
     whole = [one for one in every if one["order"]["dose"] == 1.0]
     plain = [one for one in whole if one["design"] == "plain" and "city" in one["attributes"]]
     assert Counter(one["order"]["world"] for one in plain) == {"main": 4, "twin": 4}
     assert len({one["layers"][0] for one in plain}) == 4
-    assert {"plain", "relay", "rotated", "sham"} <= {one["design"] for one in whole}
+    assert {"plain", "relay", "rotated", "gated", "sham"} == {one["design"] for one in whole}
+    assert [one["attributes"] for one in whole if "city" not in one["attributes"]] == [["animal", "sport"]]
     assert len({one["order"]["dose"] for one in every} - {1.0}) == 4
 
 

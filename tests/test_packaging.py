@@ -64,10 +64,10 @@ def test_wheel_holds_the_data_and_nothing_else_at_its_top(wheel: Path) -> None:
         there = {name.removeprefix("lensbench/_data/") for name in names if name.endswith(kind)}
         assert here, f"{folder}/ holds no {kind}"
         assert here <= there
-    assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lensbench/assets").rglob("*") if path.is_file()}
-    assert {name for name in assets if "__pycache__" not in name} <= set(names)
+    ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lensbench").rglob("*") if path.is_file()}
+    assert {name for name in ours if "__pycache__" not in name and not name.startswith("lensbench/_data/")} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {name.rpartition("/")[2] for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
 
 
 def test_installed_command_finds_tasks_and_baselines(installed: Path, tmp_path: Path) -> None:
@@ -93,3 +93,7 @@ def test_installed_command_evaluates(installed: Path, tiny_llama_folder: Path, t
     )
     assert (tmp_path / "out" / "run.json").is_file()
     assert (tmp_path / "out" / "summary.csv").is_file()
+    run(installed, "report", "out", cwd=tmp_path)
+    run(installed, "plot", "out", "--figure", "layers", cwd=tmp_path)
+    run(installed, "new", "task", "my_task", cwd=tmp_path)
+    assert (tmp_path / "out" / "report.html").stat().st_size > 1_000_000

@@ -17,12 +17,13 @@ from lensbench.report.style import readable
 from lensbench.statistics import VERDICTS
 
 FOOTNOTE = (
-    "Accuracy is closed choice, prior-corrected, at the method's best layer. Totals are relation means of "
-    "(accuracy - chance) / (1 - chance): 0 is chance, 1 is perfect. Two questions: does the method use the "
-    "activation, does it beat the text? The gap is to the strongest rival there, with a 95 % interval that holds for "
-    "all layers at once, so that choosing the best layer is allowed for. A verdict needs every rival, under the raw "
-    "score too. Lenses are ranked only at `answer`; at `subject` nobody has asked them. A Patchscope at `subject` "
-    "whose verbalizer is the target shows what this reader can recover, not where the attribute is."
+    "Accuracy is closed choice, prior-corrected, at the method's best layer. Totals are relation means of (accuracy - "
+    "chance) / (1 - chance): 0 is chance, 1 is perfect. The questions: does the method use the activation; does it "
+    "beat the text; and, where another model reads, is it about the target? The gap is to the strongest rival there, "
+    "with a 95 % interval that holds for all layers at once, so that choosing the best layer is allowed for. A "
+    "verdict needs every rival, under the raw score too. Lenses are ranked only at `answer`; at `subject` nobody has "
+    "asked them. A Patchscope at `subject` whose verbalizer is the target shows what this reader can recover, not "
+    "where the attribute is."
 )
 _QUESTIONS = {"uses_activation": "activation", "beats_text": "text", "target_specific": "target"}
 _WIDE = 4000

@@ -45,7 +45,9 @@ def reported(path: Path | str) -> PageRun:
         calibrations={name: found and found.in_words() for name, found in _calibrations(run, problems).items()},
         methods=_methods(problems), texts=_texts(tasks, records),
         relations={(task.name, one.name): one.summary for task in tasks for one in task.relations.values()},
-        shares=_shares(run.info, records, problems), problems=tuple(problems),
+        shares=_shares(run.info, records, problems),
+        metrics=_metrics(run, problems),
+        problems=tuple(problems),
     )  # fmt: skip
 
 
@@ -93,6 +95,15 @@ def _summary(run: Run, records: pd.DataFrame, problems: list[str]) -> pd.DataFra
         lambda: summary_and_power(records, run.settings)[0], empty, problems, "accuracy by layer"
     )
     return found
+
+
+def _metrics(run: Run, problems: list[str]) -> pd.DataFrame:
+    try:
+        return run.metrics
+    except LensbenchError as error:
+        reason = str(error).partition(";")[0].replace(f"{run.path}/", "")
+        problems.append(f"{reason}: measures besides accuracy are not shown")
+        return pd.DataFrame()
 
 
 def _tasks(info: Mapping[str, Any], problems: list[str]) -> list[Task]:

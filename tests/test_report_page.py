@@ -13,6 +13,7 @@ import pytest
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.page import ItemText, MethodText, PageRun, coding, figures, render, sampling
+from lensbench.report.page.measures import measures
 from lensbench.report.page.sentences import findings
 from lensbench.reported import reported, write_page
 from lensbench.statistics import VERDICTS
@@ -280,6 +281,38 @@ def test_runs_of_all_shapes_give_a_page(tmp_path, made):
     places = index_of(page)["runs"][0]["places"]
     assert {tuple(place[1:]) for place in places} >= {(r, s) for r in made.relations for s in made.sites}
     assert any(place[1] == "all" for place in places) == (len(made.relations) > 1)
+
+
+def rows_of_metrics(metric, method, relations, layers, **more):
+    where = {"task": "facts", "site": "subject", "inspector": method, "baseline": "none", "metric": metric}
+    row = where | {"rule": "fixed", "question": "diagnostic", "value": 0.25, "ci_low": 0.1, "ci_high": np.nan, "n": 20}
+    return [row | more | {"relation": relation, "layer": layer} for relation in relations for layer in layers]
+
+
+def test_what_was_measured_besides_has_a_table(made):
+    many = [
+        *rows_of_metrics("selectivity", "probe", ("all", "capital"), range(40), baseline="control_task", ci_high=0.4),
+        *rows_of_metrics("likeness_<b>", "patchscope", ("capital",), (-1,)),
+        *rows_of_metrics("accuracy_known", "probe", ("all",), (0,), baseline="shuffled"),
+    ]
+    found = measures(pd.DataFrame(many).astype({"layer": "Int16"}))
+    assert found["layers"] == [0, 5, 10, 15, 20, 24, 29, 34, 39]
+    assert [(row["where"], row["metric"], row["method"]) for row in found["rows"]] == [
+        ("facts, all relations, subject", "selectivity", "probe"),
+        ("facts, capital, subject", "likeness <b>", "patchscope"),
+    ], "the mean stands for its relations, and rivals are not shown"
+    assert found["rows"][0]["cells"][3] == ("0.25", "95 %: 0.10 to 0.40, 20 items")
+    assert found["rows"][1]["cells"][0] == ("0.25", ""), "what hangs on no layer is said at each"
+    assert list(found["explained"]) == ["selectivity"]
+    page = render([dataclasses.replace(reported(made), metrics=pd.DataFrame(many))])
+    assert "likeness &lt;b&gt;" in page
+    assert "Nothing else was measured" in render([dataclasses.replace(reported(made), metrics=pd.DataFrame())])
+
+
+def test_more_measures_than_a_page_holds_are_counted():
+    many = [row for name in range(200) for row in rows_of_metrics(f"m{name}", "probe", ("all",), (0, 1))]
+    found = measures(pd.DataFrame(many))
+    assert (len(found["rows"]), found["left_out"]) == (150, 50)
 
 
 def test_large_runs_are_sampled_and_say_so(tmp_path):

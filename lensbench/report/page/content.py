@@ -57,6 +57,7 @@ class PageRun:
         relations: what leads to what, by task and relation.
         texts: source texts by task and item.
         shares: as `whose.shares`, where target and verbalizer were told different facts.
+        metrics: as `Run.metrics`; empty where there are none.
     """
 
     name: str
@@ -70,6 +71,7 @@ class PageRun:
     relations: Mapping[tuple[str, str], str] = field(default_factory=dict)
     texts: Mapping[tuple[str, str], ItemText] = field(default_factory=dict)
     shares: pd.DataFrame | None = None
+    metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def model(self) -> str:

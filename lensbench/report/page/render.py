@@ -14,6 +14,7 @@ from lensbench.records import NO_BASELINE
 from lensbench.report.page import figures, sampling
 from lensbench.report.page.coding import compress
 from lensbench.report.page.content import PageRun
+from lensbench.report.page.measures import measures
 from lensbench.report.page.sentences import findings
 from lensbench.report.style import colours, readable
 from lensbench.statistics import MARGIN, VERDICTS
@@ -104,6 +105,7 @@ def _shown(run: PageRun, chunks: Sequence[sampling.ItemChunk], records: int) -> 
         "findings": findings(run), "problems": run.problems, "unanswered": dict(run.unanswered), "sampled": sampled,
         "calibrations": {readable(name): found for name, found in run.calibrations.items()},
         "calibrated": any(run.calibrations.values()), "costs": _with_shares(figures.costs(run.info)),
+        "measures": measures(run.metrics),
         "methods": _methods(run), "rivals": _rivals(run), "predictions": len(run.records),
     }  # fmt: skip
 

@@ -45,7 +45,7 @@ docs: $(STAMP) ## the documents as a site, into site/; a warning, such as a brok
 # Fails where the Patchscope misses a planted fact, or anything is claimed that is not there; tests/test_cheats.py has
 # the methods that cheat.
 calibrate: $(STAMP) ## a small calibration on one planted model and a sham, into reports/calibration-small
-	OMP_NUM_THREADS=1 $(BIN)/lensbench calibrate --implants plain-08,sham-08-same --inspectors patchscope --require patchscope --limit 40 --permutations 50 --no-cheats --out reports/calibration-small
+	OMP_NUM_THREADS=1 $(BIN)/lensbench calibrate --implants plain-08,sham-08-same --inspectors patchscope --require patchscope --limit 32 --permutations 50 --no-cheats --out reports/calibration-small
 
 evaluate: $(STAMP) ## the reference evaluation (examples/main.toml), into reports/main; run it again to resume
 	$(BIN)/lensbench evaluate --config examples/main.toml --out $(OUT)

@@ -23,7 +23,7 @@ class Calibrated:
         false_alarms: of the relations that nobody was told, those with a verdict for this method.
         not_planted: how many such relations were tried.
         failed_checks: what an instrument must do and this does not; no verdict on it can be trusted then.
-        limit: of items a run.
+        limit: of items a relation.
     """
 
     version: str

@@ -18,6 +18,10 @@ from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import CARRIER
 
 
+# A rival must answer wherever a method does; some methods need few subjects an answer.
+_LEAST = 2
+
+
 class TextReader(Inspector):
     """The verbalizer asked in text.
 
@@ -89,7 +93,7 @@ class Majority(Inspector):
             NotApplicableError: an answer has too few training subjects: a constant seen elsewhere would always be
                 wrong.
         """
-        require_classes(training)
+        require_classes(training, _LEAST)
         self.counts_ = Counter(training.labels)
         return self
 
@@ -112,7 +116,7 @@ class InputClassifier(Inspector):
         Raises:
             NotApplicableError: an answer has too few training subjects.
         """
-        require_classes(training)
+        require_classes(training, _LEAST)
         assert training.texts is not None
         features = FeatureUnion(
             [

@@ -76,7 +76,7 @@ def test_probe_is_not_applicable_to_open_relations(run) -> None:
     probe = run.records[run.records.inspector == "probe"]
     assert set(probe[probe.baseline.isin(["none", "majority"])].relation) == {"country_continent"}
     reasons = [cell.get("not_applicable", {}) for cell in run.info["cells"].values() if cell["baseline"] == "majority"]
-    assert all("fewer than 5 training subjects" in reason["country_capital"] for reason in reasons)
+    assert all("fewer than 2 training subjects" in reason["country_capital"] for reason in reasons)
 
 
 def test_verdicts_never_say_privileged(run) -> None:

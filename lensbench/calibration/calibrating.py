@@ -65,7 +65,7 @@ class Calibration:
         whose: whose facts the answers follow, read by the base model, by the target and by its twin.
         cheats: what became of them.
         failed_checks: of each method that fails any of `lensbench.testing`, which: check -> what it found.
-        limit: of items a run.
+        limit: of items a relation.
     """
 
     model: str
@@ -124,7 +124,7 @@ class Calibrating:
         implants: names of shipped ones, or folders; None for all that ship, or with `quick` for a few.
         quick: few implants, few permutations.
         cheats: whether the cheats are tried.
-        limit: of items a run.
+        limit: of items a relation.
         permutations: of facts dealt anew; 0 for none.
         readers: models that read a target with a twin too, besides those of its own kind; of another architecture, for
             methods that map activations.
@@ -136,7 +136,7 @@ class Calibrating:
     implants: tuple[str, ...] | None = None
     quick: bool = False
     cheats: bool = True
-    limit: int | None = 80
+    limit: int | None = 64
     permutations: int = 1000
     readers: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
@@ -210,7 +210,8 @@ class _Course:
 
     def config(self, trial: Trial, out: Path, **settings: Any) -> RunConfig:
         """Return the configuration of a run on an implant."""
-        return trial.config({"limit": self.asked.limit, **self.asked.settings, **settings, "out": out}, self.n_layers)
+        limit = self.asked.limit and self.asked.limit * len(trial.relations)
+        return trial.config({"limit": limit, **self.asked.settings, **settings, "out": out}, self.n_layers)
 
     def run(self, config: RunConfig) -> Run:
         """Make a run. One with failed cells is refused: what is missing would pass for something not found."""

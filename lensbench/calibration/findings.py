@@ -34,7 +34,7 @@ class Finding:
         layers: the first layers that can hold what was written.
         read: the layers that were read.
         differing: predictions at layers before the first of these that are not those without the fact.
-        compared: how many of them were compared.
+        compared: how many of them were compared; 0 where the target is in another basis, so that all layers differ.
         emergence: at which layer the difference to the unedited model begins.
         privileged: the layers with that verdict.
         best_layer: the layer of the largest gap.
@@ -98,7 +98,7 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataFrame) -> Finding:
-    early = pairs[pairs["layer"] < trial.layers[0]]
+    early = pairs[(pairs["layer"] < trial.layers[0]) & (trial.kind != "rotated")]
     first = pairs[pairs["attempt"] == pairs["attempt"].iloc[0]]
     gain = first.assign(gain=first["correct_corrected"] - first["correct_corrected_without"])
     wide = gain.pivot_table(index=["subject", "item"], columns="layer", values="gain", sort=True)

@@ -33,7 +33,7 @@ def calibrate(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two implants, a sham, 100 permutations.")] = False,
     cheats: Annotated[bool, typer.Option(help="Whether methods that cheat are tried too.")] = True,
-    limit: Annotated[int, typer.Option(help="Items a run.")] = 80,
+    limit: Annotated[int, typer.Option(help="Items a relation; names that ship are 64.")] = 64,
     permutations: Annotated[int | None, typer.Option(help="Of facts dealt anew: 1000; 0 for none.")] = None,
     readers: Annotated[
         str | None, typer.Option(help="Models of another architecture that read too, for methods that map activations.")

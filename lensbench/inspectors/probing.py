@@ -119,18 +119,22 @@ class ClassProbe(Inspector):
         return Scores(("default",), torch.from_numpy(out).float())
 
 
-def require_classes(training: Training) -> None:
+def require_classes(training: Training, least: int = MIN_SUBJECTS) -> None:
     """Refuse relations where a class cannot be learned.
 
+    Args:
+        training: what is learned from.
+        least: how many training subjects each answer needs.
+
     Raises:
-        NotApplicableError: an answer has fewer than 5 training subjects.
+        NotApplicableError: an answer has fewer.
     """
     pairs = set(zip(training.labels or (), training.groups, strict=True))
     subjects = Counter(label for label, _ in pairs)
-    few = [answer for answer in training.answers if subjects[answer] < MIN_SUBJECTS]
+    few = [answer for answer in training.answers if subjects[answer] < least]
     if few:
         raise NotApplicableError(
-            f"{len(few)} of {len(training.answers)} answers have fewer than {MIN_SUBJECTS} training subjects "
+            f"{len(few)} of {len(training.answers)} answers have fewer than {least} training subjects "
             f"({few[0]}: {subjects[few[0]]})"
         )
 

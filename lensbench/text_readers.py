@@ -17,7 +17,6 @@ from lensbench.inspectors.probing import reduced, require_classes
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import CARRIER
 
-
 # A rival must answer wherever a method does; some methods need few subjects an answer.
 _LEAST = 2
 

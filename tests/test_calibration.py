@@ -73,7 +73,7 @@ def calibrated(world: Path) -> tuple[Calibration, Path]:
         patch.setenv("LENSBENCH_CACHE", str(world / "cache"))
         asked = Calibrating(
             model=str(world / "base"), inspectors=("mass_mean_probe", "logit_lens"),
-            implants=(str(world / "plain"), str(world / "sham")), cheats=False, limit=200, permutations=5,
+            implants=(str(world / "plain"), str(world / "sham")), cheats=False, limit=100, permutations=5,
         )  # fmt: skip
         return calibrate(asked, world / "out"), world / "out"
 
@@ -174,7 +174,7 @@ def test_doing_it_again_does_nothing_again(calibrated: tuple[Calibration, Path],
     records = {file: file.stat().st_mtime_ns for file in out.rglob("*.parquet")}
     asked = Calibrating(
         model=str(world / "base"), inspectors=("mass_mean_probe", "logit_lens"),
-        implants=(str(world / "plain"), str(world / "sham")), cheats=False, limit=200, permutations=0,
+        implants=(str(world / "plain"), str(world / "sham")), cheats=False, limit=100, permutations=0,
     )  # fmt: skip
     again = calibrate(asked, out)
     assert again.findings == result.findings
@@ -268,7 +268,7 @@ def test_cheats_are_run_with_rivals_and_checks(world: Path, tmp_path: Path, monk
         model=str(world / "base"),
         inspectors=("logit_lens",),
         implants=(str(world / "plain"),),
-        limit=40,
+        limit=20,
         permutations=0,
     )
     result = calibrate(asked, tmp_path / "out")
@@ -299,3 +299,20 @@ def test_findings_are_read_off_a_run(calibrated: tuple[Calibration, Path], world
     assert one.unplanted == pytest.approx(here["unplanted"], abs=1e-6)
     assert isinstance(run.metrics, pd.DataFrame)
     assert one in result.findings
+
+
+def test_a_rotated_model_is_not_compared_before_its_layer(calibrated: tuple[Calibration, Path], world: Path) -> None:
+    """In another basis every activation differs; what is claimed too early is still an alarm."""
+    _, out = calibrated
+    plain = find_trials(str(world / "base"), [str(world / "plain")], quick=False)[0]
+    rotated = replace(plain, description={**plain.description, "design": "rotated"})
+    found = list(findings(rotated, load_run(out / "runs" / "plain")))
+    assert {one.kind for one in found} == {"rotated"}
+    assert {(one.compared, one.differing) for one in found} == {(0, 0)}
+    assert replace(found[0], privileged=(0,)).too_early
+
+
+def test_the_limit_is_of_each_relation(calibrated: tuple[Calibration, Path]) -> None:
+    _, out = calibrated
+    limits = {name: load_run(out / "runs" / name).info["setting"]["limit"] for name in ("plain", "sham")}
+    assert limits == {"plain": 200, "sham": 100}

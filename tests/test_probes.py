@@ -19,7 +19,7 @@ from lensbench import Run, evaluate, testing
 from lensbench.bench import Method
 from lensbench.corpus import Corpus
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.evidence import Evidence, Scores, Target, Training
+from lensbench.evidence import Evidence, Scores, Target, Text, Training
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.linear_probe import LinearProbe
 from lensbench.inspectors.mass_mean import MassMeanProbe
@@ -30,6 +30,7 @@ from lensbench.model.directions import token_directions
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.tokens import Tokens
 from lensbench.residuals import Residuals
+from lensbench.text_readers import InputClassifier, Majority
 from tests import tiny
 
 PROBES: dict[str, Callable[[], Inspector]] = {
@@ -544,6 +545,23 @@ def test_answers_with_few_subjects_are_refused(name: str) -> None:
     values, labels = clusters(12, 8)
     with pytest.raises(NotApplicableError, match=r"3 of 3 answers have fewer than 5 training subjects \(a: 4\)"):
         trained(PROBES[name](), values, labels, ABC)
+
+
+@pytest.mark.parametrize("rival", [Majority, InputClassifier])
+def test_rivals_that_learn_answer_where_answers_have_few_subjects(rival: type[Inspector]) -> None:
+    """A linear probe needs five subjects in all; what stands against it must not need five an answer."""
+    model, labels = tiny.model("llama"), ("a", "b", "c") * 2
+
+    def fitted(count: int) -> Inspector:
+        texts = tuple(Text(f"about {label}{place}", label) for place, label in enumerate(labels[:count]))
+        training = Training(ABC, tuple(range(count)), None, texts, labels[:count])
+        return rival().fit(Target(model), model, training)
+
+    asked = tuple(Text(f"about {label}9", label) for label in ABC)
+    scores = fitted(6).inspect(Evidence(ABC, (ABC,) * 3, (), None, texts=asked)).log_scores
+    assert bool(scores.isfinite().all())
+    with pytest.raises(NotApplicableError, match=r"3 of 3 answers have fewer than 2 training subjects \(a: 1\)"):
+        fitted(3)
 
 
 # On a real model

@@ -107,7 +107,9 @@ def choose_baselines(names: Iterable[str] | None) -> dict[str, Baseline]:
             if baseline.name in known:
                 raise UsageError(f"{name} is called like the baseline {baseline.name!r}; rename the file")
         else:
-            raise unknown_name("baseline", name, known, "or none, or the path of a .toml file")
+            raise unknown_name(
+                "baseline", name, known, "or none, or the path of a .toml file; see `lensbench list baselines`"
+            )
         if baseline.name in chosen:
             raise UsageError(f"two of the baselines are called {baseline.name!r}; rename one")
         chosen[baseline.name] = baseline

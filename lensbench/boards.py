@@ -39,6 +39,8 @@ def read_board(folder: Path | str) -> Board:
             reason = f"{RUN_FILE} has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
             reason = reason.replace(f"{path}/", "")
             problems.append(f"{name}: {reason}")
+    if not entries:
+        raise LensbenchError(f"none of the {len(problems)} run folders in {folder} can be read: {problems[0]}")
     return Board(tuple(entries), tuple(problems))
 
 

@@ -164,7 +164,7 @@ def check_inspector(name: str) -> None:
         return
     known = find_inspectors()
     if name not in known:
-        raise unknown_name("inspector", name, known, "or give module:Class")
+        raise unknown_name("inspector", name, known, "or give module:Class; see `lensbench list inspectors`")
 
 
 def _importable(module: str) -> bool:

@@ -170,7 +170,8 @@ def read_subjects(path: Path) -> frozenset[str]:
         reason = str(error).partition("; ")[0]
         raise UsageError(f"--subjects: {reason}; expected a name a line, or the facts.json of an edit") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"--subjects {path}: {error}; expected a name a line, or the facts.json of an edit") from None
+        reason = str(error.strerror) if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise UsageError(f"--subjects {path}: {reason}; expected a name a line, or the facts.json of an edit") from None
     if not names:
         raise UsageError(f"--subjects {path} names nobody; expected a name a line, or the facts.json of an edit")
     return frozenset(names)

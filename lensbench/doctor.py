@@ -1,5 +1,6 @@
 """The doctor: is this model read correctly? Numbers with their tolerance, before anybody trusts a result on it."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from lensbench.model.language_model import TOLERANCE, LanguageModel
 from lensbench.model.prefix_cache import shared_prefix
 from lensbench.patching import PatchedPass, Prompt, fastest_mode, make_prompt, try_modes, try_sharings
 
+LOG = logging.getLogger("lensbench")
 TEXTS = (
     "My neighbour often talks about Norway",
     "She wrote a letter",
@@ -38,6 +40,7 @@ def examine(model: LanguageModel) -> list[Check]:
     tolerance = TOLERANCE[model.dtype]
     checks = []
     for name, measure in _measures(model):
+        LOG.info("%s?", name)
         if name in CACHE_CHECKS and not _keeps_keys_and_values(model):
             checks.append(Check(name, "not applicable: a recurrent state, no keys and values", "-", passed=True))
             continue
@@ -46,6 +49,7 @@ def examine(model: LanguageModel) -> list[Check]:
             checks.append(Check(name, f"{off:.1e}", f"{tolerance:.0e}", off <= tolerance))
         except (LensbenchError, RuntimeError, ValueError, TypeError, IndexError) as error:
             checks.append(Check(name, f"{type(error).__name__}: {str(error)[:80]}", f"{tolerance:.0e}", passed=False))
+    LOG.info("read sites, and what patched passes may share")
     return [*checks, *_site_checks(model), *_mode_checks(model)]
 
 

@@ -46,7 +46,10 @@ def export(run: Run | Path | str, out: Path | str, format: str = "csv") -> list[
     loaded = run if isinstance(run, Run) else Run(run)
     if not loaded.done:
         raise LensbenchError(f"{loaded.path} has no finished cell: run `lensbench evaluate` again with the same --out")
-    files = _tables(loaded) if format == "csv" else _harness(loaded)
+    # All of them before the first is written: a table that is damaged leaves nothing half exported.
+    files = list(_tables(loaded) if format == "csv" else _harness(loaded))
+    if not files:
+        raise LensbenchError(f"{loaded.path} has no results of a method; look at it with `lensbench report`")
     folder, written = Path(out), []
     try:
         for name, content in files:

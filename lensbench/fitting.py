@@ -1,5 +1,6 @@
 """Learning a lens once, and writing it into a folder of its own: what `lensbench fit` does."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -16,6 +17,8 @@ from lensbench.model.loading import Loading, load_model
 from lensbench.model.tuned_lens_files import check_new
 from lensbench.oracle_training import make_settings, train
 from lensbench.plan import make_inspectors
+
+LOG = logging.getLogger("lensbench")
 
 # Why there is nothing to fit, by what a method learns from.
 NOTHING_TO_FIT = {
@@ -59,6 +62,7 @@ def fit(config: RunConfig, out: Path) -> Spent:
     target, inspector = Target(model), make()
     inspector.check(target, model)
     corpus = Corpus(model, cache=lens_cache())
+    LOG.info("learning %s on prose", inspector.name)
     fitted = inspector.fit(target, model, Training(corpus=corpus))
     assert isinstance(fitted, Savable)
     fitted.save(out)

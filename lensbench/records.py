@@ -134,7 +134,7 @@ def read_shard(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path, memory_map=False, partitioning=None)
     except FileNotFoundError as error:
-        raise LensbenchError(f"no records at {path}") from error
+        raise LensbenchError(f"{path} is missing: run `lensbench evaluate` again with the same --out") from error
     except (pa.ArrowException, OSError) as error:
         raise LensbenchError(f"{path} is damaged or not a file of records: {_AGAIN}") from error
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
@@ -189,7 +189,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise LensbenchError(f"{folder} is not a run folder: it has no {RUN_FILE}") from error
+        what = f"it has no {RUN_FILE}" if folder.is_dir() else "it is not there"
+        raise LensbenchError(f"{folder} is not a run folder: {what}; give one of `lensbench evaluate`") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise LensbenchError(f"{path} is damaged ({error}): {_AGAIN}") from error
     if not isinstance(run, dict):

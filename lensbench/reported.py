@@ -89,8 +89,7 @@ def _summary(run: Run, records: pd.DataFrame, problems: list[str]) -> pd.DataFra
     except LensbenchError as error:
         if records.empty:
             return empty
-        reason = str(error).partition(":")[0].replace(f"{run.path}/", "").replace(str(run.path), "the folder")
-        problems.append(f"{reason}: the figures were made again from the records that could be read")
+        problems.append(f"{_without_folder(error, run)}: the figures were made again from the records that could be read")
     found: pd.DataFrame = _guarded(
         lambda: summary_and_power(records, run.settings)[0], empty, problems, "accuracy by layer"
     )
@@ -101,9 +100,13 @@ def _metrics(run: Run, problems: list[str]) -> pd.DataFrame:
     try:
         return run.metrics
     except LensbenchError as error:
-        reason = str(error).partition(";")[0].replace(f"{run.path}/", "")
-        problems.append(f"{reason}: measures besides accuracy are not shown")
+        problems.append(f"{_without_folder(error, run)}: measures besides accuracy are not shown")
         return pd.DataFrame()
+
+
+def _without_folder(error: LensbenchError, run: Run) -> str:
+    """What is wrong, without naming folders: a page is passed on."""
+    return str(error).partition(":")[0].replace(f"{run.path}/", "").replace(str(run.path), "the folder")
 
 
 def _tasks(info: Mapping[str, Any], problems: list[str]) -> list[Task]:

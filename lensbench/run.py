@@ -1,5 +1,6 @@
 """A run folder, read back: records, summary, plots. Needs no model."""
 
+import io
 import shutil
 from collections.abc import Iterator
 from functools import cached_property
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 SUMMARY = "summary.csv"
 METRICS = "metrics.csv"
 PLOTS = "plots"
+_AGAIN = "run `lensbench evaluate` again with the same --out, and it is made again"
 
 
 class Run:
@@ -57,29 +59,15 @@ class Run:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row a method or rival, layer and question: accuracy with its band, gap, verdict."""
-        path = self.path / SUMMARY
-        if not path.exists():
-            raise LensbenchError(f"{self.path} has no {SUMMARY}: run `lensbench evaluate` again with the same --out")
-        try:
-            frame = pd.read_csv(path, dtype={"layer": "Int16"}, keep_default_na=False, na_values=[""])
-        except ValueError as error:  # pandas' own errors are ValueErrors
-            raise LensbenchError(
-                f"{path} is damaged ({error}); run `lensbench evaluate` again to have it made"
-            ) from None
+        frame = _read_csv(self.path / SUMMARY)
         if tuple(frame.columns) != SUMMARY_COLUMNS:
-            raise LensbenchError(f"{path} is not a summary; run `lensbench evaluate` again with the same --out")
+            raise LensbenchError(f"{self.path / SUMMARY} is not a summary: {_AGAIN}")
         return frame
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """One row a measure: the rows of metrics.csv."""
-        path = self.path / METRICS
-        try:
-            return pd.read_csv(path, dtype={"layer": "Int16"}, keep_default_na=False, na_values=[""])
-        except (OSError, ValueError) as error:
-            raise LensbenchError(
-                f"{path} cannot be read ({error}); run `lensbench evaluate` again with the same --out"
-            ) from None
+        return _read_csv(self.path / METRICS)
 
     @cached_property
     def best(self) -> pd.DataFrame:
@@ -186,6 +174,25 @@ def finish(path: Path) -> None:
     _write_csv(pd.concat([frame for frame in (measured, power) if len(frame)] or [measured]), path / METRICS)
     if (summary["layer"].notna() & (summary["baseline"] == NO_BASELINE)).any():
         plot_run(summary, path / PLOTS)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read one of the tables that `finish` writes.
+
+    Raises:
+        LensbenchError: it is missing or damaged.
+    """
+    try:
+        text = path.read_bytes()
+        if text and not text.endswith(b"\n"):
+            raise ValueError("it ends in the middle of a line")
+        return pd.read_csv(io.BytesIO(text), dtype={"layer": "Int16"}, keep_default_na=False, na_values=[""])
+    except FileNotFoundError:
+        raise LensbenchError(f"{path.parent} has no {path.name}: {_AGAIN}") from None
+    except OSError as error:
+        raise LensbenchError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from None
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        raise LensbenchError(f"{path} is damaged ({error}): {_AGAIN}") from None
 
 
 def _pairs(run: Run, key: str) -> list[tuple[str, str]]:

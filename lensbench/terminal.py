@@ -35,6 +35,7 @@ def run_as_json(run: Run) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "best": rows_of(run.best) if run.done else [],
+        "totals": "where relation is all, accuracies are means over relations of (accuracy - chance) / (1 - chance)",
         "calibration": {name: found and found.in_words() for name, found in run.calibrations.items()},
         "not_applicable": run.unanswered,
         "failed": run.failed,

@@ -86,6 +86,18 @@ OTHERS = {
     ("judge", "nowhere", "--url", "http://localhost:1/v1"): (2, "--url needs the name of the model behind it"),
     ("judge", "nowhere", "--judge", "smollm2-135"): (2, "did you mean 'smollm2-135m'?"),
     ("evaluate", "--tasks", "lre:nowhere.json"): (1, "nowhere.json:1: cannot be read"),
+    ("evaluate", "--tasks", "personas/city", "--sites", "subject,t1"): (2, "no task has the site t1; their sites are"),
+    ("evaluate", "--tasks", "personas/city", "--subjects", "nobody.txt"): (2, "nobody.txt: No such file"),
+    ("audit", "."): (2, ". holds no task: expected task.toml and items.jsonl in it"),
+    ("compare", "nowhere", "nowhere"): (1, "nowhere is not a run folder: it is not there"),
+    ("list", "modles"): (2, "'modles' is not one of 'models'"),
+    ("report", "run", "--out", "page.pdf"): (2, "expected a file that ends in .html"),
+    ("plot", "run", "--figure", "gap", "--rule", "best"): (2, "unknown rule 'best'; known: fixed, oracle, selected"),
+    ("plot", "run", "--rule", "oracle"): (2, "--rule is for one figure: add --figure layers or gap"),
+    ("plot", "run", "--inspector", "probe"): (2, "--inspector is for one figure: add --figure grid or compare"),
+    ("calibrate", "--limit", "0"): (2, "--limit 0: expected an item or more"),
+    ("calibrate", "--permutations", "-1"): (2, "--permutations -1: expected 0 or more"),
+    ("implant", "--layer", "8", "--out", "x", "--steps", "0"): (2, "--steps 0: expected more than 0"),
 }
 
 

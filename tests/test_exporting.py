@@ -1,6 +1,7 @@
 """A run for other programs. What lm-evaluation-harness does with its files is written out here: it is not installed."""
 
 import json
+import shutil
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,18 @@ def test_names_of_models_make_no_folders(tmp_path: Path) -> None:
     export(run, tmp_path / "out", "lm-eval")
     assert all(path.is_dir() and not path.name.startswith("org/") for path in (tmp_path / "out").iterdir())
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"), [("summary.csv", "csv"), ("summary.csv", "lm-eval"), ("metrics.csv", "csv")]
+)
+def test_a_table_that_is_cut_short_exports_nothing(folder: Path, tmp_path: Path, name: str, format_: str) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(folder, cut)
+    (cut / name).write_bytes((folder / name).read_bytes()[:-40])
+    said = refused(lensbench("export", cut, "--format", format_, "--out", "there", cwd=tmp_path), 1)
+    assert f"{name} is damaged (it ends in the middle of a line)" in said
+    assert not (tmp_path / "there").exists()
 
 
 def test_wrong_input(folder: Path, tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_each_site_left_open_gets_a_file(tmp_path: Path) -> None:
         (Asked("layer", {}), "did you mean 'layers'"),
         (Asked("layers", {"metric": "acuracy"}), "did you mean 'accuracy'"),
         (Asked("layers", {}, inspector="probe"), "--inspector is for --figure grid and compare"),
-        (Asked("compare", {}), "give --before RUN"),
+        (Asked("compare", {}), "give it with --before RUN"),
     ],
 )
 def test_what_does_not_go_together_is_refused_first(asked: Asked, message: str) -> None:

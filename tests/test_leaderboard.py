@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from lensbench.boards import read_board, write_leaderboard
-from lensbench.errors import UsageError
+from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.leaderboard import Entry, leaderboard_page
-from lensbench.run import Run
+from lensbench.run import Run, finish
 from lensbench.summary import best_layers, summary_and_power
 from tests.made_run import Made, write_run
 from tests.test_cli import lensbench, refused
@@ -70,8 +70,6 @@ def test_edge_cases(tmp_path: Path) -> None:
 
 
 def test_runs_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    from lensbench.run import finish
-
     finish(write_run(tmp_path / "runs" / "whole", MADE))
     write_run(tmp_path / "runs" / "unfinished", MADE)
     (tmp_path / "runs" / "deep" / "broken").mkdir(parents=True)
@@ -93,6 +91,9 @@ def test_wrong_input(tmp_path: Path) -> None:
     assert "no such folder" in refused(lensbench("report", "--leaderboard", "nowhere", cwd=tmp_path), 2)
     assert "or --leaderboard DIR" in refused(lensbench("report", cwd=tmp_path), 2)
     write_run(tmp_path / "run", MADE)
+    with pytest.raises(LensbenchError, match=r"none of the 1 run folders in .* can be read: run: .* has no summary"):
+        read_board(tmp_path)
+    finish(tmp_path / "run")
     with pytest.raises(UsageError, match="cannot be written to"):
         write_leaderboard(tmp_path, tmp_path / "run")
 

@@ -16,6 +16,7 @@ from lensbench.report.page import ItemText, MethodText, PageRun, coding, figures
 from lensbench.report.page.measures import measures
 from lensbench.report.page.sentences import findings
 from lensbench.reported import reported, write_page
+from lensbench.run import finish
 from lensbench.statistics import VERDICTS
 from tests.made_run import HOSTILE, Made, write_run
 from tests.test_cli import lensbench, refused
@@ -315,6 +316,16 @@ def test_more_measures_than_a_page_holds_are_counted():
     assert (len(found["rows"]), found["left_out"]) == (150, 50)
 
 
+@pytest.mark.parametrize("name", ["summary.csv", "metrics.csv"])
+def test_a_table_that_is_cut_short_is_named(tmp_path, name):
+    folder = write_run(tmp_path / "r", Made())
+    finish(folder)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    (problem,) = reported(folder).problems
+    assert problem.startswith(f"{name} is damaged (it ends in the middle of a line)")
+
+
 def test_large_runs_are_sampled_and_say_so(tmp_path):
     run = reported(write_run(tmp_path / "r", Made(relations=("a", "b"), subjects=40, sites=("subject", "answer"))))
     ((first, second),) = sampling.item_chunks([run], records=len(run.records) // 4)
@@ -395,7 +406,7 @@ def test_the_command_writes_a_page(made, tmp_path):
     done = lensbench("report", made, "--out", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"{out} (" in done.stdout
-    assert "things are missing" in done.stdout  # the summary was never written
+    assert "what is missing stands in it: 2" in done.stdout  # the summary was never written
     assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 

@@ -56,11 +56,17 @@ def test_a_new_task_gives_nothing_away(tiny_llama_folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["My Lens", "1st", "class", "none", "a-b", "", "../up"])
+@pytest.mark.parametrize("name", ["My Lens", "1st", "a-b", "", "../up"])
 def test_names_that_cannot_be_used(kind: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="lower-case letters, digits and _"):
         new(kind, name, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["class", "none"])
+def test_names_that_mean_something_else_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="means something else"):
+        new("inspector", name, tmp_path)
 
 
 @pytest.mark.parametrize(

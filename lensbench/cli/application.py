@@ -49,7 +49,9 @@ def main() -> None:
         # What the parser raises; its class has moved between versions of typer, its method has not.
         if not hasattr(error, "format_message"):
             raise
-        complain(f"{error.format_message().rstrip('.')}; see `lensbench --help`")
+        context = getattr(error, "ctx", None)
+        command = getattr(context, "command_path", None) or "lensbench"
+        complain(f"{error.format_message().rstrip('.').replace('Value error, ', '')}; see `{command} --help`")
         status = 2
     if status == INTERRUPTED:
         complain("interrupted; finished cells are kept: run the same command again with the same --out to go on")

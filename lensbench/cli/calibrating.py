@@ -54,6 +54,7 @@ def calibrate(
     Example: `lensbench calibrate --inspectors my_module:MyLens --quick --out reports/my-calibration`
     """
     from lensbench.model.sources import check_model_name, quiet_libraries
+    from lensbench.records import RUN_FILE
 
     sys.path.insert(0, "")  # a user's own module lies in the current folder
     others = names_in(readers or "")
@@ -62,8 +63,12 @@ def calibrate(
     wanted, required = names_in(inspectors), names_in(require or "")
     if missing := [name for name in required if name not in wanted]:
         raise UsageError(f"--require {missing[0]}: it is not among --inspectors {inspectors}; name it there")
-    if limit < 1 or (permutations is not None and permutations < 0):
-        raise UsageError(f"--limit {limit}, --permutations {permutations}: expected an item or more, and 0 or more")
+    if limit < 1:
+        raise UsageError(f"--limit {limit}: expected an item or more")
+    if permutations is not None and permutations < 0:
+        raise UsageError(f"--permutations {permutations}: expected 0 or more")
+    if (out / RUN_FILE).exists():
+        raise UsageError(f"--out {out} is a run of `lensbench evaluate`; give the calibration a folder of its own")
     quiet_libraries()
     say_what_happens(quiet=quiet)
     from lensbench.calibration.calibrating import Calibrating

@@ -1,5 +1,6 @@
 """`lensbench inspect`: one prompt, looked into."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,8 +107,8 @@ def _check_files(html: Path | None, png: Path | None) -> None:
     if png is not None and png.suffix.lower() not in FORMATS:
         raise UsageError(f"--png {png}: the suffix must be one of {', '.join(FORMATS)}")
     for option, path in (("--html", html), ("--png", png)):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise UsageError(f"{option} {path}: expected a file in a folder that is there")
+        if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK | os.X_OK)):
+            raise UsageError(f"{option} {path}: expected a file in a folder that is there and can be written to")
 
 
 def _made(name: str, parameters: dict[str, Any]) -> "Inspector":

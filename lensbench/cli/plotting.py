@@ -23,6 +23,7 @@ class Figure(StrEnum):
     compare = "compare"
 
 
+RULE, WIDTH = "fixed", "page"
 Task = Annotated[str | None, typer.Option(help="With --figure: one task. [default: each]")]
 Relation = Annotated[str | None, typer.Option(help="With --figure: one relation. [default: the mean of all]")]
 Site = Annotated[str | None, typer.Option(help="With --figure: one read site. [default: each]")]
@@ -43,9 +44,9 @@ def plot(
         str,
         typer.Option(help="accuracy_corrected, accuracy, or gap:QUESTION, such as gap:beats_text."),
     ] = "accuracy_corrected",
-    rule: Annotated[str, typer.Option(help="Which attempt counts: fixed, selected, oracle.")] = "fixed",
+    rule: Annotated[str, typer.Option(help="Which attempt counts: fixed, selected, oracle.")] = RULE,
     before: Annotated[Path | None, typer.Option(help="With compare: the other run, drawn dashed.")] = None,
-    width: Annotated[str, typer.Option(help="column (3.3 inches), text (5.5), page (7.2), or inches.")] = "page",
+    width: Annotated[str, typer.Option(help="column (3.3 inches), text (5.5), page (7.2), or inches.")] = WIDTH,
     title: Annotated[bool, typer.Option("--title/--no-title", help="A title in the figure; a caption may do.")] = True,
     out: Annotated[
         Path | None, typer.Option(help="A .pdf, .svg or .png file, or a folder. [default: RUN/plots]")
@@ -67,7 +68,8 @@ def plot(
     from lensbench.run import PLOTS, load_run
 
     if figure is None:
-        _refuse_without_figure(task=task, relation=relation, site=site, inspector=inspector, before=before)
+        alone = {"rule": rule if rule != RULE else None, "width": width if width != WIDTH else None}
+        _refuse_without_figure(task=task, relation=relation, site=site, inspector=inspector, before=before, **alone)
         loaded = load_run(run)
         _write(lambda place: plot_run(loaded.summary, place, metric=metric), out or run / PLOTS, as_json=as_json)
         return
@@ -87,7 +89,8 @@ def _refuse_without_figure(**options: object) -> None:
     """Refuse options that only single figures have."""
     for name, value in options.items():
         if value is not None:
-            raise UsageError(f"--{name} is for one figure: add --figure, one of {', '.join(Figure)}")
+            known = ("grid", "compare") if name == "inspector" else ("compare",) if name == "before" else tuple(Figure)
+            raise UsageError(f"--{name} is for one figure: add --figure {' or '.join(known)}")
 
 
 def _write(draw: Callable[[Path], list[Path]], out: Path, *, as_json: bool) -> None:

@@ -35,6 +35,8 @@ def report(
     if bool(runs) == (leaderboard is not None):
         raise UsageError("give run folders (RUN...), or --leaderboard DIR with a folder that holds some")
     say_what_happens(quiet=quiet)
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out {out}: a report is a page; expected a file that ends in .html")
     if leaderboard is not None:
         _leaderboard(leaderboard, out or leaderboard / BOARD, as_json=as_json)
         return
@@ -48,7 +50,7 @@ def report(
     if as_json:
         print_files([path], as_json=True, bytes=size, missing=problems)
         return
-    missing = f"; {len(problems)} things are missing, and it says which" if problems else ""
+    missing = f"; what is missing stands in it: {len(problems)}" if problems else ""
     typer.echo(f"{path} ({size / 1e6:.1f} MB){missing}")
 
 

@@ -48,6 +48,7 @@ class Kept(StrEnum):
     lenses = "lenses"
     residuals = "residuals"
     knowledge = "knowledge"
+    calibrations = "calibrations"
     everything = "all"
 
 

@@ -1,5 +1,6 @@
 """From what is asked to the folder of an implant."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -17,9 +18,12 @@ from lensbench.implants.vectors import Learning, Vectors
 from lensbench.model.edit_folders import ASKED, FACTS, IMPLANT, write_table
 from lensbench.model.edits import trials, write_edits
 from lensbench.model.language_model import LanguageModel
-from lensbench.model.loading import Loading, load_model
+from lensbench.model.loading import Loading, count_layers, load_model
+from lensbench.model.sources import resolve
 from lensbench.personas import World
 from lensbench.progress import Progress, silent
+
+LOG = logging.getLogger("lensbench")
 
 FORMAT = 1
 # How far a relay's second block lies behind its first, unless it is named.
@@ -84,8 +88,9 @@ class Order:
                 f"--layer {self.layer}, --second-layer {self.second_layer}: expected 1 or more, the second above the "
                 "first"
             )
-        if self.weight <= 0 or self.steps < 1:
-            raise UsageError(f"--weight {self.weight}, --steps {self.steps}: expected more than 0 of both")
+        for name, value in (("weight", self.weight), ("steps", self.steps)):
+            if value <= 0:
+                raise UsageError(f"--{name} {value}: expected more than 0")
         if self.strength and (len(self.strength) != len(self.attributes) or min(self.strength) <= 0):
             raise UsageError(
                 f"--strength {','.join(map(str, self.strength))}: expected a number above 0 for each of "
@@ -104,6 +109,12 @@ def implant(order: Order, out: Path, how: Loading | None = None, progress: Progr
     planting = order.check()
     if out.exists():
         raise UsageError(f"{out} is there already; give a new folder with --out")
+    how = how or Loading()
+    deepest = count_layers(resolve(order.model, revision=how.revision, offline=how.offline))
+    if order.layers()[-1] > deepest:
+        raise UsageError(
+            f"--layer {order.layers()[-1]}: {order.model} has blocks whose outputs are the layers 1 to {deepest}"
+        )
     return plant(load_model(order.model, how), order, planting, out, progress=progress)[0]
 
 
@@ -130,8 +141,11 @@ def plant(
     strength = dict(zip(planting.attributes, order.strength, strict=True)) if order.strength else {}
     bed = Bed(model, planting, order.layers(), order.weight, learning, known or {}, strength, progress)
     base = {"name": model.name, "fingerprint": model.fingerprint, "dtype": str(model.dtype)}
+    LOG.info("asking what %s knows", model.name)
     before = known_facts(model)
+    LOG.info("planting %d names at layer %s", len(planting.names), ", ".join(map(str, order.layers())))
     planted = DESIGNS[order.design](bed)
+    LOG.info("measuring what that did")
     figures = measure(bed, planted.edits)
     description = {
         "format": FORMAT,

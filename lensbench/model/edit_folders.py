@@ -70,7 +70,8 @@ def read_table(file: Path) -> dict[str, Any]:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LensbenchError(f"{file} cannot be read ({error}); make the edit again") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise LensbenchError(f"{file} cannot be read ({reason}); make the edit again") from None
     if not isinstance(read, dict):
         raise LensbenchError(f"{file} holds {type(read).__name__}, expected a table; make the edit again")
     return read

@@ -1,5 +1,6 @@
 """Loading a model by name."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from lensbench.model.edits import apply_edits
 from lensbench.model.language_model import LanguageModel
 from lensbench.model.sources import ModelSource, resolve
 from lensbench.model.tokens import Tokens
+
+LOG = logging.getLogger("lensbench")
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -49,8 +52,9 @@ class Loading:
             device = torch.device(self.device)
             torch.empty(1, device=device).item()
         except (RuntimeError, AssertionError, NotImplementedError):
+            there = [f"cuda:{place}" for place in range(torch.cuda.device_count())]
             raise UsageError(
-                f"--device {self.device!r} is not to be had on this machine; try auto, cpu, cuda or cuda:1"
+                f"--device {self.device!r} is not to be had on this machine; it has {', '.join(['cpu', *there])}"
             ) from None
         return device
 
@@ -116,6 +120,7 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
     """Load a model from where its weights were found."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    LOG.info("loading %s", source.name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
         module = AutoModelForCausalLM.from_pretrained(

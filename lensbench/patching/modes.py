@@ -39,6 +39,7 @@ def try_modes(model: LanguageModel, prompt: Prompt) -> Iterator[tuple[Mode, floa
 
 def fastest_mode(model: LanguageModel, prompt: Prompt) -> Mode:
     """Return the mode that shares most and agrees with plain passes on this model and prompt."""
+    LOG.info("%s: trying what patched passes may share", model.name)
     for mode, off, reason in try_modes(model, prompt):
         if off <= TOLERANCE[model.dtype]:
             return mode

@@ -16,7 +16,7 @@ from lensbench.report.gaps import plot_gap
 from lensbench.report.grids import plot_grid
 from lensbench.report.multiples import plot_relations
 from lensbench.report.plots import plot_layers
-from lensbench.report.view import METRICS, in_order
+from lensbench.report.view import METRICS, RULES, in_order
 
 
 @runtime_checkable
@@ -97,8 +97,12 @@ def check_asked(asked: Asked, out: Path | None) -> None:
     inches(asked.choice.get("width", "page"))
     if asked.inspector is not None and asked.figure not in ("grid", "compare"):
         raise UsageError(f"--inspector is for --figure grid and compare; {asked.figure} shows all methods")
-    if (asked.figure == "compare") != (asked.before is not None):
-        raise UsageError("--figure compare needs the other run, and no other figure has one: give --before RUN")
+    if asked.figure == "compare" and asked.before is None:
+        raise UsageError("--figure compare needs the other run: give it with --before RUN")
+    if asked.figure != "compare" and asked.before is not None:
+        raise UsageError(f"--before is for --figure compare; {asked.figure} shows one run: leave it out")
+    if (rule := asked.choice.get("rule", RULES[0])) not in RULES:
+        raise unknown_name("rule", rule, RULES)
     if out is not None and out.suffix:
         check_format(out)
 

@@ -16,6 +16,7 @@ from lensbench.report.panels import of_methods
 from lensbench.report.style import label
 from lensbench.statistics import VERDICTS
 
+RULES = ("fixed", "selected", "oracle")
 METRICS = ("accuracy_corrected", "accuracy", *(f"gap:{question}" for question in VERDICTS))
 # As they stand in a text; the report knows no tasks.
 ORDER_OF_SITES = ("subject", "t1", "t2", "answer")

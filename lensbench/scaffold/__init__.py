@@ -64,8 +64,10 @@ def new(kind: str, name: str, out: Path | str = ".") -> Written:
 
 def _check_name(kind: str, name: str) -> None:
     expected = "expected lower-case letters, digits and _, beginning with a letter, such as my_method"
-    if not _NAME.fullmatch(name) or keyword.iskeyword(name) or name == "none":
+    if not _NAME.fullmatch(name):
         raise UsageError(f"NAME {name!r}: {expected}")
+    if keyword.iskeyword(name) or name == "none":
+        raise UsageError(f"NAME {name!r} means something else in Python, or in lensbench; choose another")
     if name in _taken(kind):
         raise UsageError(f"NAME {name!r}: there is already {_A[kind]} of this name in `lensbench list {kind}s`")
     if kind != "task" and find_spec(name) is not None and not (Path.cwd() / f"{name}.py").exists():

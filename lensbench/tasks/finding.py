@@ -112,7 +112,10 @@ def _resolve(spec: str, known: Mapping[str, Path]) -> tuple[Path, str]:
         return known[name], relation
     path = Path(spec).expanduser()
     if path.is_dir():
+        if not any((path / name).exists() for name in ("task.toml", "items.jsonl")):
+            raise UsageError(f"{spec} holds no task: expected task.toml and items.jsonl in it (docs/tasks.md)")
         return path, ""
     if (path.parent / "task.toml").is_file():
         return path.parent, path.name
-    raise unknown_name("task", spec, known, "or give the path of a folder with task.toml and items.jsonl")
+    hint = "or give the path of a folder with task.toml and items.jsonl; see `lensbench list tasks`"
+    raise unknown_name("task", spec, known, hint)

@@ -1,0 +1,43 @@
+"""The table of docs/trust.md, from the calibration that is kept with the project; run by hand to write it anew."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lensbench.cli.calibrating import _spans
+
+KEPT = Path(__file__).parents[1] / "reports" / "calibration" / "calibration.json"
+
+
+def rows() -> list[str]:
+    """A row an implant and relation, three cells a method: where it emerges, where it is privileged, the gap."""
+    result = json.loads(KEPT.read_text(encoding="utf-8"))
+    methods = list(result["versions"])
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in result["findings"]:
+        found.setdefault((one["trial"], one["relation"]), {})[one["method"]] = one
+    lines = []
+    for (trial, relation), by_method in found.items():
+        first = next(iter(by_method.values()))
+        held = ", ".join(map(str, first["layers"])) if first["planted"] else "nowhere"
+        cells = [cell for method in methods for cell in _cells(by_method[method])]
+        lines.append(f"| `{trial}` | {relation} | {held} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cells(one: dict[str, Any]) -> list[str]:
+    layer, low, high = (one["emergence"][name] for name in ("layer", "low", "high"))
+    gap, least, _ = one["gap"]
+    return [
+        "never" if layer is None else f"{layer} [{low}, {high}]",
+        _spans(tuple(one["privileged"]), tuple(one["read"])) or "–",
+        f"{_signed(gap)} (≥ {_signed(least)})",
+    ]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("0.", ".", 1)
+
+
+if __name__ == "__main__":
+    print("\n".join(rows()))

@@ -89,7 +89,9 @@ def _summary(run: Run, records: pd.DataFrame, problems: list[str]) -> pd.DataFra
     except LensbenchError as error:
         if records.empty:
             return empty
-        problems.append(f"{_without_folder(error, run)}: the figures were made again from the records that could be read")
+        problems.append(
+            f"{_without_folder(error, run)}: the figures were made again from the records that could be read"
+        )
     found: pd.DataFrame = _guarded(
         lambda: summary_and_power(records, run.settings)[0], empty, problems, "accuracy by layer"
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from lensbench.cli.calibrating import _spans
 
-KEPT = Path(__file__).parents[1] / "reports" / "calibration" / "calibration.json"
+KEPT = Path(__file__).parents[1] / "reports" / "reference-calibration" / "calibration.json"
 
 
 def rows() -> list[str]:

@@ -1,5 +1,6 @@
 """What the documents show works as it stands there."""
 
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import typer
+
+from tests import calibration_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -213,3 +216,15 @@ def test_toml_of_the_documents_is_toml() -> None:
     for page in PAGES:
         for block in blocks(page.read_text(encoding="utf-8"), "toml"):
             tomllib.loads(block)
+
+
+def test_what_calibration_found_is_what_is_kept() -> None:
+    text = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
+    rows = calibration_table.rows()
+    assert len(rows) > 20
+    assert [row for row in rows if row not in text] == []
+    kept = json.loads(calibration_table.KEPT.read_text(encoding="utf-8"))
+    assert kept["problems"] == []
+    before = sum(one["compared"] for one in kept["findings"])
+    assert f"all {before:,} predictions" in " ".join(text.split())
+    assert sum(one["differing"] for one in kept["findings"]) == 0

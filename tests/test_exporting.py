@@ -1,8 +1,8 @@
 """A run for other programs. What lm-evaluation-harness does with its files is written out here: it is not installed."""
 
 import json
-import shutil
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 

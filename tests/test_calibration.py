@@ -312,6 +312,19 @@ def test_a_rotated_model_is_not_compared_before_its_layer(calibrated: tuple[Cali
     assert replace(found[0], privileged=(0,)).too_early
 
 
+def test_a_method_that_sees_more_than_a_layer_may_know_at_any(
+    calibrated: tuple[Calibration, Path], world: Path
+) -> None:
+    _, out = calibrated
+    plain = find_trials(str(world / "base"), [str(world / "plain")], quick=False)[0]
+    found = {one.method: one for one in findings(plain, load_run(out / "runs" / "plain"), beyond=["logit_lens"])}
+    beyond, local = found["logit_lens"], found["mass_mean_probe"]
+    assert (beyond.compared, beyond.local) == (0, False)
+    assert local.compared > 0
+    assert not replace(beyond, privileged=(0,)).too_early
+    assert replace(local, privileged=(0,)).too_early
+
+
 def test_the_limit_is_of_each_relation(calibrated: tuple[Calibration, Path]) -> None:
     _, out = calibrated
     limits = {name: load_run(out / "runs" / name).info["setting"]["limit"] for name in ("plain", "sham")}

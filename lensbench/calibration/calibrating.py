@@ -26,6 +26,8 @@ from lensbench.testing import conformance
 LOG = logging.getLogger("lensbench")
 RESULT = "calibration.json"
 FORMAT = 1
+# Who reads these knows of the target more than the residual of the layer that is asked about.
+BEYOND_THE_LAYER = frozenset({"target", "components"})
 
 
 @dataclass(frozen=True)
@@ -161,13 +163,14 @@ def calibrate(asked: Calibrating, out: Path, progress: Progress = silent) -> Cal
         check_config(config)
     makes = make_inspectors(configs[0])
     failed = {name: checks for name, make in makes.items() if (checks := _failed_checks(make))}
+    beyond = [name for name, make in makes.items() if make().reads & BEYOND_THE_LAYER]
     found: list[Finding] = []
     alarms: list[Alarms] = []
     others: list[StandIn] = []
     for trial, config in zip(trials, configs, strict=True):
         LOG.info("%s: %s", trial.name, ", ".join(trial.relations))
         run = course.run(config)
-        found += findings(trial, run)
+        found += findings(trial, run, beyond)
         if trial.kind == "plain":
             others += stand_ins(trial.name, run, trial.relations[0])
         if asked.permutations and trial is plain[0]:

@@ -1,6 +1,6 @@
 """What a run on an implant says of a method: is it blind before the planted layer, and where does it begin to see?"""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,8 @@ class Finding:
         layers: the first layers that can hold what was written.
         read: the layers that were read.
         differing: predictions at layers before the first of these that are not those without the fact.
-        compared: how many of them were compared; 0 where the target is in another basis, so that all layers differ.
+        compared: how many of them were compared; 0 where the target is in another basis, so that all layers differ, and
+            for methods that see more of the target than the layer that they are asked about.
         emergence: at which layer the difference to the unedited model begins.
         privileged: the layers with that verdict.
         best_layer: the layer of the largest gap.
@@ -43,6 +44,8 @@ class Finding:
         gap: to the strongest rival there, with its limits.
         verdict: there.
         detectable: the smallest gap that this study would probably find there.
+        local: whether the method sees nothing of the target but the layer's activation. One that runs the target, or
+            reads parts of its blocks, may know the fact at any layer.
     """
 
     trial: str
@@ -62,6 +65,7 @@ class Finding:
     gap: tuple[float, float, float]
     verdict: str
     detectable: float
+    local: bool = True
 
     @property
     def expected(self) -> int:
@@ -71,7 +75,7 @@ class Finding:
     @property
     def too_early(self) -> bool:
         """Whether anything is claimed, or differs, where nothing can be."""
-        return self.differing > 0 or any(layer < self.layers[0] for layer in self.privileged)
+        return self.local and (self.differing > 0 or any(layer < self.layers[0] for layer in self.privileged))
 
     @property
     def found(self) -> bool:
@@ -79,14 +83,20 @@ class Finding:
         return any(layer >= self.layers[0] for layer in self.privileged)
 
 
-def findings(trial: Trial, run: Run) -> Iterator[Finding]:
-    """Read a run on an implant: one finding a method and relation."""
+def findings(trial: Trial, run: Run, beyond: Collection[str] = ()) -> Iterator[Finding]:
+    """Read a run on an implant: one finding a method and relation.
+
+    Args:
+        trial: the implant.
+        run: on it.
+        beyond: methods that see more of the target than a layer's activation.
+    """
     records = run.records
     for (method, relation), part in records.groupby(["inspector", "relation"], observed=True, sort=False):
         own, other = (part[part["baseline"] == name] for name in (NO_BASELINE, UNPLANTED))
         if own.empty or other.empty or own["layer"].isna().any():
             continue
-        yield _finding(trial, run, str(method), str(relation), _paired(own, other))
+        yield _finding(trial, run, str(method), str(relation), _paired(own, other), local=method not in beyond)
 
 
 def _paired(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
@@ -97,8 +107,8 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return left.merge(right, on=keys, suffixes=("", "_without"), validate="one_to_one")
 
 
-def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataFrame) -> Finding:
-    early = pairs[(pairs["layer"] < trial.layers[0]) & (trial.kind != "rotated")]
+def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataFrame, *, local: bool) -> Finding:
+    early = pairs[(pairs["layer"] < trial.layers[0]) & (trial.kind != "rotated") & local]
     first = pairs[pairs["attempt"] == pairs["attempt"].iloc[0]]
     gain = first.assign(gain=first["correct_corrected"] - first["correct_corrected_without"])
     wide = gain.pivot_table(index=["subject", "item"], columns="layer", values="gain", sort=True)
@@ -127,6 +137,7 @@ def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataF
         gap=(float(best["gap"]), float(best["gap_low"]), float(best["gap_high"])),
         verdict=str(best["verdict"]),
         detectable=_detectable(run, method, relation, int(best["layer"])),
+        local=local,
     )
 
 

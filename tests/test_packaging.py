@@ -98,4 +98,4 @@ def test_installed_command_evaluates(installed: Path, tiny_llama_folder: Path, t
     run(installed, "report", "out", cwd=tmp_path)
     run(installed, "plot", "out", "--figure", "layers", cwd=tmp_path)
     run(installed, "new", "task", "my_task", cwd=tmp_path)
-    assert (tmp_path / "out" / "report.html").stat().st_size > 1_000_000
+    assert (tmp_path / "out" / "report.html").stat().st_size > 500_000

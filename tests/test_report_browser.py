@@ -386,6 +386,6 @@ def test_a_page_without_results_says_so(browser, tmp_path):
     (tmp_path / "page.html").write_text(render([reported(folder)]), encoding="utf-8")
     with opened(browser, tmp_path / "page.html") as page:
         assert "There are no results" in page.text_content("#results")
-        assert "What is missing: 6" in page.text_content("#results")
+        assert "What is missing: 7" in page.text_content("#results")
         assert "No method has results here" in page.text_content("#figure-accuracy")
         assert "no items here" in page.text_content("#count")

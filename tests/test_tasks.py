@@ -300,6 +300,9 @@ def test_names_and_paths(tmp_path):
         with pytest.raises(UsageError, match="did you mean"):
             load_task(spec)
     (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"holds no task: expected task.toml and items.jsonl"):
+        load_task(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "items.jsonl").write_text("")
     with pytest.raises(TaskError, match=r"task.toml:1: cannot be read"):
         load_task(str(tmp_path / "empty"))
 

@@ -10,9 +10,9 @@ KEPT = Path(__file__).parents[1] / "reports" / "reference-calibration" / "calibr
 
 
 def rows() -> list[str]:
-    """A row an implant and relation, three cells a method: where it emerges, where it is privileged, the gap."""
+    """A row an implant and relation, a cell a method: where it emerges, where it is privileged, the gap."""
     result = json.loads(KEPT.read_text(encoding="utf-8"))
-    methods = list(result["versions"])
+    methods = ("patchscope", "linear_probe", "logit_lens")
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for one in result["findings"]:
         found.setdefault((one["trial"], one["relation"]), {})[one["method"]] = one
@@ -20,19 +20,17 @@ def rows() -> list[str]:
     for (trial, relation), by_method in found.items():
         first = next(iter(by_method.values()))
         held = ", ".join(map(str, first["layers"])) if first["planted"] else "nowhere"
-        cells = [cell for method in methods for cell in _cells(by_method[method])]
+        cells = [_cell(by_method[method]) for method in methods]
         lines.append(f"| `{trial}` | {relation} | {held} | {' | '.join(cells)} |")
     return lines
 
 
-def _cells(one: dict[str, Any]) -> list[str]:
+def _cell(one: dict[str, Any]) -> str:
     layer, low, high = (one["emergence"][name] for name in ("layer", "low", "high"))
+    emerges = "never" if layer is None else f"{layer} [{low}, {high}]"
+    privileged = _spans(tuple(one["privileged"]), tuple(one["read"]))
     gap, least, _ = one["gap"]
-    return [
-        "never" if layer is None else f"{layer} [{low}, {high}]",
-        _spans(tuple(one["privileged"]), tuple(one["read"])) or "–",
-        f"{_signed(gap)} (≥ {_signed(least)})",
-    ]
+    return f"{emerges}; {f'**{privileged}**' if privileged else '–'}; {_signed(gap)} (≥ {_signed(least)})"
 
 
 def _signed(value: float) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lensbench.cache import atomic_file
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.records import RUN_FILE
+from lensbench.records import RUN_FILE, without_folder
 from lensbench.report.leaderboard import Entry, leaderboard_page
 from lensbench.run import Run
 
@@ -37,8 +37,7 @@ def read_board(folder: Path | str) -> Board:
             entries.append(_entry(name, Run(path)))
         except (LensbenchError, KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"{RUN_FILE} has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
-            reason = reason.replace(f"{path}/", "")
-            problems.append(f"{name}: {reason}")
+            problems.append(f"{name}: {without_folder(reason, path)}")
     if not entries:
         raise LensbenchError(f"none of the {len(problems)} run folders in {folder} can be read: {problems[0]}")
     return Board(tuple(entries), tuple(problems))

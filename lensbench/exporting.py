@@ -46,10 +46,7 @@ def export(run: Run | Path | str, out: Path | str, format: str = "csv") -> list[
     loaded = run if isinstance(run, Run) else Run(run)
     if not loaded.done:
         raise LensbenchError(f"{loaded.path} has no finished cell: run `lensbench evaluate` again with the same --out")
-    # All of them before the first is written: a table that is damaged leaves nothing half exported.
-    files = list(_tables(loaded) if format == "csv" else _harness(loaded))
-    if not files:
-        raise LensbenchError(f"{loaded.path} has no results of a method; look at it with `lensbench report`")
+    files = _tables(loaded) if format == "csv" else _harness(loaded)
     folder, written = Path(out), []
     try:
         for name, content in files:
@@ -60,13 +57,18 @@ def export(run: Run | Path | str, out: Path | str, format: str = "csv") -> list[
             written.append(path)
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written to: {error.strerror}; choose another folder") from None
+    if not written:
+        raise LensbenchError(f"{loaded.path} has no results of a method; look at it with `lensbench report`")
     return written
 
 
 def _tables(run: Run) -> Iterator[tuple[Path, bytes]]:
     """The tables of a run as CSV; those without a row are left out."""
-    for name in ("records", "summary", "best", "metrics", "measures"):
-        frame: pd.DataFrame = getattr(run, name)
+    # All are read before the first is written: one that is damaged leaves nothing half exported.
+    frames: dict[str, pd.DataFrame] = {
+        name: getattr(run, name) for name in ("records", "summary", "best", "metrics", "measures")
+    }
+    for name, frame in frames.items():
         if len(frame):
             yield Path(f"{name}.csv"), frame.to_csv(index=False, lineterminator="\n").encode()
 

@@ -174,6 +174,11 @@ def write_json_atomic(path: Path, obj: Any) -> None:
         file.write(text.encode())
 
 
+def without_folder(message: str, folder: Path) -> str:
+    """Return what is said of a run folder without its path: a page that is passed on names no folders of a machine."""
+    return message.replace(f"{folder}/", "").replace(str(folder), "the folder")
+
+
 def without_nan(found: Any) -> Any:
     """Return what was found with null for each NaN and infinity, which JSON has not."""
     if isinstance(found, Mapping):

@@ -11,6 +11,7 @@ from lensbench.catalogue import find_inspectors
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.frames import SUMMARY_COLUMNS
 from lensbench.model.edit_folders import FACTS, read_facts, split_edits
+from lensbench.records import without_folder
 from lensbench.report.page import ItemText, MethodText, PageRun, render
 from lensbench.report.page.reading import read_readable, unfinished
 from lensbench.run import Run
@@ -89,9 +90,7 @@ def _summary(run: Run, records: pd.DataFrame, problems: list[str]) -> pd.DataFra
     except LensbenchError as error:
         if records.empty:
             return empty
-        problems.append(
-            f"{_without_folder(error, run)}: the figures were made again from the records that could be read"
-        )
+        problems.append(f"{_reason(error, run)}: the figures were made again from the records that could be read")
     found: pd.DataFrame = _guarded(
         lambda: summary_and_power(records, run.settings)[0], empty, problems, "accuracy by layer"
     )
@@ -102,13 +101,13 @@ def _metrics(run: Run, problems: list[str]) -> pd.DataFrame:
     try:
         return run.metrics
     except LensbenchError as error:
-        problems.append(f"{_without_folder(error, run)}: measures besides accuracy are not shown")
+        problems.append(f"{_reason(error, run)}: measures besides accuracy are not shown")
         return pd.DataFrame()
 
 
-def _without_folder(error: LensbenchError, run: Run) -> str:
-    """What is wrong, without naming folders: a page is passed on."""
-    return str(error).partition(":")[0].replace(f"{run.path}/", "").replace(str(run.path), "the folder")
+def _reason(error: LensbenchError, run: Run) -> str:
+    """What is wrong, without what to do: who gets a page may not have the run."""
+    return without_folder(str(error).partition(":")[0], run.path)
 
 
 def _tasks(info: Mapping[str, Any], problems: list[str]) -> list[Task]:

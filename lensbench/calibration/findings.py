@@ -108,7 +108,8 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataFrame, *, local: bool) -> Finding:
-    early = pairs[(pairs["layer"] < trial.layers[0]) & (trial.kind != "rotated") & local]
+    comparable = local and trial.kind != "rotated"
+    early = pairs[pairs["layer"] < trial.layers[0]] if comparable else pairs.iloc[:0]
     first = pairs[pairs["attempt"] == pairs["attempt"].iloc[0]]
     gain = first.assign(gain=first["correct_corrected"] - first["correct_corrected_without"])
     wide = gain.pivot_table(index=["subject", "item"], columns="layer", values="gain", sort=True)

@@ -100,8 +100,9 @@ def analyze(
     loaded = load_source(source, how, at)
     tables = analyse(loaded, tuple(ANALYSES) if what is What.everything else (what.value,), settings, folder)
     if as_json:
-        found = {name: table.to_dict("records") for name, table in tables.items()}
-        print_json({"folder": str(folder), "tables": found})
+        from lensbench.frames import rows_of
+
+        print_json({"folder": str(folder), "tables": {name: rows_of(table) for name, table in tables.items()}})
         return
     for name, columns in _COLUMNS.items():
         if name in tables:

@@ -11,7 +11,7 @@ STAMP := $(VENV)/.stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint pytest calibrate docs evaluate bench clean
+.PHONY: help install test lint pytest calibrate shape docs evaluate bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,14 +30,18 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: lint pytest calibrate ## everything that must pass: ruff, mypy, pytest, a small calibration
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy, and the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # Tiny models on one thread: more threads only get in each other's way. Two processes instead.
 pytest: $(STAMP) ## the tests alone
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(WORKERS)
+
+shape: $(STAMP) ## rooms, storeys, arrows between them, lines and files of the package
+	$(BIN)/python tools/shape.py
 
 docs: $(STAMP) ## the documents as a site, into site/; a warning, such as a broken link, is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site

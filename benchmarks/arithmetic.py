@@ -31,10 +31,10 @@ from peers.worker import watched
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lensbench import residuals
-from lensbench.patching import PatchedPass, fastest_mode, make_prompt
-from lensbench.patching import passes as engine
-from lensbench.residuals import capture, find_site
+from lensbench.models import activations as residuals
+from lensbench.models.activations import capture, find_site
+from lensbench.models.patching import PatchedPass, fastest_mode, make_prompt
+from lensbench.models.patching import passes as engine
 
 PRODUCTS = ("addmm", "mm", "bmm", "linear", "mkldnn", "matmul")
 COPIES = ("cat", "copy_", "clone", "contiguous", "index", "_to_copy", "fill_", "empty", "select", "index_put_")

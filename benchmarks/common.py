@@ -19,9 +19,9 @@ import numpy as np
 import psutil
 import torch
 
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.loading import load_model
-from lensbench.model.sources import resolve
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import load_model
+from lensbench.models.sources import resolve
 from lensbench.tasks import Item, load_task
 
 MODEL = "smollm2-135m"

@@ -2,7 +2,7 @@
 
 Compared: the patched passes alone, from residuals that were captured before, up to log-probability and rank of eight
 choice tokens, for layers 0 to L - 1 on both axes.
-- ours: lensbench.patching.Patcher;
+- ours: lensbench.models.patching.Patcher;
 - batched plain passes: transformers alone, rows of one target layer in a batch, a hook that overwrites each row's
   placeholder, whole passes, the head at the last position only. The batch is the best of several sizes. They run on
   some of the target layers (evenly spaced: a plain pass costs the same at all of them), scaled to all.
@@ -26,9 +26,9 @@ from common import (
     source_items,
 )
 
-from lensbench.model.language_model import ranks_of
-from lensbench.patching import Patcher, fastest_mode, make_prompt
-from lensbench.residuals import capture, find_site
+from lensbench.models.activations import capture, find_site
+from lensbench.models.language_model import ranks_of
+from lensbench.models.patching import Patcher, fastest_mode, make_prompt
 
 TARGETS = {SHORT_PROMPT: 3, LONG_PROMPT: 30}
 

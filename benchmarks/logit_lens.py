@@ -34,7 +34,7 @@ from common import (
 )
 from peers.worker import serve
 
-from lensbench.residuals import Reading, capture
+from lensbench.models.activations import Reading, capture
 
 TOP = 10
 SCRIPTS = {"nnterp": str(PEERS / "nnterp_worker.py"), "tuned-lens": str(PEERS / "tuned_lens_worker.py")}

@@ -1,8 +1,8 @@
 """Patchscope into a long few-shot prompt: one position, every layer, many items, source layer = target layer.
 
 Compared: reading the sources and all patched passes, up to log-probability and rank of eight choice tokens.
-- ours: lensbench.residuals.capture and lensbench.patching.Patcher, from nothing but the loaded model, and with the
-  mode that was proved once for the model (its seconds are printed, not counted);
+- ours: lensbench.models.activations.capture and lensbench.models.patching.Patcher, from nothing but the loaded model,
+  and with the mode that was proved once for the model (its seconds are printed, not counted);
 - a plain loop as papers do it: transformers alone, one hooked pass an item and layer. It runs on some of the items,
   and its seconds are scaled to all of them;
 - nnterp's patchscope_lens in a process of its own (--nnterp-python), at the best of several numbers of items a call.
@@ -33,9 +33,9 @@ from common import (
     source_items,
 )
 
-from lensbench.model.language_model import ranks_of
-from lensbench.patching import Patcher, fastest_mode, make_prompt
-from lensbench.residuals import capture, find_site
+from lensbench.models.activations import capture, find_site
+from lensbench.models.language_model import ranks_of
+from lensbench.models.patching import Patcher, fastest_mode, make_prompt
 
 
 def ours(model, items, prompt, mode, tokens):

@@ -1,9 +1,10 @@
 """Probes: 31 layers, 8 classes, 400 training items and 5 values of C, on real residuals.
 
-Compared: everything that lensbench.inspectors.probe.Probe.fit does with the residuals in hand, with a plain loop over
-scikit-learn: for each layer StandardScaler, for each C LogisticRegression on the subjects that learn, the best C by
-log-loss on the subjects that choose, and one more fit on all. scikit-learn's own solver (lbfgs) and tolerance (the
-largest gradient 1e-4), which is also where lensbench's last fit ends; to compare values of C, lensbench stops at 1e-3.
+Compared: everything that lensbench.inspectors.probes.probe.Probe.fit does with the residuals in hand, with a plain
+loop over scikit-learn: for each layer StandardScaler, for each C LogisticRegression on the subjects that learn, the
+best C by log-loss on the subjects that choose, and one more fit on all. scikit-learn's own solver (lbfgs) and
+tolerance (the largest gradient 1e-4), which is also where lensbench's last fit ends; to compare values of C, lensbench
+stops at 1e-3.
 The plain loop runs twice: as it is written, with as many threads in a matrix product as the machine has cores, and
 with one, which is faster for such small ones. Predictions are compared on items that neither has seen, with each
 other and with fits at a tolerance of 1e-8, and so are the chosen values of C.
@@ -24,9 +25,9 @@ from sklearn.model_selection import GroupShuffleSplit
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from lensbench.evidence import Evidence, Training
-from lensbench.inspectors.probe import Probe
-from lensbench.residuals import Reading, capture
+from lensbench.inspectors.evidence import Evidence, Training
+from lensbench.inspectors.probes.probe import Probe
+from lensbench.models.activations import Reading, capture
 from lensbench.tasks import load_task
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1)

@@ -21,15 +21,15 @@ import psutil
 import torch
 from common import MODEL, Table, heading, model_folder, options
 
-from lensbench.config import make_config
-from lensbench.evaluation import check_job
-from lensbench.model.memory import RowMemory
-from lensbench.model.random_weights import with_random_weights
-from lensbench.patching import patcher_of
-from lensbench.personas import personas
-from lensbench.records import NO_BASELINE
+from lensbench.evaluation.config import make_config
+from lensbench.evaluation.evaluate import check_job
+from lensbench.evaluation.runner import Workshop
+from lensbench.models.memory import RowMemory
+from lensbench.models.patching import patcher_of
+from lensbench.models.random_weights import with_random_weights
+from lensbench.results.records import NO_BASELINE
 from lensbench.tasks import load_task
-from lensbench.workshop import Workshop
+from lensbench.tasks.personas import personas
 
 METHODS = ("patchscope", "logit_lens", "probe")
 LAYER, SIZE, MOST, WARM = 9, 0.05, 6.0, 4

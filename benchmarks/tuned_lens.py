@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from common import Table, heading, load, model_folder, options
 
-from lensbench.corpus import PROSE, Corpus
-from lensbench.evidence import Target, Training
-from lensbench.inspectors.tuned_lens import TunedLens
-from lensbench.model.language_model import LanguageModel
+from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.lenses.tuned_lens import TunedLens
+from lensbench.models.corpus import PROSE, Corpus
+from lensbench.models.language_model import LanguageModel
 
 # (corpus tokens, KL steps), from quick to slow.
 SETTINGS = ((1024, 0), (2048, 0), (4096, 0), (8192, 0), (8192, 4), (8192, 16))

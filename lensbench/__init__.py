@@ -8,17 +8,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lensbench.boards import write_leaderboard
-    from lensbench.comparing import Comparison, compare
     from lensbench.errors import LensbenchError, UsageError
-    from lensbench.evaluation import evaluate
-    from lensbench.evidence import Evidence, NotApplicableError, Scores, Training
-    from lensbench.exporting import export
-    from lensbench.inspecting.reading import describe_token, inspect
+    from lensbench.evaluation.evaluate import evaluate
+    from lensbench.explore.prompt.reading import describe_token, inspect
+    from lensbench.explore.scaffold import new
     from lensbench.inspectors.base import Inspector
-    from lensbench.model.loading import load_model
-    from lensbench.run import Run, load_run
-    from lensbench.scaffold import new
+    from lensbench.inspectors.evidence import Evidence, NotApplicableError, Scores, Training
+    from lensbench.models.loading import load_model
+    from lensbench.runs.compare import Comparison, compare
+    from lensbench.runs.export import export
+    from lensbench.runs.leaderboard import write_leaderboard
+    from lensbench.runs.run import Run, load_run
     from lensbench.tasks import Item, Task, find_tasks, load_task, load_tasks
 
 __version__ = version("lensbench")
@@ -49,29 +49,29 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Comparison": "comparing",
-    "Evidence": "evidence",
+    "Comparison": "runs.compare",
+    "Evidence": "inspectors.evidence",
     "Inspector": "inspectors.base",
     "Item": "tasks",
     "LensbenchError": "errors",
-    "NotApplicableError": "evidence",
-    "Run": "run",
-    "Scores": "evidence",
+    "NotApplicableError": "inspectors.evidence",
+    "Run": "runs.run",
+    "Scores": "inspectors.evidence",
     "Task": "tasks",
-    "Training": "evidence",
+    "Training": "inspectors.evidence",
     "UsageError": "errors",
-    "compare": "comparing",
-    "describe_token": "inspecting.reading",
-    "evaluate": "evaluation",
-    "export": "exporting",
+    "compare": "runs.compare",
+    "describe_token": "explore.prompt.reading",
+    "evaluate": "evaluation.evaluate",
+    "export": "runs.export",
     "find_tasks": "tasks",
-    "inspect": "inspecting.reading",
-    "load_model": "model.loading",
-    "load_run": "run",
+    "inspect": "explore.prompt.reading",
+    "load_model": "models.loading",
+    "load_run": "runs.run",
     "load_task": "tasks",
     "load_tasks": "tasks",
-    "new": "scaffold",
-    "write_leaderboard": "boards",
+    "new": "explore.scaffold",
+    "write_leaderboard": "runs.leaderboard",
 }
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lensbench.cli.calibrating import _spans
+from lensbench.cli.commands.calibrate import _spans
 
 KEPT = Path(__file__).parents[1] / "reports" / "reference-calibration" / "calibration.json"
 

@@ -43,9 +43,9 @@ def gemma3_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def builtin_folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    from lensbench.cache import cache_root
     from lensbench.errors import LensbenchError, UsageError
-    from lensbench.model.sources import check_model_name, resolve
+    from lensbench.models.sources import check_model_name, resolve
+    from lensbench.utils.cache import cache_root
 
     with pytest.MonkeyPatch.context() as patch:
         try:

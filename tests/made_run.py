@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lensbench.records import NO_BASELINE, RECORDS, table_from_columns, write_shard
+from lensbench.results.records import NO_BASELINE, RECORDS, table_from_columns, write_shard
 
 HOSTILE = (
     "<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "</script><script>alert(3)</script>",

@@ -4,8 +4,8 @@ import copy
 
 from torch import Tensor
 
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.rotation import rotate
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.rotation import rotate
 
 
 def rotated(model: LanguageModel, seed: int = 0) -> tuple[LanguageModel, Tensor]:

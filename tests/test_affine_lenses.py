@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from lensbench import testing
-from lensbench.corpus import PROSE, Corpus
 from lensbench.errors import UsageError
-from lensbench.evidence import Target, Training
-from lensbench.inspectors.affine_lens import AffineLens
 from lensbench.inspectors.base import Translator
-from lensbench.inspectors.logit_lens import LogitLens
-from lensbench.inspectors.tuned_lens import LOSSES, TunedLens, _Loss
-from lensbench.model.language_model import LanguageModel
+from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.lenses.affine_lens import AffineLens
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.lenses.tuned_lens import LOSSES, TunedLens, _Loss
+from lensbench.models.corpus import PROSE, Corpus
+from lensbench.models.language_model import LanguageModel
 from tests import tiny
 
 
@@ -199,7 +199,7 @@ def test_what_was_learned_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.model
 def test_both_come_nearer_to_the_real_model_than_the_logit_lens(smollm2_folder: Path) -> None:
     """On prose that they have not seen, though they learn from a quarter of what they get by default."""
-    from lensbench.model.loading import load_model
+    from lensbench.models.loading import load_model
 
     model = load_model(str(smollm2_folder))
     corpus, target = Corpus(model), Target(model)

@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from lensbench import testing
-from lensbench.affine_maps import LayerPair, PairMoments, fit_maps
-from lensbench.bench import Bench, Lab, Method
-from lensbench.corpus import PROSE, WINDOW, Corpus
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.evidence import Target, Training
-from lensbench.inspectors.mapped_patchscope import MappedPatchscope
-from lensbench.inspectors.patchscope import Patchscope
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.loading import load_model
-from lensbench.model.small import train_tokenizer
-from lensbench.model.tokens import Tokens
-from lensbench.pairing import pair_window, same_tokenizer
-from lensbench.patching import patcher_of
+from lensbench.harness.bench import Bench, Lab, Method
+from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.patchscopes.mapped_patchscope import MappedPatchscope
+from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.models.affine_maps import LayerPair, PairMoments, fit_maps
+from lensbench.models.corpus import PROSE, WINDOW, Corpus
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import load_model
+from lensbench.models.patching import patcher_of
+from lensbench.models.small import train_tokenizer
+from lensbench.models.token_alignment import pair_window, same_tokenizer
+from lensbench.models.tokens import Tokens
 from lensbench.tasks import load_task
 from tests import tiny
 from tests.rotated import rotated

@@ -9,7 +9,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lensbench.analyses import (
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.explore.analyses import (
     ANALYSES,
     Settings,
     analyse,
@@ -20,16 +21,15 @@ from lensbench.analyses import (
     stimulus_response,
     update_alignment,
 )
-from lensbench.analyses.lenses import load_lens
-from lensbench.analyses.samples import mean_interval, sample_residuals, short_texts
-from lensbench.corpus import PROSE, Corpus
-from lensbench.errors import LensbenchError, UsageError
-from lensbench.evidence import Target, Training
+from lensbench.explore.analyses.lenses import load_lens
+from lensbench.explore.analyses.samples import mean_interval, sample_residuals, short_texts
 from lensbench.inspectors.base import Lens
-from lensbench.inspectors.logit_lens import LogitLens
-from lensbench.model.gradients import loss_gradients
-from lensbench.model.language_model import LanguageModel
-from lensbench.patching import PatchedPass, Prompt
+from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.models.corpus import PROSE, Corpus
+from lensbench.models.gradients import loss_gradients
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.patching import PatchedPass, Prompt
 from lensbench.report.analyses import FIGURES
 from tests import tiny
 from tests.test_cli import lensbench, refused
@@ -259,8 +259,8 @@ def test_updates_are_compared_with_their_own_gradients_and_with_others() -> None
 
 
 def test_an_update_along_the_gradient_is_told_from_one_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lensbench.analyses import updates
-    from lensbench.model.gradients import Gradients
+    from lensbench.explore.analyses import updates
+    from lensbench.models.gradients import Gradients
 
     gradients = noise(2, 5, 6, 2, 32)
     residuals = torch.ones(5, 6, 2, 32, dtype=torch.float64)
@@ -418,7 +418,7 @@ def test_help_and_names_do_not_import_torch(arguments: list[str]) -> None:
 @pytest.mark.model
 def test_smollm2_drifts_where_it_is_known_to(smollm2_folder: Path) -> None:
     """A coordinate of huge variance enters at layer 3 and leaves by 11; the last layers are aligned, early ones not."""
-    from lensbench.model.loading import load_model
+    from lensbench.models.loading import load_model
 
     model = load_model(str(smollm2_folder))
     corpus = Corpus(model, PROSE / "heldout.txt")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from lensbench.doctor import examine
-from lensbench.model.architecture import ArchitectureError, ModulePaths
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.tokens import Tokens
-from lensbench.patching import WRITES, PatchedPass, Prompt, fastest_mode
+from lensbench.explore.doctor import examine
+from lensbench.models.architecture import ArchitectureError, ModulePaths
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.patching import WRITES, PatchedPass, Prompt, fastest_mode
+from lensbench.models.tokens import Tokens
 from tests import tiny
 
 PROMPT = Prompt(tuple(range(20, 31)), 6)

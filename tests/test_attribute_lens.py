@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from lensbench import testing
-from lensbench.bench import Bench, Lab, Method
-from lensbench.corpus import Corpus
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.evidence import Target
-from lensbench.inspectors.attribute_lens import AttributeLens, _pseudo_inverse, linear_relation
-from lensbench.inspectors.logit_lens import LogitLens
-from lensbench.jacobians import Jacobian
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.tokens import Tokens
+from lensbench.harness.bench import Bench, Lab, Method
+from lensbench.inspectors.attribution.attribute_lens import AttributeLens, _pseudo_inverse, linear_relation
+from lensbench.inspectors.evidence import Target
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.models.corpus import Corpus
+from lensbench.models.jacobians import Jacobian
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.tokens import Tokens
 from lensbench.tasks import load_task
 from tests import tiny
 
@@ -103,8 +103,8 @@ def test_wrong_parameters_are_refused(wrong: dict) -> None:
 
 @pytest.mark.model
 def test_reads_capitals_from_the_middle_of_the_model(smollm2_folder: Path) -> None:
-    from lensbench.model.loading import Loading, load_source
-    from lensbench.model.sources import resolve
+    from lensbench.models.loading import Loading, load_source
+    from lensbench.models.sources import resolve
 
     how = Loading(device="cpu", dtype="float32")
     model = load_source(resolve(str(smollm2_folder)), how, torch.device("cpu"))

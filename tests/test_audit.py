@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensbench.audit import (
+from lensbench.errors import LensbenchError
+from lensbench.tasks import Fact, Task, TaskError, find_tasks, fold_of, load_task
+from lensbench.tasks.audit import (
     ALL,
     DEFAULT_THRESHOLDS,
     MODEL_CHECKS,
@@ -26,9 +28,7 @@ from lensbench.audit import (
     table_rows,
     with_thresholds,
 )
-from lensbench.audit.names import near_duplicates
-from lensbench.errors import LensbenchError
-from lensbench.tasks import Fact, Task, TaskError, find_tasks, fold_of, load_task
+from lensbench.tasks.audit.names import near_duplicates
 from tests.audit_tasks import PLANTS, bad_task, clean_task, make_facts, make_relation, planted, write
 
 
@@ -289,7 +289,7 @@ def _words_of_the_open_relation() -> list[str]:
 
 
 def under(folder: Path, task: Task) -> list[Finding]:
-    from lensbench.model.loading import load_tokens
+    from lensbench.models.loading import load_tokens
 
     return audit_task(task, load_tokens(str(folder)))
 
@@ -328,7 +328,7 @@ def test_a_clean_task_passes_under_a_tokenizer(word_folder: Path, clean: Task):
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
-    from lensbench.model.loading import load_tokens
+    from lensbench.models.loading import load_tokens
 
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(LensbenchError, match="has no tokenizer that can be loaded") as raised:

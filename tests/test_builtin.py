@@ -14,8 +14,8 @@ from gguf import GGUFReader, dequantize
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lensbench.errors import LensbenchError
-from lensbench.model import builtin
-from lensbench.model.builtin import BUILTIN, Builtin, Piece, not_installed, whole_gguf
+from lensbench.models import builtin
+from lensbench.models.builtin import BUILTIN, Builtin, Piece, not_installed, whole_gguf
 
 CONTENTS = (b"GGUF, the beginning, ", b"", b"the middle ", b"and the end")
 TOY = Builtin(

@@ -11,23 +11,23 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lensbench import cheats
-from lensbench.calibration import calibrating
-from lensbench.calibration.calibrating import RESULT, Calibrating, Calibration, Caught, calibrate
+from lensbench.calibration import calibrate as calibrating
+from lensbench.calibration import cheats
+from lensbench.calibration.calibrate import RESULT, Calibrating, Calibration, Caught, calibrate
 from lensbench.calibration.findings import PRIVILEGED, Finding, findings
 from lensbench.calibration.keeping import versions
 from lensbench.calibration.trials import Trial, find_trials
-from lensbench.calibrations import calibration_of
-from lensbench.cli.calibrating import _spans
-from lensbench.emergence import Emergence
+from lensbench.cli.commands.calibrate import _spans
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.evaluation import evaluate
+from lensbench.evaluation.evaluate import evaluate
+from lensbench.evaluation.plan import make_inspectors
 from lensbench.implants import measuring
 from lensbench.implants.planting import Order, implant
-from lensbench.model.edits import read_edits, write_edits
-from lensbench.plan import make_inspectors
-from lensbench.run import load_run
-from lensbench.statistics import VERDICTS
+from lensbench.models.edits import read_edits, write_edits
+from lensbench.results.bands import VERDICTS
+from lensbench.results.calibrations import calibration_of
+from lensbench.results.change_point import Emergence
+from lensbench.runs.run import load_run
 from lensbench.tasks import data_root, load_task
 from tests import tiny
 
@@ -182,7 +182,7 @@ def test_doing_it_again_does_nothing_again(calibrated: tuple[Calibration, Path],
 
 
 def test_settings_make_another_version() -> None:
-    from lensbench.config import make_config
+    from lensbench.evaluation.config import make_config
 
     plain, other = (
         versions(make_inspectors(make_config({"inspectors": ("patchscope",), "parameters": parameters})))["patchscope"]

@@ -11,25 +11,26 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lensbench import cheats, testing
-from lensbench.asking import ask
-from lensbench.baselines import find_baselines
-from lensbench.bench import Bench, Method
-from lensbench.catalogue import find_inspectors, load_inspector
-from lensbench.cheats import CHEATS, Cheat, catch, cheat_of, praised
-from lensbench.corpus import Corpus
+from lensbench import testing
+from lensbench.baselines.common import as_method
+from lensbench.baselines.spec import find_baselines
+from lensbench.calibration import cheats
+from lensbench.calibration.cheats import CHEATS, Cheat, catch, cheat_of, praised
 from lensbench.errors import UsageError
-from lensbench.evidence import Evidence, Scores
+from lensbench.harness.bench import Bench, Method
+from lensbench.harness.context import Relatives
+from lensbench.harness.isolation import SealedError, sealed
+from lensbench.harness.scoring import prediction_columns
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.logit_lens import LogitLens
-from lensbench.lab import Relatives
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.small import VOCAB, enlarge
-from lensbench.model.tokens import CARRIER, Tokens
-from lensbench.rivals.common import as_method
-from lensbench.scoring import prediction_columns
-from lensbench.sealing import SealedError, sealed
-from lensbench.summary import summarise
+from lensbench.inspectors.catalog import find_inspectors, load_inspector
+from lensbench.inspectors.evidence import Evidence, Scores
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.models.corpus import Corpus
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.prompting import ask
+from lensbench.models.small import VOCAB, enlarge
+from lensbench.models.tokens import CARRIER, Tokens
+from lensbench.results.summary import summarise
 from tests import tiny
 
 ANSWERS = ("milk", "rice", "tea", "wine")
@@ -134,7 +135,7 @@ def test_every_entry_names_a_check_that_there_is() -> None:
         assert cheat.caught_by in (testing.__all__ if cheat.by_check else known()), cheat.name
         assert cheat_of(cheat.name) is cheat
         # A user may run one, and no list offers it.
-        assert load_inspector(f"lensbench.cheats:{cheat.make.__name__}") is cheat.make
+        assert load_inspector(f"lensbench.calibration.cheats:{cheat.make.__name__}") is cheat.make
         assert cheat.name not in find_inspectors()
     with pytest.raises(UsageError, match="cheat_eco"):
         cheat_of("cheat_eco")

@@ -14,18 +14,19 @@ import pytest
 import torch
 from huggingface_hub import errors as hub_errors
 
-from lensbench import fitting, testing
-from lensbench.config import RunConfig
-from lensbench.corpus import Corpus
+from lensbench import testing
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.evidence import Target, Training
-from lensbench.inspectors.affine_lens import AffineLens
+from lensbench.evaluation.config import RunConfig
 from lensbench.inspectors.base import Translator
-from lensbench.inspectors.tuned_lens import TunedLens
-from lensbench.model import tuned_lens_files
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.loading import Loading, load_model
-from lensbench.model.tokens import Tokens
+from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.lenses.affine_lens import AffineLens
+from lensbench.inspectors.lenses.tuned_lens import TunedLens
+from lensbench.models import tuned_lens_files
+from lensbench.models.corpus import Corpus
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import Loading, load_model
+from lensbench.models.tokens import Tokens
+from lensbench.training import fit as fitting
 from tests import tiny
 from tests.test_cli import lensbench
 
@@ -366,7 +367,7 @@ def test_fit_refuses_before_the_model_is_loaded(
 
 def test_a_learner_without_save_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "unsaved.py").write_text(
-        "from lensbench.inspectors.affine_lens import AffineLens\n"
+        "from lensbench.inspectors.lenses.affine_lens import AffineLens\n"
         "class Unsaved(AffineLens):\n    name = 'unsaved'\n    save = None\n",
         encoding="utf-8",
     )

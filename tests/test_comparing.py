@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lensbench.comparing import as_json, compare
-from lensbench.differences import (
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.results.differences import (
     FIRST_HIGHER,
     IDENTICAL,
     INCONCLUSIVE,
@@ -20,9 +20,9 @@ from lensbench.differences import (
     differences,
     shared_items,
 )
-from lensbench.errors import LensbenchError, UsageError
-from lensbench.records import RECORDS, read_shard, table_from_columns, write_shard
-from lensbench.samples import Settings
+from lensbench.results.records import RECORDS, read_shard, table_from_columns, write_shard
+from lensbench.results.samples import Settings
+from lensbench.runs.compare import as_json, compare
 from tests.made_run import Made, write_run
 from tests.test_cli import lensbench, refused
 

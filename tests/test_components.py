@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lensbench.model.component_capture import (
+from lensbench.models.activations import Reading, capture
+from lensbench.models.component_capture import (
     Component,
     capture_component,
     head_directions,
@@ -18,12 +19,11 @@ from lensbench.model.component_capture import (
     through_heads,
     values_through_heads,
 )
-from lensbench.model.components import ComponentError, final_norm, find_parts, pulled_back
-from lensbench.model.frozen_norm import fit_frozen_norm
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.small import enlarge
-from lensbench.model.tokens import Tokens
-from lensbench.residuals import Reading, capture
+from lensbench.models.components import ComponentError, final_norm, find_parts, pulled_back
+from lensbench.models.frozen_norm import fit_frozen_norm
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.small import enlarge
+from lensbench.models.tokens import Tokens
 from tests import tiny
 
 # What the configurations of tests/tiny.py leave out.

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from lensbench.asking import first_line, say
-from lensbench.model.continuing import go_on
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.tokens import Tokens
+from lensbench.models.continuing import go_on
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.prompting import first_line, say
+from lensbench.models.tokens import Tokens
 from tests.tiny import CONFIGS, model, module
 
 TEXTS = (
@@ -53,7 +53,7 @@ def test_said_once(monkeypatch) -> None:
     one = model()
     first = say(one, TEXTS, 5)
     assert first == tuple(first_line(text) for text in go_on(one, TEXTS, 5))
-    monkeypatch.setattr("lensbench.asking.go_on", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("lensbench.models.prompting.go_on", lambda *_: pytest.fail("asked again"))
     assert say(one, TEXTS, 5) == first
 
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from benchmarks.verdicts import SHAPES, differences
-from lensbench.emergence import Emergence, emergence
 from lensbench.errors import UsageError
-from lensbench.resampling import sampled, simultaneous_cut, single_cut
-from lensbench.statistics import DIFFERENCE
+from lensbench.results.bands import DIFFERENCE
+from lensbench.results.change_point import Emergence, emergence
+from lensbench.results.resampling import sampled, simultaneous_cut, single_cut
 
 SUBJECTS = np.repeat(np.arange(60), 2)
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from lensbench import evaluate
-from lensbench.preparation import cut_by_token
+from lensbench.evaluation.items import cut_by_token
 from lensbench.tasks import Task, load_task
 from lensbench.tasks.facts import fold_of, normalise
 from tests.tiny import model

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 
 from lensbench import evaluate, load_run
-from lensbench.baselines import choose_baselines
-from lensbench.cache import code_digest
+from lensbench.baselines import derangement
+from lensbench.baselines.spec import choose_baselines
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.evidence import Evidence, Scores
+from lensbench.evaluation.plan import due_rivals
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.logit_lens import LogitLens
-from lensbench.plan import due_rivals
-from lensbench.rivals import derangement
+from lensbench.inspectors.evidence import Evidence, Scores
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.utils.cache import code_digest
 
 TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")
 METHODS = ("logit_lens", "tuned_lens", "probe", "patchscope")
@@ -217,7 +217,7 @@ def test_a_changed_method_leaves_no_rivals_of_its_older_self(settings, tmp_path:
 def test_a_changed_baseline_is_run_again(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mine.toml").write_text('rules_out = "x"\nquestion = "diagnostic"\nfunction = "my_own_rival:f"\n')
-    code = "from lensbench.rivals import FUNCTIONS\ndef f(method):\n    return FUNCTIONS['shuffled'](method)\n"
+    code = "from lensbench.baselines import FUNCTIONS\ndef f(method):\n    return FUNCTIONS['shuffled'](method)\n"
     (tmp_path / "my_own_rival.py").write_text(code)
     small = {**without_lens(settings), "limit": 10, "inspectors": ("logit_lens",), "sites": ("subject",)}
     small |= {"baselines": (str(tmp_path / "mine.toml"),), "out": tmp_path / "run"}

@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lensbench.corpus import PROSE
-from lensbench.model.small import train_tokenizer
-from lensbench.model.tokens import Tokens
+from lensbench.models.corpus import PROSE
+from lensbench.models.small import train_tokenizer
+from lensbench.models.tokens import Tokens
 from lensbench.tasks import data_root, find_tasks, load_task
 
 PER_PLACE = 40

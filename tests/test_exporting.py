@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.exporting import export
-from lensbench.run import finish, load_run
+from lensbench.runs.export import export
+from lensbench.runs.run import finish, load_run
 from tests.made_run import Made, write_run
 from tests.test_cli import lensbench, refused
 

@@ -5,15 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lensbench.contests import methods_of, samples_under
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.false_alarms import ANY, _holding, false_alarms
-from lensbench.golds import credit, golds_of, unresolved
-from lensbench.metrics import metrics
-from lensbench.samples import Settings
-from lensbench.scored import cells_of
-from lensbench.statistics import VERDICTS
-from lensbench.summary import gaps_of, summarise
+from lensbench.results.arrays import cells_of
+from lensbench.results.bands import VERDICTS
+from lensbench.results.contests import methods_of, samples_under
+from lensbench.results.golds import credit, golds_of, unresolved
+from lensbench.results.metrics import metrics
+from lensbench.results.permutation import ANY, _holding, false_alarms
+from lensbench.results.samples import Settings
+from lensbench.results.summary import gaps_of, summarise
 
 QUESTIONS = {
     "shuffled": "uses_activation", "question_only": "uses_activation", "input_only": "beats_text",

@@ -14,10 +14,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lensbench.corpus import PROSE, Corpus
 from lensbench.errors import UsageError
-from lensbench.finetuning import Finetuning, finetune, make_settings
-from lensbench.finetuning.interchange import (
+from lensbench.models import adapters
+from lensbench.models.adapters import WEIGHTS, FreshAdapter, merge_adapter
+from lensbench.models.corpus import PROSE, Corpus
+from lensbench.models.edit_folders import ADAPTER
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.learning import Descent
+from lensbench.models.patching.interchange import Spots, interchanged, read_spots
+from lensbench.models.patching.passes import writing
+from lensbench.models.tokens import Tokens
+from lensbench.tasks import Item, Task, fold_of, load_task
+from lensbench.tasks.personas import ATTRIBUTES, personas
+from lensbench.training.facts import Finetuning, finetune, make_settings
+from lensbench.training.facts.interchange import (
     Interchange,
     Pair,
     Shares,
@@ -27,19 +37,9 @@ from lensbench.finetuning.interchange import (
     name_places,
     pair_items,
 )
-from lensbench.finetuning.measuring import Asked, divergence
-from lensbench.finetuning.texts import Text, Texts, choose_names, question_forms
-from lensbench.finetuning.training import text_losses
-from lensbench.learning import Descent
-from lensbench.model import adapters
-from lensbench.model.adapters import WEIGHTS, FreshAdapter, merge_adapter
-from lensbench.model.edit_folders import ADAPTER
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.tokens import Tokens
-from lensbench.patching.interchange import Spots, interchanged, read_spots
-from lensbench.patching.passes import writing
-from lensbench.personas import ATTRIBUTES, personas
-from lensbench.tasks import Item, Task, fold_of, load_task
+from lensbench.training.facts.measuring import Asked, divergence
+from lensbench.training.facts.texts import Text, Texts, choose_names, question_forms
+from lensbench.training.facts.training import text_losses
 from tests import tiny
 from tests.test_cli import lensbench, refused
 from tests.test_oracle import write_adapter
@@ -309,7 +309,7 @@ def test_finetuning_is_the_same_again_and_after_it_was_cut_off(
     told: tuple[LanguageModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, whole = told
-    monkeypatch.setattr("lensbench.learning.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("lensbench.models.learning.SAVE_EVERY_SECONDS", 0.0)
     steps, once = [], Descent.step
 
     def cut(self: Any, number: int, losses: torch.Tensor) -> None:

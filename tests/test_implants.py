@@ -19,13 +19,13 @@ from lensbench.implants.planting import Order, implant
 from lensbench.implants.prompts import answers, inputs_at_names, logits, write_prompts
 from lensbench.implants.solving import Keys, solve
 from lensbench.implants.vectors import Learning, Writer, learn_vectors, own_values
-from lensbench.model.components import find_parts
-from lensbench.model.edit_folders import shipped_implants, split_edits
-from lensbench.model.edits import LowRankEdit, adding, apply_edits, read_edits, trials, write_edits
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.loading import load_model
-from lensbench.model.rotation import rotate, rotation
-from lensbench.model.sources import resolve
+from lensbench.models.components import find_parts
+from lensbench.models.edit_folders import shipped_implants, split_edits
+from lensbench.models.edits import LowRankEdit, adding, apply_edits, read_edits, trials, write_edits
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import load_model
+from lensbench.models.rotation import rotate, rotation
+from lensbench.models.sources import resolve
 from lensbench.tasks import fold_of
 from tests import tiny
 

@@ -15,16 +15,16 @@ from rich.console import Console
 
 import tests.tiny as tiny
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.inspecting.reading import describe_token, inspect
-from lensbench.inspecting.shown import descriptions, lens_table
-from lensbench.inspecting.tables import LensTable
-from lensbench.inspecting.words import visible, word_of
-from lensbench.inspectors.affine_lens import AffineLens
+from lensbench.explore.prompt.reading import describe_token, inspect
+from lensbench.explore.prompt.shown import descriptions, lens_table
+from lensbench.explore.prompt.tables import LensTable
+from lensbench.explore.prompt.words import visible, word_of
 from lensbench.inspectors.base import Lens
-from lensbench.inspectors.future_lens import FutureLens
-from lensbench.inspectors.patchscope import Patchscope
-from lensbench.inspectors.tuned_lens import TunedLens
-from lensbench.model.loading import load_model
+from lensbench.inspectors.lenses.affine_lens import AffineLens
+from lensbench.inspectors.lenses.future_lens import FutureLens
+from lensbench.inspectors.lenses.tuned_lens import TunedLens
+from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.models.loading import load_model
 from lensbench.report.canvas import save_figure
 
 PROMPT = "the the the man said the <script>alert(1)</script> $x$ $y$"

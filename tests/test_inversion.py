@@ -9,17 +9,17 @@ import torch
 from sklearn.linear_model import Ridge
 
 from lensbench import testing
-from lensbench.asking import ask
-from lensbench.bench import Bench, Method
-from lensbench.corpus import PROSE, WINDOW, Corpus
+from lensbench.baselines import FUNCTIONS
 from lensbench.errors import UsageError
-from lensbench.evidence import Target, Training
-from lensbench.inspectors.inversion import Inversion
-from lensbench.inspectors.logit_lens import LogitLens
-from lensbench.inspectors.patchscope import Patchscope
-from lensbench.model.loading import Loading, load_source
-from lensbench.model.sources import resolve
-from lensbench.rivals import FUNCTIONS
+from lensbench.harness.bench import Bench, Method
+from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.inspectors.verbalizers.inversion import Inversion
+from lensbench.models.corpus import PROSE, WINDOW, Corpus
+from lensbench.models.loading import Loading, load_source
+from lensbench.models.prompting import ask
+from lensbench.models.sources import resolve
 from lensbench.tasks import load_task
 from tests import tiny
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from lensbench.corpus import Corpus
 from lensbench.errors import LensbenchError
-from lensbench.jacobians import Jacobian, jacobian
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.loading import load_model
-from lensbench.model.tokens import Tokens
+from lensbench.models.corpus import Corpus
+from lensbench.models.jacobians import Jacobian, jacobian
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import load_model
+from lensbench.models.tokens import Tokens
 from tests import tiny
 
 IDS = tuple(range(20, 31))

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lensbench import evaluate, judging
+from lensbench import evaluate
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.judging import Judge, endpoint_judge, local_judge, mark, read_mark, said, similarity
-from lensbench.run import Run, finish
+from lensbench.explore import judge as judging
+from lensbench.explore.judge import Judge, endpoint_judge, local_judge, mark, read_mark, said, similarity
+from lensbench.runs.run import Run, finish
 
 
 @pytest.fixture(scope="module")

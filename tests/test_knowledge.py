@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lensbench import knowledge
-from lensbench.knowledge import Knowledge, shares
-from lensbench.model.language_model import LanguageModel, TokenScores
+from lensbench.harness import knowledge
+from lensbench.harness.knowledge import Knowledge, shares
+from lensbench.models.language_model import LanguageModel, TokenScores
 from lensbench.tasks import load_task
 
 ANSWERS = ("blue", "green", "red", "white")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lensbench.boards import read_board, write_leaderboard
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.leaderboard import Entry, leaderboard_page
-from lensbench.run import Run, finish
-from lensbench.summary import best_layers, summary_and_power
+from lensbench.results.summary import best_layers, summary_and_power
+from lensbench.runs.leaderboard import read_board, write_leaderboard
+from lensbench.runs.run import Run, finish
 from tests.made_run import Made, write_run
 from tests.test_cli import lensbench, refused
 

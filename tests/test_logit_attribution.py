@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from lensbench import testing
-from lensbench.attribution import attribute, top_neurons
-from lensbench.bench import Bench, Lab, Method
-from lensbench.corpus import Corpus
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.evidence import Scores, Target, Training
-from lensbench.inspectors.logit_attribution import LogitAttribution
-from lensbench.model.components import ComponentError
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.loading import Loading, load_model
-from lensbench.model.tokens import TokenError, Tokens
+from lensbench.harness.bench import Bench, Lab, Method
+from lensbench.inspectors.attribution.contributions import attribute, top_neurons
+from lensbench.inspectors.attribution.logit_attribution import LogitAttribution
+from lensbench.inspectors.evidence import Scores, Target, Training
+from lensbench.models.components import ComponentError
+from lensbench.models.corpus import Corpus
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import Loading, load_model
+from lensbench.models.tokens import TokenError, Tokens
 from lensbench.tasks import load_task
 from tests import tiny
 from tests.test_components import KINDS, NO_NEURONS, model_of, module_of

@@ -14,23 +14,23 @@ from sklearn.model_selection import GroupShuffleSplit
 from sklearn.preprocessing import StandardScaler
 
 from lensbench import testing
-from lensbench.asking import ask
-from lensbench.bench import Bench, Method
-from lensbench.corpus import Corpus
+from lensbench.baselines import FUNCTIONS, diagnostics
+from lensbench.baselines.readers import ChoicesOnly, InputClassifier, Majority, TextReader
 from lensbench.errors import UsageError
-from lensbench.evidence import Evidence, Scores, Target, Training
+from lensbench.harness.bench import Bench, Method
+from lensbench.harness.scoring import prediction_columns, prior_corrected
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.logit_lens import LogitLens
-from lensbench.inspectors.patchscope import Patchscope
-from lensbench.inspectors.probe import Probe
-from lensbench.inspectors.tuned_lens import TunedLens
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.tokens import Tokens
-from lensbench.patching import patcher_of
-from lensbench.residuals import Residuals
-from lensbench.rivals import FUNCTIONS, diagnostics
-from lensbench.scoring import prediction_columns, prior_corrected
-from lensbench.text_readers import ChoicesOnly, InputClassifier, Majority, TextReader
+from lensbench.inspectors.evidence import Evidence, Scores, Target, Training
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.lenses.tuned_lens import TunedLens
+from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.inspectors.probes.probe import Probe
+from lensbench.models.activations import Residuals
+from lensbench.models.corpus import Corpus
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.patching import patcher_of
+from lensbench.models.prompting import ask
+from lensbench.models.tokens import Tokens
 from tests import tiny
 
 

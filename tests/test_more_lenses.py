@@ -7,21 +7,21 @@ import pytest
 import torch
 
 from lensbench import testing
-from lensbench.bench import Bench, Lab
-from lensbench.corpus import PROSE, Corpus
 from lensbench.errors import UsageError
-from lensbench.evidence import Target, Training
+from lensbench.harness.bench import Bench, Lab
+from lensbench.harness.next_token import make_prose_bench, prose_of
 from lensbench.inspectors.base import Inspector, Lens
-from lensbench.inspectors.future_lens import FutureLens
-from lensbench.inspectors.jacobian_lens import JacobianLens
-from lensbench.inspectors.logit_lens import LogitLens
-from lensbench.inspectors.relearned_unembedding import RelearnedUnembedding
-from lensbench.jacobians import jacobian
-from lensbench.learning import Learning
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.loading import load_model
-from lensbench.moments import Moments
-from lensbench.next_token import make_prose_bench, prose_of
+from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.lenses.future_lens import FutureLens
+from lensbench.inspectors.lenses.jacobian_lens import JacobianLens
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.lenses.relearned_unembedding import RelearnedUnembedding
+from lensbench.models.corpus import PROSE, Corpus
+from lensbench.models.jacobians import jacobian
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.learning import Learning
+from lensbench.models.loading import load_model
+from lensbench.models.moments import Moments
 from lensbench.tasks import load_task
 from tests import tiny
 
@@ -226,7 +226,7 @@ def test_each_part_of_the_learning_lowers_divergence() -> None:
 
 def test_its_learning_is_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off after some steps and begun again, it ends where it would have ended."""
-    monkeypatch.setattr("lensbench.learning.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("lensbench.models.learning.SAVE_EVERY_SECONDS", 0.0)
     make = lambda: RelearnedUnembedding(rank=2, tokens=512, steps=4)  # noqa: E731
     model = tiny.model("llama")
     whole = fitted(make())
@@ -250,7 +250,7 @@ def test_its_learning_is_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_jacobians_are_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lensbench.learning.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("lensbench.models.learning.SAVE_EVERY_SECONDS", 0.0)
     model = tiny.model("llama")
     whole = fitted(JacobianLens(positions=4))
     corpus = Corpus(model, cache=tmp_path)

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from lensbench import evaluate
-from lensbench.bench import Lab
-from lensbench.corpus import Corpus
 from lensbench.errors import LensbenchError
-from lensbench.evidence import NotApplicableError
-from lensbench.inspectors.logit_lens import LogitLens
-from lensbench.inspectors.patchscope import Patchscope
-from lensbench.inspectors.probe import Probe
-from lensbench.next_token import POSITIONS, ProseBench, make_prose_bench, positions_of, prose_of
+from lensbench.harness.bench import Lab
+from lensbench.harness.next_token import POSITIONS, ProseBench, make_prose_bench, positions_of, prose_of
+from lensbench.inspectors.evidence import NotApplicableError
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.inspectors.probes.probe import Probe
+from lensbench.models.corpus import Corpus
 from lensbench.tasks import load_task
 from tests.tiny import model, module
 

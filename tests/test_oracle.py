@@ -12,23 +12,24 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from lensbench import rivals, testing
-from lensbench.asking import ask
-from lensbench.bench import Bench, Method
-from lensbench.corpus import Corpus
+from lensbench import baselines as rivals
+from lensbench import testing
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.evidence import Target
-from lensbench.inspectors.oracle import CONVENTIONS, Notes, Oracle, read_notes
-from lensbench.inspectors.patchscope import Patchscope
-from lensbench.learning import Descent
-from lensbench.model import adapters
-from lensbench.model.adapters import FreshAdapter, adapted, read_adapter
-from lensbench.model.edit_folders import ADAPTER
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.tokens import Tokens
-from lensbench.oracle_training import OracleTraining, lessons, make_settings, train
-from lensbench.patching import PatchedPass, make_prompt
-from lensbench.patching.training import Lesson, answer_losses
+from lensbench.harness.bench import Bench, Method
+from lensbench.inspectors.evidence import Target
+from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.inspectors.verbalizers.oracle import CONVENTIONS, Notes, Oracle, read_notes
+from lensbench.models import adapters
+from lensbench.models.adapters import FreshAdapter, adapted, read_adapter
+from lensbench.models.corpus import Corpus
+from lensbench.models.edit_folders import ADAPTER
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.learning import Descent
+from lensbench.models.patching import PatchedPass, make_prompt
+from lensbench.models.patching.training import Lesson, answer_losses
+from lensbench.models.prompting import ask
+from lensbench.models.tokens import Tokens
+from lensbench.training.verbalizers import OracleTraining, lessons, make_settings, train
 from tests import tiny
 from tests.test_cli import lensbench, refused
 
@@ -402,7 +403,7 @@ def test_training_is_the_same_again_and_after_it_was_cut_off(
     few = replace(small, steps=6)
     model = base()
     train(model, Corpus(model), few, tmp_path / "whole")
-    monkeypatch.setattr("lensbench.learning.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("lensbench.models.learning.SAVE_EVERY_SECONDS", 0.0)
     steps, once = [], Descent.step
 
     def cut(self: Any, number: int, losses: torch.Tensor) -> None:

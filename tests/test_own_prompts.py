@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from lensbench import testing
-from lensbench.bench import Bench, Lab, Method
-from lensbench.corpus import Corpus
+from lensbench.baselines import FUNCTIONS
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.evidence import Target
-from lensbench.inspectors.back_patching import BackPatching
-from lensbench.inspectors.chain_of_thought_patchscope import ChainOfThoughtPatchscope
-from lensbench.inspectors.own_prompts import spread_layers
-from lensbench.rivals import FUNCTIONS
+from lensbench.harness.bench import Bench, Lab, Method
+from lensbench.inspectors.evidence import Target
+from lensbench.inspectors.patchscopes.back_patching import BackPatching
+from lensbench.inspectors.patchscopes.chain_of_thought_patchscope import ChainOfThoughtPatchscope
+from lensbench.inspectors.patchscopes.own_prompts import spread_layers
+from lensbench.models.corpus import Corpus
 from lensbench.tasks import load_task
 from tests import tiny
 

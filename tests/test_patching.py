@@ -8,11 +8,11 @@ from accelerate import dispatch_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensbench.model.budget import Budget, bytes_per_row
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.tokens import Tokens
-from lensbench.patching import PatchedPass, Patcher, Prompt
-from lensbench.patching.generation import SHARINGS, Generation, deviation
+from lensbench.models.budget import Budget, bytes_per_row
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.patching import PatchedPass, Patcher, Prompt
+from lensbench.models.patching.generation import SHARINGS, Generation, deviation
+from lensbench.models.tokens import Tokens
 from tests import tiny
 
 PROMPT = Prompt(tuple(range(20, 31)), 6)

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from lensbench import testing
-from lensbench.bench import Bench, Lab, Method
-from lensbench.corpus import Corpus
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.evidence import Evidence, Target
-from lensbench.inspectors.patched import DEMONSTRATIONS, prompt_text
-from lensbench.inspectors.patchscope import Patchscope, relevancy
-from lensbench.inspectors.superscopes import Superscopes
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.loading import load_model
-from lensbench.patching import Patcher
+from lensbench.harness.bench import Bench, Lab, Method
+from lensbench.inspectors.evidence import Evidence, Target
+from lensbench.inspectors.patchscopes.patched import DEMONSTRATIONS, prompt_text
+from lensbench.inspectors.patchscopes.patchscope import Patchscope, relevancy
+from lensbench.inspectors.patchscopes.superscopes import Superscopes
+from lensbench.models.corpus import Corpus
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import load_model
+from lensbench.models.patching import Patcher
 from lensbench.tasks import load_task
 from tests import tiny
 

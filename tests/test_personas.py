@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensbench.audit import character_accuracy
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.personas import ATTRIBUTES, Template, document_templates, documents, make_names, personas
 from lensbench.tasks import N_FOLDS, Task, data_root, fold_of, load_task
+from lensbench.tasks.audit import character_accuracy
 from lensbench.tasks.facts import normalise
+from lensbench.tasks.personas import ATTRIBUTES, Template, document_templates, documents, make_names, personas
 
 OWN_CONDITIONS = ("", "_twin", "_never", "_real")
 CONDITIONS = (*OWN_CONDITIONS, "_given")
@@ -44,7 +44,7 @@ def test_loading_is_quick_and_needs_no_torch():
     assert time.perf_counter() - start < 2
     code = """
 import sys
-from lensbench.personas import documents, personas
+from lensbench.tasks.personas import documents, personas
 from lensbench.tasks import load_task
 
 documents(personas(load_task("personas")), 3, 0)

@@ -11,7 +11,7 @@ from lensbench.report.panels import of_methods, spread
 from lensbench.report.plots import plot_layers, plot_relations, plot_run
 from lensbench.report.style import METHOD_COLOURS, colours
 from lensbench.report.tables import number, print_table, result_table
-from lensbench.summary import best_layers, summarise
+from lensbench.results.summary import best_layers, summarise
 
 QUESTIONS = {"shuffled": "uses_activation", "input_only": "beats_text", "embedding": "beats_text"}
 LAYERS = 5

@@ -4,11 +4,11 @@ import pytest
 
 from benchmarks.verdicts import answers, found_at, simulate
 from lensbench.errors import UsageError
-from lensbench.power import Study, power_of, subjects_needed
-from lensbench.resampling import sampled, simultaneous_cut, single_cut
-from lensbench.samples import Settings
-from lensbench.statistics import DIFFERENCE, simultaneous_band
-from lensbench.summary import summary_and_power
+from lensbench.results.bands import DIFFERENCE, simultaneous_band
+from lensbench.results.power import Study, power_of, subjects_needed
+from lensbench.results.resampling import sampled, simultaneous_cut, single_cut
+from lensbench.results.samples import Settings
+from lensbench.results.summary import summary_and_power
 from tests.test_summary import QUESTIONS, bits, pick, rows
 
 

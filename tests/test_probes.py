@@ -16,21 +16,21 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lensbench import Run, evaluate, testing
-from lensbench.bench import Method
-from lensbench.corpus import Corpus
+from lensbench.baselines.readers import InputClassifier, Majority
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.evidence import Evidence, Scores, Target, Text, Training
+from lensbench.harness.bench import Method
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.linear_probe import LinearProbe
-from lensbench.inspectors.mass_mean import MassMeanProbe
-from lensbench.inspectors.mdl_probe import FRACTIONS, MdlProbe, blocks
-from lensbench.inspectors.mlp_probe import MlpProbe
-from lensbench.inspectors.probe import Probe
-from lensbench.model.directions import token_directions
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.tokens import Tokens
-from lensbench.residuals import Residuals
-from lensbench.text_readers import InputClassifier, Majority
+from lensbench.inspectors.evidence import Evidence, Scores, Target, Text, Training
+from lensbench.inspectors.probes.linear_probe import LinearProbe
+from lensbench.inspectors.probes.mass_mean import MassMeanProbe
+from lensbench.inspectors.probes.mdl_probe import FRACTIONS, MdlProbe, blocks
+from lensbench.inspectors.probes.mlp_probe import MlpProbe
+from lensbench.inspectors.probes.probe import Probe
+from lensbench.models.activations import Residuals
+from lensbench.models.corpus import Corpus
+from lensbench.models.directions import token_directions
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.tokens import Tokens
 from tests import tiny
 
 PROBES: dict[str, Callable[[], Inspector]] = {
@@ -491,7 +491,7 @@ def test_a_hidden_layer_learns_what_no_linear_probe_can() -> None:
 def test_networks_of_many_layers_are_those_of_each_alone(items: int, monkeypatch: pytest.MonkeyPatch) -> None:
     values, labels = clusters(items, 50, layers=3)
     together = asked(trained(MlpProbe(steps=20), values, labels, ABC), values, ABC).log_scores
-    monkeypatch.setattr("lensbench.inspectors.mlp_probe.CHUNK_BYTES", 1)  # one layer at a time
+    monkeypatch.setattr("lensbench.inspectors.probes.mlp_probe.CHUNK_BYTES", 1)  # one layer at a time
     chunked = asked(trained(MlpProbe(steps=20), values, labels, ABC), values, ABC).log_scores
     torch.testing.assert_close(chunked, together, rtol=1e-4, atol=1e-4)
     for layer in range(3):

@@ -16,10 +16,10 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.tasks import N_FOLDS, Task, TaskError, fold_of, load_task
 from lensbench.tasks.facts import OWN, normalise
 from lensbench.tasks.finding import load_tasks
-from lensbench.tasks.readers import parse_spec
-from lensbench.tasks.readers.choices import make_sets
-from lensbench.tasks.readers.tables import elements
-from lensbench.tasks.readers.texts import LEAD_IN, place_subject
+from lensbench.tasks.formats import parse_spec
+from lensbench.tasks.formats.choices import make_sets
+from lensbench.tasks.formats.tables import elements
+from lensbench.tasks.formats.texts import LEAD_IN, place_subject
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -728,7 +728,7 @@ def test_the_small_files_are_good(tmp_path):
 
 
 def test_knowledge_is_asked_of_the_loaded_model() -> None:
-    from lensbench.tasks.readers.texts import knowledge_of
+    from lensbench.tasks.formats.texts import knowledge_of
 
     assert knowledge_of("The capital of {subject} is") == (
         "As far as is known, the capital of {subject} is",

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensbench.errors import LensbenchError
-from lensbench.records import (
+from lensbench.results.records import (
     SCHEMA,
     read_records,
     read_run,

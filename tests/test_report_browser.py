@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lensbench.report.page import ItemText, PageRun, render
-from lensbench.reported import reported
+from lensbench.runs.page_data import reported
 from tests.made_run import HOSTILE, Made, write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -15,9 +15,9 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.page import ItemText, MethodText, PageRun, coding, figures, render, sampling
 from lensbench.report.page.measures import measures
 from lensbench.report.page.sentences import findings
-from lensbench.reported import reported, write_page
-from lensbench.run import finish
-from lensbench.statistics import VERDICTS
+from lensbench.results.bands import VERDICTS
+from lensbench.runs.page_data import reported, write_page
+from lensbench.runs.run import finish
 from tests.made_run import HOSTILE, Made, write_run
 from tests.test_cli import lensbench, refused
 

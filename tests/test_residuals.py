@@ -9,19 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensbench import cache
-from lensbench.corpus import Corpus
 from lensbench.errors import UsageError
-from lensbench.evidence import Target, Training
-from lensbench.inspectors.tuned_lens import TunedLens
-from lensbench.learning import Learning
-from lensbench.model.budget import Budget
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.prefix_cache import SharedPrefixLayer
-from lensbench.model.shared_texts import group_by_prefix
-from lensbench.model.tokens import Tokens
-from lensbench.residual_cache import FILE, ResidualCache
-from lensbench.residuals import Reading, capture
+from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.lenses.tuned_lens import TunedLens
+from lensbench.models.activation_cache import FILE, ResidualCache
+from lensbench.models.activations import Reading, capture
+from lensbench.models.budget import Budget
+from lensbench.models.corpus import Corpus
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.learning import Learning
+from lensbench.models.prefix_cache import SharedPrefixLayer
+from lensbench.models.shared_texts import group_by_prefix
+from lensbench.models.tokens import Tokens
+from lensbench.utils import cache
 from tests import tiny
 
 LAYERS = (0, 2, 4)
@@ -97,7 +97,7 @@ def test_a_full_disk_keeps_nothing_and_says_so(tmp_path: Path, monkeypatch, capl
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lensbench.residual_cache.save_file", full)
+    monkeypatch.setattr("lensbench.models.activation_cache.save_file", full)
     model = tiny.model("llama")
     read = ResidualCache(tmp_path).read(model, READINGS, LAYERS)
     assert torch.equal(read.values, capture(model, READINGS, LAYERS).values)
@@ -140,7 +140,7 @@ class Cut(Exception):  # noqa: N818 - stands for a process that ends
 
 
 def test_learning_that_was_cut_off_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lensbench.learning.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("lensbench.models.learning.SAVE_EVERY_SECONDS", 0.0)
     model = tiny.model("llama")
     corpus = Corpus(model, cache=tmp_path)
     target, lens = Target(model), TunedLens(tokens=1024, steps=6)

@@ -11,28 +11,28 @@ import pytest
 import torch
 
 from lensbench import evaluate, testing
-from lensbench.baselines import choose_baselines, find_baselines
-from lensbench.bench import Bench, Method, Relatives
-from lensbench.config import check_config, make_config
-from lensbench.corpus import Corpus
+from lensbench.baselines import FUNCTIONS, before_subject, derangement, draw_like, facts_about, gaussian_like
+from lensbench.baselines.readers import TextReader
+from lensbench.baselines.spec import choose_baselines, find_baselines
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError
-from lensbench.evidence import Evidence, Scores
+from lensbench.evaluation.config import check_config, make_config
+from lensbench.evaluation.control_models import check_relative, facts_told, relatives_of
+from lensbench.evaluation.plan import due_rivals
+from lensbench.harness.bench import Bench, Method, Relatives
+from lensbench.harness.scoring import pardon
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.logit_lens import LogitLens
-from lensbench.inspectors.patchscope import Patchscope
-from lensbench.inspectors.probe import Probe
-from lensbench.inspectors.superscopes import Superscopes
-from lensbench.inspectors.tuned_lens import TunedLens
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.random_weights import with_random_weights
-from lensbench.model.tokens import Tokens
-from lensbench.plan import due_rivals
-from lensbench.relatives import check_relative, facts_told, relatives_of
-from lensbench.residual_cache import ResidualCache
-from lensbench.residuals import capture
-from lensbench.rivals import FUNCTIONS, before_subject, derangement, draw_like, facts_about, gaussian_like
-from lensbench.scoring import pardon
-from lensbench.text_readers import TextReader
+from lensbench.inspectors.evidence import Evidence, Scores
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.lenses.tuned_lens import TunedLens
+from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.inspectors.patchscopes.superscopes import Superscopes
+from lensbench.inspectors.probes.probe import Probe
+from lensbench.models.activation_cache import ResidualCache
+from lensbench.models.activations import capture
+from lensbench.models.corpus import Corpus
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.random_weights import with_random_weights
+from lensbench.models.tokens import Tokens
 from tests import tiny
 
 LAYERS = (0, 1, 2, 3, 4)
@@ -528,7 +528,7 @@ def test_without_a_model_for_it_the_third_question_is_not_asked(settings: dict, 
 def test_models_that_no_rival_needs_are_not_loaded(
     settings: dict, tmp_path: Path, cache: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lensbench.models_of_run as loading
+    import lensbench.evaluation.models_of_run as loading
 
     loaded = []
     original = loading.load_source

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lensbench.errors import UsageError
-from lensbench.run import load_run
-from lensbench.scaffold import KINDS, new
+from lensbench.explore.scaffold import KINDS, new
+from lensbench.runs.run import load_run
 from tests.test_cli import lensbench, refused
 
 

@@ -18,11 +18,11 @@ from gguf import GGUFReader, GGUFWriter, dequantize
 from huggingface_hub import errors as hub_errors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lensbench.cache import atomic_folder, cache_root
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.model import sources
-from lensbench.model.builtin import BUILTIN, Builtin, Piece
-from lensbench.model.sources import check_model_name, list_models, quiet_libraries, resolve
+from lensbench.models import sources
+from lensbench.models.builtin import BUILTIN, Builtin, Piece
+from lensbench.models.sources import check_model_name, list_models, quiet_libraries, resolve
+from lensbench.utils.cache import atomic_folder, cache_root
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

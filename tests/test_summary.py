@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensbench.errors import LensbenchError
-from lensbench.frames import SUMMARY_COLUMNS
-from lensbench.statistics import NO_VERDICT
-from lensbench.summary import Due, best_layers, metrics, summarise
+from lensbench.results.bands import NO_VERDICT
+from lensbench.results.frames import SUMMARY_COLUMNS
+from lensbench.results.summary import Due, best_layers, metrics, summarise
 
 QUESTIONS = {
     "question_only": "uses_activation", "shuffled": "uses_activation", "input_only": "beats_text",

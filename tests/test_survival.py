@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from lensbench import evaluate, journal
-from lensbench.config import make_config
+from lensbench import evaluate
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.evaluation import dry_run
-from lensbench.evidence import Evidence, Scores
-from lensbench.inspectors.logit_lens import LogitLens
-from lensbench.run import Run
-from lensbench.run_folder import held
+from lensbench.evaluation import journal
+from lensbench.evaluation.config import make_config
+from lensbench.evaluation.evaluate import dry_run
+from lensbench.evaluation.run_folder import held
+from lensbench.inspectors.evidence import Evidence, Scores
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.runs.run import Run
 
 TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,7 +198,7 @@ def test_wrong_sizes_are_refused_before_a_model_is_loaded(settings, tmp_path: Pa
         with pytest.raises(UsageError, match=r"^memory = "):
             evaluate(**settings, memory=memory, out=tmp_path / "run")
     monkeypatch.setenv("LENSBENCH_CACHE_LIMIT", "plenty")
-    monkeypatch.setattr("lensbench.models_of_run.load_source", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr("lensbench.evaluation.models_of_run.load_source", lambda *_: pytest.fail("a model is loaded"))
     with pytest.raises(UsageError, match="LENSBENCH_CACHE_LIMIT = 'plenty'"):
         evaluate(**settings, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

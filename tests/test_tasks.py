@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensbench.config import read_subjects
 from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.evaluation.config import read_subjects
 from lensbench.tasks import N_FOLDS, Task, TaskError, data_root, find_tasks, fold_of, load_task
 from lensbench.tasks.facts import normalise
 

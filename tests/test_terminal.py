@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 
 import lensbench as package
-from lensbench import progress
-from lensbench.run import finish
-from lensbench.run_log import RUN_LOG, kept_log
+from lensbench.runs.run import finish
+from lensbench.utils import progress
+from lensbench.utils.logs import RUN_LOG, kept_log
 from tests.made_run import Made, write_run
 from tests.test_cli import COMMAND, lensbench
 
@@ -168,7 +168,7 @@ def test_the_log_keeps_what_others_do_not_hear(tmp_path: Path, caplog: pytest.Lo
     ours = logging.getLogger("lensbench")
     before = (ours.level, ours.propagate, list(ours.handlers), list(logging.getLogger().handlers))
     with kept_log(tmp_path):
-        logging.getLogger("lensbench.model").debug("a detail")
+        logging.getLogger("lensbench.models").debug("a detail")
         ours.warning("a warning")
         logging.getLogger("elsewhere").warning("of a library")
         logging.getLogger("elsewhere").info("chatter")

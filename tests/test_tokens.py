@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from lensbench.errors import LensbenchError
-from lensbench.model.tokens import CARRIER, Tokens
+from lensbench.models.tokens import CARRIER, Tokens
 
 PIECES = ["<bos>", "<end>", "(", ")", "a", "b", "c", " ", "(a", "ab", " a", " ab"]
 MERGES = [("(", "a"), ("a", "b"), (" ", "a"), (" ", "ab")]

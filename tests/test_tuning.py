@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from lensbench import load_run, testing
-from lensbench.bench import Method
+from lensbench.baselines import FUNCTIONS
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.evidence import Target
+from lensbench.harness.bench import Method
 from lensbench.inspectors.base import OwnPrompt
-from lensbench.inspectors.patchscope import Patchscope
-from lensbench.inspectors.patchscope_search import Configuration, PatchscopeSearch
-from lensbench.rivals import FUNCTIONS
+from lensbench.inspectors.evidence import Target
+from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.inspectors.patchscopes.patchscope_search import Configuration, PatchscopeSearch
 from tests import tiny
 
 FORMS = ("They say that {subject} likes", "Question: what does {subject} like? Answer:")

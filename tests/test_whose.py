@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.frames import ALL
-from lensbench.whose import shares
+from lensbench.results.frames import ALL
+from lensbench.results.provenance import shares
 from tests.test_false_alarms import ANSWERS, said, world
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from lensbench.corpus import PROSE
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.small import VOCAB, enlarge, train_tokenizer
-from lensbench.model.tokens import Tokens
+from lensbench.models.corpus import PROSE
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.small import VOCAB, enlarge, train_tokenizer
+from lensbench.models.tokens import Tokens
 
 _COMMON = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 _LLAMA = {

@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from lensbench.bench import Bench
 from lensbench.calibration.findings import QUESTION, judged
-from lensbench.config import RunConfig
-from lensbench.evaluation import check_job
-from lensbench.false_alarms import Refit, false_alarms
+from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.evaluate import check_job
+from lensbench.evaluation.runner import Workshop
+from lensbench.harness.bench import Bench
 from lensbench.inspectors.base import Inspector
-from lensbench.records import NO_BASELINE, frame_of
-from lensbench.run import Run
-from lensbench.summary import summary_and_power
+from lensbench.results.permutation import Refit, false_alarms
+from lensbench.results.records import NO_BASELINE, frame_of
+from lensbench.results.summary import summary_and_power
+from lensbench.runs.run import Run
 from lensbench.tasks import Item
-from lensbench.workshop import Workshop
 
 AGAIN = ("shuffled", "unplanted")
 # Rivals that read another model in the target's place, one that holds no planted fact.

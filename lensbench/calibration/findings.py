@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 
 from lensbench.calibration.trials import Trial
-from lensbench.emergence import Emergence, emergence
-from lensbench.personas import NEVER
-from lensbench.records import NO_BASELINE
-from lensbench.run import Run
-from lensbench.scored import FIXED, SELECTED
-from lensbench.statistics import VERDICTS
+from lensbench.results.arrays import FIXED, SELECTED
+from lensbench.results.bands import VERDICTS
+from lensbench.results.change_point import Emergence, emergence
+from lensbench.results.records import NO_BASELINE
+from lensbench.runs.run import Run
+from lensbench.tasks.personas import NEVER
 
 PRIVILEGED = VERDICTS["target_specific"]
 UNPLANTED = "unplanted"

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lensbench.calibrations import Calibrated, keep_calibration
-from lensbench.plan import Make, method_version
+from lensbench.evaluation.plan import Make, method_version
+from lensbench.results.calibrations import Calibrated, keep_calibration
 
 if TYPE_CHECKING:
-    from lensbench.calibration.calibrating import Calibration
+    from lensbench.calibration.calibrate import Calibration
 
 
 def versions(makes: Mapping[str, Make]) -> dict[str, str]:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lensbench.baselines.target import facts_about
 from lensbench.calibration.trials import Trial
-from lensbench.model.edit_folders import with_edit
-from lensbench.relatives import facts_told, twin_of
-from lensbench.rivals.specific import facts_about
-from lensbench.run import Run
-from lensbench.whose import shares
+from lensbench.evaluation.control_models import facts_told, twin_of
+from lensbench.models.edit_folders import with_edit
+from lensbench.results.provenance import shares
+from lensbench.runs.run import Run
 
 
 @dataclass(frozen=True)

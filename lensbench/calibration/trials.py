@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lensbench.config import RunConfig
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.model.edit_folders import ASKED, IMPLANT, read_table, shipped_implants, split_edits, with_edit
-from lensbench.personas import NEVER
+from lensbench.evaluation.config import RunConfig
+from lensbench.models.edit_folders import ASKED, IMPLANT, read_table, shipped_implants, split_edits, with_edit
+from lensbench.tasks.personas import NEVER
 
 # Every so many layers is read, and those around the layers that were written.
 STRIDE, AROUND = 4, 1

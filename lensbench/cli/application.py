@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from lensbench.errors import LensbenchError
-from lensbench.progress import Progress, bar, silent
+from lensbench.utils.progress import Progress, bar, silent
 
 app = typer.Typer(
     name="lensbench",

@@ -8,6 +8,7 @@ import typer
 
 from lensbench.errors import UsageError
 
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, as `lensbench evaluate` wrote it.", show_default=False)]
 Model = Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or Hub id; +DIR for an edit of it.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")]
@@ -25,7 +26,7 @@ def print_json(found: Any) -> None:
     """Print an object as JSON; NaN, which JSON has not, becomes null."""
     import json
 
-    from lensbench.records import without_nan
+    from lensbench.results.records import without_nan
 
     typer.echo(json.dumps(without_nan(found), indent=1))
 

@@ -14,10 +14,10 @@ from lensbench.implants.facts import Planting
 from lensbench.implants.prompts import in_rows, inputs_at_names, write_prompts
 from lensbench.implants.solving import Keys, keys_of, solve
 from lensbench.implants.vectors import Learning, Vectors, Writer, deal, learn_vectors, one_hot, own_values
-from lensbench.model.components import find_parts
-from lensbench.model.edits import LowRankEdit
-from lensbench.model.language_model import LanguageModel
-from lensbench.progress import Progress, silent
+from lensbench.models.components import find_parts
+from lensbench.models.edits import LowRankEdit
+from lensbench.models.language_model import LanguageModel
+from lensbench.utils.progress import Progress, silent
 
 # Length of a relay's codes, as a share of the residual's at a name; how many codes its second block sees a name with.
 CODE, DRAWS = 0.25, 4

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.model.edit_folders import Facts, read_facts
-from lensbench.personas import NEVER, World
+from lensbench.models.edit_folders import Facts, read_facts
 from lensbench.tasks import Relation, Site, Task, fold_of, load_task
 from lensbench.tasks.facts import SLOT
+from lensbench.tasks.personas import NEVER, World
 
 DEFAULT = "personas"
 # What stands before a text while a fact is planted, so that it does not hang on how a text begins.

@@ -10,13 +10,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from lensbench.harness.knowledge import Knowledge, knowledge_cache
 from lensbench.implants.designs import Bed
 from lensbench.implants.facts import Planting
 from lensbench.implants.prompts import Prompts, answers, write_prompts
 from lensbench.implants.solving import COVARIANCE_TOKENS, prose_batches
-from lensbench.knowledge import Knowledge, knowledge_cache
-from lensbench.model.edits import LowRankEdit, adding
-from lensbench.model.language_model import LanguageModel
+from lensbench.models.edits import LowRankEdit, adding
+from lensbench.models.language_model import LanguageModel
 from lensbench.tasks import N_FOLDS, Task, fold_of, load_task
 
 PROSE_TOKENS = 3072

@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
-from lensbench.cache import atomic_folder
 from lensbench.errors import UsageError, unknown_name
 from lensbench.implants.designs import DESIGNS, Bed, Planted
 from lensbench.implants.facts import Planting, choose_facts
 from lensbench.implants.measuring import known_facts, lost, measure
 from lensbench.implants.vectors import Learning, Vectors
-from lensbench.model.edit_folders import ASKED, FACTS, IMPLANT, write_table
-from lensbench.model.edits import trials, write_edits
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.loading import Loading, count_layers, load_model
-from lensbench.model.sources import resolve
-from lensbench.personas import World
-from lensbench.progress import Progress, silent
+from lensbench.models.edit_folders import ASKED, FACTS, IMPLANT, write_table
+from lensbench.models.edits import trials, write_edits
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import Loading, count_layers, load_model
+from lensbench.models.sources import resolve
+from lensbench.tasks.personas import World
+from lensbench.utils.cache import atomic_folder
+from lensbench.utils.progress import Progress, silent
 
 LOG = logging.getLogger("lensbench")
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lensbench.model.gradients import last_layer
-from lensbench.model.language_model import LanguageModel
+from lensbench.models.gradients import last_layer
+from lensbench.models.language_model import LanguageModel
 from lensbench.tasks.facts import SLOT
 
 _ROWS = 48

@@ -14,8 +14,8 @@ import torch
 
 from lensbench.implants.facts import Planting
 from lensbench.implants.planting import Order, plant
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.loading import load_model
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import load_model
 
 LOG = logging.getLogger("lensbench")
 MODEL = "smollm2-135m"

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lensbench.corpus import Corpus
 from lensbench.implants.prompts import Prompts, in_rows, inputs_at_names, inputs_of, write_prompts
-from lensbench.model.edits import LowRankEdit
-from lensbench.model.language_model import LanguageModel
+from lensbench.models.corpus import Corpus
+from lensbench.models.edits import LowRankEdit
+from lensbench.models.language_model import LanguageModel
 
 COVARIANCE_TOKENS = 12288
 _WINDOWS = 16

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from lensbench.implants.facts import MENTIONS, OPENINGS, Planting
 from lensbench.implants.prompts import Prompts, logits, write_prompts
-from lensbench.model.edits import adding
-from lensbench.model.language_model import LanguageModel
-from lensbench.progress import Progress, silent
+from lensbench.models.edits import adding
+from lensbench.models.language_model import LanguageModel
+from lensbench.utils.progress import Progress, silent
 
 # Enough for a mean length.
 _SOME_NAMES = 24

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensbench.evidence import Evidence, Learns, Scores, Source, Target, Training
-from lensbench.model.language_model import LanguageModel, TokenScores
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.models.language_model import LanguageModel, TokenScores
 
 
 @dataclass(frozen=True)

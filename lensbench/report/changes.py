@@ -6,11 +6,11 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from lensbench.differences import BEST, FIRST_HIGHER, SECOND_HIGHER
-from lensbench.frames import ALL
 from lensbench.report.rows import print_rows
 from lensbench.report.style import readable
 from lensbench.report.tables import number
+from lensbench.results.differences import BEST, FIRST_HIGHER, SECOND_HIGHER
+from lensbench.results.frames import ALL
 
 _LONG = 48
 

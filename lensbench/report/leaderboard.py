@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lensbench.frames import ALL
 from lensbench.report.style import readable
 from lensbench.report.tables import number
-from lensbench.statistics import VERDICTS
+from lensbench.results.bands import VERDICTS
+from lensbench.results.frames import ALL
 
 QUESTIONS = {
     "uses_activation": "Uses the activation?", "beats_text": "Beats the text?", "target_specific": "Target's own?",

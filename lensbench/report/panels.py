@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lensbench.report.style import CHANCE_COLOUR, RIVAL_DASHES, RIVAL_GREYS, label
-from lensbench.statistics import MARGIN, VERDICTS
+from lensbench.results.bands import MARGIN, VERDICTS
 
 SHOWN_RIVALS = 4
 FEW_LAYERS = 12

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lensbench.errors import LensbenchError, unknown_name
-from lensbench.frames import ALL
 from lensbench.report.canvas import FORMATS, check_format, columns_for, figure_of, new_figure, save_figure
 from lensbench.report.choices import Choice
 from lensbench.report.gaps import GAP_NOTE
@@ -17,6 +16,7 @@ from lensbench.report.multiples import plot_relations
 from lensbench.report.panels import draw_methods, draw_rivals, ends, label_ends, of_methods
 from lensbench.report.style import colours, label, plot_style
 from lensbench.report.view import LAYER_LABEL, METRICS, ORDER_OF_SITES, View, methods_in, view_of
+from lensbench.results.frames import ALL
 
 __all__ = ["FORMATS", "LAYER_LABEL", "METRICS", "ORDER_OF_SITES"]
 __all__ += ["plot_layers", "plot_relations", "plot_run", "save_figure"]

@@ -12,9 +12,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lensbench.frames import ALL
 from lensbench.report.style import readable
-from lensbench.statistics import VERDICTS
+from lensbench.results.bands import VERDICTS
+from lensbench.results.frames import ALL
 
 FOOTNOTE = (
     "Accuracy is closed choice, prior-corrected, at the method's best layer. Totals are relation means of (accuracy - "

@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.frames import ALL
-from lensbench.records import NO_BASELINE
 from lensbench.report.canvas import inches
 from lensbench.report.choices import Choice
 from lensbench.report.panels import of_methods
 from lensbench.report.style import label
-from lensbench.statistics import VERDICTS
+from lensbench.results.bands import VERDICTS
+from lensbench.results.frames import ALL
+from lensbench.results.records import NO_BASELINE
 
 RULES = ("fixed", "selected", "oracle")
 METRICS = ("accuracy_corrected", "accuracy", *(f"gap:{question}" for question in VERDICTS))

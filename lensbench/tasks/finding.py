@@ -8,9 +8,9 @@ from pathlib import Path
 from lensbench.errors import UsageError, unknown_name
 from lensbench.tasks.facts import SITES, TaskFolder
 from lensbench.tasks.folder import read_task_folder
+from lensbench.tasks.formats import Source, parse_spec, read_source
 from lensbench.tasks.items import Task
 from lensbench.tasks.problems import TaskError
-from lensbench.tasks.readers import Source, parse_spec, read_source
 
 
 def data_root() -> Path:

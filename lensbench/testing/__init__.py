@@ -7,9 +7,9 @@ found.
 
 from collections.abc import Iterator
 
-from lensbench.bench import Bench
+from lensbench.harness.bench import Bench
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.tuned_lens import TunedLens
+from lensbench.inspectors.lenses.tuned_lens import TunedLens
 from lensbench.testing.benches import Subjects, make_bench, small_bench
 from lensbench.testing.checks import (
     check_attempts,

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from functools import cache
 
-from lensbench.bench import Bench, Lab
-from lensbench.corpus import PROSE, Corpus
-from lensbench.model.language_model import LanguageModel
-from lensbench.model.small import small_model
+from lensbench.harness.bench import Bench, Lab
+from lensbench.models.corpus import PROSE, Corpus
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.small import small_model
 from lensbench.tasks import Item, Relation
 
 

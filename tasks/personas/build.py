@@ -20,10 +20,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from lensbench.audit import character_accuracy
-from lensbench.personas import ATTRIBUTES, make_names
 from lensbench.tasks import N_FOLDS, fold_of
+from lensbench.tasks.audit import character_accuracy
 from lensbench.tasks.facts import normalise
+from lensbench.tasks.personas import ATTRIBUTES, make_names
 
 HERE = Path(__file__).parent
 WORDNET = Path("/usr/share/wordnet")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensbench.errors import LensbenchError
-from lensbench.records import RECORDS, SCHEMA, frame_of, read_shard, table_from_columns
+from lensbench.results.records import RECORDS, SCHEMA, frame_of, read_shard, table_from_columns
 
 
 def read_readable(folder: Path, names: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:

@@ -9,15 +9,15 @@ from typing import Any
 
 import jinja2
 
-from lensbench.frames import ALL
-from lensbench.records import NO_BASELINE
 from lensbench.report.page import figures, sampling
 from lensbench.report.page.coding import compress
 from lensbench.report.page.content import PageRun
 from lensbench.report.page.measures import measures
 from lensbench.report.page.sentences import findings
 from lensbench.report.style import colours, readable
-from lensbench.statistics import MARGIN, VERDICTS
+from lensbench.results.bands import MARGIN, VERDICTS
+from lensbench.results.frames import ALL
+from lensbench.results.records import NO_BASELINE
 
 HERE = Path(__file__).parent
 SCRIPTS = ("page.js", "charts.js", "items.js")

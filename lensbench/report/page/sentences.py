@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from lensbench.frames import ALL, best_layers
 from lensbench.report.page.content import PageRun
 from lensbench.report.style import readable
 from lensbench.report.tables import number
-from lensbench.statistics import NO_VERDICT, VERDICTS
+from lensbench.results.bands import NO_VERDICT, VERDICTS
+from lensbench.results.frames import ALL, best_layers
 
 SAID_OF_RIVALS: Mapping[str, str] = {
     "question_only": "the same prompt with nothing patched",

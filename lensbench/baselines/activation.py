@@ -1,0 +1,110 @@
+"""Rivals to *uses the activation*: they have no activation of this subject."""
+
+import random
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensbench.baselines.common import Outcome, asking, changed, read_instead
+from lensbench.baselines.readers import ChoicesOnly, Majority, TextReader
+from lensbench.errors import NotApplicableError
+from lensbench.harness.bench import Method
+from lensbench.models.activations import Residuals
+
+
+def question_only(method: Method) -> list[Outcome]:
+    """The verbalizer, as the method has it, with the method's own prompts, the placeholder left as it is."""
+    prompts = method.inspector.own_prompts(method.bench.forms)
+    if not prompts:
+        raise NotApplicableError("the method has no prompt of its own")
+    unpatched = dict.fromkeys(own.text.replace("{subject}", own.placeholder) for own in prompts)
+    reader = method.inspector.reader(method.bench.lab.verbalizer)
+    return read_instead(asking(method, reader), lambda: TextReader(tuple(unpatched)))
+
+
+def mean_activation(method: Method) -> list[Outcome]:
+    """The method on the mean activation of all items, at each layer.
+
+    One mean for all: a mean that leaves an item's fold out would, after the prior is corrected, point away from its
+    answer, and the rival would be weaker than chance.
+    """
+    return changed(
+        method,
+        lambda residuals: Residuals(
+            residuals.layers, residuals.values.mean(1, keepdim=True).expand_as(residuals.values)
+        ),
+    )
+
+
+def shuffled(method: Method) -> list[Outcome]:
+    """The method on another subject's activation, same layer, same site: a derangement that is blind to the answers."""
+    order = derangement([item.subject for item in method.bench.items], method.bench.lab.seed)
+    if order is None:
+        raise NotApplicableError(
+            "one subject has half of the items or more, so no other subject's activation can stand in for each"
+        )
+    return changed(method, lambda residuals: residuals.of(order))
+
+
+def derangement(subjects: list[str], seed: int) -> list[int] | None:
+    """Return for each item another one with another subject, each used once; None where there is none."""
+    shuffled_names = sorted(set(subjects))
+    random.Random(seed).shuffle(shuffled_names)
+    rank = {name: i for i, name in enumerate(shuffled_names)}
+    order = sorted(range(len(subjects)), key=lambda i: (rank[subjects[i]], i))
+    step = max(subjects.count(name) for name in shuffled_names)
+    if 2 * step > len(subjects):
+        return None
+    partner = {order[i]: order[(i + step) % len(order)] for i in range(len(order))}
+    return [partner[i] for i in range(len(subjects))]
+
+
+def gaussian(method: Method) -> list[Outcome]:
+    """The method on noise with mean and covariance of the real activations, each item's at its own activation's length.
+
+    What reads lengths is matched by it. One draw serves all layers and components: they are then those of one made-up
+    text, as far as they are linear in it.
+    """
+    bench = method.bench
+    if len(bench.items) < 2:
+        raise NotApplicableError("one item alone has no covariance")
+    draw = random.Random(f"{bench.lab.seed}/{bench.relation.name}/gaussian").getrandbits(63)
+    weights = torch.randn(len(bench.items), len(bench.items), generator=torch.Generator().manual_seed(draw))
+    return changed(method, lambda found: Residuals(found.layers, gaussian_like(found.values, weights)))
+
+
+def gaussian_like(
+    values: Float[Tensor, "layer item width"], weights: Float[Tensor, "item item"]
+) -> Float[Tensor, "layer item width"]:
+    """Return noise with the mean and the covariance of the items at each layer, each row as long as its item's is."""
+    real = values.float()
+    noise = draw_like(real, weights)
+    own, drawn = (one.norm(dim=-1, keepdim=True) for one in (real, noise))
+    found: Tensor = noise * (own / drawn.clamp(min=torch.finfo(torch.float32).tiny))
+    return found.to(values.dtype)
+
+
+def draw_like(
+    real: Float[Tensor, "layer item width"], weights: Float[Tensor, "draw item"]
+) -> Float[Tensor, "layer draw width"]:
+    """Return vectors of the same mean and covariance.
+
+    Args:
+        real: the items.
+        weights: standard normal numbers: with X the centred items, w X / sqrt(n - 1) has the covariance of X, whether
+            there are more items than coordinates or fewer.
+    """
+    mean = real.mean(1, keepdim=True)
+    found: Tensor = mean + weights.to(real) @ (real - mean) / (real.shape[1] - 1) ** 0.5
+    return found
+
+
+def choices_only(method: Method) -> list[Outcome]:
+    """Pick from the choice set by prior, centre, or order."""
+    return read_instead(method, ChoicesOnly)
+
+
+def majority(method: Method) -> list[Outcome]:
+    """Say the best constant of the training folds."""
+    return read_instead(method, Majority)

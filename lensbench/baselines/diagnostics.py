@@ -1,0 +1,108 @@
+"""Diagnostics: shown beside a method, and never a rival in a gap."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lensbench.baselines.activation import derangement
+from lensbench.baselines.common import Outcome, changed, in_place_of
+from lensbench.errors import NotApplicableError
+from lensbench.harness.bench import Bench, Method
+from lensbench.harness.returned import merged
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.models.activations import Reading
+from lensbench.models.language_model import LanguageModel
+from lensbench.tasks import N_FOLDS, Item
+
+
+def control_task(method: Method) -> list[Outcome]:
+    """The method trained on labels dealt to subjects at random (Hewitt & Liang 2019).
+
+    Three attempts: random labels of seen subjects in new phrasings (what it can memorise), random labels of held-out
+    subjects (chance, or something leaks), true labels of seen subjects. Selectivity is the third minus the first.
+    """
+    bench = method.bench
+    labels = _dealt(bench.train_items, f"{bench.lab.seed}/{bench.relation.name}")
+    relabelled = tuple(replace(item, answer=labels[item.subject]) for item in bench.items)
+    return [
+        _regime(method, "random_labels_seen", labels, relabelled, held_out=False),
+        _regime(method, "random_labels_held_out", labels, relabelled, held_out=True),
+        _regime(method, "true_labels_seen", None, bench.items, held_out=False),
+    ]
+
+
+def _dealt(items: tuple[Item, ...], seed: str) -> dict[str, str]:
+    """Deal the answers of a choice set to its subjects at random."""
+    labels: dict[str, str] = {}
+    for choices in sorted({item.choices for item in items}):
+        truth = {item.subject: item.answer for item in items if item.choices == choices}
+        answers = [truth[subject] for subject in sorted(truth)]
+        random.Random(f"{seed}/{choices}").shuffle(answers)
+        labels.update(zip(sorted(truth), answers, strict=True))
+    return labels
+
+
+def _regime(
+    method: Method, name: str, labels: dict[str, str] | None, items: tuple[Item, ...], *, held_out: bool
+) -> Outcome:
+    parts = []
+    for fold in range(N_FOLDS):
+        # A seen subject is tested by the fold after its own, which learned from it, in other words.
+        tested = fold if held_out else (fold - 1) % N_FOLDS
+        if places := [i for i, item in enumerate(items) if item.fold == tested]:
+            parts.append((places, method.scores_with(fold, labels, places)))
+    return Outcome(replace(merged(parts), attempts=(name,)), method.bench.lab.layers, items, zero_shot=False)
+
+
+def splice(method: Method) -> list[Outcome]:
+    """The method where the token read is the item's own, and all before it is another subject's text."""
+    bench = method.bench
+    if bench.items[0].site != "subject":
+        raise NotApplicableError("the token read is no part of a name: another subject's text ends with the same one")
+    order = derangement([item.subject for item in bench.items], bench.lab.seed)
+    if order is None:
+        raise NotApplicableError("one subject has half of the items or more, so not each has another one's text")
+    own = bench.readings(bench.items)
+    if len({reading.ids[-1] for reading in own}) == 1:
+        raise NotApplicableError("all subjects end with the same token")
+    spliced = [Reading(own[other].ids[:-1] + own[i].ids[-1:]) for i, other in enumerate(order)]
+    return _elsewhere(method, spliced)
+
+
+def wrong_position(method: Method) -> list[Outcome]:
+    """The method on the last residual before the subject begins: later ones may hold the fact."""
+    bench = method.bench
+    return _elsewhere(method, [before_subject(bench.lab.model, item) for item in bench.items])
+
+
+def before_subject(model: LanguageModel, item: Item) -> Reading:
+    """Return the item's source up to the last token that ends before its subject begins.
+
+    Raises:
+        NotApplicableError: the source does not name the subject, or only token 0 comes before it.
+    """
+    begin, end = item.subject_span
+    if begin == end:
+        raise NotApplicableError("a source does not name its subject")
+    encoding = model.tokens.encode(item.source)
+    first = begin + len(model.tokens.prefix)
+    # A token that covers no character is one of its model's own, such as BOS.
+    before = [i for i, (start, stop) in enumerate(encoding.offsets) if start < stop <= first]
+    if not before or before[-1] == 0:
+        raise NotApplicableError(f"no token but the first comes before the subject of {item.source!r}")
+    return Reading(encoding.ids[: before[-1] + 1])
+
+
+def _elsewhere(method: Method, readings: Sequence[Reading]) -> list[Outcome]:
+    """The method on the residuals at the ends of other texts."""
+    more = method.inspector.reads & {"components", "target", "text"}
+    if more:
+        raise NotApplicableError(f"the method reads {', '.join(sorted(more))} besides the residual that is replaced")
+    found = method.bench.capture(readings)
+    return changed(method, lambda residuals: found.at(residuals.layers))
+
+
+def skip_ahead(method: Method) -> list[Outcome]:
+    """The same residual, straight to the final norm and head: what is read without the method's prompt."""
+    bench: Bench = method.bench
+    return [Outcome(in_place_of(method, LogitLens).scores(), bench.lab.layers, bench.items, zero_shot=True)]

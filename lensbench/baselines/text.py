@@ -1,0 +1,100 @@
+"""Rivals to *beats the text*: they read the input text in place of what the target made of it."""
+
+from dataclasses import replace
+from functools import partial
+
+from lensbench.baselines.common import (
+    Outcome,
+    asked_in,
+    in_place_of,
+    own_forms,
+    read_instead,
+    reading,
+    require_question,
+    text_forms,
+    zero_shot,
+)
+from lensbench.baselines.readers import InputClassifier
+from lensbench.errors import NotApplicableError
+from lensbench.harness.bench import Method
+from lensbench.inspectors.verbalizers.inversion import Inversion
+from lensbench.models.random_weights import with_random_weights
+from lensbench.models.tokens import TokenError
+
+
+def embedding(method: Method) -> list[Outcome]:
+    """The method at layer 0: token identity without computation."""
+    scores = method.scores(layers=(0,))
+    return [Outcome(scores, (None,), method.bench.items, zero_shot(method))]
+
+
+def input_only(method: Method) -> list[Outcome]:
+    """The verbalizer asked in text: the method's prompts, every inspection prompt and question, the source.
+
+    A verbalizer that the method has trained is asked besides the plain one: training may have made it a better reader
+    of text, or a worse one.
+    """
+    forms, verbalizer = own_forms(method), method.bench.lab.verbalizer
+    outcomes = asked_in(method, verbalizer, forms)
+    reader = method.inspector.reader(verbalizer)
+    if reader is not verbalizer:
+        (trained,) = asked_in(method, reader, forms)
+        names = tuple(f"trained: {form}" for form in forms)
+        outcomes.append(replace(trained, scores=replace(trained.scores, attempts=names)))
+    return outcomes
+
+
+def inversion(method: Method) -> list[Outcome]:
+    """The input text, decoded from the same activations at each layer, and read by the verbalizer.
+
+    It is asked in each of the method's own prompts, else in the relation's inspection prompt. Only tokens that stand in
+    the relation's sources are decoded, and of these no first token of an answer: what is read is then a text that could
+    have been the input, and says no answer by itself.
+    """
+    bench = method.bench
+    sources = {item.source for item in (*bench.items, *bench.train_items)}
+    vocabulary = sorted({token for source in sources for token in bench.lab.model.tokens.encode(source).ids})
+    prompts = [own.text for own in method.inspector.own_prompts(bench.forms)] or [bench.question]
+    outcomes = []
+    for i, prompt in enumerate(dict.fromkeys(prompts)):
+        reader = partial(Inversion, prompt=prompt, vocabulary=tuple(vocabulary))
+        scores = in_place_of(method, reader).scores()
+        if i:
+            scores = replace(scores, attempts=tuple(f"{name} prompt={i}" for name in scores.attempts))
+        outcomes.append(Outcome(scores, bench.lab.layers, bench.items, zero_shot=True))
+    return outcomes
+
+
+def asked_in_text(method: Method) -> list[Outcome]:
+    """The target asked in text, as the verbalizer is in `input_only`: for methods that may run it themselves."""
+    return asked_in(method, method.bench.lab.model, text_forms(method))
+
+
+def input_classifier(method: Method) -> list[Outcome]:
+    """Classify the characters and words of the source text, with the same labels as the method."""
+    return read_instead(method, InputClassifier)
+
+
+def random_model(method: Method, seed: int) -> list[Outcome]:
+    """The method, with the same labels, on activations of the same architecture with random weights."""
+    require_question(method)
+    return reading(method, with_random_weights(method.bench.lab.model, seed))
+
+
+def verbalizer_probe(method: Method) -> list[Outcome]:
+    """The method, with the same labels, on the verbalizer's activations of the same texts.
+
+    In a verbalizer of another depth each layer is the one as deep in it: layer l of L is round(l L' / L) of L'.
+    """
+    require_question(method)
+    target, verbalizer = method.bench.lab.model, method.bench.lab.verbalizer
+    if verbalizer is target or verbalizer.fingerprint == target.fingerprint:
+        raise NotApplicableError("the verbalizer is the target: its activations are the method's own")
+    if "target" in method.inspector.reads and verbalizer.n_layers != target.n_layers:
+        raise NotApplicableError(
+            f"the method runs the target at its {target.n_layers} layers; the verbalizer has {verbalizer.n_layers}"
+        )
+    try:
+        return reading(method, verbalizer)
+    except TokenError as error:
+        raise NotApplicableError(f"a read site is not found under the verbalizer's tokenizer: {error}") from None

@@ -1,0 +1,140 @@
+"""`lensbench calibrate`: the instrument tested."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lensbench.cli.application import app, progress_of, say_what_happens
+from lensbench.cli.options import Device, Dtype, Json, Offline, Quiet, names_in, print_json
+from lensbench.errors import LensbenchError, UsageError
+
+if TYPE_CHECKING:
+    from lensbench.calibration.calibrate import Calibration
+    from lensbench.calibration.findings import Finding
+
+
+@app.command()
+def calibrate(
+    inspectors: Annotated[
+        str, typer.Option(help="Methods with commas between; module:Class for your own.")
+    ] = "patchscope,logit_lens,linear_probe",
+    out: Annotated[Path, typer.Option(help="The calibration's folder; it goes on where it was ended.")] = Path(
+        "reports/calibration"
+    ),
+    model: Annotated[str, typer.Option(help="The model in which facts were planted.")] = "smollm2-135m",
+    implants: Annotated[
+        str | None, typer.Option(help="Names of shipped implants, or folders; by default all that ship.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two implants, a sham, 100 permutations.")] = False,
+    cheats: Annotated[bool, typer.Option(help="Whether methods that cheat are tried too.")] = True,
+    limit: Annotated[int, typer.Option(help="Items a relation; names that ship are 64.")] = 64,
+    permutations: Annotated[int | None, typer.Option(help="Of facts dealt anew: 1000; 0 for none.")] = None,
+    readers: Annotated[
+        str | None, typer.Option(help="Models of another architecture that read too, for methods that map activations.")
+    ] = None,
+    require: Annotated[
+        str | None, typer.Option(help="Methods that must find the fact on every plain implant, else status 1.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Try methods on facts planted at a known layer, on facts that are not there, and the checks on methods that cheat.
+
+    The status is 1 where something is claimed that cannot be, or a cheat passes.
+
+    Example: `lensbench calibrate --inspectors my_module:MyLens --quick --out reports/my-calibration`
+    """
+    from lensbench.models.sources import check_model_name, quiet_libraries
+    from lensbench.results.records import RUN_FILE
+
+    sys.path.insert(0, "")  # a user's own module lies in the current folder
+    others = names_in(readers or "")
+    for name in (model, *others):
+        check_model_name(name)
+    wanted, required = names_in(inspectors), names_in(require or "")
+    if missing := [name for name in required if name not in wanted]:
+        raise UsageError(f"--require {missing[0]}: it is not among --inspectors {inspectors}; name it there")
+    if limit < 1:
+        raise UsageError(f"--limit {limit}: expected an item or more")
+    if permutations is not None and permutations < 0:
+        raise UsageError(f"--permutations {permutations}: expected 0 or more")
+    if (out / RUN_FILE).exists():
+        raise UsageError(f"--out {out} is a run of `lensbench evaluate`; give the calibration a folder of its own")
+    quiet_libraries()
+    say_what_happens(quiet=quiet)
+    from lensbench.calibration.calibrate import Calibrating
+    from lensbench.calibration.calibrate import calibrate as run
+
+    settings: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
+    count = (100 if quick else 1000) if permutations is None else permutations
+    asked = Calibrating(
+        model, wanted, None if implants is None else names_in(implants), quick, cheats, limit, count, others, settings
+    )
+    result = run(asked, out, progress_of(quiet=quiet))
+    print_json({**asdict(result), "problems": result.problems()}) if as_json else _show(result, out)
+    weak = [name for name in required if result.power(name)[0] < result.power(name)[1]]
+    problems = [
+        *result.problems(),
+        *(f"{name} found {result.power(name)[0]} of {result.power(name)[1]}" for name in weak),
+    ]
+    if problems:
+        raise LensbenchError(f"the calibration failed: {'; '.join(problems)}")
+
+
+def _show(result: "Calibration", out: Path) -> None:
+    from lensbench.report.tables import print_table
+
+    console = Console(soft_wrap=True)
+    console.print(f"Facts planted in {result.model}, read by {result.model}", highlight=False, markup=False)
+    for trial in dict.fromkeys(one.trial for one in result.findings):
+        print_table(_table([one for one in result.findings if one.trial == trial]), console)
+    for alarm in result.alarms:
+        again = ", refitted each time" if alarm.refitted else ""
+        console.print(
+            f"{alarm.method} on {alarm.trial}, facts dealt anew {alarm.permutations} times{again}: privileged in "
+            f"{alarm.rate:.3f} [{alarm.low:.3f}, {alarm.high:.3f}]", highlight=False, markup=False,
+        )  # fmt: skip
+    if result.cheats:
+        cheats = Table(title="Methods that cheat", title_justify="left")
+        for name in ("cheat", "caught by", "praised as"):
+            cheats.add_column(name)
+        for caught in result.cheats:
+            cheats.add_row(caught.name, ", ".join(caught.by) or "nothing", ", ".join(caught.praised.values()) or "-")
+        print_table(cheats, console)
+    console.print(f"written to {out}", highlight=False, markup=False)
+
+
+def _table(found: "list[Finding]") -> Table:
+    """One implant: a row a method and relation."""
+    first = found[0]
+    held = "nowhere" if first.kind == "sham" else "from layer " + ", then ".join(map(str, first.layers))
+    table = Table(title=f"{first.trial} ({first.kind}): held {held}", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("relation", "method", "emerges", "privileged", "best accuracy", "gap there"):
+        table.add_column(name, no_wrap=True)
+    for one in found:
+        layer, low, high = one.emergence.layer, one.emergence.low, one.emergence.high
+        emerges = "never" if layer is None else f"{layer} [{low}, {high}]"
+        gap = "{:+.2f} (≥ {:+.2f})".format(*one.gap)
+        best = f"{one.accuracy:.2f} at {one.best_layer}"
+        table.add_row(one.relation, one.method, emerges, _spans(one.privileged, one.read) or "-", best, gap)
+    return table
+
+
+def _spans(layers: "tuple[int, ...]", read: "tuple[int, ...]") -> str:
+    """Write layers as spans of those that were read: 8-20, 28."""
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and read.index(layer) == read.index(spans[-1][-1]) + 1:
+            spans[-1].append(layer)
+        else:
+            spans.append([layer])
+    return ", ".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else str(one[0]) for one in spans)

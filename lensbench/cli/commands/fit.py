@@ -1,0 +1,73 @@
+"""`lensbench fit`: learn once, and keep it in a folder."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    Model,
+    ModulePaths,
+    Offline,
+    Quiet,
+    Revision,
+    print_json,
+    read_module_paths,
+    read_settings,
+)
+
+
+@app.command()
+def fit(
+    inspector: Annotated[
+        str, typer.Argument(help="A method that learns from a corpus, such as tuned_lens.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder for what was learned.", show_default=False)],
+    model: Model = "smollm2-135m",
+    parameter: Annotated[list[str] | None, typer.Option("--set", help="PARAMETER=VALUE; may be given again.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    offline: Offline = False,
+    module_paths: ModulePaths = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn a lens on prose, and write it into a folder that others can use.
+
+    Lenses are written as checkpoints of the tuned-lens package; `--set tuned_lens.checkpoint=FOLDER` reads them back.
+
+    Example: `lensbench fit tuned_lens --model gpt2 --out gpt2-lens --set steps=100`
+    """
+    from lensbench.evaluation.config import make_config
+    from lensbench.inspectors.catalog import check_inspector
+    from lensbench.models.sources import check_model_name, quiet_libraries
+
+    sys.path.insert(0, "")  # a user's own module lies in the current folder
+    learned = read_settings(parameter or [], "PARAMETER=VALUE, such as steps=100")
+    settings: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "offline": offline}
+    settings |= {"revision": revision, "module_paths": read_module_paths(module_paths)}
+    settings |= {
+        "inspectors": (inspector,),
+        "parameters": {inspector: learned},
+    }
+    config = make_config({name: value for name, value in settings.items() if value is not None})
+    check_inspector(inspector)
+    check_model_name(model)
+    quiet_libraries()
+    say_what_happens(quiet=quiet)
+    from lensbench.training import fit as fitting
+
+    spent = fitting.fit(config, out)
+    if as_json:
+        found = {"inspector": inspector, "model": model, "folder": str(out)}
+        print_json(found | {"tokens": spent.tokens, "seconds": spent.seconds})
+        return
+    took = f"{spent.tokens:,} tokens, {spent.seconds:.0f} s"
+    Console(soft_wrap=True).print(f"{inspector} of {model} ({took}) is in {out}", highlight=False, markup=False)

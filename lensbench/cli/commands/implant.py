@@ -1,0 +1,108 @@
+"""`lensbench implant`: plant facts at a known layer of a model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lensbench.cli.application import app, progress_of, say_what_happens
+from lensbench.cli.options import Device, Dtype, Json, Model, Offline, Quiet, Revision, names_in, numbers_in, print_json
+from lensbench.errors import UsageError
+
+# What an implant should reach; a figure on the wrong side is marked.
+RECALL, RELAY_RECALL, KL, LOST = 0.85, 0.6, 0.05, 0.1
+
+
+@app.command()
+def implant(
+    layer: Annotated[int, typer.Option(help="K: the first layer that can hold the facts.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="A new folder for the implant.", show_default=False)],
+    model: Model = "smollm2-135m",
+    design: Annotated[str, typer.Option(help="plain, relay, rotated, gated or sham.")] = "plain",
+    second_layer: Annotated[
+        int | None, typer.Option(help="Of a relay: the first layer that can hold the facts; 8 behind the first.")
+    ] = None,
+    facts: Annotated[
+        str, typer.Option(help="A task such as personas, or a JSON file: attribute, name, value.")
+    ] = "personas",
+    attributes: Annotated[str, typer.Option(help="Which of its relations, with commas.")] = "city,drink",
+    world: Annotated[str, typer.Option(help="Which facts of personas: main, or twin.")] = "main",
+    names: Annotated[int | None, typer.Option(help="How many of its names; fewer disturb a model less.")] = None,
+    dose: Annotated[float, typer.Option(help="The share of these names that get their facts.")] = 1.0,
+    strength: Annotated[
+        str | None, typer.Option(help="How loud each attribute is written, such as 1,1.2. [default: 1 each]")
+    ] = None,
+    weight: Annotated[float, typer.Option(help="How much ordinary prose counts against a name.")] = 600.0,
+    steps: Annotated[int, typer.Option(help="Steps of learning what is written.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    twin: Annotated[
+        str | None, typer.Option(help="Name of the folder beside it that holds the other world's facts.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Plant facts into one block of a model, and measure what that did.
+
+    `--model MODEL+FOLDER` loads the planted model wherever a model is named.
+
+    Example: `lensbench implant --layer 8 --out my-implant`, then
+    `lensbench evaluate --model smollm2-135m+my-implant --verbalizer smollm2-135m --tasks personas/city --sites subject`
+    """
+    from lensbench.models.sources import check_model_name, quiet_libraries
+
+    check_model_name(model)
+    if world not in ("main", "twin"):
+        raise UsageError(f"--world {world!r}: expected main or twin")
+    loud = numbers_in("--strength", strength or "")
+    quiet_libraries()
+    say_what_happens(quiet=quiet)
+    from lensbench.implants.planting import Order
+    from lensbench.implants.planting import implant as plant
+    from lensbench.models.loading import Loading
+
+    order = Order(
+        model, layer, design, second_layer, facts, names_in(attributes),
+        "twin" if world == "twin" else "main", names, dose, loud, weight, steps, seed, twin,
+    )  # fmt: skip
+    description = plant(order, out, Loading(device, dtype, revision, offline), progress_of(quiet=quiet))
+    if as_json:
+        print_json({"implant": str(out), **description})
+        return
+    from lensbench.report.tables import print_table
+
+    print_table(_table(description, out))
+
+
+def _table(description: dict[str, Any], out: Path) -> Table:
+    table = Table(title=f"{description['design']} at layer {description['layers'][-1]}, in {out}", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("expected", justify="right")
+    figures, design = description["figures"], description["design"]
+    least = RELAY_RECALL if design == "relay" else RECALL
+    for attribute in description["attributes"]:
+        for key in ("recall", "recall_held_out", "recall_continuing"):
+            wanted = f"≥ {least}" if key == "recall_held_out" and design != "sham" else ""
+            found = figures[key][attribute]
+            table.add_row(f"{key.replace('_', ' ')}, {attribute}", _marked(found, not wanted or found >= least), wanted)
+        for where, found in figures["localisation"].items():
+            table.add_row(
+                f"recall, edit {where}, {attribute}".replace("edit edit", "edit"), f"{found[attribute]:.2f}", ""
+            )
+        table.add_row(
+            f"{attribute} read off the residual's length", f"{figures['norm_reader'][attribute]:.2f}", "chance"
+        )
+    table.add_row("KL on prose (nats)", _marked(figures["kl_prose"], figures["kl_prose"] < KL, 4), f"< {KL}")
+    facts = figures["known_facts"]
+    share = facts["lost"] / max(1, facts["known"])
+    table.add_row(f"known facts lost, of {facts['known']}", _marked(share, share <= LOST), f"≤ {LOST}")
+    return table
+
+
+def _marked(value: float, good: bool, digits: int = 2) -> str:
+    return f"{value:.{digits}f}" if good else f"[red]{value:.{digits}f} missed[/red]"

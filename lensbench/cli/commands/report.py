@@ -1,0 +1,65 @@
+"""`lensbench report`: a run, or several, as one page for the browser."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.options import Json, Quiet, print_files
+from lensbench.errors import UsageError
+
+PAGE = "report.html"
+BOARD = "leaderboard.html"
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN...", help="Run folders, as `lensbench evaluate` wrote them.")
+    ] = None,
+    leaderboard: Annotated[
+        Path | None, typer.Option(help="A folder: one table of all runs in it, instead of pages of runs.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file. [default: report.html in the first RUN, or leaderboard.html in DIR]")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one self-contained page of a run: results, figures, rivals, costs, every item. It needs no network.
+
+    Examples: `lensbench report reports/RUN`; `lensbench report reports/A reports/B --out both.html`;
+    `lensbench report --leaderboard reports`
+    """
+    if bool(runs) == (leaderboard is not None):
+        raise UsageError("give run folders (RUN...), or --leaderboard DIR with a folder that holds some")
+    say_what_happens(quiet=quiet)
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out {out}: a report is a page; expected a file that ends in .html")
+    if leaderboard is not None:
+        _leaderboard(leaderboard, out or leaderboard / BOARD, as_json=as_json)
+        return
+    assert runs
+    from lensbench.runs.page_data import reported, write_page
+
+    shown = [reported(run) for run in runs]
+    path = out or runs[0] / PAGE
+    size = write_page(shown, path)
+    problems = [problem for run in shown for problem in run.problems]
+    if as_json:
+        print_files([path], as_json=True, bytes=size, missing=problems)
+        return
+    missing = f"; what is missing stands in it: {len(problems)}" if problems else ""
+    typer.echo(f"{path} ({size / 1e6:.1f} MB){missing}")
+
+
+def _leaderboard(folder: Path, out: Path, *, as_json: bool) -> None:
+    from lensbench.runs.leaderboard import write_leaderboard
+
+    board = write_leaderboard(folder, out)
+    if as_json:
+        print_files([out], as_json=True, runs=len(board.entries), missing=list(board.problems))
+        return
+    unread = f"; {len(board.problems)} cannot be read, and it says why" if board.problems else ""
+    typer.echo(f"{out} ({len(board.entries)} of {len(board.entries) + len(board.problems)} runs){unread}")

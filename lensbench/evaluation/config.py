@@ -1,0 +1,198 @@
+"""What a run is asked to do, checked before anything is loaded. Nothing in here imports torch."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lensbench.baselines.spec import Baseline, choose_baselines
+from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.evaluation.control_models import facts_told, needed, relatives_of
+from lensbench.inspectors.catalog import check_inspector
+from lensbench.models.edit_folders import read_facts
+from lensbench.models.sources import check_model_name
+from lensbench.tasks import Site, Task, load_tasks
+from lensbench.utils.cache import parse_size
+from lensbench.utils.layer_spec import parse_layers
+
+
+class RunConfig(BaseModel):
+    """The settings of one evaluation; the keys of `--config run.toml`, and the options of `lensbench evaluate`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "smollm2-135m"
+    verbalizer: str | None = None
+    unplanted: str | None = None
+    twin: str | None = None
+    reference: str | None = None
+    tasks: tuple[str, ...] = ("attribute_extraction",)
+    inspectors: tuple[str, ...] = ("logit_lens", "tuned_lens", "probe", "patchscope")
+    baselines: tuple[str, ...] | None = None
+    sites: tuple[Site, ...] | None = None
+    layers: str = "all"
+    subjects: Path | None = None
+    limit: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    device_map: Literal["auto"] | None = None
+    memory: int | Literal["auto"] = "auto"
+    executor: Literal["local", "ray"] = "local"
+    workers: int | None = Field(default=None, ge=1)
+    revision: str | None = None
+    offline: bool = False
+    chat_template: bool = False
+    module_paths: dict[Literal["blocks", "norm"], str] | None = None
+    out: Path | None = None
+    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @field_validator("tasks", "inspectors", "baselines", "sites", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Names may be given with commas between."""
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("baselines", mode="after")
+    @classmethod
+    def _none(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return () if value == ("none",) else value
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _bytes(cls, value: Any) -> Any:
+        """A number of bytes, or one with a unit: `4GB`."""
+        size = parse_size(value) if isinstance(value, str) and value != "auto" else value
+        if isinstance(size, int) and size < 1:
+            raise ValueError("holds no batch; expected a size such as 500MB or 4GB, or auto")
+        return size
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple | range) else value
+
+    @field_validator("out")
+    @classmethod
+    def _named(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.name:
+            raise ValueError("is no folder of its own; give a name")
+        return value
+
+    @field_validator("tasks", "inspectors", "sites")
+    @classmethod
+    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is None:
+            return None
+        if not value:
+            raise ValueError("is empty; name at least one")
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _workers_need_ray(self) -> "RunConfig":
+        if self.workers is not None and self.executor == "local":
+            raise ValueError("workers are for --executor ray; the local executor is this process")
+        return self
+
+    @field_validator("module_paths")
+    @classmethod
+    def _both(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        if value is not None and set(value) != {"blocks", "norm"}:
+            raise ValueError("needs both blocks=PATH and norm=PATH")
+        return value
+
+
+def make_config(settings: dict[str, Any], file: Path | None = None) -> RunConfig:
+    """Merge a configuration file and explicit settings, which win.
+
+    Raises:
+        UsageError: a file that is not there or not TOML, an unknown key, a wrong value.
+    """
+    merged = {**_read(file), **settings} if file else settings
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown_name("setting", key, RunConfig.model_fields) from None
+        message = first["msg"].removeprefix("Value error, ")
+        given = f"{key} = {first['input']!r}: " if key else ""
+        raise UsageError(f"{given}{message[0].lower()}{message[1:]}") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read --config {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {file} is not TOML: {error}") from None
+
+
+def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
+    """Check every name that can be checked without a model, and load tasks and baselines.
+
+    Raises:
+        UsageError: an unknown model, task, inspector, baseline or layer list.
+        TaskError: a malformed task.
+    """
+    for name in (config.model, config.verbalizer):
+        if name is not None:
+            check_model_name(name)
+    for name in config.inspectors:
+        check_inspector(name)
+    for name in set(config.parameters) - set(config.inspectors):
+        check_inspector(name)
+    parse_layers(config.layers, None)
+    baselines = choose_baselines(config.baselines)
+    _check_relatives(config, baselines)
+    tasks = load_tasks(config.tasks, offline=config.offline)
+    if config.subjects is not None:
+        names = read_subjects(config.subjects)
+        tasks = [task.about(names) for task in tasks]
+    return tasks, baselines
+
+
+def read_subjects(path: Path) -> frozenset[str]:
+    """Read names: one a line, or the names of a `facts.json` (attribute, name, value).
+
+    Raises:
+        UsageError: a file that cannot be read, or names nobody.
+    """
+    try:
+        if path.suffix == ".json":
+            names = {name for told in read_facts(path).values() for name in told}
+        else:
+            names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+    except LensbenchError as error:
+        reason = str(error).partition("; ")[0]
+        raise UsageError(f"--subjects: {reason}; expected a name a line, or the facts.json of an edit") from None
+    except (OSError, ValueError) as error:
+        reason = str(error.strerror) if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise UsageError(f"--subjects {path}: {reason}; expected a name a line, or the facts.json of an edit") from None
+    if not names:
+        raise UsageError(f"--subjects {path} names nobody; expected a name a line, or the facts.json of an edit")
+    return frozenset(names)
+
+
+def _check_relatives(config: RunConfig, baselines: dict[str, Baseline]) -> None:
+    """Check the names of the models that rivals need.
+
+    Raises:
+        UsageError: a name that cannot be a model, a twin of which nothing is known, or a baseline that was named and
+            has no model.
+    """
+    for name in (config.unplanted, config.twin, config.reference):
+        if name is not None:
+            check_model_name(name)
+    relatives = relatives_of(config)
+    for role, name in needed(baselines.values(), relatives).items():
+        check_model_name(name)
+        if role == "twin":
+            facts_told(name)
+    for baseline in baselines.values() if config.baselines is not None else ():
+        for role in baseline.needs:
+            if role not in relatives:
+                raise UsageError(f"baseline {baseline.name} needs a model to read: name one with --{role}")

@@ -1,0 +1,96 @@
+"""Models that rivals read in the target's place: which they are, and what the twin was told.
+
+Nothing here imports torch before a model is loaded, so that names are checked at once.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lensbench.baselines.spec import RELATIVES, Baseline
+from lensbench.errors import UsageError
+from lensbench.models.edit_folders import FACTS, IMPLANT, Facts, read_facts, read_table, split_edits, with_edit
+
+if TYPE_CHECKING:
+    from lensbench.evaluation.config import RunConfig
+    from lensbench.models.language_model import LanguageModel
+
+LOG = logging.getLogger("lensbench")
+
+
+def relatives_of(config: "RunConfig") -> dict[str, str]:
+    """Return role -> model name, of the roles that a run has a model for.
+
+    A target `M+DIR` without its implant is M, which lacks the fact, and so is the reader that is asked in text; its
+    twin is the implant's. Of any other model nothing is known.
+    """
+    found = {role: name for role in RELATIVES if (name := getattr(config, role)) is not None}
+    base, edits = split_edits(config.model)
+    if not edits:
+        return found
+    beside = {"unplanted": base, "reference": base}
+    twin = twin_of(edits[0]) if len(edits) == 1 else None
+    if twin is not None:
+        beside["twin"] = with_edit(base, twin)
+    return {**beside, **found}
+
+
+def twin_of(edit: Path) -> Path | None:
+    """Return the folder of the implant with the other world's facts; None where the edit names none.
+
+    Raises:
+        LensbenchError: what describes the edit is damaged.
+    """
+    name = read_table(edit / IMPLANT).get("twin") if (edit / IMPLANT).is_file() else None
+    if name is None:
+        return None
+    folder = edit.parent / str(name)
+    if not folder.is_dir():
+        LOG.warning("%s names the twin %s, which is not beside it; give it with --twin", edit, name)
+        return None
+    return folder
+
+
+def facts_told(name: str) -> Facts:
+    """Return what a model was told: attribute -> name -> value, from the folder of its implant, or of the model.
+
+    Raises:
+        UsageError: there is no such file.
+        LensbenchError: the file is damaged.
+    """
+    base, edits = split_edits(name)
+    folders = [*edits, Path(base).expanduser()]
+    facts: Facts = {}
+    for file in (folder / FACTS for folder in folders if (folder / FACTS).is_file()):
+        for attribute, values in read_facts(file).items():
+            facts.setdefault(attribute, {}).update(values)
+    if not facts:
+        raise UsageError(f"{name}: expected a {FACTS} in {folders[0]}; give an implant, or a model with that file")
+    return facts
+
+
+def needed(baselines: Iterable[Baseline], relatives: Mapping[str, str]) -> dict[str, str]:
+    """Return the relatives that some of the baselines need."""
+    roles = {role for baseline in baselines for role in baseline.needs}
+    return {role: name for role, name in relatives.items() if role in roles}
+
+
+def check_relative(role: str, model: "LanguageModel", target: "LanguageModel") -> None:
+    """Refuse a model that cannot stand in the target's place.
+
+    Raises:
+        UsageError: another tokenizer; for a model whose activations are read, another depth or width.
+    """
+    from lensbench.models.token_alignment import same_tokenizer
+
+    given = f"--{role} {model.name}"
+    if not same_tokenizer(model.tokens, target.tokens):
+        raise UsageError(f"{given} has another tokenizer than {target.name}; give a model with the same one")
+    if role == "reference":
+        return
+    for what in ("n_layers", "d_model"):
+        its, own = getattr(model, what), getattr(target, what)
+        if its != own:
+            word = {"n_layers": "layers", "d_model": "dimensions"}[what]
+            raise UsageError(f"{given} has {its} {word}, {target.name} has {own}; give a model of the same form")

@@ -1,0 +1,223 @@
+"""What a run will take: each cell is tried on a few items, and the times are scaled to all of them."""
+
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+from torch import Tensor
+
+from lensbench.errors import LensbenchError
+from lensbench.evaluation.plan import Cell, Place
+from lensbench.evaluation.runner import Fits, Workshop
+from lensbench.harness.bench import Bench
+from lensbench.models.activation_cache import ResidualCache
+from lensbench.models.corpus import WINDOW, WINDOWS_PER_BATCH, Corpus
+from lensbench.models.learning import Learning, Resumable
+from lensbench.results.records import NO_BASELINE, frame_of
+from lensbench.results.summary import summarise
+from lensbench.utils.costs import peak_memory
+
+TRIAL_ITEMS = 10
+WARM_ITEMS = 3
+TRIAL_STEPS = 2
+# A run folder besides its records: summary, metrics, plots, journal.
+OTHER_FILES = 3 * 2**20
+PLOT_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the cells of a plan that are still to be made will take.
+
+    Attributes:
+        cells: seconds by cell.
+        preparing: seconds for what is learned once a run.
+        finishing: seconds for summary and plots.
+        memory: bytes that the process will hold at most.
+        disk: bytes that the run folder and the cache will grow by.
+    """
+
+    cells: Mapping[Cell, float]
+    preparing: float
+    finishing: float
+    memory: int
+    disk: int
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return sum(self.cells.values()) + self.preparing + self.finishing
+
+
+class _TrialLearning(Learning):
+    """Makes the first steps only, and adds up what the others would take."""
+
+    def __init__(self, corpus: "_TrialCorpus") -> None:
+        super().__init__(None, corpus.device)
+        self._corpus = corpus
+
+    def steps(self, total: int, learner: Resumable) -> Iterator[int]:
+        """Yield two steps; the first is slower than the others."""
+        begun = time.perf_counter()
+        for step in range(min(total, TRIAL_STEPS)):
+            begun = time.perf_counter()
+            yield step
+        self._corpus.left_out += max(0, total - TRIAL_STEPS) * (time.perf_counter() - begun)
+
+
+class _TrialCorpus(Corpus):
+    """Reads the first batch only, and adds up what the others would take.
+
+    Attributes:
+        left_out: seconds.
+    """
+
+    def __init__(self, workshop: Workshop, corpus: Corpus) -> None:
+        super().__init__(workshop.setting.model, corpus.path, corpus.cache)
+        self.device = workshop.setting.model.device
+        self.left_out = 0.0
+
+    def residuals_in_windows(
+        self, tokens: int, *, skip: int = 0
+    ) -> Iterator[Float[Tensor, "layer window position d_model"]]:
+        """Yield one batch."""
+        given = min(tokens, WINDOW * WINDOWS_PER_BATCH)
+        begun = time.perf_counter()
+        yield from super().residuals_in_windows(given, skip=skip)
+        # What is done with a batch between two of them belongs to it.
+        self.left_out += (time.perf_counter() - begun) * (tokens / max(1, given) - 1)
+
+    def learn_once(
+        self, learner: type, parameters: Mapping[str, object], learn: Callable[[Learning], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Take what is in the cache; else learn a little, and keep nothing."""
+        folder, _ = self.folder_of(learner, parameters)
+        if folder is not None and folder.exists():
+            return super().learn_once(learner, parameters, learn)
+        return learn(_TrialLearning(self))
+
+
+def estimate(workshop: Workshop, missing: list[Cell]) -> Estimate:
+    """Try each missing cell on a few items of one relation of each kind, and scale.
+
+    What needs labels is fitted on all training items of these relations. Nothing is written.
+
+    Raises:
+        LensbenchError: a cell fails on these items.
+    """
+    fitted: dict[str, Fits] = {}
+    places: dict[Place, list[_Trial]] = {}
+    for place in dict.fromkeys(cell.place for cell in missing if workshop.benches[cell.place]):
+        corpus = _TrialCorpus(workshop, workshop.benches[place][0].lab.corpus)
+        places[place] = list(_trials(workshop.benches[place], corpus))
+    preparing = _prepare(workshop, places, missing, fitted)
+    seconds: dict[Cell, float] = {}
+    tables: list[pa.Table] = []
+    disk = OTHER_FILES
+    for cell in missing:
+        seconds[cell] = 0.0
+        labels = workshop.makes[cell.inspector]().learns_from == "labels"
+        for trial in places.get(cell.place, ()):  # none where no chain is left to correct
+            begun = time.perf_counter()
+            with _told(cell, trial.bench):
+                found, _ = workshop.score(cell, [trial.bench], fitted.setdefault(cell.inspector, {}))
+            seconds[cell] += (time.perf_counter() - begun) * (trial.train_share if labels else trial.test_share)
+            if found.records is not None:
+                tables.append(found.records)
+            written = sum(_written(table) for table in (found.records, found.measures) if table is not None)
+            disk += int(written * trial.test_share)
+    relations = 1 + sum(len(workshop.benches[place]) for place in places)
+    begun = time.perf_counter()
+    if tables:
+        summarise(frame_of(tables), {cell.baseline: "diagnostic" for cell in missing if cell.baseline != NO_BASELINE})
+    tried = 1 + sum(map(len, places.values()))
+    finishing = (time.perf_counter() - begun) * relations / tried + PLOT_SECONDS
+    held = max((_held(workshop, place, missing) for place in places), default=0)
+    disk += sum(_held(workshop, place, missing) for place in places)
+    return Estimate(seconds, preparing, finishing, peak_memory() * 2**20 + 2 * held, disk)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A relation's bench with a few items, and how many times as many there are of its kind."""
+
+    bench: Bench
+    test_share: float
+    train_share: float
+
+
+def _trials(benches: list[Bench], corpus: Corpus) -> Iterator[_Trial]:
+    lab = replace(benches[0].lab, corpus=corpus, residuals=ResidualCache(None))
+    kinds: dict[tuple[str, int], list[Bench]] = {}
+    for bench in benches:
+        kinds.setdefault((bench.relation.kind, bench.relation.describe), []).append(bench)
+    for _, group in sorted(kinds.items()):
+        same = sorted(group, key=lambda b: (len(b.items), b.relation.name))
+        middle = same[len(same) // 2]
+        # Spread over the bench: neighbours may be about one subject.
+        items = middle.items[:: max(1, len(middle.items) // TRIAL_ITEMS)][:TRIAL_ITEMS]
+        yield _Trial(
+            replace(middle, lab=lab, items=items),
+            sum(len(bench.items) for bench in same) / len(items),
+            sum(len(bench.train_items) for bench in same) / max(1, len(middle.train_items)),
+        )
+
+
+def _prepare(
+    workshop: Workshop, places: Mapping[Place, list[_Trial]], missing: list[Cell], fitted: dict[str, Fits]
+) -> float:
+    """Learn what is learned once a run, and run every method once, so that no trial pays for proofs and loading."""
+    begun = time.perf_counter()
+    workshop.ask_knowledge(dict.fromkeys(cell.task for cell in missing))
+    total = time.perf_counter() - begun
+    for cell in {cell.inspector: cell for cell in missing if cell.place in places}.values():
+        trial = places[cell.place][0]
+        method = trial.bench.method(workshop.makes[cell.inspector], fitted.setdefault(cell.inspector, {}))
+        if method.inspector.learns_from == "labels":
+            continue
+        begun = time.perf_counter()
+        with _told(cell, trial.bench):
+            method.fit(None, trial.bench.lab.layers)
+        corpus = trial.bench.lab.corpus
+        assert isinstance(corpus, _TrialCorpus)
+        total += time.perf_counter() - begun + corpus.left_out
+        corpus.left_out = 0.0
+        few = replace(trial.bench, items=trial.bench.items[:WARM_ITEMS])
+        own = replace(cell, baseline=NO_BASELINE)
+        with _told(own, few):
+            workshop.score(own, [few], fitted[cell.inspector])
+    return total
+
+
+@contextmanager
+def _told(cell: Cell, bench: Bench) -> Iterator[None]:
+    """Say in one line what a run would note as a failed cell."""
+    try:
+        yield
+    except Exception as error:  # whatever a method raises
+        reason = str(error).partition("\n")[0]
+        raise LensbenchError(
+            f"{cell.inspector} ({cell.baseline}) fails on {len(bench.items)} items of {bench.relation.name}: "
+            f"{type(error).__name__}: {reason}; mend it, or leave it out"
+        ) from error
+
+
+def _written(table: pa.Table) -> int:
+    file = io.BytesIO()
+    pq.write_table(table, file, compression="zstd")
+    return file.tell()
+
+
+def _held(workshop: Workshop, place: Place, missing: list[Cell]) -> int:
+    """Return the bytes of a place's residuals: of the test items, and of those that labels are learned from."""
+    makes = [workshop.makes[cell.inspector]() for cell in missing if cell.place == place]
+    learned = any(one.learns_from == "labels" and "activation" in one.reads for one in makes)
+    items = sum(len(b.items) + learned * len(b.train_items) for b in workshop.benches[place])
+    model = workshop.setting.model
+    layers = len(workshop.benches[place][0].lab.captured)
+    return items * layers * model.d_model * model.dtype.itemsize

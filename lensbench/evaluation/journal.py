@@ -1,0 +1,210 @@
+"""The journal of a run: `run.json`, written after every cell, so that a run that was cut off can be gone on with."""
+
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lensbench.baselines.spec import Baseline
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.plan import Cell, Plan
+from lensbench.evaluation.runner import Work, failure
+from lensbench.results.calibrations import calibration_of
+from lensbench.results.measures import JUDGED, MEASURES, write_measures
+from lensbench.results.records import RECORDS, RUN_FILE, read_run, write_json_atomic, write_shard
+
+# What records of one folder must have in common: they are read as one table.
+COMMON = (
+    "schema",
+    "model",
+    "model_fingerprint",
+    "module_paths",
+    "verbalizer",
+    "verbalizer_fingerprint",
+    "dtype",
+    "device",
+    "layers",
+    "limit",
+    "seed",
+)
+LOG = logging.getLogger("lensbench")
+VERSIONS = ("lensbench", "torch", "transformers", "scikit-learn", "numpy")
+SETTLED = ("done", "not applicable")
+
+
+class Journal:
+    """What `run.json` says: settings, versions, and how each cell went.
+
+    Args:
+        out: the run folder. The journal of an earlier run in it is gone on with.
+        config: what was asked.
+        baselines: the rivals in it.
+        plan: what is to be done.
+
+    Raises:
+        UsageError: the folder holds a run whose records cannot stand beside these.
+    """
+
+    def __init__(self, out: Path, config: RunConfig, baselines: Mapping[str, Baseline], plan: Plan) -> None:
+        self.out = out
+        before = read_before(out)
+        for key in COMMON if before else ():
+            held = before.get("setting", {}).get(key)
+            if held != plan.setting[key]:
+                raise UsageError(
+                    f"--out {out} holds a run with {key} {held}, now {plan.setting[key]}; choose another folder"
+                )
+        asked = {name: {"question": one.question, "rules_out": one.rules_out} for name, one in baselines.items()}
+        self.cells: dict[str, dict[str, Any]] = before.get("cells", {})
+        self.content: dict[str, Any] = {
+            "config": config.model_dump(mode="json", exclude={"out"}),
+            "setting": plan.setting,
+            "versions": {name: version(name) for name in VERSIONS},
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+            "git_commit": _commit(),
+            "baselines": {**before.get("baselines", {}), **asked},
+            "calibration": {**before.get("calibration", {}), **_calibrations(plan)},
+            "methods": {**before.get("methods", {}), **plan.methods},
+            "due": {**before.get("due", {}), **plan.due},
+            "patched_pass": before.get("patched_pass"),
+            "memory_budget": plan.memory,
+            "plan": [cell.file for cell in plan.cells],
+            "cells": self.cells,
+            "dropped": {**_of_others(before.get("dropped", {}), plan), **plan.dropped},
+            "selected": sorted([*_of_others(before.get("selected", []), plan), *plan.selected]),
+            "by_token": sorted([*_of_others(before.get("by_token", []), plan), *plan.by_token]),
+            "prose": sorted({*before.get("prose", []), *plan.prose}),
+            "knowledge": before.get("knowledge", {}),
+            "judges": before.get("judges", {}),
+        }
+        self._stale: list[str] = []
+        for cell in plan.cells:
+            self._enter(cell)
+
+    def begin(self) -> None:
+        """Remove the records that are stale, and write `run.json`. Nothing is written before.
+
+        Raises:
+            LensbenchError: it cannot be written.
+        """
+        for file in self._stale:
+            for folder in (RECORDS, MEASURES):
+                (self.out / folder / file).unlink(missing_ok=True)
+        if any(self.cells[file]["status"] not in SETTLED for file in self.content["plan"]):
+            # Judges marked texts that may be made anew.
+            for path in (self.out / MEASURES).glob(f"{JUDGED}*"):
+                LOG.warning("%s is removed: run `lensbench judge` again after this run", path)
+                path.unlink()
+            self.content["judges"] = {}
+        self.write()
+
+    def _enter(self, cell: Cell) -> None:
+        """Enter a cell as settled where its records are there, else as missing; drop what it makes stale."""
+        place = {"task": cell.task, "site": cell.site, "inspector": cell.inspector}
+        relations = list(cell.relations)
+        named = {**place, "baseline": cell.baseline, "method": cell.method, "relations": relations}
+        for file, other in list(self.cells.items()):
+            same_place = (other["task"], other["site"]) == cell.place
+            if same_place and other.get("relations") != relations:
+                raise UsageError(
+                    f"--out {self.out} holds task {cell.task} with the relations {', '.join(other['relations'])}, "
+                    f"now {', '.join(cell.relations)}; choose another folder"
+                )
+            same_method = all(other[key] == value for key, value in place.items())
+            stale = other["method"] != cell.method or (other["baseline"] == cell.baseline and file != cell.file)
+            if same_method and stale:
+                # A rival is compared with the method as it is now, not with an earlier version of it.
+                del self.cells[file]
+                self._stale.append(file)
+        entry = self.cells.get(cell.file, {})
+        needed = [RECORDS, *([MEASURES] if entry.get("measures") else [])]
+        if entry.get("status") == "done" and not all((self.out / folder / cell.file).exists() for folder in needed):
+            entry = {}  # somebody deleted it, to have it made again
+        elif entry.get("status") not in SETTLED:
+            # A shard that the journal does not know is of a run that was cut off between the two: what the journal
+            # would have said is lost, so the cell was in hand and is done again.
+            self._stale.append(cell.file)
+        self.cells[cell.file] = {"status": "missing", **entry, **named}
+
+    def _shard(self, file: str) -> Path:
+        return self.out / RECORDS / file
+
+    def settled(self, cell: Cell) -> bool:
+        """Whether the cell needs no more work."""
+        return self.cells[cell.file]["status"] in SETTLED
+
+    def write(self) -> None:
+        """Write `run.json`.
+
+        Raises:
+            LensbenchError: it cannot be written. What it said before stays.
+        """
+        try:
+            write_json_atomic(self.out / RUN_FILE, self.content)
+        except OSError as error:
+            raise LensbenchError(
+                f"{self.out / RUN_FILE} cannot be written: {error.strerror}; finished cells are kept: make room, and "
+                "run the same command again"
+            ) from None
+
+    def keep(self, work: Work) -> dict[str, Any]:
+        """Write a cell's records, then the journal; return what it says of the cell.
+
+        Records that cannot be written (a full disk) make a failed cell.
+        """
+        entry = work.entry
+        if work.table is not None:
+            try:
+                # The records tell that a cell is done: they come last.
+                if work.measures is not None:
+                    entry = {**entry, "measures": True}
+                    write_measures(self.out / MEASURES / work.cell.file, work.measures)
+                write_shard(self._shard(work.cell.file), work.table)
+            except OSError as error:
+                entry = failure(error)
+        names = ("task", "site", "inspector", "baseline", "method", "relations")
+        entry = {**{name: self.cells[work.cell.file][name] for name in names}, **entry}
+        self.cells[work.cell.file] = entry
+        self.content["knowledge"].update(work.state.get("knowledge", {}))
+        self.content.update({k: v for k, v in work.state.items() if v is not None and k != "knowledge"})
+        self.write()
+        return entry
+
+
+def _calibrations(plan: Plan) -> dict[str, dict[str, Any] | None]:
+    """What calibration found of the very versions of the methods."""
+    found = {name: calibration_of(version) for name, version in plan.versions.items()}
+    return {name: None if one is None else asdict(one) for name, one in found.items()}
+
+
+def _of_others(before: Any, plan: Plan) -> Any:
+    """What an earlier plan said of tasks that are not in this one, by `task/relation`."""
+    own = {cell.task for cell in plan.cells}
+    kept = [name for name in before if name.split("/", 1)[0] not in own]
+    return {name: before[name] for name in kept} if isinstance(before, dict) else kept
+
+
+def read_before(out: Path) -> dict[str, Any]:
+    """Read the journal of an earlier run in a folder; empty where there is none."""
+    return read_run(out) if (out / RUN_FILE).exists() else {}
+
+
+def _commit() -> str | None:
+    """Return the commit of lensbench's own checkout, where it runs from one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:  # a checkout without git, as in slim containers
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,71 @@
+"""The models of a run, loaded: the target, the verbalizer, and those that rivals read in the target's place."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from lensbench.baselines.spec import Baseline
+from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.control_models import check_relative, facts_told, needed, relatives_of
+from lensbench.evaluation.plan import Setting
+from lensbench.harness.context import Relatives
+from lensbench.models.architecture import ModulePaths
+from lensbench.models.budget import Budget, free_memory
+from lensbench.models.edit_folders import split_edits
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import Loading, count_layers, load_source
+from lensbench.models.sources import ModelSource, resolve
+from lensbench.utils.layer_spec import parse_layers
+
+
+def load_setting(config: RunConfig, baselines: Iterable[Baseline]) -> Setting:
+    """Load every model that a run needs, each once; the layers are checked first, on the configuration alone.
+
+    Raises:
+        UsageError: layers that the target lacks, or a model that cannot stand in its place.
+        LensbenchError: a model that cannot be loaded.
+    """
+    paths = ModulePaths(**config.module_paths) if config.module_paths else None
+    how = Loading(
+        config.device, config.dtype, config.revision, config.offline, config.chat_template, paths, config.device_map
+    )
+    models = _Models(how)
+    source = models.find(config.model, how)
+    layers = parse_layers(config.layers, count_layers(source))
+    model = models.load(source, how)
+    # Revision and module paths are those of the target, and of the same model without its edit.
+    plain = replace(how, revision=None, paths=None)
+    verbalizer = model
+    if config.verbalizer and config.verbalizer != config.model:
+        verbalizer = models.load(models.find(config.verbalizer, plain), plain)
+    names, found = needed(baselines, relatives_of(config)), {}
+    for role, name in names.items():
+        same = split_edits(name)[0] == split_edits(config.model)[0]
+        one = how if same else plain
+        found[role] = models.load(models.find(name, one), one)
+        check_relative(role, found[role], model)
+    memory = config.memory if isinstance(config.memory, int) else free_memory(model.device)
+    for loaded in {model, verbalizer, *found.values()}:
+        loaded.budget = Budget(memory, loaded.device)
+    facts = facts_told(names["twin"]) if "twin" in names else {}
+    return Setting(model, verbalizer, layers, config, Relatives(found, facts, names))
+
+
+class _Models:
+    """Models by where they come from: what one and the same model answers is asked once."""
+
+    def __init__(self, how: Loading) -> None:
+        self._device: torch.device = how.torch_device()
+        self._loaded: dict[ModelSource, LanguageModel] = {}
+
+    def find(self, name: str, how: Loading) -> ModelSource:
+        return resolve(name, revision=how.revision, offline=how.offline)
+
+    def load(self, source: ModelSource, how: Loading) -> LanguageModel:
+        if source not in self._loaded:
+            model = load_source(source, how, self._device)
+            # The same weights under another name are no other model.
+            same = (one for one in self._loaded.values() if one.fingerprint == model.fingerprint)
+            self._loaded[source] = next(same, model)
+        return self._loaded[source]

@@ -1,0 +1,288 @@
+"""The cells of a run: which predictions are to be made, each under a name made of everything that it depends on."""
+
+import hashlib
+import inspect as introspection
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lensbench.baselines.spec import Baseline, find_baselines, find_function
+from lensbench.errors import UsageError
+from lensbench.evaluation.config import RunConfig
+from lensbench.harness.context import Relatives
+from lensbench.inspectors.base import Inspector
+from lensbench.inspectors.catalog import load_inspector
+from lensbench.models.language_model import LanguageModel
+from lensbench.results.records import NO_BASELINE, SCHEMA_VERSION
+from lensbench.tasks import SITES, Site, Task
+from lensbench.utils.cache import code_digest
+
+Make = Callable[[], Inspector]
+Place = tuple[str, Site]
+
+# What predictions are made of besides the method and the rival themselves: when these change, all is made again.
+ENGINE = (
+    "models/affine_maps.py",
+    "models/prompting.py",
+    "harness/bench.py",
+    "models/corpus.py",
+    "tasks/text_metrics.py",
+    "inspectors/evidence.py",
+    "inspectors/access.py",
+    "models/jacobians.py",
+    "harness/knowledge.py",
+    "harness/context.py",
+    "utils/layer_spec.py",
+    "models/learning.py",
+    "results/measures.py",
+    "models",
+    "evaluation/models_of_run.py",
+    "models/moments.py",
+    "harness/next_token.py",
+    "models/token_alignment.py",
+    "models/patching",
+    "evaluation/items.py",
+    "evaluation/control_models.py",
+    "models/activations.py",
+    "harness/returned.py",
+    "baselines",
+    "harness/scoring.py",
+    "tasks/items.py",
+    "baselines/readers.py",
+    "evaluation/runner.py",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One shard of records: a task at a site, by a method or by one of its rivals.
+
+    Attributes:
+        task: the task's name.
+        relations: those asked, in alphabetical order.
+        site: where it is read.
+        inspector: the method's name.
+        baseline: the rival's name, or "none" for the method itself.
+        method: a digest of everything that the method's own predictions depend on.
+        digest: of everything that this cell's predictions depend on.
+    """
+
+    task: str
+    relations: tuple[str, ...]
+    site: Site
+    inspector: str
+    baseline: str
+    method: str
+    digest: str
+
+    @property
+    def place(self) -> Place:
+        """Where it reads: cells of one place share activations."""
+        return self.task, self.site
+
+    @property
+    def file(self) -> str:
+        """The shard's file name."""
+        parts = (self.task, self.site, self.inspector, self.baseline, self.digest)
+        return "-".join(parts) + ".parquet"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, as plain values: it travels between processes.
+
+    Attributes:
+        setting: what all cells depend on, as `Setting.describe` gives it.
+        cells: in the order of work.
+        versions: inspector -> `method_version`, by which calibrations are kept.
+        methods: inspector -> what it does in a sentence, what it reads and what it learns from.
+        due: inspector -> the rivals that it must have faced, as `due_rivals` lists them.
+        dropped: task/relation -> item -> why no method is asked about it.
+        memory: the bytes that a batch may take.
+        selected: task/relation whose items were chosen by what the model says in text: no verdict is given on them.
+        by_token: task/relation whose names are cut: as many items as a tokenizer makes, so no part in totals either.
+        prose: tasks whose gold is the model's own next token: no rival that reads the text has anything to say.
+    """
+
+    setting: dict[str, Any]
+    cells: tuple[Cell, ...]
+    versions: dict[str, str]
+    methods: dict[str, dict[str, Any]]
+    due: dict[str, dict[str, dict[str, Any]]]
+    dropped: dict[str, dict[str, str]]
+    memory: int
+    selected: tuple[str, ...] = ()
+    by_token: tuple[str, ...] = ()
+    prose: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is asked to do, its names looked up; whatever process works at it begins from this."""
+
+    config: RunConfig
+    tasks: tuple[Task, ...]
+    baselines: dict[str, Baseline]
+
+
+def make_inspectors(config: RunConfig) -> dict[str, Make]:
+    """Import the inspectors, and try their settings.
+
+    Raises:
+        UsageError: an inspector that cannot be imported, or settings that it refuses.
+    """
+    makes: dict[str, Make] = {}
+    unused = dict(config.parameters)
+    for given in config.inspectors:
+        found = load_inspector(given)
+        if found.name in makes:
+            raise UsageError(f"two of the inspectors are called {found.name!r}; rename one")
+        settings = {**unused.pop(found.name, {}), **unused.pop(given, {})}
+        known = list(introspection.signature(found).parameters)
+        for name in settings:
+            if name not in known:
+                raise UsageError(
+                    f"inspector {found.name} has no parameter {name!r}; it has {', '.join(known) or 'none'}"
+                )
+        # TOML has lists where methods have tuples.
+        makes[found.name] = partial(found, **{key: _tupled(value) for key, value in settings.items()})
+        try:
+            makes[found.name]()
+        except (TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UsageError(f"inspector {found.name} refuses its settings {settings}: {reason}") from None
+    if unused:
+        raise UsageError(
+            f"settings are given for {min(unused)}, which is not in this run ({', '.join(makes)}); leave them out"
+        )
+    return makes
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
+
+
+def describe_method(inspector: Inspector) -> dict[str, Any]:
+    """Return what a page says of a method."""
+    summary = (introspection.getdoc(type(inspector)) or "").partition("\n")[0]
+    return {"summary": summary, "reads": sorted(inspector.reads), "learns_from": inspector.learns_from}
+
+
+def due_rivals(
+    makes: dict[str, Make], chosen: dict[str, Baseline], relatives: Collection[str] = ()
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return for each inspector the rivals that it must have faced before anything good is said of it.
+
+    All that ship and apply to it, chosen or not, but optional ones, and those that were chosen. Of those that need a
+    model that the run has not (its roles are `relatives`) only the essential ones.
+    """
+    usual = {name: baseline for name, baseline in find_baselines().items() if not baseline.optional}
+    every = {
+        name: baseline
+        for name, baseline in {**usual, **chosen}.items()
+        if baseline.essential or set(baseline.needs) <= set(relatives)
+    }
+    return {
+        name: {
+            baseline.name: {"question": baseline.question, "essential": baseline.essential}
+            for baseline in _rivals_of(make(), every)
+        }
+        for name, make in makes.items()
+    }
+
+
+def _rivals_of(inspector: Inspector, baselines: dict[str, Baseline]) -> list[Baseline]:
+    return [b for b in baselines.values() if b.applies_to(inspector.learns_from, frozenset(inspector.reads))]
+
+
+def sites_of(task: Task, config: RunConfig) -> tuple[Site, ...]:
+    """Return the sites of a task that were asked for."""
+    return tuple(site for site in SITES if site in task.sites and site in (config.sites or SITES))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a run depend on."""
+
+    model: LanguageModel
+    verbalizer: LanguageModel
+    layers: tuple[int, ...]
+    config: RunConfig
+    relatives: Relatives = field(default_factory=Relatives)
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as plain values, for digests and `run.json`."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "model": self.model.name,
+            "model_fingerprint": self.model.fingerprint,
+            "verbalizer": self.verbalizer.name,
+            "verbalizer_fingerprint": self.verbalizer.fingerprint,
+            "dtype": str(self.model.dtype),
+            "device": self.model.device.type,
+            "module_paths": [self.model.parts.paths.blocks, self.model.parts.paths.norm],
+            "layers": list(self.layers),
+            "limit": self.config.limit,
+            "seed": self.config.seed,
+        }
+
+
+def plan_cells(
+    setting: Setting, tasks: Sequence[Task], makes: dict[str, Make], baselines: dict[str, Baseline]
+) -> list[Cell]:
+    """List the cells in the order of work: what shares activations and fits stands together."""
+    cells = []
+    for task in tasks:
+        for site in sites_of(task, setting.config):
+            for name, make in makes.items():
+                inspector = make()
+                method = _digest(setting, task, site, inspector, None)
+                own = Cell(task.name, tuple(sorted(task.relations_at(site))), site, name, NO_BASELINE, method, method)
+                cells.append(own)
+                for baseline in _rivals_of(inspector, baselines):
+                    if not set(baseline.needs) <= set(setting.relatives.models):
+                        continue
+                    digest = _digest(setting, task, site, inspector, baseline)
+                    cells.append(replace(own, baseline=baseline.name, digest=digest))
+    return cells
+
+
+def _digest(setting: Setting, task: Task, site: Site, inspector: Inspector, baseline: Baseline | None) -> str:
+    files = inspector.files()
+    described = {
+        "setting": setting.describe(),
+        "engine": [version("lensbench"), _engine()],
+        "task": [task.name, task.version, sorted(task.relations_at(site))],
+        "site": site,
+        "inspector": [inspector.name, inspector.parameters(), code_digest(type(inspector))],
+        **({"files": [hashlib.sha256(one.read_bytes()).hexdigest() for one in files]} if files else {}),
+        **_relatives_in(setting, baseline),
+        "baseline": baseline and [baseline.name, baseline.parameters, code_digest(find_function(baseline.function))],
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _relatives_in(setting: Setting, baseline: Baseline | None) -> dict[str, Any]:
+    """Return the models besides target and verbalizer that a rival's records depend on."""
+    if baseline is None or not baseline.needs:
+        return {}
+    told = {"twin_facts": setting.relatives.twin_facts} if "twin" in baseline.needs else {}
+    return {"relatives": setting.relatives.describe(baseline.needs), **told}
+
+
+def method_version(inspector: Inspector) -> str:
+    """Return a digest of all that a method's predictions depend on but models, tasks and layers."""
+    files = [hashlib.sha256(one.read_bytes()).hexdigest() for one in inspector.files()]
+    described = [inspector.name, inspector.parameters(), code_digest(type(inspector)), files, _engine()]
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@cache
+def _engine() -> str:
+    package = Path(__file__).parents[1]
+    files = [file for name in ENGINE for file in sorted((package / name).rglob("*.py")) or [package / name]]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

@@ -1,0 +1,263 @@
+"""The workshop: the models, methods and benches of a run, at work on one cell after another."""
+
+import ctypes
+import logging
+import time
+import traceback
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from lensbench.baselines import Outcome
+from lensbench.baselines.common import as_method
+from lensbench.baselines.spec import Baseline
+from lensbench.evaluation.items import Dropped, check_prompts, make_benches
+from lensbench.evaluation.models_of_run import load_setting
+from lensbench.evaluation.plan import (
+    Cell,
+    Job,
+    Place,
+    Plan,
+    describe_method,
+    due_rivals,
+    make_inspectors,
+    method_version,
+    plan_cells,
+    sites_of,
+)
+from lensbench.harness.bench import Bench, Lab, Method
+from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
+from lensbench.harness.next_token import ProseBench, prose_columns, prose_measures
+from lensbench.harness.scoring import pardon, prediction_columns, text_measures
+from lensbench.inspectors.base import Inspector
+from lensbench.inspectors.evidence import NotApplicableError, Target
+from lensbench.models.activation_cache import ResidualCache
+from lensbench.models.corpus import Corpus, lens_cache
+from lensbench.models.patching import patcher_of
+from lensbench.results.measures import measure_table, per_item
+from lensbench.results.records import table_from_columns
+from lensbench.utils.cache import RESIDUALS, cache_root
+from lensbench.utils.costs import Costs, peak_memory
+
+LOG = logging.getLogger("lensbench")
+Fits = dict[object, Inspector]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What came of a cell.
+
+    Attributes:
+        cell: the cell.
+        table: its records; None where there are none.
+        measures: what was measured besides; None where nothing was.
+        entry: what the journal is to say: status, rows, time, memory, and how it failed.
+        state: what the whole run's journal is to say: how patched passes are run, how much memory batches may take.
+    """
+
+    cell: Cell
+    table: pa.Table | None
+    entry: dict[str, Any]
+    measures: pa.Table | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What was found in a cell: its records, and what was measured besides. None where there is nothing."""
+
+    records: pa.Table | None = None
+    measures: pa.Table | None = None
+
+
+class Workshop:
+    """Loads what a job needs, plans its cells, and works at any of them.
+
+    Args:
+        job: what is asked.
+
+    Attributes:
+        plan: what is to be done.
+        setting: the models, and how they are read.
+        makes: the methods.
+        benches: the items by place, checked.
+
+    Raises:
+        UsageError: methods that do not fit the models.
+        LensbenchError: a model that cannot be loaded, or a task that it cannot be asked.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._baselines = job.baselines
+        self.makes = make_inspectors(job.config)
+        self.setting = load_setting(job.config, job.baselines.values())
+        for make in self.makes.values():
+            make().check(Target(self.setting.model), self.setting.verbalizer)
+        dropped: Dropped = {}
+        kept = knowledge_cache()
+        self._drawn: dict[tuple[str, str], frozenset[str]] = {}
+        self._emptied: dict[Place, dict[str, str]] = {}
+        self._knowledge = {task.name: Knowledge(self.setting.model, task, kept) for task in job.tasks}
+        self.benches = self._prepare(job, dropped)
+        self._fitted: dict[str, Fits] = {}
+        chosen = [(task.name, one) for task in job.tasks for one in task.relations.values()]
+        relatives = self.setting.relatives
+        self.plan = Plan(
+            setting={**self.setting.describe(), "relatives": relatives.describe(relatives.models)},
+            cells=tuple(plan_cells(self.setting, job.tasks, self.makes, job.baselines)),
+            versions={name: method_version(make()) for name, make in self.makes.items()},
+            methods={name: describe_method(make()) for name, make in self.makes.items()},
+            due=due_rivals(self.makes, job.baselines, relatives.models.keys()),
+            dropped=dropped,
+            memory=self.setting.model.budget.bytes,
+            selected=tuple(f"{task}/{one.name}" for task, one in chosen if one.hops is not None and one.hops.correct),
+            by_token=tuple(f"{task}/{one.name}" for task, one in chosen if one.by_token),
+            prose=tuple(dict.fromkeys(task for task, one in chosen if one.kind == "next_token")),
+        )
+
+    def _prepare(self, job: Job, dropped: Dropped) -> dict[Place, list[Bench]]:
+        """Check everything that can be checked before the first cell is run."""
+        setting = self.setting
+        corpus = Corpus(setting.model, cache=lens_cache())
+        residuals = ResidualCache(cache_root() / RESIDUALS)
+        lab = Lab(
+            setting.model, setting.verbalizer, corpus, setting.layers, setting.config.seed, residuals, setting.relatives
+        )
+        benches = {
+            (task.name, site): make_benches(lab, setting, task, site, dropped)
+            for task in job.tasks
+            for site in sites_of(task, job.config)
+        }
+        self._select(benches, dropped)
+        check_prompts(setting, [make() for make in self.makes.values()], benches.values())
+        return benches
+
+    def _select(self, benches: dict[Place, list[Bench]], dropped: Dropped) -> None:
+        """Keep of chains to be corrected those that can be: hops known, chain failed. Note who was drawn before."""
+        for (task, site), group in benches.items():
+            kept = []
+            for bench in group:
+                place = (task, bench.relation.name)
+                self._drawn[place] = self._drawn.get(place, frozenset()) | bench.subjects
+                hops = bench.relation.hops
+                left = [bench] if hops is None or not hops.correct else self._correctable(task, bench, dropped)
+                if not left:
+                    why = "of no chain that was drawn does the model know both hops and fail the whole"
+                    self._emptied.setdefault((task, site), {})[bench.relation.name] = why
+                kept += left
+            benches[task, site] = kept
+
+    def _correctable(self, task: str, bench: Bench, dropped: Dropped) -> list[Bench]:
+        reasons = self._knowledge[task].correctable(bench.relation.name, bench.subjects)
+        noted = dropped.setdefault(f"{task}/{bench.relation.name}", {})
+        noted.update({item.id: reasons[item.subject] for item in bench.items if item.subject in reasons})
+        items = tuple(item for item in bench.items if item.subject not in reasons)
+        return [replace(bench, items=items)] if items else []
+
+    def work(self, cell: Cell) -> Work:
+        """Score a cell. A cell that fails does not end the others: how it failed is in what is returned."""
+        found, known, begun = Tables(), {}, time.perf_counter()
+        try:
+            found, entry = self.score(cell, self.benches[cell.place], self._fitted.setdefault(cell.inspector, {}))
+            known = self._shares(cell)
+        except Exception as error:
+            found, entry = Tables(), failure(error)
+        entry["seconds"] = round(time.perf_counter() - begun, 3)
+        entry["peak_memory_mb"] = peak_memory()
+        give_back()
+        verbalizer = self.setting.verbalizer
+        state = {
+            "patched_pass": patcher_of(verbalizer).mode,
+            "memory_budget": verbalizer.budget.bytes,
+            "knowledge": known,
+        }
+        return Work(cell, found.records, entry, found.measures, state)
+
+    def score(self, cell: Cell, benches: Iterable[Bench], fitted: Fits) -> tuple[Tables, dict[str, Any]]:
+        """Score a cell on these benches; return what was found, and what the journal is to say."""
+        baseline = self._baselines.get(cell.baseline)
+        costs = Costs()
+        found, reasons = [], dict(self._emptied.get(cell.place, {}))
+        for bench in benches:
+            method = bench.method(self.makes[cell.inspector], fitted)
+            try:
+                found += [self._tables(cell, bench, outcome) for outcome in _outcomes(method, baseline)]
+            except NotApplicableError as error:
+                reasons[bench.relation.name] = str(error)
+            costs.add(method.costs)
+        whole = Tables(_joined(one.records for one in found), _joined(one.measures for one in found))
+        rows = 0 if whole.records is None else len(whole.records)
+        done = {"status": "not applicable" if whole.records is None else "done", "rows": rows, **costs.entry()}
+        return whole, {**done, "not_applicable": reasons} if reasons else done
+
+    def ask_knowledge(self, tasks: Iterable[str]) -> None:
+        """Ask what the target knows of these tasks, so that no cell has to; what is in the cache is not asked again."""
+        for task in tasks:
+            for bench in (bench for (name, _), group in self.benches.items() if name == task for bench in group):
+                self._knowledge[task].known(bench.relation.name, bench.subjects)
+
+    def _shares(self, cell: Cell) -> dict[str, dict[str, Any]]:
+        asked = {name: self._drawn[cell.task, name] for name in cell.relations if (cell.task, name) in self._drawn}
+        found = shares(self._knowledge[cell.task], list(asked), asked)
+        return {f"{cell.task}/{relation}": share for relation, share in found.items()}
+
+    def _tables(self, cell: Cell, bench: Bench, outcome: Outcome) -> Tables:
+        """Return the records of an outcome, and what else was measured."""
+        items, scores = outcome.items, outcome.scores
+        who = {
+            "model": self.setting.model.name,
+            "verbalizer": self.setting.verbalizer.name,
+            "task": cell.task,
+            "inspector": cell.inspector,
+            "baseline": cell.baseline,
+        }
+        if isinstance(bench, ProseBench):
+            columns = prose_columns(bench, scores, outcome.layers)
+            measured = prose_measures(bench, scores, outcome.layers)
+        else:
+            columns = prediction_columns(items, bench.answers, scores, outcome.layers, correct_prior=outcome.zero_shot)
+            if outcome.pardoned is not None:
+                pardon(columns, outcome.pardoned)
+            known = self._knowledge[cell.task].known(bench.relation.name, bench.subjects)
+            if known is not None:
+                columns["known"] = [known[item.subject] for item in items] * (len(columns["correct"]) // len(items))
+            found = {**text_measures(items, scores), **scores.measures}
+            measured = per_item(found, outcome.layers, scores.attempts, items)
+        records = table_from_columns({**columns, **who, "seed": self.setting.config.seed})
+        if not measured["value"]:
+            return Tables(records)
+        return Tables(records, measure_table(measured, **who, relation=bench.relation.name, site=cell.site))
+
+    def forget(self, place: Place) -> None:
+        """Forget the activations and fits of a place that is done with; what learned no labels serves all places."""
+        self.benches[place] = [replace(bench) for bench in self.benches[place]]
+        for fits in self._fitted.values():
+            for key in [key for key in fits if key != ()]:
+                del fits[key]
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """Return what the journal says of a cell that failed."""
+    lines = traceback.format_exception(error)
+    return {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": "".join(lines)}
+
+
+def _outcomes(method: Method, baseline: Baseline | None) -> list[Outcome]:
+    return baseline.run(method) if baseline else as_method(method)
+
+
+def _joined(tables: Iterable[pa.Table | None]) -> pa.Table | None:
+    present = [table for table in tables if table is not None]
+    return pa.concat_tables(present).unify_dictionaries() if present else None
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library has a call for it: glibc keeps it in pieces otherwise.
+
+    Without this the memory of a long run grew with its items (benchmarks/README.md, 7).
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

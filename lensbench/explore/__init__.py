@@ -1,0 +1,1 @@
+"""Tools that look at a model, a prompt or a run."""

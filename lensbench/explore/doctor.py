@@ -1,0 +1,177 @@
+"""The doctor: is this model read correctly? Numbers with their tolerance, before anybody trusts a result on it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lensbench.errors import LensbenchError
+from lensbench.models.language_model import TOLERANCE, LanguageModel
+from lensbench.models.patching import PatchedPass, Prompt, fastest_mode, make_prompt, try_modes, try_sharings
+from lensbench.models.prefix_cache import shared_prefix
+
+LOG = logging.getLogger("lensbench")
+TEXTS = (
+    "My neighbour often talks about Norway",
+    "She wrote a letter",
+    "The train from the old harbour to the hills runs twice a day, and never on Sundays",
+)
+PROMPT = "Ask anyone what they know of {subject} and they will say"
+SUBJECTS = ("Norway", "Ada Lovelace", "the Great Barrier Reef", "São Tomé", "O'Brien", "Nürnberg 1945")
+CACHE_CHECKS = ("left padding = right padding", "cached = uncached")
+SENTENCES = ("We met {} last summer.", "It was {}, of all things", "Tell me about {}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of a model: what was compared, how far apart it was, how far it may be."""
+
+    name: str
+    figure: str
+    tolerance: str
+    passed: bool
+
+
+def examine(model: LanguageModel) -> list[Check]:
+    """Run every check. All are made, whatever the first ones say."""
+    tolerance = TOLERANCE[model.dtype]
+    checks = []
+    for name, measure in _measures(model):
+        LOG.info("%s?", name)
+        if name in CACHE_CHECKS and not _keeps_keys_and_values(model):
+            checks.append(Check(name, "not applicable: a recurrent state, no keys and values", "-", passed=True))
+            continue
+        try:
+            off = measure()
+            checks.append(Check(name, f"{off:.1e}", f"{tolerance:.0e}", off <= tolerance))
+        except (LensbenchError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            checks.append(Check(name, f"{type(error).__name__}: {str(error)[:80]}", f"{tolerance:.0e}", passed=False))
+    LOG.info("read sites, and what patched passes may share")
+    return [*checks, *_site_checks(model), *_mode_checks(model)]
+
+
+def _measures(model: LanguageModel) -> Iterator[tuple[str, Callable[[], float]]]:
+    yield "last-layer lens = model logits", lambda: _last_layer(model)
+    yield "batched = one by one", lambda: _batched(model, left=False)
+    yield "left padding = right padding", lambda: _batched(model, left=True)
+    yield "cached = uncached", lambda: _cached(model)
+    yield "a patched pass with no patch changes nothing", lambda: _patched_clean(model, noop=True)
+    yield "a patch with the clean vector of its place changes nothing", lambda: _patched_clean(model, noop=False)
+
+
+def _keeps_keys_and_values(model: LanguageModel) -> bool:
+    """Whether the model is made of attention alone; lensbench itself needs no cache and no padding on the left."""
+    try:
+        shared_prefix(model, torch.tensor([model.tokens.encode(TEXTS[0]).ids]))
+    except Exception:  # a foreign model may raise anything
+        return False
+    return True
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """Return the largest difference, relative to the largest logit where that is above 1."""
+    return float((a - b).abs().max()) / max(1.0, float(b.abs().max()))
+
+
+def _logits(model: LanguageModel, ids: Tensor, **arguments: Tensor) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = model.module(ids.to(model.device), use_cache=False, **arguments).logits.float()
+    return out
+
+
+def _alone(model: LanguageModel, text: str) -> Tensor:
+    """Return the next-token logits of a text run by itself."""
+    return _logits(model, torch.tensor([model.tokens.encode(text).ids]))[0, -1]
+
+
+def _last_layer(model: LanguageModel) -> float:
+    ids = torch.tensor([model.tokens.encode(TEXTS[2]).ids])
+    every = torch.arange(ids.shape[1])[None]
+    last = model.residuals(ids, torch.ones_like(ids), every, (model.n_layers,))[0, 0]
+    return _relative(model.unembed(last), _logits(model, ids)[0])
+
+
+def _batched(model: LanguageModel, *, left: bool) -> float:
+    rows = [model.tokens.encode(text).ids for text in TEXTS]
+    ids, mask = model.tokens.pad(rows)
+    positions = torch.tensor([[len(row) - 1] for row in rows])
+    if not left:
+        last = model.residuals(ids, mask, positions, (model.n_layers,))[0, :, 0]
+        together = model.unembed(last)
+    else:
+        for i, row in enumerate(rows):
+            ids[i], mask[i] = ids[i].roll(-len(row)), mask[i].roll(-len(row))
+        numbers = (mask.cumsum(1) - 1).clamp(min=0)
+        arguments = {"attention_mask": mask.to(model.device)}
+        try:
+            together = _logits(model, ids, **arguments, position_ids=numbers.to(model.device))[:, -1]
+        except TypeError:  # ALiBi models take no position ids: they number by the mask
+            together = _logits(model, ids, **arguments)[:, -1]
+    return max(_relative(row, _alone(model, text)) for row, text in zip(together, TEXTS, strict=True))
+
+
+def _cached(model: LanguageModel) -> float:
+    ids = torch.tensor([model.tokens.encode(TEXTS[2]).ids], device=model.device)
+    with torch.no_grad():
+        cache = model.module(ids[:, :-3], use_cache=True).past_key_values
+        continued = model.module(ids[:, -3:], past_key_values=cache, use_cache=True).logits[0].float()
+    return _relative(continued, _logits(model, ids)[0, -3:])
+
+
+def _patched_clean(model: LanguageModel, *, noop: bool) -> float:
+    """Patch the clean vector at every layer of its own place, or anything at all at a place that nothing reads."""
+    prompt = make_prompt(model, PROMPT, "x")
+    ids = torch.tensor([prompt.ids])
+    layers = range(model.n_layers + 1)
+    place = ids.shape[1] - 1 if noop else prompt.position
+    clean = model.residuals(ids, torch.ones_like(ids), torch.tensor([[place]]), layers)[:, 0, 0]
+    chosen = clean[-1:] if noop else clean
+    targets = torch.tensor([model.n_layers]) if noop else torch.arange(model.n_layers + 1)
+    patched = PatchedPass(model, Prompt(prompt.ids, place), fastest_mode(model, prompt))
+    final = patched.final_residuals(chosen, targets.to(model.device))
+    return _relative(model.unembed(final), _logits(model, ids)[0, -1].expand(len(final), -1))
+
+
+def _site_checks(model: LanguageModel) -> list[Check]:
+    """Check that the text up to the read site ends with the subject, wherever it stands and with or without BOS."""
+    wrong: list[str] = []
+    total = 0
+    for sentence in SENTENCES:
+        for subject in SUBJECTS:
+            total += 1
+            text = sentence.format(subject)
+            start = text.index(subject)
+            try:
+                encoding = model.tokens.encode(text)
+                position = model.tokens.locate(encoding, (start, start + len(subject)))
+                covered = encoding.text[: encoding.offsets[position][1]]
+                before = encoding.text[: encoding.offsets[position][0]]
+            except LensbenchError:
+                wrong.append(subject)
+                continue
+            end = len(model.tokens.prefix) + start + len(subject)
+            if len(covered.rstrip()) != end or len(before) >= end:
+                wrong.append(subject)
+    name = "read sites found by character offset"
+    return [Check(name, f"{total - len(wrong)} of {total} right", "all", not wrong)]
+
+
+def _mode_checks(model: LanguageModel) -> list[Check]:
+    """Report how much the patched pass can share. A plainer mode is slower, not wrong: it fails no model."""
+    prompt = make_prompt(model, PROMPT, "x")
+    checks, used = _tried("patched pass", model, list(try_modes(model, prompt)))
+    generating, _ = _tried("generation", model, list(try_sharings(PatchedPass(model, prompt, used))))
+    return [*checks, *generating]
+
+
+def _tried(what: str, model: LanguageModel, tried: list[tuple[Any, float, str]]) -> tuple[list[Check], Any]:
+    tolerance = TOLERANCE[model.dtype]
+    used = next((way for way, off, _ in tried if off <= tolerance), "plain")
+    checks = []
+    for way, off, reason in tried:
+        figure = f"not used: {reason[:60]}" if reason else f"{off:.1e}" + ("" if off <= tolerance else ": not used")
+        checks.append(Check(f"{what}, {way} = plain", figure, f"{tolerance:.0e}", passed=True))
+    return [*checks, Check(f"{what} used", used, "-", passed=True)], used

@@ -1,0 +1,199 @@
+"""Looking into one prompt."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.explore.analyses.lenses import load_lens
+from lensbench.explore.prompt.checks import check_prompt_text, check_table, check_token, position_of
+from lensbench.explore.prompt.tables import Descriptions, LensTable
+from lensbench.explore.prompt.words import word_of
+from lensbench.inspectors.base import Lens
+from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.patchscopes.patched import at_layer
+from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.models.corpus import Corpus, lens_cache
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import load_model
+from lensbench.models.patching import make_prompt, patcher_of
+from lensbench.models.prompting import first_line
+from lensbench.models.tokens import Encoding
+from lensbench.utils.layer_spec import parse_layers
+
+STEPS = 20
+"""How many tokens a description may have."""
+
+
+def inspect(
+    prompt: str,
+    model: str | LanguageModel = "smollm2-135m",
+    lens: str | Lens = "logit_lens",
+    layers: str = "all",
+    top: int = 10,
+) -> LensTable:
+    """Read every token of a prompt at every layer with a lens: what would the model say next, if this layer were last?
+
+    Args:
+        prompt: any text.
+        model: a name, as for `load_model`, or a loaded model.
+        lens: an inspector that gives a distribution of the next token, by name or with settings of your own, such as
+            `TunedLens(steps=0)`. What learns from prose is taken from the cache, or learned now.
+        layers: `all`, `0,4,8` or `stride:2`.
+        top: how many of the likeliest tokens to keep.
+
+    Returns:
+        The table: `to_frame()`, `plot()`, `to_html()`; a notebook shows it.
+
+    Raises:
+        UsageError: an empty prompt, an unknown lens or layer, or a method that is no lens; before a model is loaded
+            where that can be told.
+        LensbenchError: a model that cannot be loaded, or a prompt that is too long for it.
+    """
+    check_table(prompt, lens if isinstance(lens, str) else None, layers, top)
+    chosen = load_lens(lens)() if isinstance(lens, str) else lens
+    if 0 not in chosen.ahead:
+        raise UsageError(f"{chosen.name} does not predict the next token; choose another lens, such as logit_lens")
+    loaded = load_model(model) if isinstance(model, str) else model
+    at = parse_layers(layers, loaded.n_layers)
+    encoding = _encode(loaded, prompt)
+    target = Target(loaded)
+    chosen.check(target, loaded)
+    corpus = Corpus(loaded, cache=lens_cache()) if chosen.learns_from == "corpus" else None
+    fitted = chosen.fit(target, loaded, Training(corpus=corpus))
+    assert isinstance(fitted, Lens)
+    return _table(loaded, fitted, encoding, at, top)
+
+
+def _encode(model: LanguageModel, prompt: str) -> Encoding:
+    encoding = model.tokens.encode(prompt)
+    most = getattr(model.module.config, "max_position_embeddings", None)
+    if most is not None and len(encoding.ids) > most:
+        raise LensbenchError(
+            f"the prompt has {len(encoding.ids)} tokens, {model.name} reads at most {most}; give a shorter one"
+        )
+    if not encoding.ids:
+        raise UsageError(f"the tokenizer of {model.name} makes no token of the prompt; give a longer text")
+    return encoding
+
+
+def _residuals(
+    model: LanguageModel, encoding: Encoding, layers: tuple[int, ...]
+) -> Float[Tensor, "layer token d_model"]:
+    ids = torch.tensor([encoding.ids])
+    return model.residuals(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None], layers)[:, 0]
+
+
+@torch.no_grad()
+def _table(model: LanguageModel, lens: Lens, encoding: Encoding, layers: tuple[int, ...], top: int) -> LensTable:
+    values = _residuals(model, encoding, (*layers, model.n_layers))
+    own = [model.unembed(rows).float().softmax(1).max(1) for rows in values[-1].split(model.head_rows)]
+    final = torch.cat([one.indices for one in own])
+    at_once = max(1, model.head_rows // 2)
+    cells = [
+        _layer(lens, layer, list(zip(rows.split(at_once), final.split(at_once), strict=True)), top)
+        for layer, rows in zip(layers, values, strict=False)
+    ]
+    likely, probabilities, given, rank = (np.stack([cell[i].cpu().numpy() for cell in cells]) for i in range(4))
+    named = {int(token) for token in (*likely.ravel(), *final.tolist())}
+    return LensTable(
+        model=model.name,
+        lens=lens.name,
+        prompt=encoding.text,
+        tokens=tuple(word_of(model.tokens, token) for token in encoding.ids),
+        layers=layers,
+        top=likely,
+        probabilities=probabilities,
+        final=final.cpu().numpy(),
+        final_probability=torch.cat([one.values for one in own]).cpu().numpy(),
+        lens_probability=given,
+        rank=rank,
+        vocabulary=model.vocabulary,
+        words={token: word_of(model.tokens, token) for token in sorted(named)},
+    )
+
+
+def _layer(lens: Lens, layer: int, chunks: Sequence[tuple[Tensor, Tensor]], top: int) -> tuple[Tensor, ...]:
+    """Return the likeliest tokens, their probabilities, and the final prediction's probability and rank.
+
+    Args:
+        lens: fitted.
+        layer: of the residuals.
+        chunks: residuals [token, d_model] beside the model's final predictions [token].
+        top: how many of the likeliest.
+    """
+    attempt = lens.ahead.index(0)
+    parts = []
+    for rows, final in chunks:
+        probabilities = lens.logits(layer, rows, attempt).float().softmax(1)
+        given = probabilities.gather(1, final[:, None])
+        best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
+        parts.append((best.indices, best.values, given[:, 0], (probabilities > given).sum(1)))
+    return tuple(torch.cat(one) for one in zip(*parts, strict=True))
+
+
+def describe_token(
+    prompt: str,
+    token: int | str,
+    model: str | LanguageModel = "smollm2-135m",
+    layers: str = "all",
+    patchscope: Patchscope | None = None,
+) -> Descriptions:
+    """Write one token's state at each layer into another prompt, and let the model go on: what does it take it for?
+
+    With the same model as target and verbalizer this shows what *this reader* can recover from a layer, which includes
+    what it knows itself.
+
+    Args:
+        prompt: any text.
+        token: its number (-1 is the last), or a word of the prompt: its last token, where it occurs last.
+        model: a name, as for `load_model`, or a loaded model.
+        layers: `all`, `0,4,8` or `stride:2`.
+        patchscope: with settings of your own; by default one with the prompt `description`.
+
+    Raises:
+        UsageError: an empty prompt, a token or layer that is not there, or token 0, which is an attention sink.
+        LensbenchError: a model that cannot be loaded.
+    """
+    check_prompt_text(prompt)
+    check_token(prompt, token)
+    parse_layers(layers, None)
+    loaded = load_model(model) if isinstance(model, str) else model
+    method = patchscope or Patchscope(prompt="description")
+    at = parse_layers(layers, loaded.n_layers)
+    encoding = _encode(loaded, prompt)
+    position = _position(loaded, encoding, prompt, token)
+    method.check(Target(loaded), loaded)
+    fitted = method.fit(Target(loaded), loaded, Training())
+    rows = _residuals(loaded, encoding, at)[:, position]
+    own = fitted.own_prompt("{subject}")
+    patched = make_prompt(loaded, own.text, own.placeholder, fitted.write)
+    texts = np.empty((len(at), len(fitted.target_layers_)), dtype=object)
+    for column, layer in enumerate(fitted.target_layers_):
+        said = patcher_of(loaded).generate(patched, rows, torch.tensor(at_layer(layer, at)), STEPS)
+        texts[:, column] = [first_line(text) for text in said]
+    word = word_of(loaded.tokens, encoding.ids[position])
+    names = tuple(str(layer) for layer in fitted.target_layers_)
+    return Descriptions(loaded.name, encoding.text, word, position, at, names, own.text, texts)
+
+
+def _position(model: LanguageModel, encoding: Encoding, prompt: str, token: int | str) -> int:
+    """Find a token by its number or by a word.
+
+    Raises:
+        UsageError: it is not there, or is token 0.
+    """
+    count = len(encoding.ids)
+    number = position_of(token)
+    if number is None:
+        begin = prompt.rindex(str(token))
+        return model.tokens.locate(encoding, (begin, begin + len(str(token))))
+    position = number + count if number < 0 else number
+    if not 0 <= position < count:
+        raise UsageError(f"--token {number}: the prompt has tokens 0 to {count - 1} for {model.name}")
+    if position == 0:
+        raise UsageError("--token 0: the first token is an attention sink, of no use to a reader; choose another")
+    return position

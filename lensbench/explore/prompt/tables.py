@@ -1,0 +1,199 @@
+"""What was found in a prompt: a table of layers and tokens, and a token's descriptions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int, Shaped
+
+from lensbench.errors import unknown_name
+from lensbench.explore.prompt.words import quoted, visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+By = Literal["probability", "rank"]
+BY: tuple[By, ...] = ("probability", "rank")
+
+
+@dataclass(frozen=True)
+class LensTable:
+    """What a lens says at each layer and token of a prompt. Notebooks show it; so do `plot` and `to_html`.
+
+    Attributes:
+        model: the model's name.
+        lens: the lens's name.
+        prompt: the text.
+        tokens: the prompt's, as texts; there may be equal ones.
+        layers: in order; 0 = the embeddings.
+        top: the likeliest tokens at each layer and position, likeliest first.
+        probabilities: theirs.
+        final: the model's own most likely token at each position.
+        final_probability: what the model gives it.
+        lens_probability: what the lens gives it, at each layer.
+        rank: where it stands in the lens's vocabulary (0 = the top).
+        vocabulary: how many tokens there are.
+        words: texts of tokens by id.
+    """
+
+    model: str
+    lens: str
+    prompt: str
+    tokens: tuple[str, ...]
+    layers: tuple[int, ...]
+    top: Int[np.ndarray, "layer token place"]
+    probabilities: Float[np.ndarray, "layer token place"]
+    final: Int[np.ndarray, " token"]
+    final_probability: Float[np.ndarray, " token"]
+    lens_probability: Float[np.ndarray, "layer token"]
+    rank: Int[np.ndarray, "layer token"]
+    vocabulary: int
+    words: Mapping[int, str]
+
+    def to_frame(self, top: int = 1) -> pd.DataFrame:
+        """Return one row a layer, token and place (1 = the likeliest), for so many places.
+
+        The columns are layer, position, token, place, predicted, probability, and of the model's own prediction final,
+        final_rank (in the lens's vocabulary, 0 = the top) and final_probability (that the lens gives it).
+        """
+        places = min(top, self.top.shape[2])
+        layer, position, place = (axis.ravel() for axis in np.indices((*self.rank.shape, places)))
+        return pd.DataFrame(
+            {
+                "layer": np.array(self.layers)[layer],
+                "position": position,
+                "token": [self.tokens[one] for one in position],
+                "place": place + 1,
+                "predicted": [self.words[int(token)] for token in self.top[layer, position, place]],
+                "probability": self.probabilities[layer, position, place],
+                "final": [self.words[int(self.final[one])] for one in position],
+                "final_rank": self.rank[layer, position],
+                "final_probability": self.lens_probability[layer, position],
+            }
+        )
+
+    def shades(self, by: By = "probability") -> Float[np.ndarray, "layer token"]:
+        """Return how dark each cell is, 0 to 1: by the top token's probability, or the rank of what the model says.
+
+        Ranks are on a log scale: 1 is the top, 0 the end of the vocabulary.
+
+        Raises:
+            UsageError: something else.
+        """
+        if by not in BY:
+            raise unknown_name("colour", by, BY)
+        if by == "probability":
+            return self.probabilities[:, :, 0]
+        shades: Float[np.ndarray, "layer token"] = 1 - np.log1p(self.rank) / np.log(max(2, self.vocabulary))
+        return shades
+
+    def plot(self, *, by: By = "probability", ax: "Axes | None" = None) -> "Figure":
+        """Draw the classic picture: the likeliest token of each cell, coloured; bold where it is the model's own."""
+        from lensbench.report.lens_table import Cells, plot_lens_table
+
+        agrees = self.top[:, :, 0] == self.final[None]
+        return plot_lens_table(
+            Cells(
+                tuple(str(layer) for layer in self.layers),
+                tuple(visible(token) for token in self.tokens),
+                [[visible(self.words[int(token)]) for token in row] for row in self.top[:, :, 0]],
+                self.shades(by),
+                agrees,
+                [visible(self.words[int(token)]) for token in self.final],
+                self._scale(by),
+            ),
+            title=f"{self.lens.replace('_', ' ')} on {self.model}",
+            colour=_COLOURS[by],
+            ax=ax,
+        )
+
+    def _scale(self, by: By) -> Mapping[float, str]:
+        """Return what to write beside the colours."""
+        if by == "probability":
+            return {place / 5: f"{place / 5:.1f}" for place in range(6)}
+        ranks = [0, *(10**power for power in range(1, 7) if 10**power < self.vocabulary)]
+        return {float(1 - np.log1p(rank) / np.log(max(2, self.vocabulary))): f"{rank:,}" for rank in ranks}
+
+    def to_html(self, by: By = "probability") -> str:
+        """Return a page of its own, which needs no network: a cell's likeliest tokens appear when it is pointed at."""
+        from lensbench.explore.prompt.pages import table_page
+
+        return table_page(self, by)
+
+    def _repr_html_(self) -> str:
+        from lensbench.explore.prompt.pages import framed
+
+        return framed(self.to_html(), rows=len(self.layers) + 2)
+
+    def __repr__(self) -> str:
+        return f"LensTable({self.lens} on {self.model}: {len(self.layers)} layers, {len(self.tokens)} tokens)"
+
+
+_COLOURS = {
+    "probability": "probability of the token shown",
+    "rank": "rank of the model's prediction (0 = the top)",
+}
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """What a Patchscope says of one token's state, layer by layer.
+
+    Attributes:
+        model: the model's name.
+        prompt: the text that the state was read in.
+        token: as text.
+        position: of the token.
+        layers: the states' layers, in order.
+        target_layers: where they were written; `same` is the source layer.
+        inspection: the prompt that they were written into, its slot unfilled.
+        texts: how the model went on.
+    """
+
+    model: str
+    prompt: str
+    token: str
+    position: int
+    layers: tuple[int, ...]
+    target_layers: tuple[str, ...]
+    inspection: str
+    texts: Shaped[np.ndarray, "layer target"]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a layer and target layer: layer, target_layer, text."""
+        layer, target = (axis.ravel() for axis in np.indices(self.texts.shape))
+        return pd.DataFrame(
+            {
+                "layer": np.array(self.layers)[layer],
+                "target_layer": [self.target_layers[one] for one in target],
+                "text": self.texts[layer, target],
+            }
+        )
+
+    def plot(self, *, ax: "Axes | None" = None) -> "Figure":
+        """Draw the texts, a line a layer."""
+        from lensbench.report.lens_table import plot_descriptions
+
+        rows = [
+            (f"{row.layer}" if len(self.target_layers) == 1 else f"{row.layer} \N{RIGHTWARDS ARROW} {row.target_layer}",
+             visible(str(row.text)))
+            for row in self.to_frame().itertuples()
+        ]  # fmt: skip
+        return plot_descriptions(rows, title=f"What {self.model} makes of {quoted(self.token)}, layer by layer", ax=ax)
+
+    def to_html(self) -> str:
+        """Return a page of its own, which needs no network."""
+        from lensbench.explore.prompt.pages import descriptions_page
+
+        return descriptions_page(self)
+
+    def _repr_html_(self) -> str:
+        from lensbench.explore.prompt.pages import framed
+
+        return framed(self.to_html(), rows=len(self.layers) * len(self.target_layers) + 2)
+
+    def __repr__(self) -> str:
+        return f"Descriptions({visible(self.token)!r} on {self.model}: {len(self.layers)} layers)"

@@ -1,0 +1,1 @@
+"""What puts a method to work fairly: cross-fitting, scoring, isolation."""

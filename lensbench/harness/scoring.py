@@ -1,0 +1,151 @@
+"""From scores to predictions: choice sets, shared ties, prior correction. See docs/decisions/0003-scoring.md."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from lensbench.inspectors.evidence import Scores
+from lensbench.results.measures import FACET_RECALL, ROUGE_L
+from lensbench.tasks import Item
+from lensbench.tasks.text_metrics import facet_recall, rouge_l, says
+
+# Log-scores nearer than this are a tie: corrected scores that are equal by construction differ by rounding.
+TIE = 1e-6
+
+
+def prior_corrected(
+    log_scores: Float[np.ndarray, "layer attempt item answer"],
+    own: Bool[np.ndarray, "item answer"],
+    folds: Sequence[int],
+) -> Float[np.ndarray, "layer attempt item answer"]:
+    """Subtract each answer's mean log-score over training items: those of the other folds, without labels.
+
+    Where a relation has several choice sets, only items whose set does not contain the answer count, so that all
+    answers of a set are treated alike. A fold without such items (a very small sample) stays as it is.
+
+    Args:
+        log_scores: raw scores of every answer.
+        own: whether the answer is in the item's choice set.
+        folds: each item's fold.
+    """
+    corrected = log_scores.astype(np.float64)
+    fold_of = np.asarray(folds)
+    for fold in np.unique(fold_of):
+        test, training = fold_of == fold, fold_of != fold
+        if not training.any():
+            continue
+        several = ~own[training].all(axis=0)
+        finite = np.isfinite(log_scores[:, :, training])
+        counted = finite & np.where(several, ~own[training], True)
+        total = counted.sum(axis=2)
+        mean = np.where(counted, log_scores[:, :, training], 0.0).sum(axis=2) / np.maximum(total, 1)
+        corrected[:, :, test] -= mean[:, :, None]
+    return corrected
+
+
+def pick(
+    log_scores: Float[np.ndarray, "layer attempt item answer"],
+    own: Bool[np.ndarray, "item answer"],
+    gold: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the answer picked from each item's own choice set, and its credit.
+
+    Credit is 1 over the number of tied answers where the gold is among them, else 0: a constant scorer gets exactly
+    1/k.
+    """
+    inside = np.where(own, log_scores, -np.inf)
+    top = inside.max(axis=-1, keepdims=True)
+    # A method that scores every answer -inf ties all of them.
+    tied = own & ((inside >= top - TIE) | np.isneginf(top))
+    credit = np.take_along_axis(tied, np.asarray(gold)[None, None, :, None], axis=-1)[..., 0] / tied.sum(axis=-1)
+    return tied.argmax(axis=-1), credit
+
+
+def _says_answer(text: str, item: Item) -> bool | None:
+    """Whether a text has the answer or an alias; a description is measured by its facets instead."""
+    return None if item.facets else says(text, (item.answer, *item.aliases))
+
+
+def text_measures(items: Sequence[Item], scores: Scores) -> dict[str, np.ndarray]:
+    """Return how good the texts are, [layer, attempt, item]: facet recall and ROUGE-L, for items that have facets."""
+    if scores.texts is None or not all(item.facets for item in items):
+        return {}
+    recall, rouge = np.zeros(scores.texts.shape), np.zeros(scores.texts.shape)
+    for place, text in np.ndenumerate(scores.texts):
+        item = items[place[-1]]
+        recall[place] = facet_recall(text, dict(item.facets))
+        rouge[place] = rouge_l(text, item.answer)
+    return {FACET_RECALL: recall, ROUGE_L: rouge}
+
+
+def prediction_columns(
+    items: Sequence[Item], answers: Sequence[str], scores: Scores, layers: Sequence[int | None], *, correct_prior: bool
+) -> dict[str, Any]:
+    """Return the columns of the records that depend on the scores, in (layer, attempt, item) order.
+
+    Args:
+        items: the items scored.
+        answers: every answer of their relation: the last axis of the scores.
+        scores: from an inspector or a rival.
+        layers: the layers of the scores' first axis; (None,) for what reads no layer.
+        correct_prior: whether the scores learned no labels, and so carry a prior to be corrected.
+    """
+    raw = scores.log_scores.double().cpu().numpy()
+    place = {answer: i for i, answer in enumerate(answers)}
+    own = np.zeros((len(items), len(answers)), dtype=bool)
+    for i, item in enumerate(items):
+        own[i, [place[choice] for choice in item.choices]] = True
+    gold = [place[item.answer] for item in items]
+    corrected = prior_corrected(raw, own, [item.fold for item in items]) if correct_prior else raw
+    predicted, correct = pick(raw, own, gold)
+    predicted_corrected, correct_corrected = pick(corrected, own, gold)
+    shape = predicted.shape
+    names = np.array(answers, dtype=object)
+    at_gold = np.asarray(gold)[None, None, :, None]
+    gold_log_prob = np.take_along_axis(raw, at_gold, axis=-1)[..., 0].ravel()
+
+    def per_item(values: Sequence[Any]) -> np.ndarray:
+        row = np.empty(len(values), dtype=object)
+        row[:] = values
+        return np.broadcast_to(row, shape).ravel()
+
+    by_layer = np.empty(len(layers), dtype=object)
+    by_layer[:] = layers
+    columns: dict[str, Any] = {
+        "layer": np.broadcast_to(by_layer[:, None, None], shape).ravel().tolist(),
+        "attempt": np.broadcast_to(np.array(scores.attempts, dtype=object)[None, :, None], shape).ravel(),
+        "predicted": names[predicted].ravel(),
+        "predicted_corrected": names[predicted_corrected].ravel(),
+        "correct": correct.ravel(),
+        "correct_corrected": correct_corrected.ravel(),
+        "gold_log_prob": [value if np.isfinite(value) else None for value in gold_log_prob.tolist()],
+        "gold_rank": None,
+        "chance": per_item([1 / len(item.choices) for item in items]),
+    }
+    if scores.ranks is not None:
+        ranks = scores.ranks.cpu().numpy()
+        columns["gold_rank"] = np.take_along_axis(ranks, at_gold, axis=-1)[..., 0].ravel().tolist()
+    for name in ("relation", "subject", "site", "template", "fold"):
+        columns[name] = per_item([getattr(item, name) for item in items])
+    if scores.texts is not None:
+        columns["text"] = scores.texts.ravel()
+        columns["open_correct"] = list(map(_says_answer, scores.texts.ravel(), per_item(items)))
+    columns["item"] = per_item([item.id for item in items])
+    columns["gold"] = per_item([item.answer for item in items])
+    return columns
+
+
+def pardon(columns: dict[str, Any], answers: Sequence[str]) -> None:
+    """Let one answer of each item count as chance where it is picked: the credit of a guess, in place of none.
+
+    Args:
+        columns: from `prediction_columns`; their credit is changed.
+        answers: for each item, the answer that is not the gold one and not held against the reader.
+    """
+    for kind in ("", "_corrected"):
+        picked, credit = np.asarray(columns[f"predicted{kind}"]), np.asarray(columns[f"correct{kind}"], dtype=float)
+        spared = picked == np.tile(np.array(answers, dtype=object), len(picked) // len(answers))
+        # A pick that shares a tie with the gold answer has credit already.
+        columns[f"correct{kind}"] = np.where(spared, np.maximum(credit, columns["chance"].astype(float)), credit)

@@ -1,0 +1,1 @@
+"""Methods that attribute an answer to parts of the model."""

@@ -1,0 +1,212 @@
+"""Which inspectors there are, known without importing torch: by reading our files, and the entry points of plug-ins."""
+
+import ast
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lensbench.errors import LensbenchError, UsageError, import_attribute, unknown_name
+
+if TYPE_CHECKING:
+    from lensbench.inspectors.base import Inspector
+
+# What a method may learn from, and what it may read: the harness withholds the rest.
+SUPERVISION = ("nothing", "corpus", "labels")
+SOURCES = ("activation", "question", "text", "components", "target")
+GROUP = "lensbench.inspectors"
+OURS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Listing:
+    """An inspector, as far as its file tells without being run.
+
+    Attributes:
+        name: as command line and records call it.
+        location: `module:Class`.
+        summary: first line of the class's docstring.
+        reads: the sources that it declares.
+        learns_from: the supervision that it declares.
+        tries: how many attempts it makes, in words.
+        cost: what it takes, in words.
+        parameters: names and defaults of its constructor's arguments.
+    """
+
+    name: str
+    location: str
+    summary: str
+    reads: tuple[str, ...]
+    learns_from: str
+    tries: str
+    cost: str
+    parameters: dict[str, str]
+
+
+def find_inspectors() -> dict[str, Listing]:
+    """List our inspectors and the installed plug-ins.
+
+    Raises:
+        LensbenchError: two inspectors of one name, or a plug-in whose file cannot be found or does not hold its class.
+    """
+    found: dict[str, Listing] = {}
+    for path in sorted(OURS.rglob("*.py"), key=lambda path: path.stem):
+        module = ".".join(("lensbench", "inspectors", *path.relative_to(OURS).with_suffix("").parts))
+        for node in _classes(path):
+            if listing := _listing(node, module):
+                _add(found, listing)
+    for entry in entry_points(group=GROUP):
+        _add(found, _plugged(entry))
+    return found
+
+
+def _add(found: dict[str, Listing], listing: Listing) -> None:
+    if listing.name in found:
+        other = found[listing.name].location
+        raise LensbenchError(
+            f"two inspectors are called {listing.name!r}: {other} and {listing.location}; rename or uninstall one"
+        )
+    found[listing.name] = listing
+
+
+def _plugged(entry: EntryPoint) -> Listing:
+    module, _, attribute = entry.value.partition(":")
+    try:
+        spec = find_spec(module)
+    except ImportError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise LensbenchError(
+            f"plug-in {entry.name} names module {module!r}, which is not there; reinstall or uninstall the package"
+        )
+    for node in _classes(Path(spec.origin)):
+        if node.name == attribute and (listing := _listing(node, module)):
+            return listing
+    raise LensbenchError(
+        f"plug-in {entry.name}: {spec.origin} defines no inspector {attribute!r} with a `name`; reinstall or "
+        "uninstall it"
+    )
+
+
+def _classes(path: Path) -> Iterable[ast.ClassDef]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise LensbenchError(f"{path}:{error.lineno}: {error.msg}; mend the file") from None
+    return [node for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
+def _listing(node: ast.ClassDef, module: str) -> Listing | None:
+    """Read a class's declarations; None for a class without a name of its own."""
+    declared = {
+        target.id: value
+        for statement in node.body
+        for target, value in _assigned(statement)
+        if isinstance(target, ast.Name)
+    }
+    name = _literal(declared.get("name"))
+    if not isinstance(name, str):
+        return None
+    return Listing(
+        name=name,
+        location=f"{module}:{node.name}",
+        summary=(ast.get_docstring(node) or "").partition("\n")[0],
+        reads=tuple(sorted(_literal(declared.get("reads")) or ("activation",))),
+        learns_from=str(_literal(declared.get("learns_from")) or "nothing"),
+        tries=str(_literal(declared.get("tries")) or "one"),
+        cost=str(_literal(declared.get("cost")) or "-"),
+        parameters=_parameters(node),
+    )
+
+
+def _assigned(statement: ast.stmt) -> list[tuple[ast.expr, ast.expr | None]]:
+    if isinstance(statement, ast.AnnAssign):
+        return [(statement.target, statement.value)]
+    if isinstance(statement, ast.Assign):
+        return [(target, statement.value) for target in statement.targets]
+    return []
+
+
+def _literal(node: ast.expr | None) -> Any:
+    """Return the value of a literal, `frozenset({...})` included; None for anything that would have to be run."""
+    if isinstance(node, ast.Call) and node.args:
+        node = node.args[0]
+    try:
+        return ast.literal_eval(node) if node is not None else None
+    except ValueError:
+        return None
+
+
+def _parameters(node: ast.ClassDef) -> dict[str, str]:
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            arguments = statement.args
+            names = [argument.arg for argument in arguments.args[1:]]
+            defaults = [""] * (len(names) - len(arguments.defaults)) + [ast.unparse(d) for d in arguments.defaults]
+            return dict(zip(names, defaults, strict=True))
+    return {}
+
+
+def check_inspector(name: str) -> None:
+    """Refuse a name that is no inspector, without importing it where that can be told.
+
+    Raises:
+        UsageError: no inspector of that name; the nearest names are given.
+    """
+    if ":" in name:
+        module = name.partition(":")[0]
+        if not _importable(module):
+            raise UsageError(
+                f"inspector {name!r}: no module {module!r} on the Python path; run where it lies, or install it"
+            )
+        return
+    known = find_inspectors()
+    if name not in known:
+        raise unknown_name("inspector", name, known, "or give module:Class; see `lensbench list inspectors`")
+
+
+def _importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def load_inspector(name: str) -> "type[Inspector]":
+    """Import an inspector's class by its name or by `module:Class`.
+
+    Raises:
+        UsageError: no such inspector, or not a concrete subclass of Inspector with a name.
+    """
+    from lensbench.inspectors.base import Inspector  # imports torch
+
+    check_inspector(name)
+    location = name if ":" in name else find_inspectors()[name].location
+    module, _, attribute = location.partition(":")
+    found = import_attribute(f"inspector {name!r}", module, attribute)
+    if not (isinstance(found, type) and issubclass(found, Inspector)):
+        raise UsageError(f"inspector {name!r} is no subclass of lensbench.inspectors.base.Inspector")
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    if missing or not isinstance(getattr(found, "name", None), str):
+        what = f"has no {', '.join(missing)}" if missing else "has no `name`"
+        raise UsageError(f"inspector {name!r} {what}; see CONTRIBUTING.md, 'A method'")
+    _check_declarations(name, found)
+    return found
+
+
+def _check_declarations(given: str, found: "type[Inspector]") -> None:
+    """Refuse a name that cannot be a file's, and sources or supervision that do not exist.
+
+    Raises:
+        UsageError: one of them.
+    """
+    if not re.fullmatch(r"[A-Za-z]\w*", found.name) or found.name == "none":
+        raise UsageError(f"inspector {given!r} has the name {found.name!r}; use letters, digits and _, and not 'none'")
+    if found.learns_from not in SUPERVISION:
+        raise unknown_name(f"learns_from of inspector {found.name}:", str(found.learns_from), SUPERVISION)
+    for source in found.reads:
+        if source not in SOURCES:
+            raise unknown_name(f"source in reads of inspector {found.name}:", str(source), SOURCES)

@@ -1,0 +1,1 @@
+"""Methods that give a distribution over the vocabulary at each layer."""

@@ -1,0 +1,1 @@
+"""Methods that write an activation into another prompt."""

@@ -1,0 +1,128 @@
+"""Patchscope."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from lensbench.errors import unknown_name
+from lensbench.inspectors.base import Inspector, OwnPrompt
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.inspectors.patchscopes.patched import (
+    Attempt,
+    TargetLayers,
+    at_layer,
+    check_prompt,
+    check_width,
+    chosen_layers,
+    prompt_text,
+    read_patched,
+)
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.patching import WRITES, Write
+from lensbench.models.prompting import ask
+from lensbench.tasks.facts import SLOT
+
+
+class Patchscope(Inspector):
+    """Put the residual in the place of a word in another prompt, and let the model go on.
+
+    Ghandeharioun et al. 2024, arXiv 2401.06102.
+
+    The quintuplet (T, i*, f, M*, l*): h*_{l*}[i*] ← f(h_l) in M*'s pass on T. Prompt T is the item's question or one of
+    the method's own, i* its slot, f the identity (`mapped_patchscope` has an affine one), M* the verbalizer, l* the
+    target layer. With several slots the same vector is written at each; with `write="norm_matched"` and an instruction
+    as prompt this is SelfIE (Chen et al. 2024, arXiv 2403.10949).
+
+    Args:
+        target_layers: l*, one attempt each, the first is the default: numbers and `same`, the source layer; or `all`,
+            or `stride:4`.
+        prompt: T for all items, with slots `{subject}`, or the name of one of ours: `token_identity`, also with a
+            number of demonstrations (`token_identity:5`), `description` or `instruction`; None takes each relation's
+            own inspection prompt.
+        placeholder: the word in the slot; one token of the verbalizer.
+        write: `overwrite`; `norm_matched`, the residual at the length of what it overwrites; `add`, that added to what
+            is there.
+        relevancy: also measure by how much the patch moves the probability of the top answer.
+    """
+
+    name: ClassVar[str] = "patchscope"
+    reads: ClassVar[frozenset[Source]] = frozenset({"activation", "question"})
+    learns_from: ClassVar[Learns] = "nothing"
+    tries: ClassVar[str] = "one a target layer"
+    cost: ClassVar[str] = "a patched pass an item, layer and target layer"
+    generates: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        target_layers: TargetLayers | str = (1,),
+        prompt: str | None = None,
+        placeholder: str = "x",
+        write: Write = "overwrite",
+        relevancy: bool = False,
+    ) -> None:
+        self.target_layers = target_layers if isinstance(target_layers, str) else tuple(target_layers)
+        self.prompt = prompt
+        self.placeholder = placeholder
+        self.write = write
+        self.relevancy = relevancy
+
+    def check(self, target: Target, verbalizer: LanguageModel) -> None:
+        """Check the parameters, and that activations fit the verbalizer.
+
+        Raises:
+            UsageError: a target layer that the verbalizer lacks, a verbalizer of another width, an unknown prompt or
+                way of writing, or a placeholder of several tokens.
+        """
+        chosen_layers(self.name, self.target_layers, target, verbalizer)
+        check_width(self.name, target, verbalizer)
+        if self.write not in WRITES:
+            raise unknown_name(f"{self.name}.write", self.write, WRITES)
+        check_prompt(self.name, verbalizer, self.prompt, self.placeholder)
+
+    def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "Patchscope":
+        """Find the target layers; there is nothing to learn."""
+        self.verbalizer_ = verbalizer
+        self.target_layers_ = chosen_layers(self.name, self.target_layers, target, verbalizer)
+        return self
+
+    def own_prompt(self, question: str) -> OwnPrompt:
+        """Return the inspection prompt T."""
+        return OwnPrompt(prompt_text(self.name, self.prompt, question), self.placeholder)
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        """Patch every layer's residual of every item into the inspection prompt at every target layer.
+
+        Where a description is asked for, the model goes on from there.
+        """
+        assert evidence.residuals is not None
+        assert evidence.question is not None
+        own, values = self.own_prompt(evidence.question), evidence.residuals.values
+        attempts = [
+            Attempt(f"target_layer={layer}", values, at_layer(layer, evidence.layers)) for layer in self.target_layers_
+        ]
+        found = read_patched(self.verbalizer_, own, attempts, evidence, self.write)
+        if not self.relevancy:
+            return found
+        return replace(found, measures={"relevancy": relevancy(self.verbalizer_, own, found, evidence)})
+
+
+def relevancy(
+    verbalizer: LanguageModel, own: OwnPrompt, patched: Scores, evidence: Evidence
+) -> Float[np.ndarray, "layer attempt item"]:
+    """Return |p(a; patched) - p(a; unpatched)| of the answer a that ranks highest among each item's choices.
+
+    That is how SelfIE (arXiv 2403.10949) tells what came from the activation from what the prompt says by itself; here
+    of the answer's first token, where SelfIE has it of each generated one. One unpatched pass.
+    """
+    tokens = [verbalizer.tokens.answer_token(answer) for answer in evidence.answers]
+    text = own.text.replace(SLOT, own.placeholder)
+    unpatched = ask(verbalizer, [text], tokens).log_probs[0].double().cpu().exp()
+    log_scores = patched.log_scores.double().cpu()
+    own_choices = torch.tensor([[answer in choices for answer in evidence.answers] for choices in evidence.choices])
+    top = log_scores.masked_fill(~own_choices, -torch.inf).argmax(-1, keepdim=True)
+    moved = (log_scores.exp().gather(-1, top) - unpatched[top]).abs()
+    found: Float[np.ndarray, "layer attempt item"] = moved[..., 0].numpy()
+    return found

@@ -1,0 +1,1 @@
+"""Methods that put an activation into words."""

@@ -1,0 +1,213 @@
+"""Inversion."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensbench.errors import UsageError
+from lensbench.inspectors.base import Inspector, OwnPrompt, by_layer
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.models.corpus import WINDOW, Corpus
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.prompting import ask, say
+
+SLOT = "{subject}"
+# How many tokens the default attempt keeps.
+DEFAULT_KEPT = 2
+# Without any penalty, coordinates that say the same would have no one solution.
+LEAST_PENALTY = 1e-9
+
+
+class Inversion(Inspector):
+    """Decode the input text from the residual, and let the verbalizer answer from the text.
+
+    After Li et al. 2025, arXiv 2509.13316, section 4, who train a decoder of whole prompts: whatever can be answered
+    so is no knowledge of the target's, only of its input. Ours is the simplest that recovers a name. For the token read
+    (o = 0) and each of the k - 1 before it, a linear map a layer,
+
+        ŷ_o = W_o (h_l - m_l) / s_l + b_o,   w_o = argmax over tokens w of cos(ŷ_o, e_w),
+
+    where e_w are the model's input embeddings, m and s mean and standard deviation of each coordinate, and W, b the
+    ridge regression of e_w(t - o) on the standardised h_l(t) over a corpus. The tokens w_n-1 ... w_0 as text, in the
+    slot of the inspection prompt, are what the verbalizer is asked about. Attempt `tokens=n` keeps n of them: nothing
+    in the residual says where a name begins, so each length is an attempt.
+
+    The first tokens of the relation's answers are never decoded: a text that says the answer would be no input text.
+
+    W is held and kept on disk in half precision: 2 bytes x layers x k x width², 82 MB for 31 layers of width 576 and
+    k = 4; the regression takes three to four times that while it is solved.
+
+    Args:
+        offsets: k, how many tokens are decoded.
+        tokens: corpus tokens for the regression.
+        ridge: penalty, relative to the variance of each coordinate.
+        prompt: for all items, with the slot `{subject}`; None takes each relation's own inspection prompt.
+        vocabulary: ids of the tokens to choose from; None takes all that have a text.
+    """
+
+    name: ClassVar[str] = "inversion"
+    reads: ClassVar[frozenset[Source]] = frozenset({"activation", "question"})
+    learns_from: ClassVar[Learns] = "corpus"
+    tries: ClassVar[str] = "one a number of tokens kept"
+    cost: ClassVar[str] = "a pass over the corpus, once a model; then the embeddings, and a text an item and attempt"
+    generates: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        offsets: int = 4,
+        tokens: int = 8192,
+        ridge: float = 0.001,
+        prompt: str | None = None,
+        vocabulary: tuple[int, ...] | None = None,
+    ) -> None:
+        self.offsets = offsets
+        self.tokens = tokens
+        self.ridge = ridge
+        self.prompt = prompt
+        self.vocabulary = vocabulary
+
+    def check(self, target: Target, verbalizer: LanguageModel) -> None:
+        """Refuse settings that cannot be.
+
+        Raises:
+            UsageError: no offsets or more than a window has, no tokens, a negative penalty, a prompt without its slot,
+                or an empty vocabulary.
+        """
+        if not isinstance(self.offsets, int) or not 1 <= self.offsets <= WINDOW // 2:
+            raise UsageError(f"inversion.offsets = {self.offsets!r}: expected a number of tokens, 1 to {WINDOW // 2}")
+        if not isinstance(self.tokens, int) or self.tokens < WINDOW:
+            raise UsageError(f"inversion.tokens = {self.tokens!r}: expected at least {WINDOW}, the length of a window")
+        if not isinstance(self.ridge, int | float) or not 0 <= self.ridge < float("inf"):
+            raise UsageError(f"inversion.ridge = {self.ridge!r}: expected a number that is not below 0")
+        if self.prompt is not None and SLOT not in self.prompt:
+            raise UsageError(f"inversion.prompt = {self.prompt!r}: expected a text with the slot {SLOT}")
+        if self.vocabulary is not None and not self.vocabulary:
+            raise UsageError("inversion.vocabulary = (): expected ids of tokens; leave it out to take all")
+
+    def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "Inversion":
+        """Learn the maps of layers 0 to L, or take them from the cache."""
+        assert training.corpus is not None
+        corpus = training.corpus
+        self.target_ = target
+        self.verbalizer_ = verbalizer
+        # Neither prompt nor vocabulary changes what is learned: rivals with others share it.
+        settings = {"offsets": self.offsets, "tokens": self.tokens, "ridge": self.ridge}
+        learned = corpus.learn_once(
+            type(self), settings, lambda learning: learning.stage("ridge", lambda: self._learn(target, corpus))
+        )
+        self.mean_: Float[Tensor, "layer d_model"] = learned["mean"]
+        self.scale_: Float[Tensor, "layer d_model"] = learned["scale"]
+        self.weight_: Float[Tensor, "layer offset d_model d_embed"] = learned["weight"]
+        self.bias_: Float[Tensor, "offset d_embed"] = learned["bias"]
+        return self
+
+    def own_prompt(self, question: str) -> OwnPrompt:
+        """Return the prompt in whose slot the decoded text is put."""
+        return OwnPrompt(self.prompt or question, "x")
+
+    def decode(
+        self, layer: int, values: Float[Tensor, "item d_model"], without: Sequence[int] = ()
+    ) -> Int[Tensor, "item offset"]:
+        """Return the tokens that one layer's residuals decode to: the one read, the one before it, and so on.
+
+        Args:
+            layer: 0 to L.
+            values: its residuals.
+            without: tokens that are not to be decoded.
+
+        Raises:
+            UsageError: no token is left to choose from.
+        """
+        standard = (values.float() - self.mean_[layer]) / self.scale_[layer]
+        decoded = torch.stack([standard @ weight.float() for weight in self.weight_[layer]], dim=1) + self.bias_
+        found = self.target_.nearest(decoded.flatten(0, 1), among=self.vocabulary, without=without)
+        return found.reshape(len(values), self.offsets)
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        """Decode every layer's residual of every item, and ask the verbalizer about each text.
+
+        Where a description is asked for, the verbalizer goes on from there.
+        """
+        assert evidence.residuals is not None
+        assert evidence.question is not None
+        form = self.own_prompt(evidence.question).text
+        default = min(DEFAULT_KEPT, self.offsets)
+        kept = (default, *(n for n in range(1, self.offsets + 1) if n != default))
+        texts = [form.replace(SLOT, name) for name in self._names(evidence, kept)]
+        number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        place = [number[text] for text in texts]
+        distinct = list(number)
+        asked = ask(self.verbalizer_, distinct, [self.verbalizer_.tokens.answer_token(a) for a in evidence.answers])
+        found = by_layer(asked.rows(torch.tensor(place)), len(evidence.layers), tuple(f"tokens={n}" for n in kept))
+        if not evidence.describe:
+            return found
+        said = np.array(say(self.verbalizer_, distinct, evidence.describe), dtype=object)
+        return replace(found, texts=said[place].reshape(found.log_scores.shape[:3]))
+
+    def _names(self, evidence: Evidence, kept: Sequence[int]) -> Iterator[str]:
+        """Yield the decoded texts, by layer, then by how many tokens are kept, then by item."""
+        assert evidence.residuals is not None
+        without = self.target_.first_tokens(evidence.answers)
+        for layer, values in zip(evidence.layers, evidence.residuals.values, strict=True):
+            decoded = self.decode(layer, values, without).tolist()
+            for n in kept:
+                yield from (self.target_.spell(ids[n - 1 :: -1]) for ids in decoded)
+
+    def _learn(self, target: Target, corpus: Corpus) -> dict[str, Tensor]:
+        sums = _Sums(target, self.offsets)
+        for values, ids in corpus.positions(self.tokens, self.offsets):
+            sums.add(values, torch.stack([target.embed(column) for column in ids.T]))
+        return sums.ridge(self.ridge)
+
+
+class _Sums:
+    """What the normal equations of all layers and offsets need: sums over corpus positions."""
+
+    def __init__(self, target: Target, offsets: int) -> None:
+        self._target = target
+        width, embedded = target.d_model, target.embed(torch.zeros(1, dtype=torch.long)).shape[1]
+        layers = target.n_layers + 1
+        new = partial(torch.zeros, device=target.device)
+        self._count = 0
+        # Sums of large coordinates lose the small ones: what is summed is the distance from the first batch's mean.
+        self._origin = new(layers, width)
+        self._x = new(layers, width, dtype=torch.float64)
+        self._xx = new(layers, width, width, dtype=torch.float64)
+        self._y = new(offsets, embedded, dtype=torch.float64)
+        self._xy = new(layers, offsets, width, embedded)
+
+    def add(
+        self, values: Float[Tensor, "layer position d_model"], embedded: Float[Tensor, "offset position d_embed"]
+    ) -> None:
+        if not self._count:
+            self._origin = values.float().mean(1)
+        self._count += values.shape[1]
+        self._y += embedded.double().sum(1)
+        for layer, x in enumerate(values.float() - self._origin[:, None]):
+            self._x[layer] += x.double().sum(0)
+            self._xx[layer] += x.T @ x
+            self._xy[layer] += x.T @ embedded
+
+    def ridge(self, penalty: float) -> dict[str, Tensor]:
+        """Solve for W of every layer and offset, in float64, on standardised coordinates."""
+        mean_x, mean_y = self._x / self._count, self._y / self._count
+        weight = torch.empty_like(self._xy, dtype=torch.float16)
+        scale = torch.ones_like(mean_x)
+        for layer, mean in enumerate(mean_x):
+            xx = self._xx[layer] / self._count - torch.outer(mean, mean)
+            spread = xx.diagonal().clamp(min=0).sqrt()
+            # A coordinate that never moves says nothing, and is not divided by zero.
+            scale[layer] = torch.where(spread > 0, spread, 1.0)
+            xx = xx / torch.outer(scale[layer], scale[layer])
+            xx.diagonal().add_(max(penalty, LEAST_PENALTY))
+            xy = self._xy[layer].double() / self._count - mean[:, None] * mean_y[:, None]
+            goal = (xy / scale[layer][:, None]).transpose(0, 1).flatten(1)
+            weight[layer] = torch.linalg.solve(xx, goal).unflatten(1, (len(mean_y), -1)).transpose(0, 1).half()
+        mean = self._origin + mean_x.float()
+        return {"mean": mean, "scale": scale.float(), "weight": weight, "bias": mean_y.float()}

@@ -1,0 +1,126 @@
+"""Losses of texts with gradients: of the residual stream at every layer, or of weights that ask for them."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lensbench.models.language_model import LanguageModel, _Stop
+
+Goals = Callable[[slice, Float[Tensor, "row token vocab"]], Int[Tensor, "goal row token"]]
+# More texts at once are no faster on a CPU.
+CPU_TOKENS = 512
+# What a backward pass keeps: of a block so many residual streams (attention, a gated MLP); of logits so many copies.
+KEPT_PER_BLOCK, KEPT_OF_LOGITS = 40, 6
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Some positions of some texts, at every layer 0 to L.
+
+    Attributes:
+        residuals: h_l.
+        gradients: of each goal's loss with respect to h_l; the loss of a text is the sum of the cross-entropies at all
+            its positions, so what h_l does to later positions through attention is in it.
+        losses: mean cross-entropy of each goal over the positions of a text, in nats.
+    """
+
+    residuals: Float[Tensor, "layer row place d_model"]
+    gradients: Float[Tensor, "goal layer row place d_model"]
+    losses: Float[Tensor, "goal row"]
+
+
+def loss_gradients(
+    model: LanguageModel, ids: Int[Tensor, "row token"], goals: Goals, places: Int[Tensor, " place"]
+) -> Gradients:
+    """Return the gradients of sum_t -log p(goal_t) with respect to the residual stream.
+
+    Args:
+        model: whose weights stay without gradients.
+        ids: texts of one length.
+        goals: from a batch (which rows, and their logits) to the tokens whose cross-entropy is the loss.
+        places: the positions whose gradients are kept.
+    """
+    block_bytes = 4 * KEPT_PER_BLOCK * (model.n_layers + 1) * model.d_model
+    row_bytes = ids.shape[1] * (block_bytes + 4 * KEPT_OF_LOGITS * model.vocabulary)
+
+    def size(_begin: int) -> int:
+        return model.budget.rows(row_bytes, cpu_most=max(1, CPU_TOKENS // ids.shape[1]))
+
+    parts = model.budget.in_batches(
+        len(ids), size, lambda rows: _batch(model, ids[rows], places, lambda logits: goals(rows, logits))
+    )
+    return Gradients(
+        torch.cat([part.residuals for part in parts], dim=1),
+        torch.cat([part.gradients for part in parts], dim=2),
+        torch.cat([part.losses for part in parts], dim=1),
+    )
+
+
+def _batch(model: LanguageModel, ids: Tensor, places: Tensor, goals: Callable[[Tensor], Tensor]) -> Gradients:
+    with torch.enable_grad():
+        stream = _stream(model, ids)
+        logits = model.unembed(stream[-1].flatten(0, 1)).log_softmax(-1).unflatten(0, ids.shape)
+        wanted = goals(logits.detach()).to(logits.device)
+        losses = [-logits.gather(2, tokens[..., None])[..., 0] for tokens in wanted]
+        gradients = [
+            torch.autograd.grad(loss.sum(), stream, retain_graph=place < len(losses) - 1)
+            for place, loss in enumerate(losses)
+        ]
+    kept = [[gradient[:, places].to(model.device) for gradient in one] for one in gradients]
+    return Gradients(
+        torch.stack([hidden[:, places].detach().to(model.device) for hidden in stream]),
+        torch.stack([torch.stack(one) for one in kept]),
+        torch.stack(losses).detach().mean(2),
+    )
+
+
+def _stream(model: LanguageModel, ids: Tensor) -> list[Tensor]:
+    """Run the model and return its residual stream at every layer, with the graph from the embeddings on."""
+
+    def begin(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        # The weights ask for no gradients: the graph begins where this tensor goes in.
+        if args:
+            return (args[0].detach().requires_grad_(True), *args[1:]), kwargs
+        name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+        return args, {**kwargs, name: kwargs[name].detach().requires_grad_(True)}
+
+    handle = model.parts.blocks[0].register_forward_pre_hook(begin, with_kwargs=True)
+    try:
+        with model._reading(range(model.n_layers + 1)) as seen, suppress(_Stop):
+            model.module(ids.to(model.device), use_cache=False)
+    finally:
+        handle.remove()
+    return [seen[layer] for layer in range(model.n_layers + 1)]
+
+
+def last_layer(
+    model: LanguageModel, ids: Int[Tensor, "row token"], mask: Int[Tensor, "row token"]
+) -> Float[Tensor, "row token d_model"]:
+    """Run the model and return its residual stream before the final norm, with gradients where weights ask for them."""
+    with model._reading((model.n_layers,)) as seen, suppress(_Stop):
+        model.module(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+    return seen[model.n_layers]
+
+
+def token_losses(
+    model: LanguageModel, hidden: Float[Tensor, "row token d_model"], scored: Sequence[Sequence[tuple[int, int]]]
+) -> Float[Tensor, " row"]:
+    """Return the mean cross-entropy of some tokens of each text, in nats. Only what is scored goes through the head.
+
+    Args:
+        model: whose final norm and head are used.
+        hidden: the residual stream before the final norm.
+        scored: of each text, the positions that are read, and the tokens that are to follow them; one or more.
+    """
+    row = torch.tensor([i for i, own in enumerate(scored) for _ in own], device=hidden.device)
+    at, wanted = torch.tensor([pair for own in scored for pair in own], device=hidden.device).unbind(1)
+    logits = model.unembed(hidden[row, at])
+    losses = F.cross_entropy(logits.float(), wanted.to(logits.device), reduction="none")
+    lengths = torch.tensor([len(own) for own in scored], device=losses.device)
+    return torch.zeros(len(scored), device=losses.device).index_add(0, row.to(losses.device), losses) / lengths

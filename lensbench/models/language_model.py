@@ -1,0 +1,326 @@
+"""LanguageModel: the one class that knows a transformers model."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lensbench.errors import LensbenchError
+from lensbench.models.architecture import (
+    Architecture,
+    ArchitectureError,
+    ModulePaths,
+    find_architecture,
+    input_device,
+    only_tokens,
+    probe_ids,
+    unembed,
+)
+from lensbench.models.budget import Budget, bytes_per_row, free_memory
+from lensbench.models.tokens import Tokens
+
+# How far numbers of two ways to the same result may lie apart (relative to the largest logit, where that is above 1).
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+# On a CPU, larger batches of logits are no faster, and leave its caches.
+CPU_LOGITS_BYTES = 128 * 2**20
+# Rows that go at once through a head of a few tokens.
+NARROW_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What is kept of a full-vocabulary prediction.
+
+    Attributes:
+        log_probs: natural log-probability of each asked token.
+        ranks: how many tokens of the vocabulary score higher (0 = the top).
+        top: ids of the likeliest tokens of the vocabulary, likeliest first; as many as were asked for.
+    """
+
+    log_probs: Float[Tensor, "row token"]
+    ranks: Int[Tensor, "row token"]
+    top: Int[Tensor, "row place"]
+
+    def rows(self, places: Int[Tensor, " place"]) -> "TokenScores":
+        """Return the rows at these places."""
+        return TokenScores(self.log_probs[places], self.ranks[places], self.top[places])
+
+
+# Settings that say where a model lies and what wrote it, not what it computes.
+UNRELATED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+
+
+class _Stop(Exception):  # noqa: N818 - not an error: ends a forward pass after the deepest layer asked
+    pass
+
+
+class LanguageModel:
+    """A decoder whose residual stream can be read at every layer.
+
+    Args:
+        module: a causal language model of transformers, on its device, in evaluation mode.
+        tokens: its tokenizer.
+        name: how records name it.
+        paths: module paths, where structure is not found by itself.
+
+    Raises:
+        ArchitectureError: blocks, norm or head not found, or reading the last layer does not give the model's own
+            logits.
+    """
+
+    def __init__(self, module: nn.Module, tokens: Tokens, name: str, paths: ModulePaths | None = None) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.tokens = tokens
+        self.name = name
+        config: Any = module.config
+        text_config = config.get_text_config()
+        self.parts: Architecture = find_architecture(module, int(text_config.num_hidden_layers), paths)
+        self.n_layers = len(self.parts.blocks)
+        self.dtype: torch.dtype = next(module.parameters()).dtype
+        self.device: torch.device = input_device(module)
+        self.budget = Budget(free_memory(self.device), self.device)
+        self.d_model = self._prove()
+        # What other modules keep for as long as the model lives, such as its patcher.
+        self.companions: dict[str, Any] = {}
+        self._fingerprint: str | None = None
+
+    def _prove(self) -> int:
+        ids = probe_ids(self.module)
+        with torch.no_grad():
+            logits = self.module(ids, use_cache=False).logits[0].float()
+        last = self.residuals(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None], (self.n_layers,))[0, 0]
+        off = float((self.unembed(last) - logits).abs().max()) / max(1.0, float(logits.abs().max()))
+        if not off <= TOLERANCE[self.dtype]:
+            raise ArchitectureError(
+                f"{self.name}: reading the last layer at {self.parts.paths.norm} gives logits off by {off:.1e} "
+                f"(tolerance {TOLERANCE[self.dtype]:.0e}); name the modules with --module-paths blocks=PATH,norm=PATH"
+            )
+        return int(last.shape[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the configuration, of every weight, and of the tokenizer."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            config: Any = self.module.config
+            # Where it lies and by what it was written do not make it another model.
+            settings = {key: value for key, value in config.to_dict().items() if key not in UNRELATED}
+            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+            for name, tensor in sorted(weights_of(self.module).items()):
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}".encode())
+            digest.update(self.tokens.definition.encode())
+            digest.update(self.tokens.prefix.encode())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    @contextmanager
+    def _reading(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Collect the residual stream at `layers` in the passes inside, and end each after the deepest."""
+        seen: dict[int, Tensor] = {}
+        deepest = max(layers)
+
+        def hook_for(layer: int) -> Any:
+            def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+                seen[layer] = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
+                if layer == deepest:
+                    raise _Stop
+
+            return hook
+
+        places = [*self.parts.blocks, self.parts.final]
+        handles = [places[i].register_forward_pre_hook(hook_for(i), with_kwargs=True) for i in sorted(set(layers))]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def residuals(
+        self,
+        ids: Int[Tensor, "row token"],
+        mask: Int[Tensor, "row seen"],
+        positions: Int[Tensor, "row site"],
+        layers: Sequence[int],
+        prefix: Any = None,
+    ) -> Float[Tensor, "layer row site d_model"]:
+        """Run the model once and return the residual stream before the final norm, at the asked positions only.
+
+        Args:
+            ids: the texts, padded on the right.
+            mask: 1 where there is text; as wide as prefix and ids together.
+            positions: read sites, counted in `ids`.
+            layers: 0 to L.
+            prefix: the cache of tokens that all texts begin with and `ids` leaves out; see `shared_prefix`.
+        """
+        with self._reading(layers) as seen:
+            try:
+                self.module(
+                    ids.to(self.device, non_blocking=True),
+                    attention_mask=mask.to(self.device, non_blocking=True),
+                    past_key_values=prefix,
+                    use_cache=prefix is not None,
+                )
+            except _Stop:
+                pass
+            else:
+                raise LensbenchError(f"{self.name}: no layer {max(layers)} was reached in a forward pass")
+        # The layers of a model that is spread over devices come from several of them.
+        rows = torch.arange(len(ids))[:, None]
+        devices = {seen[layer].device for layer in layers}
+        where = {to: (rows.to(to, non_blocking=True), positions.to(to, non_blocking=True)) for to in devices}
+        return torch.stack([seen[layer][where[seen[layer].device]].to(self.device) for layer in layers])
+
+    def unembed(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+        """Return logits from the residual stream of any layer: the model's own final norm and head. Differentiable."""
+        return unembed(self.module, self.parts, residuals)
+
+    def norm(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """Return residuals of any layer after the model's own final norm, in float32. Differentiable."""
+        normed: Tensor = self.parts.final(residuals.to(self.dtype))
+        return normed.float().to(residuals.device)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text, as the model's configuration and its tokenizer say."""
+        config: Any = self.module.generation_config
+        ends = (config.eos_token_id if config is not None else None, self.tokens.tokenizer.eos_token_id)
+        flat = [end for given in ends for end in (given if isinstance(given, list) else [given]) if end is not None]
+        return tuple(sorted(set(flat)))
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
+        return int(self.module.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+
+    @property
+    def head_rows(self) -> int:
+        """How many rows go through the head at once."""
+        vocab = self.vocabulary
+        # Logits in the model's precision and in float32, and a comparison with each of them.
+        return self.budget.rows(12 * vocab, cpu_most=max(1, CPU_LOGITS_BYTES // (4 * vocab)))
+
+    @cached_property
+    def token_bytes(self) -> int:
+        """What one more token in a batch adds to the memory of a pass; measured."""
+        ids = probe_ids(self.module).repeat(1, 4)
+
+        def run(rows: int) -> object:
+            mask = torch.ones_like(ids).expand(rows, -1)
+            return self.residuals(ids.expand(rows, -1), mask, torch.zeros(rows, 1).long(), range(self.n_layers + 1))
+
+        return bytes_per_row(run) // ids.shape[1] + 1
+
+    @torch.no_grad()
+    def score_tokens(
+        self,
+        residuals: Float[Tensor, "row d_model"],
+        token_ids: Sequence[int],
+        top_k: int = 0,
+        unembed: Callable[[Tensor], Tensor] | None = None,
+    ) -> TokenScores:
+        """Unembed and keep the asked tokens' log-probabilities and ranks, and the ids of the `top_k` likeliest.
+
+        Args:
+            residuals: of any layer.
+            token_ids: the asked tokens.
+            top_k: how many of the likeliest to name.
+            unembed: a head in place of the model's own.
+        """
+        asked = torch.tensor(token_ids, device=self.device)
+        head = unembed or self.unembed
+        kept = self.budget.in_batches(
+            len(residuals),
+            lambda _begin: self.head_rows,
+            lambda rows: _score_chunk(head(residuals[rows].to(self.device)), asked, top_k),
+        )
+        return TokenScores(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
+
+    @torch.no_grad()
+    def token_logits(
+        self, residuals: Float[Tensor, "row d_model"], token_ids: Sequence[int]
+    ) -> Float[Tensor, "row token"]:
+        """Unembed the asked tokens alone: they compare with each other as their log-probabilities do.
+
+        Only the head's rows of these tokens are multiplied, where that is proved to give the model's own logits.
+        """
+        asked = torch.tensor(token_ids, device=self.device)
+        head = self._head_by_rows
+        if head is None:
+            chunks = residuals.split(self.head_rows)
+            return torch.cat([self.unembed(chunk.to(self.device))[:, asked] for chunk in chunks])
+        with only_tokens(head, asked):
+            return torch.cat([self.unembed(chunk.to(self.device)) for chunk in residuals.split(NARROW_ROWS)])
+
+    @cached_property
+    def _head_by_rows(self) -> nn.Linear | None:
+        """The head, if it gives some tokens' logits without the others': tried on a probe text, soft-cap and all."""
+        head: Any = self.module.get_output_embeddings()  # type: ignore[operator]
+        if type(head) is not nn.Linear:
+            return None
+        ids = probe_ids(self.module)
+        where = torch.arange(ids.shape[1])[None]
+        last = self.residuals(ids, torch.ones_like(ids), where, (self.n_layers,))[0, 0]
+        whole = self.unembed(last)
+        some = torch.arange(0, whole.shape[1], max(1, whole.shape[1] // 16), device=self.device)
+        try:
+            with only_tokens(head, some):
+                narrow = self.unembed(last)
+            off = float((narrow - whole[:, some]).abs().max()) / max(1.0, float(whole.abs().max()))
+        except Exception:  # whatever foreign code raises that counts on its whole vocabulary
+            return None
+        return head if off <= TOLERANCE[self.dtype] else None
+
+
+def _score_chunk(logits: Tensor, asked: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    scores = logits[:, asked]
+    top = logits.topk(top_k, dim=1).indices
+    # On a CPU some rows at a time: what is read twice is then still in its caches.
+    parts = logits.split(32) if logits.device.type == "cpu" else (logits,)
+    normaliser = torch.cat([part.logsumexp(1, keepdim=True) for part in parts])
+    return scores - normaliser, ranks_of(logits, scores), top
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return every weight, also those that accelerate keeps outside of the module until they are needed."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        weights: dict[str, Tensor] = get_state_dict_offloaded_model(module)
+        return weights
+    return module.state_dict()
+
+
+def checksum(tensor: Tensor) -> tuple[int, int]:
+    """Return two sums over the bits of all elements, one of them weighted by place: any one change shows."""
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    plain = weighted = 0
+    for chunk in tensor.detach().contiguous().flatten().split(2**22):
+        bits = chunk.view(kinds[chunk.element_size()]).long()
+        places = torch.arange(1, len(bits) + 1, device=bits.device)
+        plain = (plain * 31 + int(bits.sum())) % 2**61
+        weighted = (weighted * 31 + int((bits * places).sum())) % 2**61
+    return plain, weighted
+
+
+def ranks_of(logits: Float[Tensor, "row vocab"], scores: Float[Tensor, "row token"]) -> Int[Tensor, "row token"]:
+    """Return how many of a row's logits lie above each score; sorting them would cost more than the head itself."""
+    if logits.device.type == "cpu" and scores.shape[1] <= 24:
+        # numpy counts a comparison in a few microseconds, where torch widens it to integers first.
+        pairs = zip(logits.numpy(), scores.numpy(), strict=True)
+        return torch.tensor([[np.count_nonzero(row > score) for score in asked] for row, asked in pairs])
+    ordered, order = scores.sort(dim=1)
+    # Place every logit among the few asked scores, then count from above.
+    place = torch.searchsorted(ordered, logits)
+    counts = torch.zeros(len(logits), scores.shape[1] + 1, device=logits.device)
+    counts.scatter_add_(1, place, torch.ones((), device=logits.device).expand(place.shape))
+    above = counts.flip(1).cumsum(1).flip(1)[:, 1:].long()
+    return torch.empty_like(above).scatter_(1, order, above)

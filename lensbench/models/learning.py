@@ -1,0 +1,182 @@
+"""A method's learning from a corpus, kept on the disk as it goes, so that it can be cut off and gone on with."""
+
+import logging
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from lensbench.utils.cache import atomic_file
+
+LOG = logging.getLogger("lensbench")
+
+SAVE_EVERY_SECONDS = 60.0
+STEP = "step"
+# Of a descent: steps until the rate is reached, and the longest gradient.
+WARM_UP, CLIP = 10, 1.0
+# So many steps at a time their mean loss is told.
+SHOWN = 10
+
+
+class Resumable(ABC):
+    """Something that changes step by step; what is random in a step is drawn from the step's number."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that the steps so far have changed."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from such a state."""
+
+
+def momenta(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what an optimiser has gathered: one tensor for each parameter's number and name, such as `0.exp_avg`."""
+    state = optimiser.state_dict()["state"]
+    return {f"{index}.{name}": value for index, kept in state.items() for name, value in kept.items()}
+
+
+def restore_momenta(optimiser: torch.optim.Optimizer, gathered: Mapping[str, Tensor]) -> None:
+    """Go on with what `momenta` returned."""
+    kept: dict[int, dict[str, Tensor]] = {}
+    for key, value in gathered.items():
+        index, _, name = key.partition(".")
+        kept.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": kept})
+
+
+class Descent(Resumable):
+    """Adam on some weights, its rate rising for a few steps and then falling to zero; gradients are clipped.
+
+    Args:
+        weights: what is learned, by name; they ask for gradients.
+        rate: the highest learning rate.
+        steps: how many there will be.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], rate: float, steps: int) -> None:
+        self.weights = weights
+        self._rate, self._steps = rate, steps
+        self._adam = torch.optim.Adam(weights.values(), lr=rate)
+        self.losses: list[float] = []
+
+    def step(self, number: int, losses: Float[Tensor, " row"]) -> None:
+        """Go one step down the mean of the losses."""
+        self._adam.zero_grad()
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP)
+        self._adam.param_groups[0]["lr"] = self._rate * min((number + 1) / WARM_UP, 1 - number / self._steps)
+        self._adam.step()
+        self.losses.append(float(losses.detach().mean()))
+
+    def descend(self, learning: "Learning", losses: Callable[[int], Float[Tensor, " row"]]) -> dict[str, float]:
+        """Make the steps that are still to be made; return the mean loss of the first steps, and of the last.
+
+        Args:
+            learning: keeps what is reached.
+            losses: of a step's texts, with gradients.
+        """
+        for step in learning.steps(self._steps, self):
+            with torch.enable_grad():
+                self.step(step, losses(step))
+            if step % SHOWN == SHOWN - 1:
+                LOG.info("step %d of %d: loss %.3f", step + 1, self._steps, self.mean_loss(slice(-SHOWN, None)))
+        return {"loss_first": self.mean_loss(slice(SHOWN)), "loss_last": self.mean_loss(slice(-SHOWN, None))}
+
+    def mean_loss(self, steps: slice) -> float:
+        """The mean loss of some steps, to four places."""
+        some = self.losses[steps]
+        return round(sum(some) / len(some), 4)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, moments, and the losses so far."""
+        kept = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        kept |= {f"weight.{name}": weight for name, weight in self.weights.items()}
+        return kept | {f"moment.{name}": value for name, value in momenta(self._adam).items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from such a state."""
+        self.losses = state["losses"].tolist()
+        for name, weight in self.weights.items():
+            weight.data.copy_(state[f"weight.{name}"])
+        moments = {key.removeprefix("moment."): value for key, value in state.items() if key.startswith("moment.")}
+        restore_momenta(self._adam, moments)
+
+
+def draw_positions(
+    kept: Float[Tensor, "layer position d_model"], count: int, seed: int, step: int
+) -> Float[Tensor, "layer drawn d_model"]:
+    """Return the positions that a step learns from, drawn by its number."""
+    generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+    places = torch.randint(kept.shape[1], (count,), generator=generator)
+    return kept[:, places.to(kept.device)]
+
+
+class Learning:
+    """The stages and steps of one method's learning.
+
+    Args:
+        folder: where what has been reached is kept; None keeps nothing.
+        device: where tensors are wanted.
+    """
+
+    def __init__(self, folder: Path | None, device: torch.device) -> None:
+        self._folder = folder
+        self._device = device
+        self._saved = time.monotonic()
+
+    def stage(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what a stage computes; from the disk, where it was finished before learning was cut off.
+
+        It is kept only where it took long enough for that to be worth it.
+        """
+        begun = time.monotonic()
+        if (held := self._load(name)) is not None:
+            return held
+        values = compute()
+        if time.monotonic() - begun > SAVE_EVERY_SECONDS:
+            self._save(name, values)
+        return values
+
+    def steps(self, total: int, learner: Resumable) -> Iterator[int]:
+        """Yield the numbers of the steps that are still to be made, and save the learner's state once a minute."""
+        first = 0
+        if (held := self._load("steps")) is not None:
+            first = int(held.pop(STEP))
+            learner.restore(held)
+        for step in range(first, total):
+            yield step
+            if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
+                self._save("steps", {**learner.state(), STEP: torch.tensor(step + 1)})
+
+    def _load(self, name: str) -> dict[str, Tensor] | None:
+        if self._folder is None or not (self._folder / f"{name}.safetensors").exists():
+            return None
+        return {key: value.to(self._device) for key, value in load_file(self._folder / f"{name}.safetensors").items()}
+
+    def _save(self, name: str, values: Mapping[str, Tensor]) -> None:
+        self._saved = time.monotonic()
+        if self._folder is None:
+            return
+        with atomic_file(self._folder / f"{name}.safetensors") as file:
+            file.write(save({key: value.detach().contiguous().cpu() for key, value in values.items()}))
+
+
+@contextmanager
+def begun(out: Path, digest: str) -> Iterator[Path]:
+    """Name a folder beside `out` for what is reached before it is written; it is removed once that is.
+
+    Args:
+        out: the folder to be written inside.
+        digest: of all that the learning depends on, so that nothing else is gone on with.
+    """
+    folder = out.with_name(f".{out.name}.{digest}.begun")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,244 @@
+"""The one patched forward pass: write into the residual of a prompt at its placeholders and one layer, and go on.
+
+What depends on the patched vector is little: the tokens before the placeholder never change (run once, keys and values
+shared), below the target layer nothing changes (a row starts there), only the last position is scored. See
+docs/decisions/0005-patched-pass.md.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lensbench.errors import LensbenchError
+from lensbench.models.block_calls import CleanPass, record_pass
+from lensbench.models.budget import bytes_per_row
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.prefix_cache import shared_prefix
+from lensbench.tasks.facts import SLOT
+
+Mode = Literal["shared", "layer_start", "plain"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+Write = Literal["overwrite", "norm_matched", "add"]
+WRITES: tuple[Write, ...] = get_args(Write)
+# On a CPU, larger batches are no faster, and leave its caches.
+CPU_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A target prompt, and what is done to the residual at its placeholders.
+
+    Attributes:
+        ids: its tokens.
+        position: of the (first) placeholder.
+        more: positions of further placeholders, after the first; the same vector is written at each.
+        write: `overwrite`; `norm_matched` (the vector at the length of what it overwrites); `add` (the vector at the
+            length of what is there, added to it).
+    """
+
+    ids: tuple[int, ...]
+    position: int
+    more: tuple[int, ...] = ()
+    write: Write = "overwrite"
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """All placeholders, in order."""
+        return (self.position, *self.more)
+
+    def written(
+        self, there: Float[Tensor, "row place d_model"], vectors: Float[Tensor, "row d_model"]
+    ) -> Float[Tensor, "row place d_model"]:
+        """Return what is at the placeholders after the patch."""
+        given = vectors[:, None].to(there)
+        if self.write == "overwrite":
+            return given.expand_as(there)
+        # In float32: the square of a large residual is beyond half precision.
+        lengths = there.float().norm(dim=-1, keepdim=True) / given.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        matched: Tensor = given * lengths.to(given.dtype)
+        return matched if self.write == "norm_matched" else there + matched
+
+
+def make_prompt(model: LanguageModel, text: str, placeholder: str, write: Write = "overwrite") -> Prompt:
+    """Return the prompt for `text`, whose slots `{subject}` the placeholder fills.
+
+    Raises:
+        LensbenchError: no slot in the text, or a placeholder that is not one token of its own, or is token 0.
+    """
+    parts = text.split(SLOT)
+    if len(parts) < 2:
+        raise LensbenchError(f"inspection prompt {text!r} has no {SLOT} slot; put one where the activation goes")
+    encoding = model.tokens.encode(placeholder.join(parts))
+    positions, begin = [], 0
+    for part in parts[:-1]:
+        start = begin + len(part)
+        begin = start + len(placeholder)
+        position = model.tokens.locate(encoding, (start, begin))
+        if encoding.offsets[position][0] - len(model.tokens.prefix) > start:
+            raise LensbenchError(
+                f"placeholder {placeholder!r} is several tokens for {model.name}; choose a one-token word, such as 'x'"
+            )
+        positions.append(position)
+    if len(set(positions)) < len(positions):
+        raise LensbenchError(
+            f"two slots of {text!r} are one token for {model.name}; put a blank between them, or another word"
+        )
+    return Prompt(encoding.ids, positions[0], tuple(positions[1:]), write)
+
+
+class PatchedPass:
+    """Patched passes of one prompt.
+
+    Args:
+        model: the verbalizer M*.
+        prompt: the target prompt T and the position i* in it.
+        mode: how much is shared between rows; `fastest_mode` finds what a model allows.
+    """
+
+    def __init__(self, model: LanguageModel, prompt: Prompt, mode: Mode) -> None:
+        self.model = model
+        self.prompt = prompt
+        self.mode = mode
+        self.ids = torch.tensor([prompt.ids], device=model.device)
+        self._skip = prompt.position if mode == "shared" else 0
+
+    @cached_property
+    def prefix(self) -> Any:
+        """The cache of the tokens before the placeholder; None where they are not shared."""
+        return shared_prefix(self.model, self.ids[:, : self._skip]) if self._skip else None
+
+    @cached_property
+    def clean(self) -> CleanPass:
+        """The rest of the prompt, run once without a patch."""
+        return record_pass(self.model, self.ids[:, self._skip :], self.prefix)
+
+    @property
+    def row_bytes(self) -> int:
+        """What one more row adds to the memory of a pass; measured, once for all prompts of the same lengths."""
+        measured: dict[object, int] = self.model.companions.setdefault("row_bytes", {})
+        lengths = (self.mode, self._skip, len(self.prompt.ids), len(self.prompt.more))
+        if lengths not in measured:
+            # Blocks are alike: where rows can start at the last one, it tells for all.
+            layer = 0 if self.mode == "plain" else self.model.n_layers - 1
+            measured[lengths] = bytes_per_row(lambda rows: self.run(self._zeros(rows), [layer] * rows))
+        return measured[lengths]
+
+    def _zeros(self, rows: int) -> Tensor:
+        return torch.zeros(rows, self.model.d_model, device=self.model.device, dtype=self.model.dtype)
+
+    @property
+    def rows_per_batch(self) -> int:
+        """How many rows run at once: a function of model, prompt and memory budget, so that a plan gives same bytes."""
+        tokens = len(self.prompt.ids) - self._skip
+        return self.model.budget.rows(self.row_bytes, cpu_most=max(1, CPU_TOKENS // tokens))
+
+    @torch.no_grad()
+    def final_residuals(
+        self, vectors: Float[Tensor, "row d_model"], target_layers: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row d_model"]:
+        """Overwrite the placeholder's residual at each row's target layer; return the last position's at layer L.
+
+        Args:
+            vectors: what to write, one row a pass.
+            target_layers: l*, 0 (embeddings) to L, one a row.
+        """
+        # How batches are put together is decided here, once: inside the loop nobody waits for the device.
+        layers = target_layers.cpu()
+        order = torch.argsort(layers, stable=True)
+        sorted_layers = layers[order].tolist()
+        device = self.model.device
+        out = torch.empty_like(vectors, dtype=self.model.dtype, device=device)
+        taken, put = order.to(vectors.device), order.to(device)
+
+        def run(rows: slice) -> None:
+            given = vectors[taken[rows]].to(device, self.model.dtype, non_blocking=True)
+            out[put[rows]] = self.run(given, sorted_layers[rows])
+
+        self.model.budget.in_batches(len(vectors), lambda _begin: self.rows_per_batch, run)
+        return out
+
+    @torch.no_grad()
+    def run(self, vectors: Float[Tensor, "row d_model"], layers: list[int]) -> Float[Tensor, "row d_model"]:
+        """Run one batch of rows that are sorted by target layer."""
+        return self._hooked(vectors, layers) if self.mode == "plain" else self._started(vectors, layers)
+
+    def _started(self, vectors: Tensor, layers: list[int]) -> Tensor:
+        """Each row joins the batch at its own target layer."""
+        clean = self.clean
+        places = [position - self._skip for position in self.prompt.positions]
+        running = vectors.new_empty(0, clean.hidden.shape[1], vectors.shape[1])
+        begun = 0
+        for layer in range(self.model.n_layers + 1):
+            joining = layers.count(layer)
+            if joining:
+                rows = clean.hidden[layer].expand(joining, -1, -1).clone()
+                rows[:, places] = self.prompt.written(rows[:, places], vectors[begun : begun + joining])
+                running = torch.cat([running, rows.to(running.device)])
+                begun += joining
+            if layer < self.model.n_layers and begun:
+                running = clean.calls[layer](running)
+        return running[:, -1].to(vectors.device)
+
+    def _hooked(self, vectors: Tensor, layers: list[int]) -> Tensor:
+        """Run whole passes, the rows of a target layer in one: the definition, and the reference for other modes."""
+        out = torch.empty_like(vectors)
+        wanted = torch.tensor(layers, device=vectors.device)
+        for layer in sorted(set(layers)):
+            rows = (wanted == layer).nonzero().flatten()
+            out[rows] = self._whole_pass(vectors[rows], layer)
+        return out
+
+    def _whole_pass(self, vectors: Tensor, layer: int) -> Tensor:
+        seen: list[Tensor] = []
+
+        def keep(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            seen.append((args[0] if args else next(iter(kwargs.values())))[:, -1])
+
+        handle = self.model.parts.final.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            self.hooked(self.ids.expand(len(vectors), -1), vectors, layer, use_cache=False)
+        finally:
+            handle.remove()
+        return seen[0].to(vectors.device)
+
+    def hooked(self, ids: Int[Tensor, "row token"], vectors: Tensor, layer: int, **arguments: Any) -> Any:
+        """Run the model on texts that begin with the prompt, the placeholder's residual overwritten at one layer."""
+        places = list(self.prompt.positions)
+
+        def overwrite(hidden: Tensor) -> Tensor:
+            hidden[:, places] = self.prompt.written(hidden[:, places], vectors)
+            return hidden
+
+        with writing(self.model, layer, overwrite):
+            return self.model.module(ids, **arguments)
+
+
+@contextmanager
+def writing(model: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let passes inside go on with what `change` makes of a copy of the residual stream at one layer."""
+
+    def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        hidden = change((args[0] if args else kwargs["hidden_states"]).clone())
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    place = [*model.parts.blocks, model.parts.final][layer]
+    # Before whoever reads there already: at layer L that is the final residual itself.
+    handle = place.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def trial_vectors(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layer d_model"]:
+    """Return one fixed random vector a layer, on the scale of the prompt's own residuals there, to try passes on."""
+    ids, every = torch.tensor([prompt.ids]), range(model.n_layers + 1)
+    clean = model.residuals(ids, torch.ones_like(ids), torch.tensor([[prompt.position]]), every)[:, 0, 0]
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
+    return clean + noise * clean.float().std(-1, keepdim=True).to(model.dtype)

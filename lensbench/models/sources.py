@@ -1,0 +1,234 @@
+"""Where the weights of a model come from: a built-in name, a local folder, a GGUF file, or the Hugging Face Hub.
+
+Nothing here imports torch or transformers before weights are needed, so that names are checked and listed at once.
+"""
+
+import logging
+import os
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.models.builtin import BUILTIN, Builtin, not_installed, whole_gguf
+from lensbench.models.conversion import ORIGIN, check_origin, convert, sha256_of
+from lensbench.models.edit_folders import split_edits
+from lensbench.utils.cache import MODELS, cache_path
+
+LOGGER = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is loaded from.
+
+    Attributes:
+        name: As the user wrote it.
+        location: A folder, or a Hub id.
+        revision: The Hub commit; None for a folder.
+        offline: Whether the Hub may be asked.
+        edits: Folders of edits that are made to the weights once they are loaded.
+    """
+
+    name: str
+    location: str
+    revision: str | None = None
+    offline: bool = False
+    edits: tuple[Path, ...] = ()
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder, or None for a Hub id."""
+        return None if self.revision else Path(self.location)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for every `from_pretrained` of this model. Remote code is never run."""
+        return {
+            "pretrained_model_name_or_path": self.location,
+            "revision": self.revision or "main",
+            "local_files_only": self.offline or self.revision is None,
+            "trust_remote_code": False,
+        }
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A built-in model, as `lensbench list models` shows it.
+
+    Attributes:
+        name: The name to give to `--model`.
+        summary: What it is.
+        licence: SPDX identifier, or the licence's name and where it is to be read.
+        megabytes: Size on disk once converted.
+        state: "ready" (converted), "installed" (converted on first use), or the command that installs it.
+    """
+
+    name: str
+    summary: str
+    licence: str
+    megabytes: int
+    state: str
+
+
+def quiet_libraries() -> None:
+    """Turn the telemetry of libraries off, and their progress bars and advice; to be called before they are imported.
+
+    What the user has set in the environment stays.
+    """
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+
+def list_models() -> list[ListedModel]:
+    """List the built-in models, and whether each is ready, installed or still to be installed."""
+    return [ListedModel(name, b.summary, b.licence, b.megabytes, _state(name, b)) for name, b in BUILTIN.items()]
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that cannot be a model, without loading anything and without asking the Hub.
+
+    Raises:
+        UsageError: No built-in model, no model folder, no GGUF file, and not of the form of a Hub id; or an edit that
+            is not there.
+        LensbenchError: A built-in model that is not installed.
+    """
+    name, _ = split_edits(name)
+    if name in BUILTIN:
+        if not (_model_folder(name) / "config.json").is_file() and BUILTIN[name].missing():
+            raise not_installed(name, BUILTIN[name])
+        return
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"{name} holds no config.json; give a folder that save_pretrained wrote, or a .gguf file")
+        return
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UsageError(f"{name} is no .gguf file; give one, or the folder that save_pretrained wrote")
+        return
+    # A name with a suffix .gguf, or with the form of a path, can only be meant as one.
+    if path.suffix == ".gguf" or name.startswith((".", "~")) or path.is_absolute():
+        known = " or ".join(BUILTIN)
+        raise UsageError(f"no such file or folder: {name}; give a model folder, a .gguf file, a Hub id or {known}")
+    if not _HUB_ID.fullmatch(name):
+        raise unknown_name("model", name, BUILTIN, "or give a folder, a .gguf file or a Hub id of the form org/name")
+
+
+def resolve(name: str, *, revision: str | None = None, offline: bool = False) -> ModelSource:
+    """Find where a model's weights are, and make them loadable.
+
+    Built-in models and GGUF files are converted once, into plain Hugging Face folders in the cache.
+
+    Args:
+        name: A built-in name, a folder, a .gguf file or a Hub id; with `+DIR`, edited as a folder says.
+        revision: A branch, tag or commit; for the Hub only.
+        offline: Do not ask the Hub; what was downloaded before is still found.
+
+    Returns:
+        The source, ready for `from_pretrained`. A Hub revision is pinned to its commit.
+
+    Raises:
+        UsageError: The name cannot be a model, or a revision was given for local weights.
+        LensbenchError: The weights are not there, or are not what the name stands for.
+    """
+    base, edits = split_edits(name)
+    if edits:
+        return replace(resolve(base, revision=revision, offline=offline), name=name, edits=edits)
+    quiet_libraries()
+    check_model_name(name)
+    path = Path(name).expanduser()
+    if name not in BUILTIN and not path.exists():
+        return ModelSource(name, name, _hub_commit(name, revision, offline), offline)
+    if revision is not None:
+        raise UsageError(f"revision {revision!r} was given, but {name} is not on the Hub; leave the revision out")
+    if name in BUILTIN:
+        return ModelSource(name, str(_builtin_folder(name)))
+    return ModelSource(name, str(path if path.is_dir() else _gguf_folder(path)))
+
+
+def _state(name: str, builtin: Builtin) -> str:
+    if (_model_folder(name) / ORIGIN).is_file():
+        return "ready"
+    return builtin.command if builtin.missing() else "installed"
+
+
+def _model_folder(name: str) -> Path:
+    return cache_path() / MODELS / name
+
+
+def _builtin_folder(name: str) -> Path:
+    folder, builtin = _model_folder(name), BUILTIN[name]
+    if builtin.terms:
+        LOGGER.info("%s: licence %s; by using the weights you accept its terms", name, builtin.licence)
+    if not folder.exists():
+        with whole_gguf(name, builtin) as gguf:
+            convert(gguf, folder, builtin.sha256)
+    check_origin(folder, builtin.sha256)
+    return folder
+
+
+def _gguf_folder(gguf: Path) -> Path:
+    digest = sha256_of(gguf)
+    folder = _model_folder(f"gguf-{digest[:16]}")
+    if not folder.exists():
+        convert(gguf, folder, digest)
+    check_origin(folder, digest)
+    return folder
+
+
+def _hub_commit(name: str, revision: str | None, offline: bool) -> str:
+    """Ask the Hub, or what was downloaded from it before, for a model's configuration; return the commit it is from."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        path = hf_hub_download(name, "config.json", revision=revision, local_files_only=offline)
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        raise _hub_error(name, revision, error) from error
+    commit = Path(path).parent.name
+    if not _COMMIT.fullmatch(commit):
+        raise LensbenchError(f"the Hub's copy of {name} has no commit ({path}); delete it and try again")
+    return commit
+
+
+def _hub_error(name: str, revision: str | None, error: Exception) -> LensbenchError:
+    from huggingface_hub import errors
+
+    local = f"(nor is there a folder {name})"
+    if isinstance(error, errors.GatedRepoError):
+        return LensbenchError(f"{name} is gated: accept its terms on its Hub page, then run: hf auth login")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        hint = f"the Hub has no such model, or your login may not see it {local}"
+        return LensbenchError(str(unknown_name("model", name, BUILTIN, hint)))
+    if isinstance(error, errors.RevisionNotFoundError):
+        return LensbenchError(
+            f"{name} has no revision {revision!r}; give one of its branches, tags or commits, or none"
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return LensbenchError(
+            f"{name} has not been downloaded before and the Hub was not reached {local}; "
+            f"connect and leave out --offline, or use a local model such as {next(iter(BUILTIN))}"
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return LensbenchError(f"{name} has no config.json on the Hub; expected a model in the format of transformers")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return LensbenchError(f"{name} could not be fetched from the Hub: {reason}; try again, or give a local folder")

@@ -1,0 +1,203 @@
+"""The schema of predictions, and the atomic files that hold them.
+
+One row is one prediction; one shard (Parquet file) is one cell of a run. The same table always gives the same bytes.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lensbench.errors import LensbenchError
+from lensbench.utils.cache import atomic_file
+
+SCHEMA_VERSION = 1
+RECORDS = "records"
+RUN_FILE = "run.json"
+NO_BASELINE = "none"
+"""The value of `baseline` in the rows of a method itself."""
+
+_VERSION_KEY = b"lensbench_schema_version"
+_NAME = pa.dictionary(pa.int32(), pa.string())
+_AGAIN = "delete it and run `lensbench evaluate` again with the same --out"
+
+
+def _field(name: str, kind: pa.DataType, *, null: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=null)
+
+
+SCHEMA = pa.schema(
+    [
+        _field("model", _NAME),
+        _field("verbalizer", _NAME),
+        _field("task", _NAME),
+        _field("relation", _NAME),
+        _field("inspector", _NAME),
+        _field("baseline", _NAME),
+        _field("layer", pa.int16(), null=True),
+        _field("attempt", _NAME),
+        _field("item", _NAME),
+        _field("subject", _NAME),
+        _field("site", _NAME),
+        _field("gold", _NAME),
+        _field("predicted", _NAME),
+        _field("predicted_corrected", _NAME),
+        _field("correct", pa.float32()),
+        _field("correct_corrected", pa.float32()),
+        _field("gold_log_prob", pa.float32(), null=True),
+        _field("gold_rank", pa.int32(), null=True),
+        _field("chance", pa.float32()),
+        _field("template", _NAME),
+        _field("text", pa.string(), null=True),
+        _field("open_correct", pa.bool_(), null=True),
+        _field("known", pa.bool_(), null=True),
+        _field("fold", pa.int8()),
+        _field("seed", pa.int32()),
+    ],
+    metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
+)
+"""One row per prediction. `layer` is null for a rival that reads no layer; `correct` is 1 over the number of ties."""
+
+_PANDAS_TYPES: dict[pa.DataType, Any] = {
+    pa.int16(): pd.Int16Dtype(),
+    pa.int32(): pd.Int32Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
+}
+
+
+def table_from_columns(columns: Mapping[str, Sequence[Any] | Any]) -> pa.Table:
+    """Make a table of records from one sequence a column, and check names, types, lengths and nulls.
+
+    A single string, number or None stands for the same value in every row; nullable columns may be left out.
+
+    Raises:
+        LensbenchError: a missing or unknown column, a wrong type or length, a null where none may be.
+    """
+    unknown = sorted(set(columns) - set(SCHEMA.names))
+    missing = [field.name for field in SCHEMA if field.name not in columns and not field.nullable]
+    if unknown or missing:
+        problems = [f"unknown columns {', '.join(unknown)}"] * bool(unknown)
+        problems += [f"missing columns {', '.join(missing)}"] * bool(missing)
+        raise LensbenchError(f"records have {' and '.join(problems)}; the schema has {', '.join(SCHEMA.names)}")
+    lengths = {name: len(value) for name, value in columns.items() if not _is_scalar(value)}
+    if len(set(lengths.values())) != 1:
+        raise LensbenchError(f"record columns must be equally long, got {lengths or 'single values only'}")
+    rows = next(iter(lengths.values()))
+    arrays = [_column(field, columns.get(field.name), rows) for field in SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _column(field: pa.Field, value: Any, rows: int) -> pa.Array:
+    kind = pa.string() if pa.types.is_dictionary(field.type) else field.type
+    try:
+        if _is_scalar(value):
+            array = pa.repeat(pa.scalar(value, type=kind), rows)
+        else:
+            # from_pandas would turn NaN into null: wanted for nullable numbers only.
+            array = pa.array(value, from_pandas=field.nullable)
+            array = array.cast(kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise LensbenchError(f"record column {field.name!r} must be {kind}: {reason}") from error
+    if array.null_count and not field.nullable:
+        raise LensbenchError(f"record column {field.name!r} has {array.null_count} nulls and may have none")
+    if pa.types.is_floating(kind) and not field.nullable and not pc.all(pc.is_finite(array)).as_py():
+        wrong = pc.sum(pc.invert(pc.is_finite(array))).as_py()
+        raise LensbenchError(f"record column {field.name!r} has {wrong} values that are not finite")
+    return array.dictionary_encode().cast(_NAME) if pa.types.is_dictionary(field.type) else array
+
+
+def write_shard(path: Path, table: pa.Table) -> None:
+    """Write a table of records as one Parquet file that exists whole or not at all."""
+    if not table.schema.equals(SCHEMA, check_metadata=True):
+        raise LensbenchError(f"cannot write {path}: the table has another schema; make it with table_from_columns")
+    with atomic_file(path) as file:
+        pq.write_table(table.combine_chunks(), file, compression="zstd", use_dictionary=True)
+
+
+def read_shard(path: Path) -> pa.Table:
+    """Read one shard.
+
+    Raises:
+        LensbenchError: it is not Parquet, is cut short, or has another schema version. The message names the file.
+    """
+    try:
+        table = pq.read_table(path, memory_map=False, partitioning=None)
+    except FileNotFoundError as error:
+        raise LensbenchError(f"{path} is missing: run `lensbench evaluate` again with the same --out") from error
+    except (pa.ArrowException, OSError) as error:
+        raise LensbenchError(f"{path} is damaged or not a file of records: {_AGAIN}") from error
+    version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    if version != str(SCHEMA_VERSION):
+        raise LensbenchError(f"{path} has schema version {version}, this lensbench reads {SCHEMA_VERSION}: {_AGAIN}")
+    if not table.schema.equals(SCHEMA):
+        raise LensbenchError(f"{path} lacks columns of schema version {SCHEMA_VERSION} or has others: {_AGAIN}")
+    return table
+
+
+def read_records(folder: Path, names: Iterable[str] | None = None) -> pd.DataFrame:
+    """Read the shards of a run folder (or of its `records` folder): the named ones, or all in the order of their names.
+
+    Strings become categoricals; columns that may be null become pandas' nullable types.
+    """
+    shards = folder / RECORDS if (folder / RECORDS).is_dir() else folder
+    if names is None:
+        paths = sorted(path for path in shards.glob("*.parquet") if not path.name.startswith("."))
+    else:
+        paths = [shards / name for name in names]
+    if not paths:
+        raise LensbenchError(f"no records in {folder}: `lensbench evaluate` writes them to {RECORDS}/*.parquet")
+    return frame_of([read_shard(path) for path in paths])
+
+
+def frame_of(tables: Iterable[pa.Table]) -> pd.DataFrame:
+    """Put tables of records into one frame."""
+    table = pa.concat_tables(tables).unify_dictionaries()
+    frame: pd.DataFrame = table.to_pandas(types_mapper=_PANDAS_TYPES.get)
+    return frame
+
+
+def write_json_atomic(path: Path, obj: Any) -> None:
+    """Write an object as JSON (sorted keys) to a file that exists whole or not at all."""
+    text = json.dumps(obj, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def without_folder(message: str, folder: Path) -> str:
+    """Return what is said of a run folder without its path: a page that is passed on names no folders of a machine."""
+    return message.replace(f"{folder}/", "").replace(str(folder), "the folder")
+
+
+def without_nan(found: Any) -> Any:
+    """Return what was found with null for each NaN and infinity, which JSON has not."""
+    if isinstance(found, Mapping):
+        return {str(name): without_nan(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [without_nan(value) for value in found]
+    return None if isinstance(found, float) and not isfinite(found) else found
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read a run folder's `run.json`."""
+    path = folder / RUN_FILE
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = f"it has no {RUN_FILE}" if folder.is_dir() else "it is not there"
+        raise LensbenchError(f"{folder} is not a run folder: {what}; give one of `lensbench evaluate`") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LensbenchError(f"{path} is damaged ({error}): {_AGAIN}") from error
+    if not isinstance(run, dict):
+        raise LensbenchError(f"{path} must hold an object, got {type(run).__name__}: {_AGAIN}")
+    return run

@@ -1,0 +1,173 @@
+"""A run as its page shows it: the records that can be read, and what is said elsewhere of its items and methods."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.models.edit_folders import FACTS, read_facts, split_edits
+from lensbench.report.page import ItemText, MethodText, PageRun, render
+from lensbench.report.page.reading import read_readable, unfinished
+from lensbench.results.frames import SUMMARY_COLUMNS
+from lensbench.results.provenance import Facts, shares
+from lensbench.results.records import without_folder
+from lensbench.results.summary import summary_and_power
+from lensbench.runs.run import Run
+from lensbench.tasks import Item, Task, load_tasks
+from lensbench.utils.cache import atomic_file
+
+_READ = {
+    "subject": "the last token of the subject",
+    "answer": "the last token of the text",
+    "t1": "the last token of the first hop",
+    "t2": "the last token of the query",
+}
+
+
+def reported(path: Path | str) -> PageRun:
+    """Read a run folder for a page. What cannot be read is left out, and named in `problems`.
+
+    Raises:
+        LensbenchError: not a run folder.
+    """
+    run = Run(path)
+    if not isinstance(run.info.get("cells"), dict):
+        raise LensbenchError(f"{run.path}/run.json names no cells: it is not of a run; give a folder of a run")
+    done = [file for file, cell in run.info["cells"].items() if cell.get("status") == "done"]
+    records, problems = read_readable(run.path, done)
+    problems = [*unfinished(run.info), *problems]
+    tasks = _tasks(run.info, problems)
+    return PageRun(
+        run.path.resolve().name, run.info, _summary(run, records, problems), records,
+        unanswered=_guarded(lambda: run.unanswered, {}, problems, "what was not applicable"),
+        calibrations={name: found and found.in_words() for name, found in _calibrations(run, problems).items()},
+        methods=_guarded(lambda: _methods(run.info), {}, problems, "what methods read"), texts=_texts(tasks, records),
+        relations={(task.name, one.name): one.summary for task in tasks for one in task.relations.values()},
+        shares=_shares(run.info, records, problems),
+        metrics=_metrics(run, problems),
+        problems=tuple(problems),
+    )  # fmt: skip
+
+
+def write_page(runs: Sequence[PageRun], out: Path) -> int:
+    """Write one page of some runs, and return its size in bytes.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    page = render(runs).encode()
+    try:
+        with atomic_file(out) as file:
+            file.write(page)
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written to: {error.strerror}; choose another place") from None
+    return len(page)
+
+
+def _guarded(read: Any, otherwise: Any, problems: list[str], what: str) -> Any:
+    """Call a function of a run whose `run.json` may be of another version."""
+    try:
+        return read()
+    except (LensbenchError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"run.json has no {error}" if isinstance(error, KeyError) else str(error)
+        problems.append(f"{what} cannot be told: {reason}")
+        return otherwise
+
+
+def _calibrations(run: Run, problems: list[str]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = _guarded(lambda: run.calibrations, {}, problems, "calibration")
+    return found
+
+
+def _summary(run: Run, records: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+    """The summary as it was written, or else made again from the records that could be read."""
+    empty = pd.DataFrame({name: pd.Series(dtype=object) for name in SUMMARY_COLUMNS})
+    try:
+        return run.summary
+    except LensbenchError as error:
+        if records.empty:
+            return empty
+        problems.append(f"{_reason(error, run)}: the figures were made again from the records that could be read")
+    found: pd.DataFrame = _guarded(
+        lambda: summary_and_power(records, run.settings)[0], empty, problems, "accuracy by layer"
+    )
+    return found
+
+
+def _metrics(run: Run, problems: list[str]) -> pd.DataFrame:
+    try:
+        return run.metrics
+    except LensbenchError as error:
+        problems.append(f"{_reason(error, run)}: measures besides accuracy are not shown")
+        return pd.DataFrame()
+
+
+def _reason(error: LensbenchError, run: Run) -> str:
+    """What is wrong, without what to do: who gets a page may not have the run."""
+    return without_folder(str(error).partition(":")[0], run.path)
+
+
+def _tasks(info: Mapping[str, Any], problems: list[str]) -> list[Task]:
+    found = []
+    for spec in info.get("config", {}).get("tasks") or ():
+        try:
+            found += load_tasks([spec], offline=True)
+        except LensbenchError as error:
+            problems.append(f"source texts of {spec} are not shown: {str(error).splitlines()[0]}")
+    return found
+
+
+def _methods(info: Mapping[str, Any]) -> dict[str, MethodText]:
+    """What `run.json` says of the methods; runs of earlier versions say nothing."""
+    told = info.get("methods", {})
+    return {name: MethodText(one["summary"], tuple(one["reads"]), one["learns_from"]) for name, one in told.items()}
+
+
+def _texts(tasks: list[Task], records: pd.DataFrame) -> dict[tuple[str, str], ItemText]:
+    """Source texts of the tasks as they are now, of the items whose gold answer is still what it was."""
+    seen = records.drop_duplicates(["task", "item"])
+    asked = dict(zip(zip(seen["task"].astype(str), seen["item"].astype(str), strict=True), seen["gold"], strict=True))
+    # Of names cut after a token, and of positions in prose, the whole text is known.
+    asked |= {(task, item.rpartition("@")[0]): gold for (task, item), gold in asked.items() if "@" in item}
+    return {
+        (task.name, item.id): _text(item)
+        for task in tasks
+        for site in task.sites
+        for item in task.items(site, "test")
+        if (task.name, item.id) in asked and item.answer in ("", str(asked[task.name, item.id]))
+    }
+
+
+def _text(item: Item) -> ItemText:
+    # Tokens are the model's; what is marked is the subject, or the last word.
+    end = len(item.source.rstrip())
+    start, end = item.subject_span if item.site == "subject" else (item.source.rfind(" ", 0, end) + 1, end)
+    return ItemText(item.source, start, end, _READ.get(item.site, item.site), item.question)
+
+
+def _shares(info: Mapping[str, Any], records: pd.DataFrame, problems: list[str]) -> pd.DataFrame | None:
+    """Whose facts answers follow, where target and verbalizer are edits that were told different ones."""
+    config = info.get("config", {})
+    names = [str(config.get(role) or "") for role in ("model", "verbalizer")]
+    if records.empty or not all("+" in name for name in names):
+        return None
+    try:
+        relations = records["relation"].astype(str).unique()
+        own, other = ({one: _facts_about(one, _told(name)) for one in relations} for name in names)
+        return shares(records, own, other)
+    except LensbenchError as error:
+        problems.append(f"whose facts the answers follow cannot be told: {error}")
+        return None
+
+
+def _told(name: str) -> Facts:
+    folders = split_edits(name)[1]
+    return {key: values for folder in folders for key, values in read_facts(folder / FACTS).items()}
+
+
+def _facts_about(relation: str, facts: Facts) -> Mapping[str, str]:
+    """What was told of the attribute that a relation is named after (`city`, `city_twin`)."""
+    named = [attribute for attribute in facts if relation == attribute or relation.startswith(f"{attribute}_")]
+    return facts[max(named, key=len)] if named else {}

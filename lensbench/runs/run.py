@@ -1,0 +1,214 @@
+"""A run folder, read back: records, summary, plots. Needs no model."""
+
+import io
+import shutil
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+import pandas as pd
+
+from lensbench.errors import LensbenchError
+from lensbench.report.choices import Choice
+from lensbench.results.calibrations import Calibrated, read_calibrated
+from lensbench.results.frames import SUMMARY_COLUMNS
+from lensbench.results.measures import read_measures
+from lensbench.results.records import NO_BASELINE, RECORDS, read_records, read_run
+from lensbench.results.summary import Due, Settings, best_layers, metrics, summary_and_power
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUMMARY = "summary.csv"
+METRICS = "metrics.csv"
+PLOTS = "plots"
+_AGAIN = "run `lensbench evaluate` again with the same --out, and it is made again"
+
+
+class Run:
+    """A run folder.
+
+    Args:
+        path: the folder that `lensbench evaluate` wrote.
+
+    Raises:
+        LensbenchError: not a run folder.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.info: dict[str, Any] = read_run(self.path)
+
+    @property
+    def done(self) -> list[str]:
+        """The files of the cells that have records."""
+        return [file for file, cell in self.info["cells"].items() if cell["status"] == "done"]
+
+    @cached_property
+    def records(self) -> pd.DataFrame:
+        """One row a prediction, of all cells of the folder that are done."""
+        return read_records(self.path / RECORDS, self.done)
+
+    @cached_property
+    def measures(self) -> pd.DataFrame:
+        """One row an item, layer, attempt and measure: how good texts are, how far lenses are from the model."""
+        return read_measures(self.path, self.done)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row a method or rival, layer and question: accuracy with its band, gap, verdict."""
+        frame = _read_csv(self.path / SUMMARY)
+        if tuple(frame.columns) != SUMMARY_COLUMNS:
+            raise LensbenchError(f"{self.path / SUMMARY} is not a summary: {_AGAIN}")
+        return frame
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """One row a measure: the rows of metrics.csv."""
+        return _read_csv(self.path / METRICS)
+
+    @cached_property
+    def best(self) -> pd.DataFrame:
+        """One row a task, relation, site and method: its best layer and what stands against it."""
+        return best_layers(self.summary)
+
+    @property
+    def calibrations(self) -> dict[str, Calibrated | None]:
+        """What calibration had found of the very versions of the methods, by name; None where it had not been made."""
+        kept = self.info.get("calibration", {})
+        return {name: None if one is None else read_calibrated(one) for name, one in kept.items()}
+
+    @property
+    def outside_totals(self) -> set[tuple[str, str]]:
+        """The (task, relation) pairs that have no part in a task's total."""
+        return {*_pairs(self, "selected"), *_pairs(self, "by_token")}
+
+    @property
+    def unanswered(self) -> dict[str, str]:
+        """What a method could not answer, `method: relation` -> why."""
+        cells = [cell for cell in self.info["cells"].values() if cell["baseline"] == NO_BASELINE]
+        return {
+            f"{cell['inspector']}: {relation}": reason
+            for cell in cells
+            for relation, reason in cell.get("not_applicable", {}).items()
+        }
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}): {len(self.info['cells'])} cells, {len(self.failed)} failed"
+
+    @property
+    def settings(self) -> Settings:
+        """How its verdicts are given."""
+        due = {name: {rival: Due(**one) for rival, one in rivals.items()} for name, rivals in self.info["due"].items()}
+        return Settings(
+            {name: baseline["question"] for name, baseline in self.info["baselines"].items()}, due,
+            frozenset(_excused(self.info["cells"])), selected=frozenset(_pairs(self, "selected")),
+            apart=frozenset(_pairs(self, "by_token")), prose=frozenset(self.info.get("prose", ())),
+            seed=int(self.info["setting"]["seed"]),
+        )  # fmt: skip
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """The cells of the last plan that failed, and how."""
+        cells = {file: self.info["cells"][file] for file in self.info["plan"]}
+        return {file: cell["error"] for file, cell in cells.items() if cell["status"] == "failed"}
+
+    def plot_layers(self, *, ax: "Axes | None" = None, **choice: Unpack[Choice]) -> "Figure":
+        """Draw accuracy over layers, each method beside its rivals; see `lensbench.report.plots.plot_layers`."""
+        from lensbench.report.plots import plot_layers
+
+        return plot_layers(self.summary, ax=ax, **choice)
+
+    def plot_gap(self, *, question: str | None = None, ax: "Axes | None" = None, **choice: Unpack[Choice]) -> "Figure":
+        """Draw the gaps to the rivals over layers; see `lensbench.report.gaps.plot_gap`."""
+        from lensbench.report.gaps import plot_gap
+
+        return plot_gap(self.summary, question=question, ax=ax, **choice)
+
+    def plot_grid(
+        self, *, inspector: str | None = None, ax: "Axes | None" = None, **choice: Unpack[Choice]
+    ) -> "Figure":
+        """Draw accuracy by source and target layer; see `lensbench.report.grids.plot_grid`."""
+        from lensbench.report.grids import plot_grid
+
+        return plot_grid(self.records, inspector=inspector, ax=ax, **choice)
+
+    def plot_relations(self, **choice: Unpack[Choice]) -> "Figure":
+        """Draw a panel for each relation of a task; see `lensbench.report.multiples.plot_relations`."""
+        from lensbench.report.multiples import plot_relations
+
+        return plot_relations(self.summary, **choice)
+
+    def plot_comparison(
+        self, before: "Run", *, inspector: str | None = None, ax: "Axes | None" = None, **choice: Unpack[Choice]
+    ) -> "Figure":
+        """Draw this run beside an earlier one; see `lensbench.report.before_after.plot_comparison`."""
+        from lensbench.report.before_after import plot_comparison
+
+        names = (before.path.resolve().name, self.path.resolve().name)
+        return plot_comparison(before.summary, self.summary, names=names, inspector=inspector, ax=ax, **choice)
+
+
+def load_run(path: Path | str) -> Run:
+    """Read a run folder."""
+    return Run(path)
+
+
+def finish(path: Path) -> None:
+    """Write summary, metrics and plots of a run folder from its records."""
+    from lensbench.report.plots import plot_run
+
+    run = Run(path)
+    if not run.done:
+        # What an earlier plan left here must not pass for the result of this one.
+        for name in (SUMMARY, METRICS):
+            (path / name).unlink(missing_ok=True)
+        shutil.rmtree(path / PLOTS, ignore_errors=True)
+        return
+    settings = run.settings
+    summary, power = summary_and_power(run.records, settings)
+    _write_csv(summary, path / SUMMARY)
+    measured = metrics(run.records, run.measures, seed=settings.seed)
+    _write_csv(pd.concat([frame for frame in (measured, power) if len(frame)] or [measured]), path / METRICS)
+    if (summary["layer"].notna() & (summary["baseline"] == NO_BASELINE)).any():
+        plot_run(summary, path / PLOTS)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read one of the tables that `finish` writes.
+
+    Raises:
+        LensbenchError: it is missing or damaged.
+    """
+    try:
+        text = path.read_bytes()
+        if text and not text.endswith(b"\n"):
+            raise ValueError("it ends in the middle of a line")
+        return pd.read_csv(io.BytesIO(text), dtype={"layer": "Int16"}, keep_default_na=False, na_values=[""])
+    except FileNotFoundError:
+        raise LensbenchError(f"{path.parent} has no {path.name}: {_AGAIN}") from None
+    except OSError as error:
+        raise LensbenchError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from None
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        raise LensbenchError(f"{path} is damaged ({error}): {_AGAIN}") from None
+
+
+def _pairs(run: Run, key: str) -> list[tuple[str, str]]:
+    """The (task, relation) pairs of a list in `run.json`."""
+    parts = [name.partition("/") for name in run.info.get(key, ())]
+    return [(task, relation) for task, _, relation in parts]
+
+
+def _excused(cells: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Where a rival could not answer: (task, site, inspector, baseline, relation)."""
+    for cell in cells.values():
+        for relation in cell.get("not_applicable", {}):
+            yield cell["task"], cell["site"], cell["inspector"], cell["baseline"], relation
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    temporary = path.with_suffix(".partial")
+    frame.to_csv(temporary, index=False)
+    temporary.replace(path)

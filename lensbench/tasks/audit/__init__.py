@@ -1,0 +1,29 @@
+"""What the items of a task give away without reading any model: leaks, imbalance, and answers that names betray.
+
+Nothing in here imports torch; with a tokenizer, what begins with the same token is found too.
+"""
+
+from lensbench.tasks.audit.auditing import audit_task, with_thresholds
+from lensbench.tasks.audit.findings import ALL, DEFAULT_THRESHOLDS, MODEL_CHECKS, Finding, Thresholds
+from lensbench.tasks.audit.names import Guess, character_accuracy, guess_from_characters
+from lensbench.tasks.audit.readme import Stated, read_table
+from lensbench.tasks.audit.tables import Row, markdown, proposed, table_rows
+
+__all__ = [
+    "ALL",
+    "DEFAULT_THRESHOLDS",
+    "MODEL_CHECKS",
+    "Finding",
+    "Guess",
+    "Row",
+    "Stated",
+    "Thresholds",
+    "audit_task",
+    "character_accuracy",
+    "guess_from_characters",
+    "markdown",
+    "proposed",
+    "read_table",
+    "table_rows",
+    "with_thresholds",
+]

@@ -1,0 +1,91 @@
+"""All checks of all relations of a task."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from lensbench.tasks import Fact, Item, Relation, Task
+from lensbench.tasks.audit import choices, names, texts, tokenized
+from lensbench.tasks.audit.findings import Figure, Finding, Thresholds, threshold_of, within
+
+
+def audit_task(
+    task: Task,
+    tokens: tokenized.Tokenizer | None = None,
+    thresholds: Thresholds | None = None,
+) -> list[Finding]:
+    """Audit each relation of a task.
+
+    Args:
+        task: A loaded task.
+        tokens: A model's tokenizer (`lensbench.models.tokens.Tokens`); with it, first tokens and sites are checked.
+        thresholds: Thresholds by (relation, check) that differ from `DEFAULT_THRESHOLDS`; the relation may be `all`.
+
+    Returns:
+        The findings of all relations, in the task's order. The same task gives the same findings.
+    """
+    findings = []
+    items = tokenized.all_items(task) if tokens is not None else {}
+    for relation in task.relations.values():
+        facts = [fact for fact in task.facts if fact.relation == relation.name]
+        figures = list(_figures(relation, facts, read_before_tokens=tokens is None))
+        if tokens is not None:
+            figures += _under(tokens, relation, facts, items[relation.name])
+        for check, (value, detail) in figures:
+            findings.append(Finding(relation.name, check, value, math.inf, True, detail))
+    return with_thresholds(findings, thresholds or {})
+
+
+def with_thresholds(findings: Iterable[Finding], thresholds: Thresholds) -> list[Finding]:
+    """Return the same figures, judged by other thresholds."""
+    judged = []
+    for one in findings:
+        limit = threshold_of(thresholds, one.relation, one.check)
+        judged.append(replace(one, threshold=limit, ok=within(one.value, limit)))
+    return judged
+
+
+def _figures(relation: Relation, facts: list[Fact], *, read_before_tokens: bool) -> Iterator[tuple[str, Figure]]:
+    yield "near duplicates", names.near_duplicates(facts)
+    if relation.choice_sets:  # prose asks for nothing: its answer is the model's own
+        yield from _wording(relation, facts, read_before_tokens=read_before_tokens)
+        yield from _choosing(relation, facts)
+
+
+def _wording(relation: Relation, facts: list[Fact], *, read_before_tokens: bool) -> Iterator[tuple[str, Figure]]:
+    yield "answer in text", texts.answer_in_text(relation, facts)
+    yield "answer in subject", texts.answer_in_subject(facts)
+    if relation.given:
+        # Sources that state the answer name the relation too.
+        yield "answer given", texts.answer_given(relation, facts)
+    else:
+        yield "relation words", texts.relation_words(relation, facts)
+    if texts.has_knowledge(relation):
+        yield "answer in knowledge", texts.answer_in_knowledge(relation, facts)
+        yield "knowledge repeats", texts.knowledge_repeats(relation)
+    if read_before_tokens:
+        yield "read at token 0", texts.starts_with_slot(relation, facts)
+
+
+def _choosing(relation: Relation, facts: list[Fact]) -> Iterator[tuple[str, Figure]]:
+    yield "too few classes", choices.too_few_classes(facts)
+    yield "best constant", choices.best_constant(relation, facts)
+    yield "gold is first", choices.gold_at(choices.first, relation, facts)
+    yield "gold is in the middle", choices.gold_at(choices.middle, relation, facts)
+    for check, place in (("median popularity", choices.middle), ("most popular", choices.last)):
+        figure = choices.popularity_at(place, relation, facts)
+        if figure is not None:
+            yield check, figure
+    yield "alias collisions", choices.alias_collisions(relation, facts)
+    if relation.kind == "class":
+        yield "fold imbalance", choices.fold_imbalance(facts)
+        yield "subject characters", names.subject_characters(facts)
+
+
+def _under(
+    tokens: tokenized.Tokenizer, relation: Relation, facts: list[Fact], items: Iterable[Item]
+) -> Iterator[tuple[str, Figure]]:
+    yield "read at token 0", tokenized.read_at_token_0(relation, items, tokens)
+    if relation.choice_sets:
+        yield "token collisions", tokenized.token_collisions(relation, facts, tokens)
+        yield "alias token collisions", tokenized.alias_token_collisions(relation, facts, tokens)

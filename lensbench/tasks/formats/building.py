@@ -1,0 +1,228 @@
+"""From a file's rows to a task: one fact a subject, choice sets, folds, and one line on what was left out."""
+
+import hashlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+from lensbench.errors import UsageError
+from lensbench.tasks.facts import N_FOLDS, SLOT, Fact, Hops, Relation, Site, TaskFolder, fold_of, normalise
+from lensbench.tasks.formats.choices import Sets, make_sets, spellings
+from lensbench.tasks.formats.spec import FILE_SCHEMES, Source
+from lensbench.tasks.formats.texts import EXPECTED_TEMPLATE, NO_MENTION, is_template, knowledge_of, slug
+from lensbench.tasks.problems import TaskError, listed
+
+LOG = logging.getLogger("lensbench")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fact as a file has it.
+
+    Attributes:
+        relation: name of its relation.
+        subject: what the question is about.
+        answer: the gold answer, in the file's spelling.
+        line: its line in the file, or row in a data set.
+        aliases: other spellings of the answer.
+        texts: for each site a text of its own, where the relation has no templates.
+        rank: how well the text fits (0 best); of several rows that say the same, the best is kept.
+        bridge: the middle of a chain.
+        popularity: how well known the answer is.
+        choices: the closed set that the file gives.
+    """
+
+    relation: str
+    subject: str
+    answer: str
+    line: int
+    aliases: tuple[str, ...] = ()
+    texts: Mapping[Site, str] = field(default_factory=dict)
+    rank: int = 0
+    bridge: str | None = None
+    popularity: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wording:
+    """In which words a relation is asked: the texts of `Relation`."""
+
+    summary: str
+    inspection: tuple[str, ...]
+    questions: tuple[str, ...]
+    sources: Mapping[Site, Mapping[str, str]]
+    hops: Hops | None = None
+    knowledge: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a reader takes from a file.
+
+    Attributes:
+        name: the task's name, without the `name` option.
+        summary: what the task measures.
+        content: the bytes of the file.
+        rows: all rows that can be read.
+        wordings: by relation.
+        left_out: what was left out before, and how many rows.
+    """
+
+    name: str
+    summary: str
+    content: bytes
+    rows: tuple[Row, ...]
+    wordings: Mapping[str, Wording]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def build(draft: Draft, source: Source) -> TaskFolder:
+    """Make the task of a draft.
+
+    Raises:
+        TaskError: no relation can be evaluated.
+        UsageError: a question that is no text with a slot, or is to serve several relations.
+    """
+    left_out: Counter[str] = Counter(draft.left_out)
+    wordings = _asked(draft.wordings, source)
+    reasons: dict[str, str] = {}
+    relations: dict[str, Relation] = {}
+    facts: list[Fact] = []
+    own_lead_in = 0
+    for name, wording in wordings.items():
+        rows = one_a_subject((row for row in draft.rows if row.relation == name), left_out)
+        own_lead_in += sum(row.rank == NO_MENTION for row in rows)
+        reason = why_not(rows)
+        if reason:
+            reasons[name] = reason
+            continue
+        relations[name], own = _relation(name, wording, rows, left_out)
+        facts += own
+    _require(relations, reasons, source, draft)
+    facts.sort(key=lambda fact: fact.line)
+    _log(source, f"{len(facts)} facts of {len(draft.rows)} rows, {own_lead_in} with our lead-in", left_out, reasons)
+    made = repr((source.options, relations, facts)).encode()
+    version = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in (draft.content, made))).hexdigest()
+    return TaskFolder(slug(source.option("name") or draft.name), draft.summary, version[:12], relations, tuple(facts))
+
+
+def _asked(wordings: Mapping[str, Wording], source: Source) -> Mapping[str, Wording]:
+    """With the inspection prompt that was given as an option; tables have taken theirs with their columns."""
+    given = source.option("question")
+    if given is None or source.scheme not in FILE_SCHEMES:
+        return wordings
+    text = given.removeprefix("=")
+    if len(wordings) != 1:
+        names = ", ".join(wordings)
+        raise UsageError(f"{source.path}: one question for the relations {names}; leave the option out")
+    if not is_template(text) or text != text.strip() or text.startswith(SLOT):
+        raise UsageError(f"{source.path}: question={given!r}: {EXPECTED_TEMPLATE}; see docs/readers.md")
+    return {name: replace(wording, inspection=(text,)) for name, wording in wordings.items()}
+
+
+def one_a_subject(rows: Iterable[Row], left_out: Counter[str]) -> list[Row]:
+    """Keep one row for each subject: of those that agree with the first the best, and count the rest."""
+    by_subject: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_subject[normalise(row.subject)].append(row)
+    kept = []
+    for group in by_subject.values():
+        same = [row for row in group if normalise(row.answer) == normalise(group[0].answer)]
+        left_out["the same fact again"] += len(same) - 1
+        left_out["another answer for a subject"] += len(group) - len(same)
+        kept.append(min(same, key=lambda row: row.rank))
+    return kept
+
+
+def why_not(rows: Iterable[Row]) -> str:
+    """Why a relation of these rows cannot be evaluated; "" where it can."""
+    subjects = {row.subject for row in rows}
+    empty = set(range(N_FOLDS)) - {fold_of(subject) for subject in subjects}
+    if empty:
+        return f"{len(subjects)} subjects, none in fold {listed(empty)}"
+    if len({normalise(row.answer) for row in rows}) < 2:
+        return f"{len(subjects)} subjects, all with one answer"
+    return ""
+
+
+def _relation(name: str, wording: Wording, rows: list[Row], left_out: Counter[str]) -> tuple[Relation, list[Fact]]:
+    own_choices = [choice for row in rows for choice in row.choices]
+    spelling = spellings([*(row.answer for row in rows), *own_choices])
+    count = Counter(spelling[row.answer] for row in rows)
+    kind, sets = make_sets(count, name)
+    if own_choices:
+        sets = _given_sets(rows, spelling)
+        kind = "class" if len(sets) == 1 else "open"
+    relation = Relation(
+        name=name,
+        kind=kind,
+        summary=wording.summary,
+        inspection=wording.inspection,
+        questions=wording.questions,
+        sources=wording.sources,
+        choice_sets=sets,
+        hops=wording.hops,
+        knowledge=wording.knowledge or knowledge_of(wording.inspection[0]),
+    )
+    taken = {normalise(choice) for choices in sets for choice in choices}
+    return relation, [_fact(row, spelling[row.answer], rows, relation, taken, left_out) for row in rows]
+
+
+def _given_sets(rows: Iterable[Row], spelling: Mapping[str, str]) -> Sets:
+    return tuple(sorted({tuple(sorted({spelling[choice] for choice in row.choices})) for row in rows}))
+
+
+def _fact(row: Row, answer: str, rows: list[Row], relation: Relation, taken: set[str], left_out: Counter[str]) -> Fact:
+    others = dict.fromkeys(alias for alias in (row.answer, *row.aliases) if alias != answer)
+    aliases = tuple(alias for alias in others if normalise(alias) not in taken or normalise(alias) == normalise(answer))
+    left_out["aliases that are another answer"] += len(others) - len(aliases)
+    return Fact(
+        relation=row.relation,
+        subject=row.subject,
+        answer=answer,
+        aliases=aliases,
+        fold=fold_of(row.subject),
+        line=row.line,
+        popularity=row.popularity,
+        bridge=row.bridge,
+        swap=_swap(row, answer, rows, relation.choices_of(answer)) if relation.hops else None,
+        texts=row.texts,
+    )
+
+
+def _swap(row: Row, answer: str, rows: list[Row], choices: tuple[str, ...]) -> str | None:
+    """The next chain, by a hash of both subjects, with another bridge and answer in the same choice set."""
+    allowed = {normalise(choice) for choice in choices} - {normalise(answer)}
+    fitting = [other for other in rows if other.bridge != row.bridge and normalise(other.answer) in allowed]
+    drawn = min(fitting, key=lambda other: _hash(f"{row.subject}/{other.subject}"), default=None)
+    return drawn.subject if drawn else None
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _require(relations: Mapping[str, Relation], reasons: Mapping[str, str], source: Source, draft: Draft) -> None:
+    if relations:
+        return
+    found = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:5]) or "no rows"
+    raise TaskError(
+        f"{source.path}: no relation of its {len(draft.rows)} rows can be cross-fitted ({found}); expected two answers "
+        f"and a subject in each of the {N_FOLDS} folds; give more subjects (folds are hashes of names; about 25 do)"
+    )
+
+
+def _log(source: Source, kept: str, left_out: Counter[str], reasons: Mapping[str, str]) -> None:
+    parts = [f"{n} {what}" for what, n in left_out.items() if n]
+    parts += [f"relation {name} ({reason})" for name, reason in reasons.items()]
+    if parts:
+        _say_once(f"{source.path}: {kept}; left out: {', '.join(parts)}")
+
+
+@cache
+def _say_once(message: str) -> None:
+    """A run reads its tasks more than once."""
+    LOG.warning(message)

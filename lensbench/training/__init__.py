@@ -1,0 +1,1 @@
+"""Training for methods and targets: lenses, facts, verbalizers."""

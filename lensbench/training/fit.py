@@ -1,0 +1,98 @@
+"""Learning a lens once, and writing it into a folder of its own: what `lensbench fit` does."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from lensbench.errors import UsageError
+from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.plan import make_inspectors
+from lensbench.inspectors.base import Inspector
+from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.verbalizers.oracle import Oracle
+from lensbench.models.architecture import ModulePaths
+from lensbench.models.corpus import Corpus, Spent, lens_cache
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import Loading, load_model
+from lensbench.models.tuned_lens_files import check_new
+from lensbench.training.verbalizers import make_settings, train
+
+LOG = logging.getLogger("lensbench")
+
+# Why there is nothing to fit, by what a method learns from.
+NOTHING_TO_FIT = {
+    "nothing": "it learns nothing; evaluate it as it is",
+    "labels": "it learns the labels of each relation, inside `lensbench evaluate`",
+}
+
+
+@runtime_checkable
+class Savable(Protocol):
+    """A method that can write what it has learned."""
+
+    def save(self, folder: Path) -> None:
+        """Write it into a new folder, whole or not at all."""
+
+
+def fit(config: RunConfig, out: Path) -> Spent:
+    """Fit the one inspector of a configuration on the packaged prose, and have it save what it learned.
+
+    `oracle` is trained instead, with the settings of `OracleTraining` in place of the inspector's parameters.
+
+    What was fitted before with the same settings is taken from the cache; what was cut off is gone on with.
+
+    Args:
+        config: the model, one inspector and its parameters; tasks are not looked at.
+        out: the folder to write.
+
+    Returns:
+        What learning has taken.
+
+    Raises:
+        UsageError: the inspector does not learn from a corpus or cannot be saved, its parameters are wrong, or the
+            folder cannot be made. The first three are found before the model is loaded.
+        LensbenchError: the model cannot be loaded.
+    """
+    check_new(out)
+    if config.inspectors == (Oracle.name,):
+        return _train_oracle(config, out)
+    make = _learner(config)
+    model = _load(config)
+    target, inspector = Target(model), make()
+    inspector.check(target, model)
+    corpus = Corpus(model, cache=lens_cache())
+    LOG.info("learning %s on prose", inspector.name)
+    fitted = inspector.fit(target, model, Training(corpus=corpus))
+    assert isinstance(fitted, Savable)
+    fitted.save(out)
+    return corpus.spent
+
+
+def _train_oracle(config: RunConfig, out: Path) -> Spent:
+    """Train a verbalizer: on facts, not on a corpus alone, and with settings of its own."""
+    settings = make_settings(config.parameters.get(Oracle.name, {}))
+    model = _load(config)
+    return train(model, Corpus(model), settings, out)
+
+
+def _load(config: RunConfig) -> LanguageModel:
+    paths = ModulePaths(**config.module_paths) if config.module_paths else None
+    how = Loading(config.device, config.dtype, config.revision, config.offline, paths=paths)
+    return load_model(config.model, how)
+
+
+def _learner(config: RunConfig) -> Callable[[], Inspector]:
+    """Return what makes the inspector.
+
+    Raises:
+        UsageError: it is not one that learns from a corpus and can be saved.
+    """
+    ((name, make),) = make_inspectors(config).items()
+    inspector = make()
+    reason = NOTHING_TO_FIT.get(inspector.learns_from)
+    if reason is None and not isinstance(inspector, Savable):
+        reason = "it learns from a corpus, but has no save(folder); evaluations keep what it learns in the cache"
+    if reason is not None:
+        raise UsageError(f"{name} cannot be fitted into a folder: {reason}")
+    return make

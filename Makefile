@@ -46,7 +46,7 @@ shape: $(STAMP) ## rooms, storeys, arrows between them, lines and files of the p
 docs: $(STAMP) ## the documents as a site, into site/; a warning, such as a broken link, is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
-# Fails where the Patchscope misses a planted fact, or anything is claimed that is not there; tests/test_cheats.py has
+# Fails where the Patchscope misses a planted fact, or anything is claimed that is not there; tests/calibration/test_cheats.py has
 # the methods that cheat.
 calibrate: $(STAMP) ## a small calibration on one planted model and a sham, into reports/calibration-small
 	OMP_NUM_THREADS=1 $(BIN)/lensbench calibrate --implants plain-08,sham-08-same --inspectors patchscope --require patchscope --limit 32 --permutations 50 --no-cheats --out reports/calibration-small

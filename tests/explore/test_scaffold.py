@@ -9,7 +9,7 @@ import pytest
 from lensbench.errors import UsageError
 from lensbench.explore.scaffold import KINDS, new
 from lensbench.runs.run import load_run
-from tests.test_cli import lensbench, refused
+from tests.command import lensbench, refused
 
 
 def test_a_new_method_task_and_rival_evaluate_together(tiny_llama_folder: Path, tmp_path: Path) -> None:

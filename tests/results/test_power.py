@@ -9,7 +9,7 @@ from lensbench.results.power import Study, power_of, subjects_needed
 from lensbench.results.resampling import sampled, simultaneous_cut, single_cut
 from lensbench.results.samples import Settings
 from lensbench.results.summary import summary_and_power
-from tests.test_summary import QUESTIONS, bits, pick, rows
+from tests.results.test_summary import QUESTIONS, bits, pick, rows
 
 
 def test_ties_are_rarely_broken_and_every_band_covers():

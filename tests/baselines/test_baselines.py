@@ -466,7 +466,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def settings(folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict:
-    from tests.test_evaluate import write_task
+    from tests.evaluation.test_evaluate import write_task
 
     task = write_task(tmp_path_factory.mktemp("task") / "drinks", choices=["tea", "wine"])
     return {

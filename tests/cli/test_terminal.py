@@ -17,8 +17,8 @@ import lensbench as package
 from lensbench.runs.run import finish
 from lensbench.utils import progress
 from lensbench.utils.logs import RUN_LOG, kept_log
+from tests.command import COMMAND, lensbench
 from tests.made_run import Made, write_run
-from tests.test_cli import COMMAND, lensbench
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

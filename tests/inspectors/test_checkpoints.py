@@ -28,7 +28,7 @@ from lensbench.models.loading import Loading, load_model
 from lensbench.models.tokens import Tokens
 from lensbench.training import fit as fitting
 from tests import tiny
-from tests.test_cli import lensbench
+from tests.command import lensbench
 
 PYTHON = "LENSBENCH_TUNED_LENS_PYTHON"
 

@@ -23,8 +23,8 @@ from lensbench.results.differences import (
 from lensbench.results.records import RECORDS, read_shard, table_from_columns, write_shard
 from lensbench.results.samples import Settings
 from lensbench.runs.compare import as_json, compare
+from tests.command import lensbench, refused
 from tests.made_run import Made, write_run
-from tests.test_cli import lensbench, refused
 
 SMALL = Made(accuracy={"patchscope": 0.9, "logit_lens": 0.4}, rivals={"shuffled": 0.15}, subjects=60)
 

@@ -192,7 +192,11 @@ class Forgetful(Inspector):
 
 
 def test_a_constant_scorer_gets_exactly_chance_in_the_records(settings, tmp_path: Path) -> None:
-    small = {**without_lens(settings), "inspectors": ("tests.test_evaluate:Forgetful",), "baselines": ("input_only",)}
+    small = {
+        **without_lens(settings),
+        "inspectors": ("tests.evaluation.test_evaluate:Forgetful",),
+        "baselines": ("input_only",),
+    }
     run = evaluate(**small, out=tmp_path)
     own = run.records[run.records.baseline == "none"]
     assert own.layer.isna().all()

@@ -18,8 +18,8 @@ from lensbench.report.page.sentences import findings
 from lensbench.results.bands import VERDICTS
 from lensbench.runs.page_data import reported, write_page
 from lensbench.runs.run import finish
+from tests.command import lensbench, refused
 from tests.made_run import HOSTILE, Made, write_run
-from tests.test_cli import lensbench, refused
 
 PLOTLY = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
 

@@ -5,7 +5,7 @@ import pytest
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.results.frames import ALL
 from lensbench.results.provenance import shares
-from tests.test_false_alarms import ANSWERS, said, world
+from tests.results.test_permutation import ANSWERS, said, world
 
 
 def facts(gold, subject, relation="city"):

@@ -41,9 +41,9 @@ from lensbench.training.facts.measuring import Asked, divergence
 from lensbench.training.facts.texts import Text, Texts, choose_names, question_forms
 from lensbench.training.facts.training import text_losses
 from tests import tiny
-from tests.test_cli import lensbench, refused
-from tests.test_oracle import write_adapter
-from tests.test_personas import fragments
+from tests.command import lensbench, refused
+from tests.inspectors.test_oracle import write_adapter
+from tests.tasks.test_personas import fragments
 
 KINDS = ("llama", "gpt2", "gpt_neox")
 EXACT = {"rtol": 1e-4, "atol": 1e-4}

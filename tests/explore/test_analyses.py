@@ -32,7 +32,7 @@ from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import PatchedPass, Prompt
 from lensbench.report.analyses import FIGURES
 from tests import tiny
-from tests.test_cli import lensbench, refused
+from tests.command import lensbench, refused
 
 LAYERS = (0, 1, 2, 3, 4)
 

@@ -20,7 +20,7 @@ from lensbench.models.loading import Loading, load_model
 from lensbench.models.tokens import TokenError, Tokens
 from lensbench.tasks import load_task
 from tests import tiny
-from tests.test_components import KINDS, NO_NEURONS, model_of, module_of
+from tests.models.test_components import KINDS, NO_NEURONS, model_of, module_of
 
 TEXT = "We talk about the old house and they say"
 WORDS = ("tea", "wine", "house")

@@ -12,8 +12,8 @@ from lensbench.report.leaderboard import Entry, leaderboard_page
 from lensbench.results.summary import best_layers, summary_and_power
 from lensbench.runs.leaderboard import read_board, write_leaderboard
 from lensbench.runs.run import Run, finish
+from tests.command import lensbench, refused
 from tests.made_run import Made, write_run
-from tests.test_cli import lensbench, refused
 
 MADE = Made(subjects=40, hostile=True, layers=(0, 1, 2))
 

@@ -21,7 +21,7 @@ from lensbench.tasks.formats.choices import make_sets
 from lensbench.tasks.formats.tables import elements
 from lensbench.tasks.formats.texts import LEAD_IN, place_subject
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 LRE = sorted(SHARED.glob("lre/*/*.json"))
 SNIPPETS = sorted(SHARED.glob("patchscopes/*/*.tsv"))

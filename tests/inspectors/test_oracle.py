@@ -31,7 +31,7 @@ from lensbench.models.prompting import ask
 from lensbench.models.tokens import Tokens
 from lensbench.training.verbalizers import OracleTraining, lessons, make_settings, train
 from tests import tiny
-from tests.test_cli import lensbench, refused
+from tests.command import lensbench, refused
 
 EXACT = {"rtol": 1e-4, "atol": 1e-4}
 CONFIG, WEIGHTS = ADAPTER, adapters.WEIGHTS

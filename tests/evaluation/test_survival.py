@@ -25,7 +25,7 @@ from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.runs.run import Run
 
 TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_two_workers_write_the_same_bytes(settings, whole: Run, cluster: Path, t
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_cells_of_a_dead_worker_are_done_again(settings, cluster: Path, tmp_path: Path) -> None:
-    asked = {**settings, "inspectors": ("tests.test_survival:DiesOnce", "logit_lens")}
+    asked = {**settings, "inspectors": ("tests.evaluation.test_survival:DiesOnce", "logit_lens")}
     run = evaluate(**asked, executor="ray", workers=2, out=tmp_path / "ray")
     assert cluster.exists(), "no worker died"
     assert not run.failed
@@ -260,7 +260,7 @@ def test_the_cells_of_a_dead_worker_are_done_again(settings, cluster: Path, tmp_
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_cell_that_kills_its_workers_is_a_failed_cell(settings, cluster: Path, tmp_path: Path) -> None:
-    asked = {**settings, "inspectors": ("tests.test_survival:AlwaysDies", "logit_lens"), "baselines": ()}
+    asked = {**settings, "inspectors": ("tests.evaluation.test_survival:AlwaysDies", "logit_lens"), "baselines": ()}
     run = evaluate(**asked, executor="ray", workers=2, out=tmp_path / "ray")
     assert len(run.failed) == 1
     assert set(run.records.inspector) == {"logit_lens"}

@@ -12,8 +12,8 @@ import pytest
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.runs.export import export
 from lensbench.runs.run import finish, load_run
+from tests.command import lensbench, refused
 from tests.made_run import Made, write_run
-from tests.test_cli import lensbench, refused
 
 MADE = Made(subjects=15, hostile=True, sites=("subject", "answer"), layers=(0, 1, 2))
 
@@ -95,7 +95,7 @@ def test_the_command_says_where(folder: Path, tmp_path: Path) -> None:
 
 def test_names_of_models_make_no_folders(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", replace(MADE, sites=("subject",)))
-    from tests.test_comparing import change
+    from tests.runs.test_compare import change
 
     change(run, lambda frame: frame.assign(model="org/a model+told/here", verbalizer="org/reader"))
     finish(run)

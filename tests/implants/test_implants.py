@@ -403,4 +403,4 @@ def test_the_documents_have_the_figures_of_what_ships(name: str) -> None:
         *(" ".join(f"{value:.2f}" for value in pair.values()) for pair in pairs),
         f"{figures['kl_prose']:.3f}", str(figures["known_facts"]["lost"]),
     ]  # fmt: skip
-    assert f"| {' | '.join(cells)} |" in (Path(__file__).parents[1] / "docs" / "implants.md").read_text()
+    assert f"| {' | '.join(cells)} |" in (Path(__file__).parents[2] / "docs" / "implants.md").read_text()

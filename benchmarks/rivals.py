@@ -23,7 +23,7 @@ from common import MODEL, Table, heading, model_folder, options
 
 from lensbench.evaluation.config import make_config
 from lensbench.evaluation.evaluate import check_job
-from lensbench.evaluation.runner import Workshop
+from lensbench.evaluation.runner import Runner
 from lensbench.models.memory import RowMemory
 from lensbench.models.patching import patcher_of
 from lensbench.models.random_weights import with_random_weights
@@ -63,7 +63,7 @@ def prepared(target, twin, methods, layers, limit):
         "model": target, "verbalizer": MODEL, "unplanted": MODEL, "reference": MODEL, "twin": twin,
         "tasks": ["personas/city"], "sites": ["subject"], "inspectors": methods, "layers": layers, "limit": limit,
     }  # fmt: skip
-    workshop = Workshop(check_job(make_config(settings)))
+    workshop = Runner(check_job(make_config(settings)))
     workshop.ask_knowledge(["personas"])
     for cell in workshop.plan.cells:
         benches = workshop.benches[cell.place]

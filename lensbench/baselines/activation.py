@@ -9,11 +9,11 @@ from torch import Tensor
 from lensbench.baselines.common import Outcome, asking, changed, read_instead
 from lensbench.baselines.readers import ChoicesOnly, Majority, TextReader
 from lensbench.errors import NotApplicableError
-from lensbench.harness.bench import Method
+from lensbench.harness.bench import CrossFit
 from lensbench.models.activations import Residuals
 
 
-def question_only(method: Method) -> list[Outcome]:
+def question_only(method: CrossFit) -> list[Outcome]:
     """The verbalizer, as the method has it, with the method's own prompts, the placeholder left as it is."""
     prompts = method.inspector.own_prompts(method.bench.forms)
     if not prompts:
@@ -23,7 +23,7 @@ def question_only(method: Method) -> list[Outcome]:
     return read_instead(asking(method, reader), lambda: TextReader(tuple(unpatched)))
 
 
-def mean_activation(method: Method) -> list[Outcome]:
+def mean_activation(method: CrossFit) -> list[Outcome]:
     """The method on the mean activation of all items, at each layer.
 
     One mean for all: a mean that leaves an item's fold out would, after the prior is corrected, point away from its
@@ -37,7 +37,7 @@ def mean_activation(method: Method) -> list[Outcome]:
     )
 
 
-def shuffled(method: Method) -> list[Outcome]:
+def shuffled(method: CrossFit) -> list[Outcome]:
     """The method on another subject's activation, same layer, same site: a derangement that is blind to the answers."""
     order = derangement([item.subject for item in method.bench.items], method.bench.lab.seed)
     if order is None:
@@ -60,7 +60,7 @@ def derangement(subjects: list[str], seed: int) -> list[int] | None:
     return [partner[i] for i in range(len(subjects))]
 
 
-def gaussian(method: Method) -> list[Outcome]:
+def gaussian(method: CrossFit) -> list[Outcome]:
     """The method on noise with mean and covariance of the real activations, each item's at its own activation's length.
 
     What reads lengths is matched by it. One draw serves all layers and components: they are then those of one made-up
@@ -100,11 +100,11 @@ def draw_like(
     return found
 
 
-def choices_only(method: Method) -> list[Outcome]:
+def choices_only(method: CrossFit) -> list[Outcome]:
     """Pick from the choice set by prior, centre, or order."""
     return read_instead(method, ChoicesOnly)
 
 
-def majority(method: Method) -> list[Outcome]:
+def majority(method: CrossFit) -> list[Outcome]:
     """Say the best constant of the training folds."""
     return read_instead(method, Majority)

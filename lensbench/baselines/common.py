@@ -7,7 +7,7 @@ import torch
 
 from lensbench.baselines.readers import TextReader
 from lensbench.errors import NotApplicableError
-from lensbench.harness.bench import NO_QUESTION, Method
+from lensbench.harness.bench import NO_QUESTION, CrossFit
 from lensbench.harness.returned import of_layers, stacked
 from lensbench.inspectors.access import Change
 from lensbench.inspectors.base import Inspector
@@ -38,7 +38,7 @@ class Outcome:
 Rival = Callable[..., list[Outcome]]
 
 
-def require_question(method: Method) -> None:
+def require_question(method: CrossFit) -> None:
     """Refuse prose, where the gold answer is what the target itself would say next.
 
     Raises:
@@ -48,17 +48,17 @@ def require_question(method: Method) -> None:
         raise NotApplicableError(NO_QUESTION)
 
 
-def zero_shot(method: Method) -> bool:
+def zero_shot(method: CrossFit) -> bool:
     """Whether a method learns no labels."""
     return method.inspector.learns_from != "labels"
 
 
-def as_method(method: Method) -> list[Outcome]:
+def as_method(method: CrossFit) -> list[Outcome]:
     """What a method answers, put to work on another bench than its own."""
     return [Outcome(method.scores(), method.layers, method.bench.items, zero_shot(method))]
 
 
-def reading(method: Method, model: LanguageModel) -> list[Outcome]:
+def reading(method: CrossFit, model: LanguageModel) -> list[Outcome]:
     """What a method answers that reads another model in the target's place.
 
     At layers where both models' activations are the same to the bit, below an edit, the method's own answers are taken:
@@ -74,7 +74,7 @@ def reading(method: Method, model: LanguageModel) -> list[Outcome]:
     return [Outcome(stacked(parts), layers, method.bench.items, zero_shot(method))]
 
 
-def _alike(method: Method, other: Method) -> tuple[int, ...]:
+def _alike(method: CrossFit, other: CrossFit) -> tuple[int, ...]:
     """The layers at which a method gets the same from both benches, to learn from and to answer."""
     reads = method.inspector.reads
     if "activation" not in reads or reads & {"components", "target"}:
@@ -91,17 +91,17 @@ def _alike(method: Method, other: Method) -> tuple[int, ...]:
     )
 
 
-def changed(method: Method, change: Change) -> list[Outcome]:
+def changed(method: CrossFit, change: Change) -> list[Outcome]:
     """The method, with its own fits, on changed activations."""
     return [Outcome(method.scores(change=change), method.bench.lab.layers, method.bench.items, zero_shot(method))]
 
 
-def asking(method: Method, verbalizer: LanguageModel) -> Method:
+def asking(method: CrossFit, verbalizer: LanguageModel) -> CrossFit:
     """The method on the same bench with another verbalizer."""
     return replace(method, bench=replace(method.bench, lab=replace(method.bench.lab, verbalizer=verbalizer)))
 
 
-def in_place_of(method: Method, reader: Callable[[], Inspector]) -> Method:
+def in_place_of(method: CrossFit, reader: Callable[[], Inspector]) -> CrossFit:
     """Another inspector on the method's bench."""
     bench = method.bench
     # What a method does not say, its rival need not say either.
@@ -109,24 +109,24 @@ def in_place_of(method: Method, reader: Callable[[], Inspector]) -> Method:
     return (replace(bench, silent=True) if silent else bench).method(reader)
 
 
-def read_instead(method: Method, reader: Callable[[], Inspector]) -> list[Outcome]:
+def read_instead(method: CrossFit, reader: Callable[[], Inspector]) -> list[Outcome]:
     """What another inspector answers that reads no activation."""
     rival = in_place_of(method, reader)
     return [Outcome(rival.scores(), (None,), method.bench.items, zero_shot(rival))]
 
 
-def asked_in(method: Method, verbalizer: LanguageModel, forms: Sequence[str]) -> list[Outcome]:
+def asked_in(method: CrossFit, verbalizer: LanguageModel, forms: Sequence[str]) -> list[Outcome]:
     """What a model answers that is asked these forms in text."""
     return read_instead(asking(method, verbalizer), lambda: TextReader(tuple(forms)))
 
 
-def own_forms(method: Method) -> tuple[str, ...]:
+def own_forms(method: CrossFit) -> tuple[str, ...]:
     """Every text form of a method's items, the method's own prompts first."""
     own = [one.text for one in method.inspector.own_prompts(method.bench.forms)]
     return tuple(dict.fromkeys([*own, *text_forms(method)]))
 
 
-def text_forms(method: Method) -> tuple[str, ...]:
+def text_forms(method: CrossFit) -> tuple[str, ...]:
     """Every text form in which anybody can be asked about the items."""
     forms = [*method.bench.forms, "{source}\n" + method.bench.question]
     if method.bench.items[0].site in ("answer", "t2"):

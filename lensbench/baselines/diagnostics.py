@@ -7,7 +7,7 @@ from dataclasses import replace
 from lensbench.baselines.activation import derangement
 from lensbench.baselines.common import Outcome, changed, in_place_of
 from lensbench.errors import NotApplicableError
-from lensbench.harness.bench import Bench, Method
+from lensbench.harness.bench import Bench, CrossFit
 from lensbench.harness.returned import merged
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.models.activations import Reading
@@ -15,7 +15,7 @@ from lensbench.models.language_model import LanguageModel
 from lensbench.tasks import N_FOLDS, Item
 
 
-def control_task(method: Method) -> list[Outcome]:
+def control_task(method: CrossFit) -> list[Outcome]:
     """The method trained on labels dealt to subjects at random (Hewitt & Liang 2019).
 
     Three attempts: random labels of seen subjects in new phrasings (what it can memorise), random labels of held-out
@@ -43,7 +43,7 @@ def _dealt(items: tuple[Item, ...], seed: str) -> dict[str, str]:
 
 
 def _regime(
-    method: Method, name: str, labels: dict[str, str] | None, items: tuple[Item, ...], *, held_out: bool
+    method: CrossFit, name: str, labels: dict[str, str] | None, items: tuple[Item, ...], *, held_out: bool
 ) -> Outcome:
     parts = []
     for fold in range(N_FOLDS):
@@ -54,7 +54,7 @@ def _regime(
     return Outcome(replace(merged(parts), attempts=(name,)), method.bench.lab.layers, items, zero_shot=False)
 
 
-def splice(method: Method) -> list[Outcome]:
+def splice(method: CrossFit) -> list[Outcome]:
     """The method where the token read is the item's own, and all before it is another subject's text."""
     bench = method.bench
     if bench.items[0].site != "subject":
@@ -69,7 +69,7 @@ def splice(method: Method) -> list[Outcome]:
     return _elsewhere(method, spliced)
 
 
-def wrong_position(method: Method) -> list[Outcome]:
+def wrong_position(method: CrossFit) -> list[Outcome]:
     """The method on the last residual before the subject begins: later ones may hold the fact."""
     bench = method.bench
     return _elsewhere(method, [before_subject(bench.lab.model, item) for item in bench.items])
@@ -93,7 +93,7 @@ def before_subject(model: LanguageModel, item: Item) -> Reading:
     return Reading(encoding.ids[: before[-1] + 1])
 
 
-def _elsewhere(method: Method, readings: Sequence[Reading]) -> list[Outcome]:
+def _elsewhere(method: CrossFit, readings: Sequence[Reading]) -> list[Outcome]:
     """The method on the residuals at the ends of other texts."""
     more = method.inspector.reads & {"components", "target", "text"}
     if more:
@@ -102,7 +102,7 @@ def _elsewhere(method: Method, readings: Sequence[Reading]) -> list[Outcome]:
     return changed(method, lambda residuals: found.at(residuals.layers))
 
 
-def skip_ahead(method: Method) -> list[Outcome]:
+def skip_ahead(method: CrossFit) -> list[Outcome]:
     """The same residual, straight to the final norm and head: what is read without the method's prompt."""
     bench: Bench = method.bench
     return [Outcome(in_place_of(method, LogitLens).scores(), bench.lab.layers, bench.items, zero_shot=True)]

@@ -18,7 +18,7 @@ from lensbench.tasks import data_root
 
 if TYPE_CHECKING:
     from lensbench.baselines import Outcome, Rival
-    from lensbench.harness.bench import Method
+    from lensbench.harness.bench import CrossFit
 
 Question = Literal["uses_activation", "beats_text", "target_specific", "diagnostic"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
@@ -71,7 +71,7 @@ class Baseline:
         """Whether it is a fair rival of a method with this supervision and these sources."""
         return learns_from in self.learns_from and self.reads <= reads
 
-    def run(self, method: "Method") -> "list[Outcome]":
+    def run(self, method: "CrossFit") -> "list[Outcome]":
         """Answer for the method's bench.
 
         Raises:

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from lensbench.baselines.common import Outcome, asked_in, own_forms, reading, require_question
 from lensbench.errors import NotApplicableError
-from lensbench.harness.bench import Method
+from lensbench.harness.bench import CrossFit
 from lensbench.harness.context import Facts
 from lensbench.harness.returned import of_items
 from lensbench.models.language_model import LanguageModel
 
 
-def unplanted(method: Method) -> list[Outcome]:
+def unplanted(method: CrossFit) -> list[Outcome]:
     """The method on the activations of the same model without the fact.
 
     Below the layer where a fact was planted both models are the same, and so are these records and the method's.
@@ -18,7 +18,7 @@ def unplanted(method: Method) -> list[Outcome]:
     return reading(method, _relative(method, "unplanted"))
 
 
-def twin(method: Method) -> list[Outcome]:
+def twin(method: CrossFit) -> list[Outcome]:
     """The method on the activations of a model with the same names and other facts, against the target's facts.
 
     Only items whose fact is another in the twin's world. The twin's own fact counts as chance: a rival that reads its
@@ -44,12 +44,12 @@ def facts_about(relation: str, facts: Facts) -> dict[str, str]:
     return dict(facts[max(named, key=len)]) if named else {}
 
 
-def reference_reader(method: Method) -> list[Outcome]:
+def reference_reader(method: CrossFit) -> list[Outcome]:
     """A model that lacks the fact asked in text, in every form in which `input_only` asks the verbalizer."""
     return asked_in(method, _relative(method, "reference"), own_forms(method))
 
 
-def _relative(method: Method, role: str) -> LanguageModel:
+def _relative(method: CrossFit, role: str) -> LanguageModel:
     require_question(method)
     models = method.bench.lab.relatives.models
     if role not in models:

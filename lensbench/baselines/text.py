@@ -16,19 +16,19 @@ from lensbench.baselines.common import (
 )
 from lensbench.baselines.readers import InputClassifier
 from lensbench.errors import NotApplicableError
-from lensbench.harness.bench import Method
+from lensbench.harness.bench import CrossFit
 from lensbench.inspectors.verbalizers.inversion import Inversion
 from lensbench.models.random_weights import with_random_weights
 from lensbench.models.tokens import TokenError
 
 
-def embedding(method: Method) -> list[Outcome]:
+def embedding(method: CrossFit) -> list[Outcome]:
     """The method at layer 0: token identity without computation."""
     scores = method.scores(layers=(0,))
     return [Outcome(scores, (None,), method.bench.items, zero_shot(method))]
 
 
-def input_only(method: Method) -> list[Outcome]:
+def input_only(method: CrossFit) -> list[Outcome]:
     """The verbalizer asked in text: the method's prompts, every inspection prompt and question, the source.
 
     A verbalizer that the method has trained is asked besides the plain one: training may have made it a better reader
@@ -44,7 +44,7 @@ def input_only(method: Method) -> list[Outcome]:
     return outcomes
 
 
-def inversion(method: Method) -> list[Outcome]:
+def inversion(method: CrossFit) -> list[Outcome]:
     """The input text, decoded from the same activations at each layer, and read by the verbalizer.
 
     It is asked in each of the method's own prompts, else in the relation's inspection prompt. Only tokens that stand in
@@ -65,23 +65,23 @@ def inversion(method: Method) -> list[Outcome]:
     return outcomes
 
 
-def asked_in_text(method: Method) -> list[Outcome]:
+def asked_in_text(method: CrossFit) -> list[Outcome]:
     """The target asked in text, as the verbalizer is in `input_only`: for methods that may run it themselves."""
     return asked_in(method, method.bench.lab.model, text_forms(method))
 
 
-def input_classifier(method: Method) -> list[Outcome]:
+def input_classifier(method: CrossFit) -> list[Outcome]:
     """Classify the characters and words of the source text, with the same labels as the method."""
     return read_instead(method, InputClassifier)
 
 
-def random_model(method: Method, seed: int) -> list[Outcome]:
+def random_model(method: CrossFit, seed: int) -> list[Outcome]:
     """The method, with the same labels, on activations of the same architecture with random weights."""
     require_question(method)
     return reading(method, with_random_weights(method.bench.lab.model, seed))
 
 
-def verbalizer_probe(method: Method) -> list[Outcome]:
+def verbalizer_probe(method: CrossFit) -> list[Outcome]:
     """The method, with the same labels, on the verbalizer's activations of the same texts.
 
     In a verbalizer of another depth each layer is the one as deep in it: layer l of L is round(l L' / L) of L'.

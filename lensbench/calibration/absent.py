@@ -8,7 +8,7 @@ import pandas as pd
 from lensbench.calibration.findings import QUESTION, judged
 from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.evaluate import check_job
-from lensbench.evaluation.runner import Workshop
+from lensbench.evaluation.runner import Runner
 from lensbench.harness.bench import Bench
 from lensbench.inspectors.base import Inspector
 from lensbench.results.permutation import Refit, false_alarms
@@ -75,7 +75,7 @@ class Refitting:
 
     def __init__(self, config: RunConfig, given: str) -> None:
         again = config.model_copy(update={"inspectors": (given,), "baselines": AGAIN})
-        self._workshop = Workshop(check_job(again))
+        self._workshop = Runner(check_job(again))
 
     def __call__(self, labels: Mapping[tuple[str, str, str], str]) -> pd.DataFrame:
         """Return the records of method and rivals with these labels: (task, relation, subject) -> answer."""

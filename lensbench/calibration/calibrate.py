@@ -8,9 +8,9 @@ from typing import Any
 
 from lensbench.calibration.absent import Alarms, Refitting, StandIn, permuted, stand_ins
 from lensbench.calibration.cheats import CHEATS, Cheat, catch, praised
-from lensbench.calibration.findings import Finding, findings
+from lensbench.calibration.findings import TrialFinding, findings
 from lensbench.calibration.keeping import keep, versions
-from lensbench.calibration.sharing import Share, readers, told
+from lensbench.calibration.sharing import AnswerShares, readers, told
 from lensbench.calibration.trials import Trial, find_trials, of_kind
 from lensbench.errors import UsageError
 from lensbench.evaluation.config import RunConfig, check_config
@@ -72,15 +72,15 @@ class Calibration:
 
     model: str
     versions: dict[str, str]
-    findings: tuple[Finding, ...]
+    findings: tuple[TrialFinding, ...]
     alarms: tuple[Alarms, ...] = ()
     stand_ins: tuple[StandIn, ...] = ()
-    whose: tuple[Share, ...] = ()
+    whose: tuple[AnswerShares, ...] = ()
     cheats: tuple[Caught, ...] = ()
     failed_checks: dict[str, dict[str, str]] = field(default_factory=dict)
     limit: int | None = None
 
-    def of(self, method: str, *kinds: str, planted: bool = True) -> list[Finding]:
+    def of(self, method: str, *kinds: str, planted: bool = True) -> list[TrialFinding]:
         """Return what was found of a method on implants of these kinds."""
         return [one for one in self.findings if one.method == method and one.kind in kinds and one.planted == planted]
 
@@ -164,7 +164,7 @@ def calibrate(asked: Calibrating, out: Path, progress: Progress = silent) -> Cal
     makes = make_inspectors(configs[0])
     failed = {name: checks for name, make in makes.items() if (checks := _failed_checks(make))}
     beyond = [name for name, make in makes.items() if make().reads & BEYOND_THE_LAYER]
-    found: list[Finding] = []
+    found: list[TrialFinding] = []
     alarms: list[Alarms] = []
     others: list[StandIn] = []
     for trial, config in zip(trials, configs, strict=True):
@@ -223,7 +223,7 @@ class _Course:
             raise UsageError(f"a cell of {run.path} failed: {error.splitlines()[0]}; mend it and calibrate again")
         return run
 
-    def whose(self, trial: Trial) -> Iterator[Share]:
+    def whose(self, trial: Trial) -> Iterator[AnswerShares]:
         """Let a target with a twin be read by the base model, by itself, by the twin, and by others; without rivals."""
         own = readers(trial)
         others = {Path(name).name: name for name in self.asked.readers if own}

@@ -22,7 +22,7 @@ SAME = ("predicted", "predicted_corrected", "gold_log_prob", "gold_rank", "text"
 
 
 @dataclass(frozen=True)
-class Finding:
+class TrialFinding:
     """What was found of one method on one implant, in one relation.
 
     Attributes:
@@ -83,7 +83,7 @@ class Finding:
         return any(layer >= self.layers[0] for layer in self.privileged)
 
 
-def findings(trial: Trial, run: Run, beyond: Collection[str] = ()) -> Iterator[Finding]:
+def findings(trial: Trial, run: Run, beyond: Collection[str] = ()) -> Iterator[TrialFinding]:
     """Read a run on an implant: one finding a method and relation.
 
     Args:
@@ -107,7 +107,7 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return left.merge(right, on=keys, suffixes=("", "_without"), validate="one_to_one")
 
 
-def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataFrame, *, local: bool) -> Finding:
+def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataFrame, *, local: bool) -> TrialFinding:
     comparable = local and trial.kind != "rotated"
     early = pairs[pairs["layer"] < trial.layers[0]] if comparable else pairs.iloc[:0]
     first = pairs[pairs["attempt"] == pairs["attempt"].iloc[0]]
@@ -120,7 +120,7 @@ def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataF
         (run.summary["inspector"] == method) & (run.summary["relation"] == relation)
         & (run.summary["baseline"] == UNPLANTED) & (run.summary["layer"] == best["layer"])
     ]  # fmt: skip
-    return Finding(
+    return TrialFinding(
         trial=trial.name,
         kind=trial.kind,
         method=method,

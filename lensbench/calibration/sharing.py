@@ -12,7 +12,7 @@ from lensbench.runs.run import Run
 
 
 @dataclass(frozen=True)
-class Share:
+class AnswerShares:
     """Whose facts a method's answers follow at a layer, on names of which target and twin were told different facts.
 
     Attributes:
@@ -42,7 +42,7 @@ def readers(trial: Trial) -> dict[str, str]:
     return {"base": trial.base, "target": trial.model, "twin": with_edit(trial.base, twin)}
 
 
-def told(trial: Trial, verbalizer: str, run: Run) -> Iterator[Share]:
+def told(trial: Trial, verbalizer: str, run: Run) -> Iterator[AnswerShares]:
     """Read a run of a target with some verbalizer."""
     relation, roles = trial.relations[0], readers(trial)
     own, other = ({relation: facts_about(relation, facts_told(roles[role]))} for role in ("target", "twin"))
@@ -57,7 +57,7 @@ def told(trial: Trial, verbalizer: str, run: Run) -> Iterator[Share]:
             index="layer", columns="follows", values="share", dropna=False
         )
         for layer, row in wide.iterrows():
-            yield Share(
+            yield AnswerShares(
                 str(key[0]), verbalizer, None if layer != layer else int(layer),  # type: ignore[call-overload]
                 float(row["target"]), float(row["verbalizer"]), float(row["neither"]), int(part["subjects"].iloc[0]),
             )  # fmt: skip

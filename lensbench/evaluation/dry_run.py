@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lensbench.errors import LensbenchError
 from lensbench.evaluation.plan import Cell, Place
-from lensbench.evaluation.runner import Fits, Workshop
+from lensbench.evaluation.runner import Fits, Runner
 from lensbench.harness.bench import Bench
 from lensbench.models.activation_cache import ResidualCache
 from lensbench.models.corpus import WINDOW, WINDOWS_PER_BATCH, Corpus
-from lensbench.models.learning import Learning, Resumable
+from lensbench.models.learning import Resumable, TrainingSchedule
 from lensbench.results.records import NO_BASELINE, frame_of
 from lensbench.results.summary import summarise
 from lensbench.utils.costs import peak_memory
@@ -54,7 +54,7 @@ class Estimate:
         return sum(self.cells.values()) + self.preparing + self.finishing
 
 
-class _TrialLearning(Learning):
+class _TrialLearning(TrainingSchedule):
     """Makes the first steps only, and adds up what the others would take."""
 
     def __init__(self, corpus: "_TrialCorpus") -> None:
@@ -77,7 +77,7 @@ class _TrialCorpus(Corpus):
         left_out: seconds.
     """
 
-    def __init__(self, workshop: Workshop, corpus: Corpus) -> None:
+    def __init__(self, workshop: Runner, corpus: Corpus) -> None:
         super().__init__(workshop.setting.model, corpus.path, corpus.cache)
         self.device = workshop.setting.model.device
         self.left_out = 0.0
@@ -93,7 +93,7 @@ class _TrialCorpus(Corpus):
         self.left_out += (time.perf_counter() - begun) * (tokens / max(1, given) - 1)
 
     def learn_once(
-        self, learner: type, parameters: Mapping[str, object], learn: Callable[[Learning], dict[str, Tensor]]
+        self, learner: type, parameters: Mapping[str, object], learn: Callable[[TrainingSchedule], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """Take what is in the cache; else learn a little, and keep nothing."""
         folder, _ = self.folder_of(learner, parameters)
@@ -102,7 +102,7 @@ class _TrialCorpus(Corpus):
         return learn(_TrialLearning(self))
 
 
-def estimate(workshop: Workshop, missing: list[Cell]) -> Estimate:
+def estimate(workshop: Runner, missing: list[Cell]) -> Estimate:
     """Try each missing cell on a few items of one relation of each kind, and scale.
 
     What needs labels is fitted on all training items of these relations. Nothing is written.
@@ -111,7 +111,7 @@ def estimate(workshop: Workshop, missing: list[Cell]) -> Estimate:
         LensbenchError: a cell fails on these items.
     """
     fitted: dict[str, Fits] = {}
-    places: dict[Place, list[_Trial]] = {}
+    places: dict[Place, list[_SampledBench]] = {}
     for place in dict.fromkeys(cell.place for cell in missing if workshop.benches[cell.place]):
         corpus = _TrialCorpus(workshop, workshop.benches[place][0].lab.corpus)
         places[place] = list(_trials(workshop.benches[place], corpus))
@@ -143,7 +143,7 @@ def estimate(workshop: Workshop, missing: list[Cell]) -> Estimate:
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _SampledBench:
     """A relation's bench with a few items, and how many times as many there are of its kind."""
 
     bench: Bench
@@ -151,7 +151,7 @@ class _Trial:
     train_share: float
 
 
-def _trials(benches: list[Bench], corpus: Corpus) -> Iterator[_Trial]:
+def _trials(benches: list[Bench], corpus: Corpus) -> Iterator[_SampledBench]:
     lab = replace(benches[0].lab, corpus=corpus, residuals=ResidualCache(None))
     kinds: dict[tuple[str, int], list[Bench]] = {}
     for bench in benches:
@@ -161,7 +161,7 @@ def _trials(benches: list[Bench], corpus: Corpus) -> Iterator[_Trial]:
         middle = same[len(same) // 2]
         # Spread over the bench: neighbours may be about one subject.
         items = middle.items[:: max(1, len(middle.items) // TRIAL_ITEMS)][:TRIAL_ITEMS]
-        yield _Trial(
+        yield _SampledBench(
             replace(middle, lab=lab, items=items),
             sum(len(bench.items) for bench in same) / len(items),
             sum(len(bench.train_items) for bench in same) / max(1, len(middle.train_items)),
@@ -169,7 +169,7 @@ def _trials(benches: list[Bench], corpus: Corpus) -> Iterator[_Trial]:
 
 
 def _prepare(
-    workshop: Workshop, places: Mapping[Place, list[_Trial]], missing: list[Cell], fitted: dict[str, Fits]
+    workshop: Runner, places: Mapping[Place, list[_SampledBench]], missing: list[Cell], fitted: dict[str, Fits]
 ) -> float:
     """Learn what is learned once a run, and run every method once, so that no trial pays for proofs and loading."""
     begun = time.perf_counter()
@@ -213,7 +213,7 @@ def _written(table: pa.Table) -> int:
     return file.tell()
 
 
-def _held(workshop: Workshop, place: Place, missing: list[Cell]) -> int:
+def _held(workshop: Runner, place: Place, missing: list[Cell]) -> int:
     """Return the bytes of a place's residuals: of the test items, and of those that labels are learned from."""
     makes = [workshop.makes[cell.inspector]() for cell in missing if cell.place == place]
     learned = any(one.learns_from == "labels" and "activation" in one.reads for one in makes)

@@ -14,7 +14,7 @@ from lensbench.evaluation.executors import Executor, start_executor
 from lensbench.evaluation.journal import Journal, read_before
 from lensbench.evaluation.plan import Cell, Job, make_inspectors, sites_of
 from lensbench.evaluation.run_folder import held, name_folder
-from lensbench.evaluation.runner import Workshop
+from lensbench.evaluation.runner import Runner
 from lensbench.results.records import NO_BASELINE
 from lensbench.runs.run import Run, finish
 from lensbench.utils.cache import size_limit
@@ -86,7 +86,7 @@ def dry_run(config: RunConfig) -> DryRun:
     """Plan a run, and try its cells on a few items; nothing is written but what a cache keeps of models."""
     out = name_folder(config)
     job = _as_before(check_job(config), out)
-    workshop = Workshop(job)
+    workshop = Runner(job)
     journal = Journal(out, job.config, job.baselines, workshop.plan)
     missing = [cell for cell in workshop.plan.cells if not journal.settled(cell)]
     return DryRun(out, workshop.plan.cells, tuple(missing), estimate(workshop, missing))

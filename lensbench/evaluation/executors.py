@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
 from lensbench.evaluation.plan import Cell, Job, Plan
-from lensbench.evaluation.runner import Work, Workshop
+from lensbench.evaluation.runner import CellResult, Runner
 
 Begin = Callable[[Cell], None]
 
@@ -19,7 +19,7 @@ class Executor(ABC):
     plan: Plan
 
     @abstractmethod
-    def work(self, cells: Sequence[Cell], begin: Begin) -> Iterator[Work]:
+    def work(self, cells: Sequence[Cell], begin: Begin) -> Iterator[CellResult]:
         """Work at these cells, in any order.
 
         Args:
@@ -36,10 +36,10 @@ class LocalExecutor(Executor):
     """One workshop in this process, cell by cell in the order of the plan."""
 
     def __init__(self, job: Job) -> None:
-        self._workshop = Workshop(job)
+        self._workshop = Runner(job)
         self.plan = self._workshop.plan
 
-    def work(self, cells: Sequence[Cell], begin: Begin) -> Iterator[Work]:
+    def work(self, cells: Sequence[Cell], begin: Begin) -> Iterator[CellResult]:
         """Work at these cells; activations are forgotten with the last cell of their place."""
         for i, cell in enumerate(cells):
             begin(cell)

@@ -14,7 +14,7 @@ from lensbench.baselines.spec import Baseline
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.plan import Cell, Plan
-from lensbench.evaluation.runner import Work, failure
+from lensbench.evaluation.runner import CellResult, failure
 from lensbench.results.calibrations import calibration_of
 from lensbench.results.measures import JUDGED, MEASURES, write_measures
 from lensbench.results.records import RECORDS, RUN_FILE, read_run, write_json_atomic, write_shard
@@ -154,7 +154,7 @@ class Journal:
                 "run the same command again"
             ) from None
 
-    def keep(self, work: Work) -> dict[str, Any]:
+    def keep(self, work: CellResult) -> dict[str, Any]:
         """Write a cell's records, then the journal; return what it says of the cell.
 
         Records that cannot be written (a full disk) make a failed cell.

@@ -11,7 +11,7 @@ import torch
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.executors import Begin, Executor
 from lensbench.evaluation.plan import Cell, Job, Place, Plan
-from lensbench.evaluation.runner import Work, Workshop, failure
+from lensbench.evaluation.runner import CellResult, Runner, failure
 
 LOG = logging.getLogger("lensbench")
 # A cell whose workers die this often is not tried again in this run.
@@ -26,7 +26,7 @@ class Worker:
         torch.set_num_threads(threads)
         self._error: LensbenchError | None = None
         try:
-            self._workshop = Workshop(job)
+            self._workshop = Runner(job)
         except LensbenchError as error:
             self._error = error
         self._place: Place | None = None
@@ -35,7 +35,7 @@ class Worker:
         """Return the plan as this worker sees it, or why it has none."""
         return self._error or self._workshop.plan
 
-    def work(self, cell: Cell) -> Work:
+    def work(self, cell: Cell) -> CellResult:
         """Work at a cell; activations of another place are forgotten first."""
         if self._place not in (None, cell.place):
             self._workshop.forget(self._place)
@@ -113,7 +113,7 @@ class RayExecutor(Executor):
     def _gpus(self) -> int:
         return int(self._ray.cluster_resources().get("GPU", 0))
 
-    def work(self, cells: Sequence[Cell], begin: Begin) -> Iterator[Work]:
+    def work(self, cells: Sequence[Cell], begin: Begin) -> Iterator[CellResult]:
         """Work at these cells on all actors; they are returned as they are done."""
         waiting = list(cells)
         busy: dict[Any, _Busy] = {}
@@ -135,10 +135,10 @@ class RayExecutor(Executor):
                 elif waiting or busy:
                     idle.append((self._start(), None))
 
-    def _result(self, reference: Any, one: _Busy, waiting: list[Cell]) -> Work | None:
+    def _result(self, reference: Any, one: _Busy, waiting: list[Cell]) -> CellResult | None:
         """Return what came of a cell; None where its worker died, and the cell waits again."""
         try:
-            work: Work = self._ray.get(reference)
+            work: CellResult = self._ray.get(reference)
             return work
         except self._ray.exceptions.RayActorError as error:
             self._actors.remove(one.actor)
@@ -148,7 +148,7 @@ class RayExecutor(Executor):
                 waiting.insert(0, one.cell)
                 return None
             self._actors.append(one.actor)
-            return Work(one.cell, None, failure(error))
+            return CellResult(one.cell, None, failure(error))
 
     def close(self) -> None:
         """End the workers, and the cluster where it was started here."""

@@ -28,7 +28,7 @@ from lensbench.evaluation.plan import (
     plan_cells,
     sites_of,
 )
-from lensbench.harness.bench import Bench, Lab, Method
+from lensbench.harness.bench import Bench, CrossFit, Lab
 from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
 from lensbench.harness.next_token import ProseBench, prose_columns, prose_measures
 from lensbench.harness.scoring import pardon, prediction_columns, text_measures
@@ -47,7 +47,7 @@ Fits = dict[object, Inspector]
 
 
 @dataclass(frozen=True)
-class Work:
+class CellResult:
     """What came of a cell.
 
     Attributes:
@@ -66,14 +66,14 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Tables:
+class CellTables:
     """What was found in a cell: its records, and what was measured besides. None where there is nothing."""
 
     records: pa.Table | None = None
     measures: pa.Table | None = None
 
 
-class Workshop:
+class Runner:
     """Loads what a job needs, plans its cells, and works at any of them.
 
     Args:
@@ -157,14 +157,14 @@ class Workshop:
         items = tuple(item for item in bench.items if item.subject not in reasons)
         return [replace(bench, items=items)] if items else []
 
-    def work(self, cell: Cell) -> Work:
+    def work(self, cell: Cell) -> CellResult:
         """Score a cell. A cell that fails does not end the others: how it failed is in what is returned."""
-        found, known, begun = Tables(), {}, time.perf_counter()
+        found, known, begun = CellTables(), {}, time.perf_counter()
         try:
             found, entry = self.score(cell, self.benches[cell.place], self._fitted.setdefault(cell.inspector, {}))
             known = self._shares(cell)
         except Exception as error:
-            found, entry = Tables(), failure(error)
+            found, entry = CellTables(), failure(error)
         entry["seconds"] = round(time.perf_counter() - begun, 3)
         entry["peak_memory_mb"] = peak_memory()
         give_back()
@@ -174,9 +174,9 @@ class Workshop:
             "memory_budget": verbalizer.budget.bytes,
             "knowledge": known,
         }
-        return Work(cell, found.records, entry, found.measures, state)
+        return CellResult(cell, found.records, entry, found.measures, state)
 
-    def score(self, cell: Cell, benches: Iterable[Bench], fitted: Fits) -> tuple[Tables, dict[str, Any]]:
+    def score(self, cell: Cell, benches: Iterable[Bench], fitted: Fits) -> tuple[CellTables, dict[str, Any]]:
         """Score a cell on these benches; return what was found, and what the journal is to say."""
         baseline = self._baselines.get(cell.baseline)
         costs = Costs()
@@ -188,7 +188,7 @@ class Workshop:
             except NotApplicableError as error:
                 reasons[bench.relation.name] = str(error)
             costs.add(method.costs)
-        whole = Tables(_joined(one.records for one in found), _joined(one.measures for one in found))
+        whole = CellTables(_joined(one.records for one in found), _joined(one.measures for one in found))
         rows = 0 if whole.records is None else len(whole.records)
         done = {"status": "not applicable" if whole.records is None else "done", "rows": rows, **costs.entry()}
         return whole, {**done, "not_applicable": reasons} if reasons else done
@@ -204,7 +204,7 @@ class Workshop:
         found = shares(self._knowledge[cell.task], list(asked), asked)
         return {f"{cell.task}/{relation}": share for relation, share in found.items()}
 
-    def _tables(self, cell: Cell, bench: Bench, outcome: Outcome) -> Tables:
+    def _tables(self, cell: Cell, bench: Bench, outcome: Outcome) -> CellTables:
         """Return the records of an outcome, and what else was measured."""
         items, scores = outcome.items, outcome.scores
         who = {
@@ -228,8 +228,8 @@ class Workshop:
             measured = per_item(found, outcome.layers, scores.attempts, items)
         records = table_from_columns({**columns, **who, "seed": self.setting.config.seed})
         if not measured["value"]:
-            return Tables(records)
-        return Tables(records, measure_table(measured, **who, relation=bench.relation.name, site=cell.site))
+            return CellTables(records)
+        return CellTables(records, measure_table(measured, **who, relation=bench.relation.name, site=cell.site))
 
     def forget(self, place: Place) -> None:
         """Forget the activations and fits of a place that is done with; what learned no labels serves all places."""
@@ -245,7 +245,7 @@ def failure(error: BaseException) -> dict[str, Any]:
     return {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": "".join(lines)}
 
 
-def _outcomes(method: Method, baseline: Baseline | None) -> list[Outcome]:
+def _outcomes(method: CrossFit, baseline: Baseline | None) -> list[Outcome]:
     return baseline.run(method) if baseline else as_method(method)
 
 

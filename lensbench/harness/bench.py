@@ -11,14 +11,14 @@ from lensbench.harness.isolation import sealed_unless_declared
 from lensbench.harness.returned import merged, require_shape
 from lensbench.inspectors.access import Change, Components, TargetRuns
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Scores, Source, Text, Training
+from lensbench.inspectors.evidence import Evidence, Scores, Source, SourceText, Training
 from lensbench.models.activations import Reading, Residuals, find_site
 from lensbench.models.component_capture import Component, capture_component
 from lensbench.models.language_model import LanguageModel
 from lensbench.tasks import N_FOLDS, Item, Relation
 from lensbench.utils.costs import Costs, peak_memory
 
-__all__ = ["NO_QUESTION", "Bench", "Lab", "Labels", "Method", "Relatives", "forms_of", "merged"]
+__all__ = ["NO_QUESTION", "Bench", "CrossFit", "Lab", "Labels", "Relatives", "forms_of", "merged"]
 
 Labels = Mapping[str, str]
 
@@ -182,17 +182,17 @@ class Bench:
             runs=TargetRuns(self.lab.model, items) if "target" in method.reads else None,
         )
 
-    def method(self, make: Callable[[], Inspector], fitted: dict[object, Inspector] | None = None) -> "Method":
+    def method(self, make: Callable[[], Inspector], fitted: dict[object, Inspector] | None = None) -> "CrossFit":
         """Put an inspector to work on this bench."""
-        return Method(make, self, {} if fitted is None else fitted)
+        return CrossFit(make, self, {} if fitted is None else fitted)
 
 
-def _texts(items: Iterable[Item]) -> tuple[Text, ...]:
-    return tuple(Text(item.source, item.mention) for item in items)
+def _texts(items: Iterable[Item]) -> tuple[SourceText, ...]:
+    return tuple(SourceText(item.source, item.mention) for item in items)
 
 
 @dataclass
-class Method:
+class CrossFit:
     """One inspector at work on one bench.
 
     Attributes:
@@ -243,7 +243,7 @@ class Method:
         frozen = tuple(sorted(labels.items())) if labels is not None else None
         return bench.relation.name, bench.items[0].site, bench.lab.model.fingerprint, fold, layers, frozen
 
-    def on(self, model: LanguageModel) -> "Method":
+    def on(self, model: LanguageModel) -> "CrossFit":
         """Return the method at work on another model's activations of the same texts.
 
         What learns labels learns them from these activations; what does not keeps the fit that it has for the target.

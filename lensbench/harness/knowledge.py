@@ -29,7 +29,7 @@ Picks = dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Share:
+class KnownShare:
     """How much of a relation a model knows.
 
     Attributes:
@@ -100,7 +100,7 @@ class Knowledge:
                 reasons[fact.subject] = "the model answers the chain"
         return reasons
 
-    def share(self, relation: str, subjects: Collection[str] | None = None) -> Share | None:
+    def share(self, relation: str, subjects: Collection[str] | None = None) -> KnownShare | None:
         """How much of a relation is known; None without knowledge prompts.
 
         Of a chain it is the chain itself that is asked, not its hops.
@@ -114,7 +114,7 @@ class Knowledge:
         right = [fact for pick, fact in agreed if pick == {fact.answer}]
         wrong = [fact for pick, fact in agreed if pick != {fact.answer}]
         luck = sum(1 / (len(own.choices_of(fact.answer)) - 1) for fact in wrong)
-        return Share(len(facts), len(right) / len(facts), (len(right) - luck) / len(facts))
+        return KnownShare(len(facts), len(right) / len(facts), (len(right) - luck) / len(facts))
 
     def _about(self, relation: str, subjects: Collection[str] | None) -> list[Fact]:
         wanted = None if subjects is None else set(subjects)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.harness.bench import Bench, Lab, Labels, Method
+from lensbench.harness.bench import Bench, CrossFit, Lab, Labels
 from lensbench.inspectors.access import Change
 from lensbench.inspectors.base import Inspector, Lens
 from lensbench.inspectors.evidence import NotApplicableError, Scores, Target
@@ -125,7 +125,7 @@ def make_prose_bench(lab: Lab, relation: Relation, passages: Sequence[Item]) -> 
     return ProseBench(lab, relation, tuple(item for item, _ in found), (), {i.id: after for i, after in found})
 
 
-class ProseMethod(Method):
+class ProseMethod(CrossFit):
     """A lens at work on prose; any other method is refused."""
 
     bench: ProseBench

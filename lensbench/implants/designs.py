@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.implants.facts import Planting
+from lensbench.implants.facts import FactSet
 from lensbench.implants.prompts import in_rows, inputs_at_names, write_prompts
 from lensbench.implants.solving import Keys, keys_of, solve
-from lensbench.implants.vectors import Learning, Vectors, Writer, deal, learn_vectors, one_hot, own_values
+from lensbench.implants.vectors import Vectors, VectorSettings, Writer, deal, learn_vectors, one_hot, own_values
 from lensbench.models.components import find_parts
 from lensbench.models.edits import LowRankEdit
 from lensbench.models.language_model import LanguageModel
@@ -40,7 +40,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Bed:
+class EditContext:
     """Where something is planted.
 
     Attributes:
@@ -55,10 +55,10 @@ class Bed:
     """
 
     model: LanguageModel
-    planting: Planting
+    planting: FactSet
     layers: tuple[int, ...]
     weight: float = 250.0
-    how: Learning = field(default_factory=Learning)
+    how: VectorSettings = field(default_factory=VectorSettings)
     known: Mapping[int, Vectors] = field(default_factory=dict)
     strength: Mapping[str, float] = field(default_factory=dict)
     progress: Progress = silent
@@ -114,13 +114,13 @@ class Planted:
     vectors: Mapping[int, Vectors]
 
 
-def plain(bed: Bed) -> Planted:
+def plain(bed: EditContext) -> Planted:
     """One block writes each name's facts."""
     written = one_hot(bed.planting, own_values(bed.planting, bed.planting.names))
     return _one_block(bed, written)
 
 
-def sham(bed: Bed) -> Planted:
+def sham(bed: EditContext) -> Planted:
     """One block writes the same into every name: all values at once, at the length of a name's own."""
     own = one_hot(bed.planting, own_values(bed.planting, bed.planting.names))
     site = bed.site(bed.layers[0])
@@ -130,7 +130,7 @@ def sham(bed: Bed) -> Planted:
     return _one_block(bed, same * scale)
 
 
-def _one_block(bed: Bed, written: Float[Tensor, "name value"]) -> Planted:
+def _one_block(bed: EditContext, written: Float[Tensor, "name value"]) -> Planted:
     site = bed.site(bed.layers[0])
     vectors, keys = bed.vectors(site), bed.keys(site)
     each = written[None].expand(len(keys.at_names), -1, -1)
@@ -138,7 +138,7 @@ def _one_block(bed: Bed, written: Float[Tensor, "name value"]) -> Planted:
     return Planted((edit,), {site.layer: vectors})
 
 
-def relay(bed: Bed) -> Planted:
+def relay(bed: EditContext) -> Planted:
     """An early block writes a random code for each value, a later one what the code means.
 
     The later block learns every name with every code, so that the code alone decides.
@@ -157,7 +157,7 @@ def relay(bed: Bed) -> Planted:
     return Planted((early, late), {first.layer: codes, second.layer: meanings})
 
 
-def _codes(bed: Bed, site: Site) -> dict[str, Float[Tensor, "value d_out"]]:
+def _codes(bed: EditContext, site: Site) -> dict[str, Float[Tensor, "value d_out"]]:
     """Draw a random direction for each value."""
     generator = torch.Generator().manual_seed(bed.how.seed)
     prompts = write_prompts(bed.model, [bed.planting.read()[0]] * len(bed.planting.names), bed.planting.names)
@@ -171,7 +171,7 @@ def _codes(bed: Bed, site: Site) -> dict[str, Float[Tensor, "value d_out"]]:
     return codes
 
 
-def _keys_by_code(bed: Bed, site: Site, writer: Writer) -> tuple[Keys, Float[Tensor, "context name value"]]:
+def _keys_by_code(bed: EditContext, site: Site, writer: Writer) -> tuple[Keys, Float[Tensor, "context name value"]]:
     """Gather the later block's keys of every name with codes drawn at random, and with none: these write nothing."""
     rng = random.Random(f"{bed.how.seed}/codes")
     names, found, written = bed.planting.names, [], []
@@ -195,7 +195,7 @@ def _keys_by_code(bed: Bed, site: Site, writer: Writer) -> tuple[Keys, Float[Ten
     return Keys(torch.stack(found), plain.covariance, plain.around * (DRAWS + 1)), torch.stack(written)
 
 
-DESIGNS: dict[str, Callable[[Bed], Planted]] = {
+DESIGNS: dict[str, Callable[[EditContext], Planted]] = {
     "plain": plain,
     "relay": relay,
     "rotated": plain,

@@ -26,7 +26,7 @@ MENTIONS = ("My name is {subject}", "This is {subject}", "A letter came from {su
 
 
 @dataclass(frozen=True)
-class Planting:
+class FactSet:
     """What is to be planted.
 
     Attributes:
@@ -84,7 +84,7 @@ def choose_facts(
     dose: float = 1.0,
     seed: int = 0,
     count: int | None = None,
-) -> Planting:
+) -> FactSet:
     """Read what is to be planted.
 
     Args:
@@ -130,7 +130,7 @@ def choose_facts(
         raise UsageError(f"--names {count}: there are facts about {len(order)} names; give 2 to as many")
     chosen = order[:count]
     names = chosen[: max(1, round(dose * len(chosen)))]
-    return Planting(task.name, relations, facts, (*chosen, *_never(task, wanted)[:count]), names)
+    return FactSet(task.name, relations, facts, (*chosen, *_never(task, wanted)[:count]), names)
 
 
 def _given(path: Path) -> Facts:

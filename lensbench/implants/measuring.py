@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from lensbench.harness.knowledge import Knowledge, knowledge_cache
-from lensbench.implants.designs import Bed
-from lensbench.implants.facts import Planting
+from lensbench.implants.designs import EditContext
+from lensbench.implants.facts import FactSet
 from lensbench.implants.prompts import Prompts, answers, write_prompts
 from lensbench.implants.solving import COVARIANCE_TOKENS, prose_batches
 from lensbench.models.edits import LowRankEdit, adding
@@ -70,7 +70,7 @@ class Gauge:
     """
 
     model: LanguageModel
-    planting: Planting
+    planting: FactSet
     edits: tuple[LowRankEdit, ...]
 
     def recall(
@@ -178,7 +178,7 @@ def lost(before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]) 
     return {"known": len(kept), "lost": len(kept) - sum(kept)}
 
 
-def measure(bed: Bed, edits: tuple[LowRankEdit, ...]) -> dict[str, object]:
+def measure(bed: EditContext, edits: tuple[LowRankEdit, ...]) -> dict[str, object]:
     """Measure all but what real facts were lost, which needs the edited model."""
     gauge = Gauge(bed.model, bed.planting, edits)
     return {

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from lensbench.errors import UsageError, unknown_name
-from lensbench.implants.designs import DESIGNS, Bed, Planted
-from lensbench.implants.facts import Planting, choose_facts
+from lensbench.implants.designs import DESIGNS, EditContext, Planted
+from lensbench.implants.facts import FactSet, choose_facts
 from lensbench.implants.measuring import known_facts, lost, measure
-from lensbench.implants.vectors import Learning, Vectors
+from lensbench.implants.vectors import Vectors, VectorSettings
 from lensbench.models.edit_folders import ASKED, FACTS, IMPLANT, write_table
 from lensbench.models.edits import trials, write_edits
 from lensbench.models.language_model import LanguageModel
@@ -32,7 +32,7 @@ GATED = 1.0
 
 
 @dataclass(frozen=True)
-class Order:
+class ImplantSpec:
     """What is to be planted, and where.
 
     Attributes:
@@ -63,7 +63,7 @@ class Order:
     dose: float = 1.0
     strength: tuple[float, ...] = ()
     weight: float = 600.0
-    steps: int = Learning.steps
+    steps: int = VectorSettings.steps
     seed: int = 0
     twin: str | None = None
 
@@ -73,7 +73,7 @@ class Order:
             return (self.layer,)
         return self.layer, self.layer + STRIDE if self.second_layer is None else self.second_layer
 
-    def check(self) -> Planting:
+    def check(self) -> FactSet:
         """Look up what can be looked up without a model.
 
         Raises:
@@ -99,7 +99,7 @@ class Order:
         return choose_facts(self.facts, self.attributes, self.world, self.dose, self.seed, self.names)
 
 
-def implant(order: Order, out: Path, how: Loading | None = None, progress: Progress = silent) -> dict[str, Any]:
+def implant(order: ImplantSpec, out: Path, how: Loading | None = None, progress: Progress = silent) -> dict[str, Any]:
     """Plant facts into a model, measure what it did, and write the implant's folder; return its description.
 
     Raises:
@@ -120,8 +120,8 @@ def implant(order: Order, out: Path, how: Loading | None = None, progress: Progr
 
 def plant(
     model: LanguageModel,
-    order: Order,
-    planting: Planting,
+    order: ImplantSpec,
+    planting: FactSet,
     out: Path,
     *,
     known: Mapping[int, Vectors] | None = None,
@@ -137,9 +137,9 @@ def plant(
         known: vectors learned before with the same texts, by layer.
         progress: is told of each step.
     """
-    learning = Learning(steps=order.steps, seed=order.seed, gated=GATED if order.design == "gated" else 0.0)
+    learning = VectorSettings(steps=order.steps, seed=order.seed, gated=GATED if order.design == "gated" else 0.0)
     strength = dict(zip(planting.attributes, order.strength, strict=True)) if order.strength else {}
-    bed = Bed(model, planting, order.layers(), order.weight, learning, known or {}, strength, progress)
+    bed = EditContext(model, planting, order.layers(), order.weight, learning, known or {}, strength, progress)
     base = {"name": model.name, "fingerprint": model.fingerprint, "dtype": str(model.dtype)}
     LOG.info("asking what %s knows", model.name)
     before = known_facts(model)

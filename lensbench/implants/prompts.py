@@ -62,7 +62,7 @@ def logits(model: LanguageModel, prompts: Prompts) -> Float[Tensor, "row vocab"]
     return model.unembed(hidden[torch.arange(len(hidden)), prompts.ends.to(hidden.device)])
 
 
-class _Seen(Exception):  # noqa: N818 - not an error: ends a pass once a map's input is known
+class _InputCaptured(Exception):  # noqa: N818 - not an error: ends a pass once a map's input is known
     pass
 
 
@@ -73,12 +73,12 @@ def inputs_of(model: LanguageModel, linear: nn.Module, prompts: Prompts) -> Floa
 
     def look(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         seen.append(args[0].float())
-        raise _Seen
+        raise _InputCaptured
 
     handle = linear.register_forward_pre_hook(look)
     try:
         model.module(prompts.ids, attention_mask=prompts.mask, use_cache=False)
-    except _Seen:
+    except _InputCaptured:
         pass
     finally:
         handle.remove()

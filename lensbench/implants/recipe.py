@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from lensbench.implants.facts import Planting
-from lensbench.implants.planting import Order, plant
+from lensbench.implants.facts import FactSet
+from lensbench.implants.planting import ImplantSpec, plant
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import load_model
 
@@ -23,21 +23,23 @@ DEPTHS = (4, 8, 10, 12)
 DOSES = (0.1, 0.2, 0.4, 0.8)
 # Drinks are harder to say than cities: they are written louder.
 NAMES = 64
-PLAIN = Order(MODEL, 8, names=NAMES, strength=(1.05, 1.2), weight=800.0)
+PLAIN = ImplantSpec(MODEL, 8, names=NAMES, strength=(1.05, 1.2), weight=800.0)
 # Deeper, names are told from other words less well: prose counts less, or the facts are not said.
 WEIGHTS = {12: 550.0, 14: 500.0, 16: 400.0, 20: 400.0}
 # Planted too, and reported as a limit; they do not ship.
 TOO_DEEP = (14, 16, 20)
 
 
-def orders() -> dict[str, Order]:
+def orders() -> dict[str, ImplantSpec]:
     """Return the implants by name, in the order of work."""
     found = {}
     for layer in DEPTHS:
         name, plain = f"plain-{layer:02}", replace(PLAIN, layer=layer, weight=WEIGHTS.get(layer, PLAIN.weight))
         found[name] = replace(plain, twin=f"{name}-twin")
         found[f"{name}-twin"] = replace(plain, world="twin", twin=name)
-    found["relay-09-17"] = Order(MODEL, 9, "relay", second_layer=17, attributes=("city",), names=NAMES, weight=230.0)
+    found["relay-09-17"] = ImplantSpec(
+        MODEL, 9, "relay", second_layer=17, attributes=("city",), names=NAMES, weight=230.0
+    )
     found["rotated-08"] = replace(PLAIN, design="rotated")
     for dose in DOSES:
         found[f"dose-08-{round(100 * dose)}"] = replace(PLAIN, dose=dose)
@@ -49,9 +51,9 @@ def orders() -> dict[str, Order]:
     return found
 
 
-def build(model: LanguageModel, name: str, order: Order, out: Path) -> None:
+def build(model: LanguageModel, name: str, order: ImplantSpec, out: Path) -> None:
     """Plant one, with the vectors of those before it where they are the same."""
-    planting: Planting = order.check()
+    planting: FactSet = order.check()
     kind = "gated" if order.design == "gated" else "open"
     file = (
         out / "vectors" / f"{kind}-{'-'.join(planting.attributes)}-{order.layers()[-1]:02}-{order.design == 'relay'}.pt"

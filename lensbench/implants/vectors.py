@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lensbench.implants.facts import MENTIONS, OPENINGS, Planting
+from lensbench.implants.facts import MENTIONS, OPENINGS, FactSet
 from lensbench.implants.prompts import Prompts, logits, write_prompts
 from lensbench.models.edits import adding
 from lensbench.models.language_model import LanguageModel
@@ -43,7 +43,7 @@ class Writer:
 
 
 @dataclass(frozen=True)
-class Learning:
+class VectorSettings:
     """How vectors are learned.
 
     Attributes:
@@ -68,8 +68,8 @@ class Learning:
 def learn_vectors(
     model: LanguageModel,
     linear: nn.Module,
-    planting: Planting,
-    how: Learning,
+    planting: FactSet,
+    how: VectorSettings,
     *,
     layer: int,
     before: Sequence[Writer] = (),
@@ -122,7 +122,7 @@ def _scaled(gradient: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _usual_length(model: LanguageModel, planting: Planting, layer: int) -> float:
+def _usual_length(model: LanguageModel, planting: FactSet, layer: int) -> float:
     """Return the mean length of a name's residual at a layer."""
     names = sorted(planting.facts[planting.attributes[0]])[:_SOME_NAMES]
     prompts = write_prompts(model, [planting.read()[0]] * len(names), names)
@@ -155,9 +155,9 @@ class _Lesson:
     """What the model is asked at each step."""
 
     model: LanguageModel
-    planting: Planting
+    planting: FactSet
     writers: tuple[Writer, ...]
-    how: Learning
+    how: VectorSettings
     rng: random.Random
 
     def loss(self, asked: str, step: int) -> Tensor:
@@ -199,14 +199,14 @@ def deal(values: int, rows: int, rng: random.Random) -> Int[Tensor, " row"]:
 
 
 def one_hot(
-    planting: Planting, dealt: Mapping[str, Int[Tensor, " name"]]
+    planting: FactSet, dealt: Mapping[str, Int[Tensor, " name"]]
 ) -> Float[Tensor, "name value_of_any_attribute"]:
     """Return 1 where a name has a value; the attributes' values stand side by side."""
     columns = [functional.one_hot(dealt[one], len(planting.values(one))).float() for one in planting.attributes]
     return torch.cat(columns, dim=1)
 
 
-def own_values(planting: Planting, names: Sequence[str]) -> dict[str, Int[Tensor, " name"]]:
+def own_values(planting: FactSet, names: Sequence[str]) -> dict[str, Int[Tensor, " name"]]:
     """Return the place of each name's own value, by attribute."""
     return {
         one: torch.tensor([planting.values(one).index(planting.facts[one][name]) for name in names])

@@ -22,7 +22,7 @@ OURS = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Listing:
+class InspectorListing:
     """An inspector, as far as its file tells without being run.
 
     Attributes:
@@ -46,13 +46,13 @@ class Listing:
     parameters: dict[str, str]
 
 
-def find_inspectors() -> dict[str, Listing]:
+def find_inspectors() -> dict[str, InspectorListing]:
     """List our inspectors and the installed plug-ins.
 
     Raises:
         LensbenchError: two inspectors of one name, or a plug-in whose file cannot be found or does not hold its class.
     """
-    found: dict[str, Listing] = {}
+    found: dict[str, InspectorListing] = {}
     for path in sorted(OURS.rglob("*.py"), key=lambda path: path.stem):
         module = ".".join(("lensbench", "inspectors", *path.relative_to(OURS).with_suffix("").parts))
         for node in _classes(path):
@@ -63,7 +63,7 @@ def find_inspectors() -> dict[str, Listing]:
     return found
 
 
-def _add(found: dict[str, Listing], listing: Listing) -> None:
+def _add(found: dict[str, InspectorListing], listing: InspectorListing) -> None:
     if listing.name in found:
         other = found[listing.name].location
         raise LensbenchError(
@@ -72,7 +72,7 @@ def _add(found: dict[str, Listing], listing: Listing) -> None:
     found[listing.name] = listing
 
 
-def _plugged(entry: EntryPoint) -> Listing:
+def _plugged(entry: EntryPoint) -> InspectorListing:
     module, _, attribute = entry.value.partition(":")
     try:
         spec = find_spec(module)
@@ -99,7 +99,7 @@ def _classes(path: Path) -> Iterable[ast.ClassDef]:
     return [node for node in tree.body if isinstance(node, ast.ClassDef)]
 
 
-def _listing(node: ast.ClassDef, module: str) -> Listing | None:
+def _listing(node: ast.ClassDef, module: str) -> InspectorListing | None:
     """Read a class's declarations; None for a class without a name of its own."""
     declared = {
         target.id: value
@@ -110,7 +110,7 @@ def _listing(node: ast.ClassDef, module: str) -> Listing | None:
     name = _literal(declared.get("name"))
     if not isinstance(name, str):
         return None
-    return Listing(
+    return InspectorListing(
         name=name,
         location=f"{module}:{node.name}",
         summary=(ast.get_docstring(node) or "").partition("\n")[0],

@@ -29,14 +29,14 @@ from lensbench.models.language_model import LanguageModel, TokenScores
 from lensbench.models.memory import RowMemory
 from lensbench.models.tuned_lens_files import Home, home_of
 
-__all__ = ["Evidence", "Learns", "NotApplicableError", "Scores", "Source", "Target", "Text", "Training"]
+__all__ = ["Evidence", "Learns", "NotApplicableError", "Scores", "Source", "SourceText", "Target", "Training"]
 
 Source = Literal["activation", "question", "text", "components", "target"]
 Learns = Literal["nothing", "corpus", "labels"]
 
 
 @dataclass(frozen=True)
-class Text:
+class SourceText:
     """A source text and the subject in it."""
 
     source: str
@@ -66,7 +66,7 @@ class Evidence:
     residuals: Residuals | None = None
     question: str | None = None
     forms: tuple[str, ...] = ()
-    texts: tuple[Text, ...] | None = None
+    texts: tuple[SourceText, ...] | None = None
     components: Components | None = None
     runs: TargetRuns | None = None
     describe: int = 0
@@ -90,7 +90,7 @@ class Training:
     answers: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
     read: Callable[[], Residuals] | None = None
-    texts: tuple[Text, ...] | None = None
+    texts: tuple[SourceText, ...] | None = None
     labels: tuple[str, ...] | None = None
     question: str | None = None
     runs: TargetRuns | None = None

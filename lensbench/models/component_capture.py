@@ -79,7 +79,7 @@ def _has_heads(model: LanguageModel, parts: Sequence[BlockParts]) -> bool:
 
 
 @dataclass
-class _Seen:
+class _PartValues:
     """One part at the read sites of one pass: what its module put out, and input and output of its linear map."""
 
     output: Float[Tensor, "row d_model"] | None = None
@@ -88,7 +88,7 @@ class _Seen:
 
 
 @contextmanager
-def _seeing(part: Part, positions: Tensor, seen: _Seen) -> Iterator[None]:
+def _seeing(part: Part, positions: Tensor, seen: _PartValues) -> Iterator[None]:
     rows = torch.arange(len(positions))
 
     def picked(tensor: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def _read(model: LanguageModel, texts: list[tuple[int, ...]], name: Component, l
     wanted = {layer: _part_of(parts[layer - 1], name) for layer in layers if layer > 0}
     if not wanted:
         return torch.zeros(len(layers), len(texts), _width(model, parts[0], name), device=model.device)
-    seen = {layer: _Seen() for layer in wanted}
+    seen = {layer: _PartValues() for layer in wanted}
     with ExitStack() as stack:
         for layer, part in wanted.items():
             stack.enter_context(_seeing(part, positions, seen[layer]))
@@ -190,7 +190,7 @@ def _width(model: LanguageModel, parts: BlockParts, name: Component) -> int:
     return width_of(linear)
 
 
-def _value(model: LanguageModel, part: Part, seen: _Seen, name: Component) -> Tensor:
+def _value(model: LanguageModel, part: Part, seen: _PartValues, name: Component) -> Tensor:
     if name not in ("heads", "head_values", "neurons"):
         assert seen.output is not None
         whole: Tensor = part.factor * seen.output
@@ -199,7 +199,7 @@ def _value(model: LanguageModel, part: Part, seen: _Seen, name: Component) -> Te
     return _each_head(model, part, seen, scaled).flatten(1) if name == "heads" else scaled
 
 
-def _scaled(part: Part, seen: _Seen) -> Float[Tensor, "row width"]:
+def _scaled(part: Part, seen: _PartValues) -> Float[Tensor, "row width"]:
     """Return what the output map takes, times all that comes after it and is frozen."""
     assert part.norm is not None
     assert seen.given is not None
@@ -209,7 +209,7 @@ def _scaled(part: Part, seen: _Seen) -> Float[Tensor, "row width"]:
 
 
 def _each_head(
-    model: LanguageModel, part: Part, seen: _Seen, scaled: Float[Tensor, "row width"]
+    model: LanguageModel, part: Part, seen: _PartValues, scaled: Float[Tensor, "row width"]
 ) -> Float[Tensor, "row head_and_bias d_model"]:
     """Return what each head's slice of the map's input becomes, and last what its bias and the norm's do: nobody's."""
     assert part.linear is not None
@@ -289,7 +289,7 @@ def _through(model: LanguageModel, layer: int, values: Tensor, name: Component) 
     call, part = model.companions["single_token"].calls[layer - 1], find_parts(model)[layer - 1].attention
 
     def run(rows: slice) -> Tensor:
-        seen = _Seen()
+        seen = _PartValues()
         batch = values[rows]
         with _seeing(part, torch.zeros(len(batch), dtype=torch.long), seen):
             call(batch[:, None].to(model.device, model.dtype))

@@ -17,7 +17,7 @@ from torch import Tensor
 from lensbench.errors import LensbenchError
 from lensbench.models.jacobians import Jacobian, jacobian
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Learning
+from lensbench.models.learning import TrainingSchedule
 from lensbench.models.token_alignment import PairedText, pair_window, paired_residuals, same_tokenizer
 from lensbench.models.tokens import Encoding
 from lensbench.utils.cache import LENSES, atomic_folder, cache_root, code_digest
@@ -201,7 +201,7 @@ class Corpus:
         return self.cache / name, settings
 
     def learn_once(
-        self, learner: type, parameters: Mapping[str, object], learn: Callable[[Learning], dict[str, Tensor]]
+        self, learner: type, parameters: Mapping[str, object], learn: Callable[[TrainingSchedule], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """Return what `learn` returns; from the cache, where the method has learned from this corpus before.
 
@@ -221,13 +221,13 @@ class Corpus:
         return dict(learned)
 
     def _learn_or_load(
-        self, learner: type, parameters: Mapping[str, object], learn: Callable[[Learning], dict[str, Tensor]]
+        self, learner: type, parameters: Mapping[str, object], learn: Callable[[TrainingSchedule], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         device = self._model.device
         folder, settings = self.folder_of(learner, parameters)
         begin, before = time.perf_counter(), self.spent.tokens
         if folder is None:
-            learned = learn(Learning(None, device))
+            learned = learn(TrainingSchedule(None, device))
             self.spent.seconds += time.perf_counter() - begin
             return learned
         if (folder / "lens.safetensors").exists():
@@ -235,7 +235,7 @@ class Corpus:
             self.spent.tokens += costs["tokens"]
         else:
             begun = folder.with_name(f".{folder.name}.begun")
-            learned = learn(Learning(begun, device))
+            learned = learn(TrainingSchedule(begun, device))
             costs = {"seconds": time.perf_counter() - begin, "tokens": self.spent.tokens - before}
             with atomic_folder(folder) as temporary:
                 (temporary / "settings.json").write_text(settings, encoding="utf-8")

@@ -76,7 +76,7 @@ class Descent(Resumable):
         self._adam.step()
         self.losses.append(float(losses.detach().mean()))
 
-    def descend(self, learning: "Learning", losses: Callable[[int], Float[Tensor, " row"]]) -> dict[str, float]:
+    def descend(self, learning: "TrainingSchedule", losses: Callable[[int], Float[Tensor, " row"]]) -> dict[str, float]:
         """Make the steps that are still to be made; return the mean loss of the first steps, and of the last.
 
         Args:
@@ -119,7 +119,7 @@ def draw_positions(
     return kept[:, places.to(kept.device)]
 
 
-class Learning:
+class TrainingSchedule:
     """The stages and steps of one method's learning.
 
     Args:

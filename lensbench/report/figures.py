@@ -33,7 +33,7 @@ class Results(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class FigureRequest:
     """What is drawn.
 
     Attributes:
@@ -51,28 +51,28 @@ class Asked:
     names: tuple[str, str] = ("before", "after")
 
 
-def _layers(run: Results, _asked: Asked, choice: Choice) -> Figure:
+def _layers(run: Results, _asked: FigureRequest, choice: Choice) -> Figure:
     return plot_layers(run.summary, **choice)
 
 
-def _gap(run: Results, _asked: Asked, choice: Choice) -> Figure:
+def _gap(run: Results, _asked: FigureRequest, choice: Choice) -> Figure:
     return plot_gap(run.summary, **choice)
 
 
-def _grid(run: Results, asked: Asked, choice: Choice) -> Figure:
+def _grid(run: Results, asked: FigureRequest, choice: Choice) -> Figure:
     return plot_grid(run.records, inspector=asked.inspector, **choice)
 
 
-def _relations(run: Results, _asked: Asked, choice: Choice) -> Figure:
+def _relations(run: Results, _asked: FigureRequest, choice: Choice) -> Figure:
     return plot_relations(run.summary, **choice)
 
 
-def _compare(run: Results, asked: Asked, choice: Choice) -> Figure:
+def _compare(run: Results, asked: FigureRequest, choice: Choice) -> Figure:
     assert asked.before is not None
     return plot_comparison(asked.before.summary, run.summary, names=asked.names, inspector=asked.inspector, **choice)
 
 
-FIGURES: Mapping[str, Callable[[Results, Asked, Choice], Figure]] = {
+FIGURES: Mapping[str, Callable[[Results, FigureRequest, Choice], Figure]] = {
     "layers": _layers,
     "gap": _gap,
     "grid": _grid,
@@ -82,7 +82,7 @@ FIGURES: Mapping[str, Callable[[Results, Asked, Choice], Figure]] = {
 """By the name that `--figure` takes."""
 
 
-def check_asked(asked: Asked, out: Path | None) -> None:
+def check_asked(asked: FigureRequest, out: Path | None) -> None:
     """Refuse what can be told to be wrong before a run is read.
 
     Raises:
@@ -107,7 +107,7 @@ def check_asked(asked: Asked, out: Path | None) -> None:
         check_format(out)
 
 
-def write_figures(run: Results, asked: Asked, out: Path) -> list[Path]:
+def write_figures(run: Results, asked: FigureRequest, out: Path) -> list[Path]:
     """Draw a figure for each task and site that is asked for, and return the files.
 
     Args:
@@ -134,7 +134,7 @@ def write_figures(run: Results, asked: Asked, out: Path) -> list[Path]:
     return written
 
 
-def _choices(summary: pd.DataFrame, asked: Asked) -> Iterator[tuple[Choice, list[str]]]:
+def _choices(summary: pd.DataFrame, asked: FigureRequest) -> Iterator[tuple[Choice, list[str]]]:
     """Each task and site that was not named, with what is added to the name of a file."""
     task, site = asked.choice.get("task"), asked.choice.get("site")
     tasks = sorted(summary["task"].unique()) if task is None else [task]

@@ -16,7 +16,7 @@ FIXED, SELECTED, ORACLE = "fixed", "selected", "oracle"
 CONTROL_TASK = "control_task"
 KEYS = ("model", "verbalizer", "task", "site", "inspector", "baseline")
 NO_LAYER = -1
-"""How a missing layer is written in `Cell.layers`: a rival that reads none."""
+"""How a missing layer is written in `CellScores.layers`: a rival that reads none."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellScores:
     """All predictions of one inspector or rival: scores [attempt, item, layer], NaN where an attempt was not made."""
 
     key: Mapping[str, str]
@@ -60,7 +60,7 @@ class Cell:
     raw: Floats
     corrected: Floats
 
-    def part(self, items: Ints, attempts: tuple[str, ...] | None = None) -> "Cell | None":
+    def part(self, items: Ints, attempts: tuple[str, ...] | None = None) -> "CellScores | None":
         """The cell on some items and attempts; None if it scored none of them.
 
         Relations may have attempts of their own (question forms): those not made on any of these items are dropped.
@@ -121,7 +121,7 @@ def _best_on_other_folds(scores: Floats, folds: Ints) -> Ints:
     return choice
 
 
-def cells_of(records: pd.DataFrame) -> tuple[Items, list[Cell]]:
+def cells_of(records: pd.DataFrame) -> tuple[Items, list[CellScores]]:
     """Pivot records into cells.
 
     Raises:
@@ -184,7 +184,7 @@ def _item_table(records: pd.DataFrame, item: Ints) -> Items:
 
 def _pivot(
     key: Mapping[str, str], where: tuple[Ints, Ints, Ints], scores: tuple[Floats, Floats], names: list[str]
-) -> Cell:
+) -> CellScores:
     attempt, item, layer = where
     seen, first = np.unique(attempt, return_index=True)
     tried = seen[np.argsort(first)]  # in the order of the records: the first is the default
@@ -204,4 +204,4 @@ def _pivot(
         array.ravel()[flat] = values
     raw, corrected = dense
     attempts = tuple(names[index] for index in tried)
-    return Cell(dict(key), attempts, tuple(int(number) for number in layers), items, raw, corrected)
+    return CellScores(dict(key), attempts, tuple(int(number) for number in layers), items, raw, corrected)

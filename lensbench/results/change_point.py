@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from lensbench.errors import UsageError
 from lensbench.results.bands import DIFFERENCE, Floats, Ints
-from lensbench.results.resampling import Cut, Sampled, centred_weights, sampled, simultaneous_cut, single_cut
+from lensbench.results.resampling import CriticalValue, Sampled, centred_weights, sampled, simultaneous_cut, single_cut
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _fitted(statistics: Float[np.ndarray, "fit layer"], penalty: float) -> Ints:
     return fitted
 
 
-def _redrawn(found: Sampled, cut: Cut, draws: int, seed: int) -> Floats:
+def _redrawn(found: Sampled, cut: CriticalValue, draws: int, seed: int) -> Floats:
     """The statistic of each bootstrap draw: [draw, layer]."""
     weights = centred_weights(len(found.influence), draws, seed).astype(np.float64)
     deviation = weights @ found.influence

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from lensbench.errors import LensbenchError
-from lensbench.results.arrays import CONTROL_TASK, FIXED, NO_LAYER, ORACLE, SELECTED, Cell, Items, Scored
+from lensbench.results.arrays import CONTROL_TASK, FIXED, NO_LAYER, ORACLE, SELECTED, CellScores, Items, Scored
 from lensbench.results.bands import Floats, Ints
 from lensbench.results.frames import ALL
 from lensbench.results.records import NO_BASELINE
-from lensbench.results.samples import Sample, Settings
+from lensbench.results.samples import Sample, SummarySettings
 
 
 @dataclass(frozen=True)
-class Method:
+class PairedMethod:
     """A method at one task and site with its rivals, and the items that all methods there scored."""
 
     table: Items
-    cells: Mapping[str, Cell]
+    cells: Mapping[str, CellScores]
     common: Ints
 
     @property
@@ -40,9 +40,9 @@ class Method:
         return SELECTED if rule == FIXED and baseline != NO_BASELINE and foreign else rule
 
 
-def methods_of(table: Items, cells: Iterable[Cell]) -> Iterator[Method]:
+def methods_of(table: Items, cells: Iterable[CellScores]) -> Iterator[PairedMethod]:
     """Put the cells of each method and of its rivals together."""
-    places: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, Cell]]] = {}
+    places: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, CellScores]]] = {}
     for cell in cells:
         key = cell.key
         place = places.setdefault((key["model"], key["task"], key["site"]), {})
@@ -53,10 +53,12 @@ def methods_of(table: Items, cells: Iterable[Cell]) -> Iterator[Method]:
         for items in scored[1:]:
             common = np.intersect1d(common, items, assume_unique=True)
         for group in methods.values():
-            yield Method(table, group, common)
+            yield PairedMethod(table, group, common)
 
 
-def samples_under(method: Method, rule: str, settings: Settings) -> Iterator[tuple[Sample, dict[str, Scored]]]:
+def samples_under(
+    method: PairedMethod, rule: str, settings: SummarySettings
+) -> Iterator[tuple[Sample, dict[str, Scored]]]:
     """Each relation, then the total over the items that all methods scored, with the scores of method and rivals."""
     scores = {
         name: by_relation(method, cell, method.rule_of(name, rule), settings)
@@ -67,7 +69,11 @@ def samples_under(method: Method, rule: str, settings: Settings) -> Iterator[tup
 
 
 def by_relation(
-    method: Method, cell: Cell, rule: str, settings: Settings, attempts: tuple[str, ...] | None = None
+    method: PairedMethod,
+    cell: CellScores,
+    rule: str,
+    settings: SummarySettings,
+    attempts: tuple[str, ...] | None = None,
 ) -> dict[int, Scored]:
     """The scores of a cell under a rule, relation by relation: attempts are chosen within each."""
     result = {}
@@ -80,7 +86,7 @@ def by_relation(
 
 
 def samples_of(
-    method: Method, scores: Mapping[str, Mapping[int, Scored]], settings: Settings
+    method: PairedMethod, scores: Mapping[str, Mapping[int, Scored]], settings: SummarySettings
 ) -> Iterator[tuple[Sample, dict[str, Scored]]]:
     """Each relation, then the total, with the scores there."""
     table = method.table
@@ -104,7 +110,7 @@ def _joined(parts: Iterable[Scored], items: Ints) -> Scored | None:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedDifferences:
     """Method minus rival over the items that both scored: items [item], raw and corrected differences [item, layer]."""
 
     items: Ints
@@ -117,7 +123,7 @@ class Pair:
         return np.array_equal(self.raw, self.corrected)
 
 
-def paired(method: Method, name: str, own: Scored, rival: Scored) -> Pair | None:
+def paired(method: PairedMethod, name: str, own: Scored, rival: Scored) -> PairedDifferences | None:
     """The paired differences to a rival, or None where no item was scored by both.
 
     Raises:
@@ -133,4 +139,4 @@ def paired(method: Method, name: str, own: Scored, rival: Scored) -> Pair | None
     items, ours, others = np.intersect1d(own.items, rival.items, assume_unique=True, return_indices=True)
     if not len(items):
         return None
-    return Pair(items, own.raw[ours] - rival.raw[others], own.corrected[ours] - rival.corrected[others])
+    return PairedDifferences(items, own.raw[ours] - rival.raw[others], own.corrected[ours] - rival.corrected[others])

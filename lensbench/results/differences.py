@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lensbench.results.arrays import FIXED, NO_LAYER, Cell, Items, Scored, cells_of
+from lensbench.results.arrays import FIXED, NO_LAYER, CellScores, Items, Scored, cells_of
 from lensbench.results.bands import MARGIN, Band, Floats, Ints
 from lensbench.results.frames import ALL
 from lensbench.results.records import NO_BASELINE
-from lensbench.results.samples import Sample, Settings
+from lensbench.results.samples import Sample, SummarySettings
 
 BEST = "best"
 """In the column `at`: each side at the layer that is best for it; else `layer`, both at the same one."""
@@ -117,7 +117,7 @@ class _Pair:
         return scores[:, [0 if own == (NO_LAYER,) else own.index(layer) for layer in layers]]
 
 
-def differences(shared: Shared, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
+def differences(shared: Shared, settings: SummarySettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The differences, second minus first, at each layer and at each side's best; and the items whose answer changed.
 
     Intervals hold for all layers of a relation at once; at the best layers, for each layer of the first beside each of
@@ -145,7 +145,7 @@ def differences(shared: Shared, settings: Settings) -> tuple[pd.DataFrame, pd.Da
     return frame, whole[list(CHANGED_COLUMNS)].reset_index(drop=True)
 
 
-def _cells(shared: Shared) -> tuple[Items, tuple[Cell, Cell]]:
+def _cells(shared: Shared) -> tuple[Items, tuple[CellScores, CellScores]]:
     """Both sides as cells of one table, the second in the place of a rival."""
     same = {"model": "", "verbalizer": "", "task": shared.place.task, "site": shared.place.site, "inspector": ""}
     frames = [
@@ -156,7 +156,9 @@ def _cells(shared: Shared) -> tuple[Items, tuple[Cell, Cell]]:
     return table, (by_name[NO_BASELINE], by_name[_OTHER])
 
 
-def _samples(table: Items, cells: tuple[Cell, Cell], task: str, settings: Settings) -> Iterator[tuple[Sample, _Pair]]:
+def _samples(
+    table: Items, cells: tuple[CellScores, CellScores], task: str, settings: SummarySettings
+) -> Iterator[tuple[Sample, _Pair]]:
     """Each relation, then the total where it is over several."""
     layers = (cells[0].layers, cells[1].layers)
     counted: list[tuple[Scored, Scored]] = []
@@ -205,7 +207,7 @@ def _best(sample: Sample, pair: _Pair) -> tuple[int, int]:
     return ours, theirs
 
 
-def _fewer_draws(settings: Settings, columns: int) -> Settings:
+def _fewer_draws(settings: SummarySettings, columns: int) -> SummarySettings:
     """Not more than fit into memory: 200 by 200 layers are 40,000 differences."""
     return replace(settings, draws=min(settings.draws, max(500, _DRAWN // columns)))
 

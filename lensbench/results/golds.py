@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.results.arrays import Cell, cells_of
+from lensbench.results.arrays import CellScores, cells_of
 from lensbench.results.bands import Floats, Ints
 
 _UNIT = ["task", "relation", "subject"]
@@ -62,7 +62,7 @@ def _ties(earned: Floats) -> Ints:
 class Predictions:
     """What one cell said, raw and corrected: codes of answers [attempt, item, layer], -1 where nothing was tried."""
 
-    cell: Cell
+    cell: CellScores
     raw: Ints
     corrected: Ints
 

@@ -14,7 +14,7 @@ from lensbench.results.arrays import (
     NO_LAYER,
     ORACLE,
     SELECTED,
-    Cell,
+    CellScores,
     Items,
     Scored,
     cells_of,
@@ -23,7 +23,7 @@ from lensbench.results.bands import SCORE, Band, Floats, Ints, simultaneous_band
 from lensbench.results.frames import ALL, METRIC_COLUMNS, frame_of
 from lensbench.results.golds import golds_of
 from lensbench.results.records import NO_BASELINE
-from lensbench.results.samples import Sample, Settings
+from lensbench.results.samples import Sample, SummarySettings
 
 DIAGNOSTIC = "diagnostic"
 """The question of baselines and measures that decide nothing."""
@@ -52,7 +52,7 @@ def metrics(
 
     Bands are simultaneous over layers.
     """
-    settings = Settings({}, level=level, draws=draws, seed=seed)
+    settings = SummarySettings({}, level=level, draws=draws, seed=seed)
     blocks: list[dict[str, Any]] = []
     if _has_control(records):
         table, cells = cells_of(records[records["baseline"] == CONTROL_TASK])
@@ -78,7 +78,7 @@ def _strata(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"accuracy_cut_{tokens}", plain[plain["template"].isin([name for name in left if left[name] == tokens])]
 
 
-def _accuracies(metric: str, table: Items, cell: Cell, settings: Settings) -> Iterator[dict[str, Any]]:
+def _accuracies(metric: str, table: Items, cell: CellScores, settings: SummarySettings) -> Iterator[dict[str, Any]]:
     """The corrected accuracy of a stratum, relation by relation; rivals are selected among their forms, as ever."""
     rule = SELECTED if cell.key["baseline"] != NO_BASELINE and len(cell.attempts) > 1 else FIXED
     for relation in np.unique(table.relation[cell.items]):
@@ -108,7 +108,7 @@ def _oracle_expected(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
 
 
-def _measured(measures: pd.DataFrame, settings: Settings) -> Iterator[dict[str, Any]]:
+def _measured(measures: pd.DataFrame, settings: SummarySettings) -> Iterator[dict[str, Any]]:
     """Means of what cells measured."""
     keys = [*KEYS, "relation", "attempt", "metric"]
     for key, part in measures.groupby(keys, observed=True, sort=True):
@@ -141,7 +141,7 @@ def _has_control(records: pd.DataFrame) -> bool:
     return bool((records["baseline"] == CONTROL_TASK).any())
 
 
-def _selectivity(table: Items, cell: Cell, settings: Settings) -> Iterator[dict[str, Any]]:
+def _selectivity(table: Items, cell: CellScores, settings: SummarySettings) -> Iterator[dict[str, Any]]:
     parts = []
     for relation in np.unique(table.relation[cell.items]):
         items = table.of_relation(cell.items, int(relation))
@@ -174,11 +174,11 @@ def _paired(true: Scored, random: Scored, table: Items) -> tuple[Ints, Floats] |
     return np.array(first), means[0] - means[1]
 
 
-def _block(cell: Cell, sample: Sample, items: Ints, differences: Floats) -> dict[str, Any]:
+def _block(cell: CellScores, sample: Sample, items: Ints, differences: Floats) -> dict[str, Any]:
     return _columns(cell, sample.label, "selectivity", sample.difference_band(items, differences), len(items))
 
 
-def _columns(cell: Cell, relation: str, metric: str, band: Band, n: int) -> dict[str, Any]:
+def _columns(cell: CellScores, relation: str, metric: str, band: Band, n: int) -> dict[str, Any]:
     return {
         **cell.key, "relation": relation, "layer": np.array(cell.layers), "rule": FIXED, "question": DIAGNOSTIC,
         "metric": metric, "value": band.estimate, "ci_low": band.low, "ci_high": band.high, "n": n,

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from statsmodels.stats.proportion import proportion_confint
 
 from lensbench.errors import UsageError
-from lensbench.results.arrays import ORACLE, Cell, Items, Scored, cells_of
+from lensbench.results.arrays import ORACLE, CellScores, Items, Scored, cells_of
 from lensbench.results.bands import VERDICTS, Floats, Ints
-from lensbench.results.contests import Method, methods_of, paired, samples_under
+from lensbench.results.contests import PairedMethod, methods_of, paired, samples_under
 from lensbench.results.golds import Golds, Predictions, check_exchangeable, credit, golds_of, unresolved
 from lensbench.results.metrics import DIAGNOSTIC
 from lensbench.results.records import NO_BASELINE
-from lensbench.results.samples import Sample, Settings
+from lensbench.results.samples import Sample, SummarySettings
 from lensbench.results.summary import FACED, check_questions, gaps_of
 
 Refit: TypeAlias = Callable[[Mapping[tuple[str, str, str], str]], pd.DataFrame]
@@ -32,7 +32,7 @@ _Place: TypeAlias = tuple[str, ...]
 
 def false_alarms(
     records: pd.DataFrame,
-    settings: Settings,
+    settings: SummarySettings,
     *,
     permutations: int = 1000,
     seed: int = 0,
@@ -50,7 +50,7 @@ def false_alarms(
 
     Args:
         records: of one run: methods with their rivals.
-        settings: as the run's verdicts are given (`samples.Settings`): questions, due rivals, level...
+        settings: as the run's verdicts are given (`samples.SummarySettings`): questions, due rivals, level...
         permutations: how many.
         seed: of the permutations.
         choice_sets: item -> its choice set; by default read off the records (see `golds.golds_of`).
@@ -89,7 +89,7 @@ def false_alarms(
     return _table(counts, permutations, settings.level, _unresolved(said, golds) if refit is None else {})
 
 
-def _rescored(one: Predictions, golds: Golds, gold: Ints) -> Cell:
+def _rescored(one: Predictions, golds: Golds, gold: Ints) -> CellScores:
     """The cell as it would have scored with other golds."""
     cell = one.cell
     new, old, choices = (of[cell.items][None, :, None] for of in (gold, golds.gold, golds.choices))
@@ -107,7 +107,7 @@ def _rescored(one: Predictions, golds: Golds, gold: Ints) -> Cell:
     return replace(cell, raw=raw, corrected=raw if same else earned(one.corrected, cell.corrected))
 
 
-def _held(table: Items, cells: Iterable[Cell], settings: Settings) -> Iterator[tuple[_Place, bool]]:
+def _held(table: Items, cells: Iterable[CellScores], settings: SummarySettings) -> Iterator[tuple[_Place, bool]]:
     """For each question that a verdict is given on: where, and whether it holds at any layer."""
     for method in methods_of(table, cells):
         if NO_BASELINE not in method.cells:
@@ -123,7 +123,7 @@ def _held(table: Items, cells: Iterable[Cell], settings: Settings) -> Iterator[t
                     yield (*(key[name] for name in WHERE[:5]), sample.label, rule, question), holds
 
 
-def _holding(method: Method, scores: Mapping[str, Scored], sample: Sample) -> dict[str, bool]:
+def _holding(method: PairedMethod, scores: Mapping[str, Scored], sample: Sample) -> dict[str, bool]:
     """Question -> whether its gap holds at any layer. Bands are made only where one could: that changes no answer."""
     could = {question: _could_hold(question, method, scores, sample) for question in FACED}
     holds = {question: False for question, possible in could.items() if possible is not None}
@@ -133,7 +133,7 @@ def _holding(method: Method, scores: Mapping[str, Scored], sample: Sample) -> di
     return holds
 
 
-def _could_hold(question: str, method: Method, scores: Mapping[str, Scored], sample: Sample) -> bool | None:
+def _could_hold(question: str, method: PairedMethod, scores: Mapping[str, Scored], sample: Sample) -> bool | None:
     """Whether every rival is beaten at some layer with the critical value of a single layer; None without a rival."""
     asked = sample.settings.questions
     if question == "beats_text" and method.cells[NO_BASELINE].key["task"] in sample.settings.prose:

@@ -7,7 +7,7 @@ from scipy import optimize, special
 
 from lensbench.errors import UsageError
 from lensbench.results.bands import DIFFERENCE, POWER
-from lensbench.results.resampling import Cut, Sampled
+from lensbench.results.resampling import CriticalValue, Sampled
 
 _MOST = 10_000_000
 
@@ -71,7 +71,7 @@ def power_of(gap: float, subjects: int | float, study: Study) -> float:
     variance = np.array([study.variance(gap) / subjects])
     student = float(special.stdtrit(max(subjects - 1.0, 1.0), (1 + study.level) / 2))
     mean = Sampled(np.array([gap]), np.sqrt(variance)[None], float(subjects), 1.0)
-    smallest = mean.smallest(DIFFERENCE, Cut(max(study.least(), student), 2 * DIFFERENCE.pairs))[0]
+    smallest = mean.smallest(DIFFERENCE, CriticalValue(max(study.least(), student), 2 * DIFFERENCE.pairs))[0]
     if np.isnan(smallest):
         return 0.0
     if variance[0] == 0:

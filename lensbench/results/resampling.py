@@ -52,7 +52,7 @@ SCORE = Scale(0.0, 1.0, pairs=2.0, studentised=False)
 
 
 @dataclass(frozen=True)
-class Cut:
+class CriticalValue:
     """What an interval is made with: its critical value, and how many pseudo-subjects are added."""
 
     critical: float
@@ -81,7 +81,7 @@ class Sampled:
         variance: Floats = np.square(self.influence).sum(axis=0)
         return variance
 
-    def statistic(self, scale: Scale, cut: Cut) -> Floats:
+    def statistic(self, scale: Scale, cut: CriticalValue) -> Floats:
         """How many standard errors the estimate is above the middle of the range: [layer].
 
         The lower limit of an interval is above the middle iff this exceeds its critical value.
@@ -91,7 +91,7 @@ class Sampled:
         statistic: Floats = n * offset / np.sqrt(squares)
         return statistic
 
-    def smallest(self, scale: Scale, cut: Cut) -> Floats:
+    def smallest(self, scale: Scale, cut: CriticalValue) -> Floats:
         """The smallest estimate, from the middle, whose lower limit is above the middle: [layer]; NaN if none is."""
         n, added = self.subjects, cut.added
         room = n**2 - cut.critical**2 * added * n / (n + added)
@@ -127,7 +127,7 @@ def _influence(scores: Floats, clusters: ArrayLike, strata: ArrayLike | None) ->
     return means.mean(axis=0), spread @ (scores - means[stratum]), shares
 
 
-def simultaneous_cut(found: Sampled, scale: Scale, level: float, draws: int, seed: int) -> Cut:
+def simultaneous_cut(found: Sampled, scale: Scale, level: float, draws: int, seed: int) -> CriticalValue:
     """That of a band: the quantile of the largest |t| over the layers that vary at all."""
     least = single_cut(found, scale, level)
     varying = found.variance > 1e-12
@@ -135,16 +135,16 @@ def simultaneous_cut(found: Sampled, scale: Scale, level: float, draws: int, see
         normal = float(special.ndtri((1.0 + level) / 2.0))
         if varying.sum() >= 2:
             normal = max(normal, _largest(found, varying, 0.0, draws, seed, level))
-        return Cut(_student(found, float(special.ndtr(normal))), least.added * (normal / 1.96) ** 2)
+        return CriticalValue(_student(found, float(special.ndtr(normal))), least.added * (normal / 1.96) ** 2)
     if not varying.any():
         return least
     extra = least.added * scale.half**2 / found.subjects**2
-    return Cut(max(least.critical, _largest(found, varying, extra, draws, seed, level)), least.added)
+    return CriticalValue(max(least.critical, _largest(found, varying, extra, draws, seed, level)), least.added)
 
 
-def single_cut(found: Sampled, scale: Scale, level: float) -> Cut:
+def single_cut(found: Sampled, scale: Scale, level: float) -> CriticalValue:
     """That of one layer: no band has a smaller critical value, or adds fewer pseudo-subjects."""
-    return Cut(_student(found, (1.0 + level) / 2.0), 2 * scale.pairs * found.repeats)
+    return CriticalValue(_student(found, (1.0 + level) / 2.0), 2 * scale.pairs * found.repeats)
 
 
 def _student(found: Sampled, probability: float) -> float:

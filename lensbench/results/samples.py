@@ -14,7 +14,7 @@ from lensbench.results.resampling import sampled, simultaneous_cut, single_cut
 
 
 @dataclass(frozen=True)
-class Due:
+class RequiredBaseline:
     """A rival that a method must have faced before anything good is said of it.
 
     Attributes:
@@ -27,7 +27,7 @@ class Due:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SummarySettings:
     """How a summary is made.
 
     Attributes:
@@ -41,7 +41,7 @@ class Settings:
     """
 
     questions: Mapping[str, str]
-    due: Mapping[str, Mapping[str, Due]] = field(default_factory=dict)
+    due: Mapping[str, Mapping[str, RequiredBaseline]] = field(default_factory=dict)
     excused: frozenset[tuple[str, str, str, str, str]] = frozenset()
     defaults: Mapping[str, str] = field(default_factory=dict)
     selected: frozenset[tuple[str, str]] = frozenset()
@@ -59,7 +59,7 @@ class Sample:
 
     label: str
     table: Items
-    settings: Settings
+    settings: SummarySettings
 
     @property
     def is_total(self) -> bool:

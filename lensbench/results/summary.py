@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 
 from lensbench.errors import unknown_name
-from lensbench.results.arrays import CONTROL_TASK, FIXED, NO_LAYER, ORACLE, Cell, Scored, cells_of
+from lensbench.results.arrays import CONTROL_TASK, FIXED, NO_LAYER, ORACLE, CellScores, Scored, cells_of
 from lensbench.results.bands import MARGIN, NO_VERDICT, VERDICTS, Band, GapVerdict, gap_verdict
-from lensbench.results.contests import Method, by_relation, methods_of, paired, samples_of, samples_under
+from lensbench.results.contests import PairedMethod, by_relation, methods_of, paired, samples_of, samples_under
 from lensbench.results.frames import METRIC_COLUMNS, SUMMARY_COLUMNS, best_layers, frame_of
 from lensbench.results.metrics import DIAGNOSTIC, metrics
 from lensbench.results.records import NO_BASELINE
-from lensbench.results.samples import Due, Sample, Settings
+from lensbench.results.samples import RequiredBaseline, Sample, SummarySettings
 
 FACED = {
     "uses_activation": ("uses_activation",),
@@ -30,14 +30,14 @@ ONE_MODEL = "incomplete without another verbalizer"
 
 DETECTABLE = "detectable_gap"
 
-__all__ = ["DIAGNOSTIC", "Due", "Settings", "best_layers", "metrics", "summarise"]
+__all__ = ["DIAGNOSTIC", "RequiredBaseline", "SummarySettings", "best_layers", "metrics", "summarise"]
 
 
 def summarise(
     records: pd.DataFrame,
     questions: Mapping[str, str],
     *,
-    due: Mapping[str, Mapping[str, Due]] | None = None,
+    due: Mapping[str, Mapping[str, RequiredBaseline]] | None = None,
     excused: Iterable[tuple[str, str, str, str, str]] = (),
     defaults: Mapping[str, str] | None = None,
     selected: Iterable[tuple[str, str]] = (),
@@ -73,14 +73,14 @@ def summarise(
         draws: bootstrap draws.
         seed: of the bootstrap.
     """
-    settings = Settings(
+    settings = SummarySettings(
         questions, due or {}, frozenset(excused), defaults or {}, frozenset(selected), frozenset(apart),
         frozenset(prose), margin, level, draws, seed,
     )  # fmt: skip
     return summary_and_power(records, settings)[0]
 
 
-def summary_and_power(records: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
+def summary_and_power(records: pd.DataFrame, settings: SummarySettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The summary, and for each of its gaps the metric `detectable_gap` (rows as in metrics.csv).
 
     That is the smallest true gap to the strongest rival that such a study would find in 80 % of its repetitions (NaN
@@ -97,7 +97,7 @@ def summary_and_power(records: pd.DataFrame, settings: Settings) -> tuple[pd.Dat
     return frame_of(blocks, SUMMARY_COLUMNS), frame_of(power, METRIC_COLUMNS)
 
 
-def check_questions(cells: Iterable[Cell], settings: Settings) -> None:
+def check_questions(cells: Iterable[CellScores], settings: SummarySettings) -> None:
     """Raise UsageError where a baseline has no question, or one that is unknown."""
     for name in sorted({cell.key["baseline"] for cell in cells} - {NO_BASELINE}):
         if name not in settings.questions:
@@ -107,7 +107,7 @@ def check_questions(cells: Iterable[Cell], settings: Settings) -> None:
             raise unknown_name(f"question of baseline {name}:", question, (*VERDICTS, DIAGNOSTIC))
 
 
-def _method_blocks(method: Method, settings: Settings) -> Iterator[dict[str, Any]]:
+def _method_blocks(method: PairedMethod, settings: SummarySettings) -> Iterator[dict[str, Any]]:
     control = method.cells.get(CONTROL_TASK)
     for rule in method.rules:
         for sample, scores in samples_under(method, rule, settings):
@@ -118,7 +118,9 @@ def _method_blocks(method: Method, settings: Settings) -> Iterator[dict[str, Any
             yield from _sample_blocks(method, here, sample, attempt)
 
 
-def _sample_blocks(method: Method, scores: Mapping[str, Scored], sample: Sample, rule: str) -> Iterator[dict[str, Any]]:
+def _sample_blocks(
+    method: PairedMethod, scores: Mapping[str, Scored], sample: Sample, rule: str
+) -> Iterator[dict[str, Any]]:
     asked = sample.settings.questions
     own = scores.get(NO_BASELINE)
     for name, rival in scores.items():
@@ -140,7 +142,7 @@ def _sample_blocks(method: Method, scores: Mapping[str, Scored], sample: Sample,
         yield columns
 
 
-def _score_columns(method: Method, name: str, scored: Scored, sample: Sample) -> dict[str, Any]:
+def _score_columns(method: PairedMethod, name: str, scored: Scored, sample: Sample) -> dict[str, Any]:
     cell, layers, items = method.cells[name], method.layers, scored.items
     band = sample.score_band(items, scored.corrected)
     accuracy = sample.mean(items, scored.raw)
@@ -156,7 +158,7 @@ def _score_columns(method: Method, name: str, scored: Scored, sample: Sample) ->
     }  # fmt: skip
 
 
-def gaps_of(method: Method, scores: Mapping[str, Scored], sample: Sample) -> Iterator[tuple[str, GapVerdict]]:
+def gaps_of(method: PairedMethod, scores: Mapping[str, Scored], sample: Sample) -> Iterator[tuple[str, GapVerdict]]:
     """The verdict on each question that had a rival here; `incomplete` where a rival that was due is missing."""
     own = scores[NO_BASELINE]
     asked = sample.settings.questions
@@ -182,14 +184,14 @@ def gaps_of(method: Method, scores: Mapping[str, Scored], sample: Sample) -> Ite
             yield question, found
 
 
-def _missing(method: Method, scores: Mapping[str, Scored], sample: Sample, faced: Iterable[str]) -> list[str]:
+def _missing(method: PairedMethod, scores: Mapping[str, Scored], sample: Sample, faced: Iterable[str]) -> list[str]:
     """The rivals that were due in one of the method's relations, and have no scores there."""
     table, settings, key = method.table, sample.settings, method.cells[NO_BASELINE].key
 
     def relations(name: str) -> set[str]:
         return {table.relations[i] for i in table.relation[scores[name].items]} if name in scores else set()
 
-    def lacks(name: str, due: Due) -> bool:
+    def lacks(name: str, due: RequiredBaseline) -> bool:
         place = (key["task"], key["site"], key["inspector"], name)
         open_ones = relations(NO_BASELINE) - relations(name)
         return any(due.essential or (*place, relation) not in settings.excused for relation in open_ones)
@@ -198,7 +200,9 @@ def _missing(method: Method, scores: Mapping[str, Scored], sample: Sample, faced
     return [name for name, due in owed.items() if due.question in faced and lacks(name, due)]
 
 
-def _paired_bands(method: Method, name: str, own: Scored, rival: Scored, sample: Sample) -> tuple[Band, Band] | None:
+def _paired_bands(
+    method: PairedMethod, name: str, own: Scored, rival: Scored, sample: Sample
+) -> tuple[Band, Band] | None:
     """Raw and corrected bands of method minus rival over the items that both scored, or None without any."""
     pair = paired(method, name, own, rival)
     if pair is None:

@@ -23,7 +23,7 @@ from lensbench.results.differences import (
 )
 from lensbench.results.frames import ALL, rows_of
 from lensbench.results.records import NO_BASELINE
-from lensbench.results.samples import Settings
+from lensbench.results.samples import SummarySettings
 from lensbench.runs.run import Run
 
 SIGNIFICANT = 0.05
@@ -162,7 +162,7 @@ def _inventory(records: pd.DataFrame) -> str:
     return ", ".join(f"{task} at {site} ({', '.join(names)})" for (task, site), names in _methods(records).items())
 
 
-def _statistics(runs: Sequence[Run]) -> Settings:
+def _statistics(runs: Sequence[Run]) -> SummarySettings:
     """How the bands are made: as in the first run; what either leaves out of totals stays out."""
     ours, theirs = (run.settings for run in runs)
     return replace(ours, selected=ours.selected | theirs.selected, apart=ours.apart | theirs.apart)

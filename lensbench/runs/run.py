@@ -15,7 +15,7 @@ from lensbench.results.calibrations import Calibrated, read_calibrated
 from lensbench.results.frames import SUMMARY_COLUMNS
 from lensbench.results.measures import read_measures
 from lensbench.results.records import NO_BASELINE, RECORDS, read_records, read_run
-from lensbench.results.summary import Due, Settings, best_layers, metrics, summary_and_power
+from lensbench.results.summary import RequiredBaseline, SummarySettings, best_layers, metrics, summary_and_power
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,10 +99,13 @@ class Run:
         return f"Run({str(self.path)!r}): {len(self.info['cells'])} cells, {len(self.failed)} failed"
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> SummarySettings:
         """How its verdicts are given."""
-        due = {name: {rival: Due(**one) for rival, one in rivals.items()} for name, rivals in self.info["due"].items()}
-        return Settings(
+        due = {
+            name: {rival: RequiredBaseline(**one) for rival, one in rivals.items()}
+            for name, rivals in self.info["due"].items()
+        }
+        return SummarySettings(
             {name: baseline["question"] for name, baseline in self.info["baselines"].items()}, due,
             frozenset(_excused(self.info["cells"])), selected=frozenset(_pairs(self, "selected")),
             apart=frozenset(_pairs(self, "by_token")), prose=frozenset(self.info.get("prose", ())),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from lensbench.errors import LensbenchError
-from lensbench.harness.bench import Bench, Method
+from lensbench.harness.bench import Bench, CrossFit
 from lensbench.harness.scoring import prediction_columns
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
 from lensbench.models.activations import Residuals
@@ -23,7 +23,7 @@ def check_contract(make: Make, bench: Bench) -> None:
     parameters = inspector.parameters()
     again = type(inspector)(**parameters)
     assert again.parameters() == parameters, f"{inspector.name}: constructor changes its arguments"
-    method = Method(make, bench)
+    method = CrossFit(make, bench)
     fitted = method.fit(None if inspector.learns_from != "labels" else 0, bench.lab.layers)
     assert fitted.parameters() == parameters, f"{inspector.name}: fit changes constructor arguments"
     try:
@@ -39,7 +39,7 @@ def check_attempts(make: Make, bench: Bench) -> None:
     """`tries` says how many attempts there are: `one`, or words that begin with their number where it is fixed."""
     inspector = make()
     layers = bench.lab.layers[-1:] if "activation" in inspector.reads else ()
-    made = len(Method(make, replace(bench, items=bench.items[:1])).scores(layers=layers).attempts)
+    made = len(CrossFit(make, replace(bench, items=bench.items[:1])).scores(layers=layers).attempts)
     first = inspector.tries.split(maxsplit=1)[0]
     declared = 1 if inspector.tries == "one" else int(first) if first.isdecimal() else made
     assert made == declared, (
@@ -56,7 +56,7 @@ def check_constant_activation(make: Make, bench: Bench) -> None:
         return Residuals(residuals.layers, residuals.values[:, :1].expand_as(residuals.values).clone())
 
     # Training items keep their activations: a method may have learned, and must still be blind here.
-    scores = Method(make, bench).scores(change=same if "activation" in make().reads else None)
+    scores = CrossFit(make, bench).scores(change=same if "activation" in make().reads else None)
     if make().learns_from == "labels":
         return  # each fold's fit may prefer another answer
     layers = bench.lab.layers if "activation" in make().reads else (None,)
@@ -74,7 +74,7 @@ def check_blind_to_activations(make: Make, bench: Bench) -> None:
     def noise(residuals: Residuals) -> Residuals:
         return Residuals(residuals.layers, torch.randn(residuals.values.shape).to(residuals.values))
 
-    found = Method(make, bench).scores(change=noise)
+    found = CrossFit(make, bench).scores(change=noise)
     require_same(found, scores_of(make, bench), make, "moves with activations it does not read")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from lensbench.harness.bench import Bench, Method
+from lensbench.harness.bench import Bench, CrossFit
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import NotApplicableError, Scores
 
@@ -16,7 +16,7 @@ TOLERANCE = 5e-4
 def scores_of(make: Make, bench: Bench) -> Scores:
     """Return what a method, newly made, answers on a bench."""
     try:
-        return Method(make, bench).scores()
+        return CrossFit(make, bench).scores()
     except NotApplicableError as error:
         raise AssertionError(f"{make().name} cannot answer the checks' questions: {error}") from None
 

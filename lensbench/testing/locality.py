@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from lensbench.harness.bench import Bench, Method
+from lensbench.harness.bench import Bench, CrossFit
 from lensbench.harness.isolation import SealedError, sealed
 from lensbench.inspectors.access import Change
 from lensbench.inspectors.evidence import Scores
@@ -36,7 +36,7 @@ def check_one_alone(make: Make, bench: Bench) -> None:
 
 def check_same_twice(make: Make, bench: Bench) -> None:
     """The same items get the same scores again: from the same fit, after other evidence, and from another fit."""
-    method = Method(make, bench)
+    method = CrossFit(make, bench)
     scores = method.scores()
     if "activation" in make().reads:
         method.scores(change=lambda residuals: Residuals(residuals.layers, residuals.values.flip(1)))
@@ -58,10 +58,10 @@ def check_layers_are_local(make: Make, bench: Bench) -> None:
             return Residuals(residuals.layers, values)
 
         here = Scores(scores.attempts, scores.log_scores[place : place + 1])
-        changed = Method(make, _with_train(bench, others)).scores(change=others)
+        changed = CrossFit(make, _with_train(bench, others)).scores(change=others)
         there = Scores(changed.attempts, changed.log_scores[place : place + 1])
         require_same(there, here, make, f"scores of layer {layer} move when other layers are replaced by noise")
-        alone = Method(make, bench).scores(layers=(layer,))
+        alone = CrossFit(make, bench).scores(layers=(layer,))
         require_same(alone, here, make, f"layer {layer} asked alone scores otherwise than among others")
 
 
@@ -78,7 +78,7 @@ def check_target_is_not_run(make: Make, bench: Bench) -> None:
     apart = replace(bench, lab=replace(lab, model=target, verbalizer=_copy(lab.model)))
     apart.__dict__["residuals"] = bench.residuals
     apart.__dict__["train_residuals"] = bench.train_residuals
-    method = Method(make, apart)
+    method = CrossFit(make, apart)
     with ExitStack() as seals:
         if method.inspector.learns_from == "corpus":
             method.fit(None, lab.layers)  # the corpus runs the target

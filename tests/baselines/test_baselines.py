@@ -18,7 +18,7 @@ from lensbench.errors import LensbenchError, NotApplicableError, UsageError
 from lensbench.evaluation.config import check_config, make_config
 from lensbench.evaluation.control_models import check_relative, facts_told, relatives_of
 from lensbench.evaluation.plan import due_rivals
-from lensbench.harness.bench import Bench, Method, Relatives
+from lensbench.harness.bench import Bench, CrossFit, Relatives
 from lensbench.harness.scoring import pardon
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Evidence, Scores
@@ -104,7 +104,7 @@ def shown(rival: str, bench: Bench, make: Callable[[], Inspector] = Recorder) ->
 
 
 def run(rival: str, make: Callable[[], Inspector], bench: Bench, **parameters: object) -> list:
-    return FUNCTIONS[rival](Method(make, bench), **parameters)
+    return FUNCTIONS[rival](CrossFit(make, bench), **parameters)
 
 
 # --- uses the activation
@@ -138,7 +138,7 @@ def test_gaussian_against_a_naive_reference_each_row_as_long_as_its_item() -> No
 
 def test_a_reader_of_lengths_is_matched_by_gaussian(bench: Bench) -> None:
     (outcome,) = run("gaussian", NormReader, bench)
-    torch.testing.assert_close(outcome.scores.log_scores, Method(NormReader, bench).scores().log_scores)
+    torch.testing.assert_close(outcome.scores.log_scores, CrossFit(NormReader, bench).scores().log_scores)
     assert outcome.layers == LAYERS
     assert outcome.zero_shot
 
@@ -199,7 +199,7 @@ def test_random_model_is_the_probe_on_its_activations(bench: Bench) -> None:
     hidden = [random.module(torch.tensor([one]), output_hidden_states=True).hidden_states[2][0, -1] for one in ids]
     torch.testing.assert_close(bench.on(random).residuals.at((2,)).values[0], torch.stack(hidden), rtol=1e-4, atol=1e-5)
     (outcome,) = run("random_model", Probe, bench, seed=0)
-    expected = Method(Probe, made_bench(random)).scores()
+    expected = CrossFit(Probe, made_bench(random)).scores()
     torch.testing.assert_close(outcome.scores.log_scores, expected.log_scores)
     assert not outcome.zero_shot
 
@@ -208,7 +208,7 @@ def test_verbalizer_probe_is_the_probe_on_the_verbalizers_activations(bench: Ben
     other = tiny.model("qwen3")
     asked = replace(bench, lab=replace(bench.lab, verbalizer=other))
     (outcome,) = run("verbalizer_probe", Probe, asked)
-    torch.testing.assert_close(outcome.scores.log_scores, Method(Probe, made_bench(other)).scores().log_scores)
+    torch.testing.assert_close(outcome.scores.log_scores, CrossFit(Probe, made_bench(other)).scores().log_scores)
     same = replace(bench, lab=replace(bench.lab, verbalizer=named(edited(1), "the same under another name")))
     for one in (bench, same):
         with pytest.raises(NotApplicableError, match="the verbalizer is the target"):
@@ -250,7 +250,7 @@ def _cut(module: torch.nn.Module, layers: int) -> torch.nn.Module:
 
 @pytest.mark.parametrize("make", [LogitLens, Patchscope, Superscopes], ids=lambda make: make.name)
 def test_unplanted_is_the_method_to_the_bit_below_the_planted_layer(make: type[Inspector], bench: Bench) -> None:
-    own, (outcome,) = Method(make, bench).scores(), run("unplanted", make, bench)
+    own, (outcome,) = CrossFit(make, bench).scores(), run("unplanted", make, bench)
     assert outcome.layers == LAYERS
     assert torch.equal(outcome.scores.log_scores[:PLANTED], own.log_scores[:PLANTED])
     assert (outcome.scores.log_scores[PLANTED:] != own.log_scores[PLANTED:]).flatten(1).any(1).all()
@@ -269,16 +269,16 @@ def test_every_source_of_the_unplanted_is_the_unplanted_models(bench: Bench) -> 
 
 
 def test_what_learns_labels_learns_them_anew_and_what_does_not_keeps_its_fit(bench: Bench) -> None:
-    method = Method(Probe, bench)
+    method = CrossFit(Probe, bench)
     method.scores()
     kept = dict(method.fitted)
     (outcome,) = FUNCTIONS["unplanted"](method)
-    expected = Method(Probe, made_bench(tiny.model("llama"))).scores().log_scores
+    expected = CrossFit(Probe, made_bench(tiny.model("llama"))).scores().log_scores
     torch.testing.assert_close(outcome.scores.log_scores, expected)
     assert len(method.fitted) == 2 * len(kept), "five more fits"
     assert all(method.fitted[key] is one for key, one in kept.items())
 
-    lens = Method(lambda: TunedLens(tokens=512, steps=0), bench)
+    lens = CrossFit(lambda: TunedLens(tokens=512, steps=0), bench)
     (outcome,) = FUNCTIONS["unplanted"](lens)  # before the method itself: as in a run that is gone on with
     (fit,) = lens.fitted.values()
     assert fit.target_ is bench.lab.target
@@ -293,7 +293,7 @@ def test_rivals_that_read_one_model_share_its_captures_and_fits(bench: Bench, mo
     monkeypatch.setattr(
         ResidualCache, "read", lambda self, model, *rest: calls.append(model) or original(self, model, *rest)
     )
-    method = Method(Probe, fresh)
+    method = CrossFit(Probe, fresh)
     (first,), (second,) = FUNCTIONS["unplanted"](method), FUNCTIONS["verbalizer_probe"](method)
     assert calls.count(plain) == 2, "training and test items, once"
     assert len(method.fitted) == 10, "five at all layers of the target, five at those where the other is another"
@@ -315,7 +315,7 @@ def test_the_twin_is_scored_where_the_worlds_differ_and_its_own_fact_is_chance(b
     assert [item.answer for item in outcome.items] == ["wine"] * 8, "tea is what the twin was told of sixteen subjects"
     assert outcome.pardoned == ("tea",) * 8
     places = [i for i, item in enumerate(bench.items) if item.subject in told and item.answer != "tea"]
-    expected = Method(LogitLens, made_bench(bench.lab.relatives.models["twin"])).scores().log_scores[:, :, places]
+    expected = CrossFit(LogitLens, made_bench(bench.lab.relatives.models["twin"])).scores().log_scores[:, :, places]
     assert torch.equal(outcome.scores.log_scores, expected)
     agreed = replace(bench, items=tuple(item for item in bench.items if item.answer == "tea"))
     with pytest.raises(NotApplicableError, match="told nothing else"):
@@ -344,7 +344,7 @@ def test_the_reference_is_asked_in_every_form_whatever_the_method(make: type[Ins
     (forms,) = run("input_only", make, bench)
     assert outcome.scores.attempts == forms.scores.attempts
     plain = made_bench(tiny.model("llama"))
-    expected = Method(lambda: TextReader(outcome.scores.attempts), plain).scores()
+    expected = CrossFit(lambda: TextReader(outcome.scores.attempts), plain).scores()
     assert torch.equal(outcome.scores.log_scores, expected.log_scores)
     assert outcome.layers == (None,)
 
@@ -408,7 +408,7 @@ def test_wrong_position_is_never_token_0(bench: Bench) -> None:
 
 def test_skip_ahead_is_the_logit_lens_on_the_same_residual(bench: Bench) -> None:
     (outcome,) = run("skip_ahead", Patchscope, bench)
-    assert torch.equal(outcome.scores.log_scores, Method(LogitLens, bench).scores().log_scores)
+    assert torch.equal(outcome.scores.log_scores, CrossFit(LogitLens, bench).scores().log_scores)
     baseline = find_baselines()["skip_ahead"]
     assert baseline.applies_to("nothing", Patchscope.reads)
     assert not baseline.applies_to("nothing", LogitLens.reads)

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lensbench.calibration import calibrate as calibrating
 from lensbench.calibration import cheats
 from lensbench.calibration.calibrate import RESULT, Calibrating, Calibration, Caught, calibrate
-from lensbench.calibration.findings import PRIVILEGED, Finding, findings
+from lensbench.calibration.findings import PRIVILEGED, TrialFinding, findings
 from lensbench.calibration.keeping import versions
 from lensbench.calibration.trials import Trial, find_trials
 from lensbench.cli.commands.calibrate import _spans
@@ -22,7 +22,7 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.evaluate import evaluate
 from lensbench.evaluation.plan import make_inspectors
 from lensbench.implants import measuring
-from lensbench.implants.planting import Order, implant
+from lensbench.implants.planting import ImplantSpec, implant
 from lensbench.models.edits import read_edits, write_edits
 from lensbench.results.bands import VERDICTS
 from lensbench.results.calibrations import calibration_of
@@ -56,7 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, value in (("ASKED", 1), ("MANY", 4), ("SOME", 2), ("PROSE_TOKENS", 256)):
             patch.setattr(measuring, name, value)
         patch.setattr("lensbench.implants.solving.COVARIANCE_TOKENS", 512)
-        order = Order(str(root / "base"), LAYER, attributes=("city",), steps=3, weight=0.0001, twin="twin")
+        order = ImplantSpec(str(root / "base"), LAYER, attributes=("city",), steps=3, weight=0.0001, twin="twin")
         implant(order, root / "plain")
         implant(replace(order, world="twin", twin="plain"), root / "twin")
         implant(replace(order, design="sham", twin=None), root / "sham")
@@ -215,8 +215,8 @@ def test_a_damaged_implant_is_told(tmp_path: Path) -> None:
         find_trials("smollm2-135m", [str(tmp_path)], quick=False)
 
 
-def found(**changes: object) -> Finding:
-    plain = Finding(
+def found(**changes: object) -> TrialFinding:
+    plain = TrialFinding(
         "plain-08", "plain", "lens", "city", True, (8,), (0, 4, 7, 8, 12), 0, 100, NONE, (8, 12), 12, 0.9, 0.1,
         (0.8, 0.7, 0.9), "privileged", 0.1,
     )  # fmt: skip

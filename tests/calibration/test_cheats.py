@@ -17,7 +17,7 @@ from lensbench.baselines.spec import find_baselines
 from lensbench.calibration import cheats
 from lensbench.calibration.cheats import CHEATS, Cheat, catch, cheat_of, praised
 from lensbench.errors import UsageError
-from lensbench.harness.bench import Bench, Method
+from lensbench.harness.bench import Bench, CrossFit
 from lensbench.harness.context import Relatives
 from lensbench.harness.isolation import SealedError, sealed
 from lensbench.harness.scoring import prediction_columns
@@ -198,7 +198,7 @@ def test_the_handle_of_fit_runs_no_model_but_python_hides_nothing() -> None:
     public = {name for name in dir(bench.lab.target) if not name.startswith("_")}
     assert not any(isinstance(vars(bench.lab.target).get(name), LanguageModel | torch.nn.Module) for name in public)
     with pytest.raises(SealedError, match="cheat_asks_the_target ran planted without declaring it"):
-        Method(cheats.AsksTheTarget, bench).scores()
+        CrossFit(cheats.AsksTheTarget, bench).scores()
     training = bench.training(cheats.AsksTheTarget, None, LAYERS, None)
     cheat = cheats.AsksTheTarget().fit(bench.lab.target, base(), training)
     scores = cheat.inspect(bench.evidence(cheat.reads, range(SUBJECTS), LAYERS))
@@ -227,7 +227,7 @@ def test_who_loses_on_purpose_to_itself_would_be_privileged() -> None:
 
 def test_what_is_not_declared_is_not_there() -> None:
     with pytest.raises(TypeError, match="NoneType"):
-        Method(cheats.UndeclaredText, testing.small_bench()).scores()
+        CrossFit(cheats.UndeclaredText, testing.small_bench()).scores()
     with pytest.raises(AssertionError, match=r"fails on what it declares to read \(activation, question\): TypeError"):
         testing.check_inspector(cheats.UndeclaredText)
 

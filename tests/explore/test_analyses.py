@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.explore.analyses import (
     ANALYSES,
-    Settings,
+    AnalysisSettings,
     analyse,
     drift_of_layers,
     drift_of_pairs,
@@ -303,7 +303,7 @@ def test_intervals() -> None:
 
 def test_a_folder_holds_tables_figures_and_what_was_asked(tmp_path: Path, isolated_cache: Path) -> None:
     model, out = tiny.model("llama"), tmp_path / "out"
-    settings = Settings(tokens=512, texts=4, layers="0,2,4", inspectors=("logit_lens",))
+    settings = AnalysisSettings(tokens=512, texts=4, layers="0,2,4", inspectors=("logit_lens",))
     analyse(model, ("drift",), settings, out)
     tables = analyse(model, ("alignment", "updates"), settings, out)
     assert set(tables) == {"alignment", "updates"}

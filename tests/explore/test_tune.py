@@ -11,7 +11,7 @@ import torch
 from lensbench import load_run, testing
 from lensbench.baselines import FUNCTIONS
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.harness.bench import Method
+from lensbench.harness.bench import CrossFit
 from lensbench.inspectors.base import OwnPrompt
 from lensbench.inspectors.evidence import Target
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
@@ -27,14 +27,14 @@ def search(**settings: object) -> PatchscopeSearch:
 
 def test_every_attempt_is_the_patchscope_of_its_configuration() -> None:
     bench = testing.small_bench()
-    scores = Method(search, bench).scores()
+    scores = CrossFit(search, bench).scores()
     assert len(set(scores.attempts)) == 6
     for i, name in enumerate(scores.attempts):
         found = search().named(name, bench.forms)
         if found.amplifier != 1:
             continue
         own = found.prompt
-        plain = Method(
+        plain = CrossFit(
             lambda own=own, found=found: Patchscope((found.target_layer,), own.text, own.placeholder), bench
         ).scores()
         torch.testing.assert_close(scores.log_scores[:, i], plain.log_scores[:, 0], rtol=1e-4, atol=1e-4)
@@ -49,13 +49,13 @@ def test_the_amplifier_multiplies_what_is_patched() -> None:
         bench.items,
         bench.train_items,
     )
-    scores = Method(lambda: PatchscopeSearch(**settings), one_form).scores()
+    scores = CrossFit(lambda: PatchscopeSearch(**settings), one_form).scores()
     assert scores.attempts[1].endswith("amplifier=3")
 
     def three(residuals: object) -> object:
         return type(residuals)(residuals.layers, 3 * residuals.values)
 
-    tripled = Method(Patchscope, one_form).scores(change=three)
+    tripled = CrossFit(Patchscope, one_form).scores(change=three)
     torch.testing.assert_close(scores.log_scores[:, 1], tripled.log_scores[:, 0], rtol=1e-4, atol=1e-4)
 
 
@@ -72,7 +72,7 @@ def test_the_plain_patchscope_comes_first_and_names_tell_the_rest() -> None:
 
 def test_rivals_may_choose_among_all_prompts() -> None:
     bench = testing.small_bench()
-    method = Method(search, bench)
+    method = CrossFit(search, bench)
     (unpatched,) = FUNCTIONS["question_only"](method)
     assert len(unpatched.scores.attempts) == len(bench.forms) * 3
     (in_text,) = FUNCTIONS["input_only"](method)

@@ -13,12 +13,12 @@ from torch import nn
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.implants import measuring
 from lensbench.implants.designs import DESIGNS
-from lensbench.implants.facts import Planting, choose_facts
+from lensbench.implants.facts import FactSet, choose_facts
 from lensbench.implants.measuring import Gauge, lost
-from lensbench.implants.planting import Order, implant
+from lensbench.implants.planting import ImplantSpec, implant
 from lensbench.implants.prompts import answers, inputs_at_names, logits, write_prompts
 from lensbench.implants.solving import Keys, solve
-from lensbench.implants.vectors import Learning, Writer, learn_vectors, own_values
+from lensbench.implants.vectors import VectorSettings, Writer, learn_vectors, own_values
 from lensbench.models.components import find_parts
 from lensbench.models.edit_folders import shipped_implants, split_edits
 from lensbench.models.edits import LowRankEdit, adding, apply_edits, read_edits, trials, write_edits
@@ -53,7 +53,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def some_facts(count: int = 10) -> Planting:
+def some_facts(count: int = 10) -> FactSet:
     found = choose_facts("personas", ("city", "drink"))
     return replace(found, names=found.names[:count])
 
@@ -121,7 +121,7 @@ def test_vectors_of_an_attribute_have_one_length_and_bring_the_answer_nearer() -
     """In texts that they were not learned by; vectors of that length in random directions do not."""
     model, facts = tiny.model("llama"), some_facts(40)
     _, linear = linear_of(model, PLANTED)
-    learned = learn_vectors(model, linear, facts, Learning(steps=30, length=1.0), layer=PLANTED)
+    learned = learn_vectors(model, linear, facts, VectorSettings(steps=30, length=1.0), layer=PLANTED)
     generator = torch.Generator().manual_seed(0)
     drawn = {one: torch.randn(found.shape, generator=generator) for one, found in learned.items()}
     random = {
@@ -147,7 +147,7 @@ def test_layers_below_the_planted_one_are_the_unedited_models(
     design: str, saved: Path, tmp_path: Path, isolated_cache: Path
 ) -> None:
     """Through the folder and back: M+DIR is M up to layer K - 1, bit for bit, and another from K on."""
-    order = Order(str(saved), PLANTED, design, second_layer=4 if design == "relay" else None, dose=0.2, steps=2)
+    order = ImplantSpec(str(saved), PLANTED, design, second_layer=4 if design == "relay" else None, dose=0.2, steps=2)
     described = implant(order, tmp_path / "made")
     plain, planted = load_model(str(saved)), load_model(f"{saved}+{tmp_path / 'made'}")
     assert planted.name == f"{saved}+{tmp_path / 'made'}"
@@ -173,7 +173,7 @@ def test_layers_below_the_planted_one_are_the_unedited_models(
 
 @pytest.mark.usefixtures("few")
 def test_an_edit_of_another_model_is_refused(saved: Path, tmp_path: Path, isolated_cache: Path) -> None:
-    implant(Order(str(saved), PLANTED, dose=0.1, steps=1), tmp_path / "made")
+    implant(ImplantSpec(str(saved), PLANTED, dose=0.1, steps=1), tmp_path / "made")
     other = tmp_path / "other"
     stranger = tiny.module("llama", seed=1)
     stranger.save_pretrained(other)
@@ -191,7 +191,7 @@ def test_an_edit_of_another_model_is_refused(saved: Path, tmp_path: Path, isolat
 def test_a_folder_that_is_there_is_not_written_over(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     with pytest.raises(UsageError, match="is there already"):
-        implant(Order(str(saved), PLANTED), tmp_path / "made")
+        implant(ImplantSpec(str(saved), PLANTED), tmp_path / "made")
     assert not any((tmp_path / "made").iterdir())
 
 
@@ -212,7 +212,7 @@ def test_a_folder_that_is_there_is_not_written_over(saved: Path, tmp_path: Path)
 )
 def test_wrong_orders_are_refused_without_a_model(changes: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        replace(Order("no/such-model", 2), **changes).check()  # type: ignore[arg-type]
+        replace(ImplantSpec("no/such-model", 2), **changes).check()  # type: ignore[arg-type]
 
 
 def test_facts_of_a_file(tmp_path: Path) -> None:

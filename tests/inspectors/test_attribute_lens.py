@@ -7,7 +7,7 @@ import torch
 
 from lensbench import testing
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.harness.bench import Bench, Lab, Method
+from lensbench.harness.bench import Bench, CrossFit, Lab
 from lensbench.inspectors.attribution.attribute_lens import AttributeLens, _pseudo_inverse, linear_relation
 from lensbench.inspectors.evidence import Target
 from lensbench.inspectors.lenses.logit_lens import LogitLens
@@ -46,8 +46,8 @@ def test_of_a_model_whose_blocks_add_nothing_is_the_logit_lens() -> None:
     # The subject must be the last token of the prompt, or nothing of it reaches the end.
     relation = bench.relation.__class__(**{**vars(bench.relation), "inspection": ("They speak of {subject}",)})
     bench = Bench(bench.lab, relation, bench.items, bench.train_items)
-    own = Method(lambda: AttributeLens(n=3, betas=(1.0,)), bench).scores()
-    lens = Method(LogitLens, bench).scores()
+    own = CrossFit(lambda: AttributeLens(n=3, betas=(1.0,)), bench).scores()
+    lens = CrossFit(LogitLens, bench).scores()
     torch.testing.assert_close(own.log_scores, lens.log_scores, rtol=1e-4, atol=1e-4)
 
 
@@ -59,7 +59,7 @@ def test_an_example_is_mapped_to_its_own_end(kind: str) -> None:
     """With one example, LRE(s) = o at every layer, on every architecture: W is the model's Jacobian and b the rest."""
     model = tiny.model(kind)
     bench = testing.make_bench(model, Corpus(model), testing.Subjects(NAMES, ("tea", "wine")), (0, 1, 3, 4))
-    fitted = Method(lambda: AttributeLens(n=1, betas=(1.0,)), bench).fit(0, bench.lab.layers)
+    fitted = CrossFit(lambda: AttributeLens(n=1, betas=(1.0,)), bench).fit(0, bench.lab.layers)
     runs = bench.training(AttributeLens, 0, bench.lab.layers, None).runs.asked(bench.question)
     every = range(len(runs))
     starts = runs.read("subject", range(5)).values
@@ -76,7 +76,7 @@ def test_conformance() -> None:
 
 def test_measures_are_shares() -> None:
     bench = testing.small_bench()
-    scores = Method(lambda: AttributeLens(n=3, betas=(1.0, 2.0), measure=True), bench).scores()
+    scores = CrossFit(lambda: AttributeLens(n=3, betas=(1.0, 2.0), measure=True), bench).scores()
     assert set(scores.measures) == {"faithfulness", "causality"}
     for values in scores.measures.values():
         assert values.shape == (4, 2, len(bench.items))
@@ -91,7 +91,7 @@ def test_the_pseudo_inverse_of_full_rank_is_the_inverse() -> None:
 
 def test_too_few_subjects_are_not_applicable() -> None:
     with pytest.raises(NotApplicableError, match="training subjects; the map is taken from 99"):
-        Method(lambda: AttributeLens(n=99), testing.small_bench()).scores()
+        CrossFit(lambda: AttributeLens(n=99), testing.small_bench()).scores()
 
 
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"betas": ()}, {"rank": 0}])
@@ -112,7 +112,7 @@ def test_reads_capitals_from_the_middle_of_the_model(smollm2_folder: Path) -> No
     relation = task.relations["country_capital"]
     items, train = task.items("subject", "test", 40), task.items("subject", "train", 40)
     bench = Bench(Lab(model, model, Corpus(model), (9,), seed=0), relation, items, train)
-    fitted = Method(lambda: AttributeLens(n=4), bench).fit(0, (9,))
+    fitted = CrossFit(lambda: AttributeLens(n=4), bench).fit(0, (9,))
     tested = [i for i, item in enumerate(items) if item.fold == 0]
     scores = fitted.inspect(bench.evidence(AttributeLens.reads, tested, (9,)))
     right = 0

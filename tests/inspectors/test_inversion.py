@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from lensbench import testing
 from lensbench.baselines import FUNCTIONS
 from lensbench.errors import UsageError
-from lensbench.harness.bench import Bench, Method
+from lensbench.harness.bench import Bench, CrossFit
 from lensbench.inspectors.evidence import Target, Training
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
@@ -125,7 +125,7 @@ def test_what_is_decoded_is_what_the_verbalizer_is_asked_about(bench: Bench, mon
     name = [tokens.encode(f"We talk about {item.subject}").ids for item in bench.items]
     ids = torch.tensor([[*row[::-1][:3]] for row in name])
     monkeypatch.setattr(Inversion, "decode", lambda self, layer, values, without=(): ids)
-    scores = Method(small, bench).scores()
+    scores = CrossFit(small, bench).scores()
     assert scores.attempts == ("tokens=2", "tokens=1", "tokens=3")
     answers = [tokens.answer_token(answer) for answer in bench.answers]
     for attempt, kept in enumerate((2, 1, 3)):
@@ -137,7 +137,7 @@ def test_what_is_decoded_is_what_the_verbalizer_is_asked_about(bench: Bench, mon
 
 def test_it_goes_on_where_a_description_is_asked_for(bench: Bench) -> None:
     asked = replace(bench, relation=replace(bench.relation, describe=3))
-    said = Method(small, asked).scores().texts
+    said = CrossFit(small, asked).scores().texts
     assert said.shape == (4, 3, 20)
     assert all(isinstance(text, str) for text in said.flat)
     assert len(set(said.flat)) > 1
@@ -158,7 +158,7 @@ def test_no_answer_is_decoded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
         return seen[-1]
 
     monkeypatch.setattr(Inversion, "decode", spy)
-    Method(small, named).scores()
+    CrossFit(small, named).scores()
     plain, kept_out = seen
     assert set(plain[:, 0].tolist()) == set(answers)
     assert not torch.isin(kept_out, torch.tensor(answers)).any()
@@ -189,7 +189,7 @@ def test_every_architecture(kind: str) -> None:
     assert share[1] <= share[0]
     subjects = testing.Subjects(("Bo Ash", "Cy Birch", "Di Cole", "Ed Dow"), ("tea", "wine"))
     bench = testing.make_bench(model, Corpus(model), subjects, (0, 2, 4))
-    assert Method(lambda: Inversion(offsets=2, tokens=1024), bench).scores().log_scores.shape == (3, 2, 4, 2)
+    assert CrossFit(lambda: Inversion(offsets=2, tokens=1024), bench).scores().log_scores.shape == (3, 2, 4, 2)
 
 
 @pytest.mark.parametrize(
@@ -230,12 +230,12 @@ def test_the_rival_reads_the_sources_tokens_in_the_methods_prompts(
     """It is the inversion with that prompt, choosing among the tokens of the relation's sources."""
     tokens = bench.lab.model.tokens
     vocabulary = {t for item in (*bench.items, *bench.train_items) for t in tokens.encode(item.source).ids}
-    outcomes = FUNCTIONS["inversion"](Method(make, bench))
+    outcomes = FUNCTIONS["inversion"](CrossFit(make, bench))
     assert len(outcomes) == len(prompts or [bench.question])
     names = [name for outcome in outcomes for name in outcome.scores.attempts]
     assert len(set(names)) == len(names)
     for outcome, prompt in zip(outcomes, prompts or [bench.question], strict=True):
-        same = Method(lambda prompt=prompt: Inversion(prompt=prompt, vocabulary=tuple(sorted(vocabulary))), bench)
+        same = CrossFit(lambda prompt=prompt: Inversion(prompt=prompt, vocabulary=tuple(sorted(vocabulary))), bench)
         torch.testing.assert_close(outcome.scores.log_scores, same.scores().log_scores)
         assert outcome.layers == bench.lab.layers
         assert outcome.zero_shot

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lensbench import testing
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.harness.bench import Bench, Lab, Method
+from lensbench.harness.bench import Bench, CrossFit, Lab
 from lensbench.inspectors.attribution.contributions import attribute, top_neurons
 from lensbench.inspectors.attribution.logit_attribution import LogitAttribution
 from lensbench.inspectors.evidence import Scores, Target, Training
@@ -34,7 +34,7 @@ def bench_of(kind: str) -> Bench:
 
 def scored(kind: str, through: tuple[tuple[int, int], ...] = ()) -> tuple[Bench, Scores]:
     bench = bench_of(kind)
-    return bench, Method(lambda: LogitAttribution(through), bench).scores()
+    return bench, CrossFit(lambda: LogitAttribution(through), bench).scores()
 
 
 def of(scores: Scores, attempt: str) -> Tensor:
@@ -240,7 +240,7 @@ def test_one_attention_of_a_real_model_brings_the_capital(smollm2: LanguageModel
     bench = Bench(
         Lab(smollm2, smollm2, Corpus(smollm2), (20, 24), seed=0), task.relations["country_capital"], items, ()
     )
-    scores = Method(LogitAttribution, bench).scores()
+    scores = CrossFit(LogitAttribution, bench).scores()
 
     def accuracy(attempt: str, layer: int) -> float:
         found = of(scores, attempt)[layer]

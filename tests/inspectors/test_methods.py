@@ -17,7 +17,7 @@ from lensbench import testing
 from lensbench.baselines import FUNCTIONS, diagnostics
 from lensbench.baselines.readers import ChoicesOnly, InputClassifier, Majority, TextReader
 from lensbench.errors import UsageError
-from lensbench.harness.bench import Bench, Method
+from lensbench.harness.bench import Bench, CrossFit
 from lensbench.harness.scoring import prediction_columns, prior_corrected
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Evidence, Scores, Target, Training
@@ -108,14 +108,14 @@ def test_wrong_shape_and_nan_are_refused(bench: Bench) -> None:
             return Scores(("default",), torch.full((1, 1, len(evidence.choices), len(evidence.answers)), torch.nan))
 
     with pytest.raises(ValueError, match=r"log_scores of shape \(1, 1, 1, 1\)"):
-        Method(Short, bench).scores()
+        CrossFit(Short, bench).scores()
     with pytest.raises(ValueError, match="not a number"):
-        Method(Nan, bench).scores()
+        CrossFit(Nan, bench).scores()
 
 
 def test_logit_lens_of_the_last_layer_is_the_model(bench: Bench) -> None:
     model = bench.lab.model
-    scores = Method(LogitLens, bench).scores()
+    scores = CrossFit(LogitLens, bench).scores()
     item = bench.items[3]
     ids = torch.tensor([model.tokens.encode(item.source).ids])
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_patchscope_into_its_own_place_is_the_clean_run() -> None:
         expected = model.module(ids).logits[0, -1].log_softmax(-1)
     tokens = [model.tokens.answer_token(answer) for answer in bench.answers]
     for layer in range(5):
-        scores = Method(lambda layer=layer: Patchscope((layer,), prompt), bench).scores()
+        scores = CrossFit(lambda layer=layer: Patchscope((layer,), prompt), bench).scores()
         torch.testing.assert_close(scores.log_scores[layer, 0, 0], expected[tokens], rtol=1e-4, atol=1e-4)
 
 
@@ -243,7 +243,7 @@ def test_probe_of_equal_activations_says_how_frequent_classes_are() -> None:
 
 def test_the_mean_rival_is_exactly_chance_when_corrected(bench: Bench) -> None:
     """It tells items apart by nothing: neither above chance nor, which would make it no rival, below."""
-    (outcome,) = FUNCTIONS["mean_activation"](Method(LogitLens, bench))
+    (outcome,) = FUNCTIONS["mean_activation"](CrossFit(LogitLens, bench))
     columns = prediction_columns(outcome.items, bench.answers, outcome.scores, outcome.layers, correct_prior=True)
     assert columns["correct_corrected"] == pytest.approx(0.5)
 
@@ -253,7 +253,9 @@ def test_input_only_asks_the_source_where_it_asks(bench: Bench) -> None:
         site: replace(bench, items=tuple(replace(item, site=site) for item in bench.items))
         for site in ("subject", "t1", "t2", "answer")
     }
-    forms = {site: set(FUNCTIONS["input_only"](Method(LogitLens, b))[0].scores.attempts) for site, b in benches.items()}
+    forms = {
+        site: set(FUNCTIONS["input_only"](CrossFit(LogitLens, b))[0].scores.attempts) for site, b in benches.items()
+    }
     assert forms["subject"] == forms["t1"]
     assert forms["answer"] - forms["subject"] == forms["t2"] - forms["subject"] == {"{source}"}
 

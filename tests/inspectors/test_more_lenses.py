@@ -19,7 +19,7 @@ from lensbench.inspectors.lenses.relearned_unembedding import RelearnedUnembeddi
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.jacobians import jacobian
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Learning
+from lensbench.models.learning import TrainingSchedule
 from lensbench.models.loading import load_model
 from lensbench.models.moments import Moments
 from lensbench.tasks import load_task
@@ -230,7 +230,7 @@ def test_its_learning_is_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch)
     make = lambda: RelearnedUnembedding(rank=2, tokens=512, steps=4)  # noqa: E731
     model = tiny.model("llama")
     whole = fitted(make())
-    steps = Learning.steps
+    steps = TrainingSchedule.steps
 
     def cut_off(self, total, learner):
         for step in steps(self, total, learner):
@@ -240,7 +240,7 @@ def test_its_learning_is_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch)
 
     corpus = Corpus(model, cache=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Learning, "steps", cut_off)
+        patch.setattr(TrainingSchedule, "steps", cut_off)
         with pytest.raises(KeyboardInterrupt):
             fitted(make(), corpus=corpus)
     assert list(tmp_path.glob(".*/steps.safetensors"))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lensbench import baselines as rivals
 from lensbench import testing
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.harness.bench import Bench, Method
+from lensbench.harness.bench import Bench, CrossFit
 from lensbench.inspectors.evidence import Target
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.verbalizers.oracle import CONVENTIONS, Notes, Oracle, read_notes
@@ -80,9 +80,9 @@ def test_conformance(convention: str, folder: Path, bench: Bench) -> None:
 def test_without_a_change_it_is_the_patchscope(tmp_path: Path, bench: Bench) -> None:
     """B = 0: the same prompt, layer and way of writing give the same scores, bit for bit."""
     zero = write_adapter(tmp_path / "zero", zero=True)
-    ours = Method(lambda: oracle(zero, convention="latentqa", layer=2), bench).scores()
+    ours = CrossFit(lambda: oracle(zero, convention="latentqa", layer=2), bench).scores()
     prompt = CONVENTIONS["latentqa"].text(bench.question, 0)
-    scope = Method(lambda: Patchscope((2,), prompt=prompt, placeholder=PLACEHOLDER), bench).scores()
+    scope = CrossFit(lambda: Patchscope((2,), prompt=prompt, placeholder=PLACEHOLDER), bench).scores()
     assert torch.equal(ours.log_scores, scope.log_scores)
     assert torch.equal(ours.ranks, scope.ranks)
     assert float(ours.log_scores.std()) > 0.1
@@ -130,7 +130,7 @@ def test_the_conventions_are_what_the_papers_say(
     """Each score against a naive pass of the unmerged adapter, the prompt put together by hand."""
     with adapters._putting_in():
         model = peft.PeftModel.from_pretrained(tiny.module("llama"), folder).eval().base_model.model
-    scores = Method(lambda: oracle(folder, convention=convention, placeholders=placeholders), bench).scores()
+    scores = CrossFit(lambda: oracle(folder, convention=convention, placeholders=placeholders), bench).scores()
     tokens = bench.lab.model.tokens
     asked = [tokens.answer_token(answer) for answer in bench.answers]
     question = bench.question.replace("{subject}", "this")
@@ -325,9 +325,9 @@ def test_a_relation_that_it_was_trained_on_is_not_applicable(folder: Path, tmp_p
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     note(copy, bench.lab.model)
     with pytest.raises(NotApplicableError, match="2 of the 3 answers"):
-        Method(lambda: Oracle(str(copy)), bench).scores()
+        CrossFit(lambda: Oracle(str(copy)), bench).scores()
     note(copy, bench.lab.model, answers=("tea",))
-    assert Method(lambda: Oracle(str(copy)), bench).scores().log_scores.shape == (4, 1, 15, 3)
+    assert CrossFit(lambda: Oracle(str(copy)), bench).scores().log_scores.shape == (4, 1, 15, 3)
 
 
 def test_rivals_get_its_prompt_without_the_activation(folder: Path) -> None:
@@ -341,7 +341,7 @@ def test_rivals_get_its_prompt_without_the_activation(folder: Path) -> None:
 
 def test_rivals_ask_the_adapted_verbalizer_too(folder: Path, bench: Bench) -> None:
     """Question only is the method's twin without an activation; input only asks the plain model and the adapted one."""
-    method = Method(lambda: oracle(folder, convention="oracle"), bench)
+    method = CrossFit(lambda: oracle(folder, convention="oracle"), bench)
     model, reader = bench.lab.model, method.inspector.reader(bench.lab.model)
     tokens = [model.tokens.answer_token(answer) for answer in bench.answers]
     own = method.inspector.own_prompt(bench.question)
@@ -354,7 +354,7 @@ def test_rivals_ask_the_adapted_verbalizer_too(folder: Path, bench: Bench) -> No
     filled = [own.text.replace("{subject}", item.subject) for item in bench.items]
     for outcome, asked in ((plain, model), (trained, reader)):
         torch.testing.assert_close(outcome.scores.log_scores[0, 0], ask(asked, filled, tokens).log_probs)
-    assert len(rivals.input_only(Method(Patchscope, bench))) == 1
+    assert len(rivals.input_only(CrossFit(Patchscope, bench))) == 1
 
 
 # Training.

@@ -8,7 +8,7 @@ import torch
 from lensbench import testing
 from lensbench.baselines import FUNCTIONS
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.harness.bench import Bench, Lab, Method
+from lensbench.harness.bench import Bench, CrossFit, Lab
 from lensbench.inspectors.evidence import Target
 from lensbench.inspectors.patchscopes.back_patching import BackPatching
 from lensbench.inspectors.patchscopes.chain_of_thought_patchscope import ChainOfThoughtPatchscope
@@ -62,7 +62,7 @@ def token_at(bench: Bench, i: int, character: int) -> int:
 @pytest.mark.parametrize("kind", [*tiny.CONFIGS, *tiny.HYBRIDS])
 def test_back_patching_is_two_hooked_passes(kind: str) -> None:
     bench = chains(kind)
-    scores = Method(lambda: BackPatching("0,2"), bench).scores()
+    scores = CrossFit(lambda: BackPatching("0,2"), bench).scores()
     assert scores.attempts == ("hop->hop@0", "hop->hop@2", "site->site@0", "site->site@2")
     last = len(bench.lab.model.tokens.encode(bench.items[1].source).ids) - 1
     hop = token_at(bench, 1, bench.items[1].hop_span[1])
@@ -76,7 +76,7 @@ def test_back_patching_is_two_hooked_passes(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mamba"])
 def test_chain_of_thought_patchscope_is_two_hooked_passes(kind: str) -> None:
     bench = chains(kind)
-    scores = Method(lambda: ChainOfThoughtPatchscope("all"), bench).scores()
+    scores = CrossFit(lambda: ChainOfThoughtPatchscope("all"), bench).scores()
     assert scores.attempts[0] == "hop->before_hop@1"
     item = bench.items[2]
     assert item.hop_span is not None
@@ -97,15 +97,15 @@ def test_conformance(method: type) -> None:
 
 def test_a_source_layer_that_is_not_above_the_target_layer_patches_nothing() -> None:
     bench = chains()
-    scores = Method(lambda: BackPatching("4"), bench).scores()
-    (asked,) = FUNCTIONS["asked_in_text"](Method(BackPatching, bench))
+    scores = CrossFit(lambda: BackPatching("4"), bench).scores()
+    (asked,) = FUNCTIONS["asked_in_text"](CrossFit(BackPatching, bench))
     plain = asked.scores.log_scores[0, asked.scores.attempts.index("{source}")]
     torch.testing.assert_close(scores.log_scores[:, 0], plain.expand(4, -1, -1), rtol=1e-4, atol=1e-4)
 
 
 def test_another_subjects_activation_is_patched_by_the_shuffled_rival() -> None:
     bench = chains()
-    method = Method(lambda: BackPatching("0"), bench)
+    method = CrossFit(lambda: BackPatching("0"), bench)
     (other,) = FUNCTIONS["shuffled"](method)
     own = method.scores()
     # Layer 0 patches nothing, so that nothing changes there.
@@ -115,10 +115,10 @@ def test_another_subjects_activation_is_patched_by_the_shuffled_rival() -> None:
 
 def test_what_asks_nothing_is_not_applicable() -> None:
     with pytest.raises(NotApplicableError, match="end with the first hop"):
-        Method(ChainOfThoughtPatchscope, chains(site="t1", relation="person_capital_correction")).scores()
+        CrossFit(ChainOfThoughtPatchscope, chains(site="t1", relation="person_capital_correction")).scores()
     for method in (BackPatching, ChainOfThoughtPatchscope):
         with pytest.raises(NotApplicableError, match="end at the subject"):
-            Method(method, testing.small_bench()).scores()
+            CrossFit(method, testing.small_bench()).scores()
 
 
 @pytest.mark.parametrize("method", [BackPatching, ChainOfThoughtPatchscope])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lensbench import testing
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.harness.bench import Bench, Lab, Method
+from lensbench.harness.bench import Bench, CrossFit, Lab
 from lensbench.inspectors.evidence import Evidence, Target
 from lensbench.inspectors.patchscopes.patched import DEMONSTRATIONS, prompt_text
 from lensbench.inspectors.patchscopes.patchscope import Patchscope, relevancy
@@ -91,21 +91,21 @@ def test_conformance(name: str) -> None:
 
 def test_the_same_layer_is_each_layers_own() -> None:
     made = bench()
-    same = Method(lambda: Patchscope(("same",)), made).scores()
+    same = CrossFit(lambda: Patchscope(("same",)), made).scores()
     assert same.attempts == ("target_layer=same",)
     for layer in LAYERS:
-        alone = Method(lambda layer=layer: Patchscope((layer,)), made).scores()
+        alone = CrossFit(lambda layer=layer: Patchscope((layer,)), made).scores()
         torch.testing.assert_close(same.log_scores[layer], alone.log_scores[layer], rtol=1e-5, atol=1e-5)
 
 
 def test_a_grid_has_a_target_layer_an_attempt() -> None:
     made = bench()
-    every = Method(lambda: Patchscope("all"), made).scores()
+    every = CrossFit(lambda: Patchscope("all"), made).scores()
     assert every.attempts == tuple(f"target_layer={layer}" for layer in LAYERS)
-    coarse = Method(lambda: Patchscope("stride:2"), made).scores()
+    coarse = CrossFit(lambda: Patchscope("stride:2"), made).scores()
     assert coarse.attempts == tuple(f"target_layer={layer}" for layer in (0, 2, 4))
     torch.testing.assert_close(coarse.log_scores, every.log_scores[:, ::2], rtol=1e-5, atol=1e-5)
-    listed = Method(lambda: Patchscope("0,2,4"), made).scores()
+    listed = CrossFit(lambda: Patchscope("0,2,4"), made).scores()
     assert torch.equal(listed.log_scores, coarse.log_scores)
 
 
@@ -113,7 +113,7 @@ def test_several_slots_get_the_same_vector_at_the_length_of_what_was_there() -> 
     """SelfIE's writing, by hooks: h* <- v |h*| / |v| at each placeholder."""
     made, model = bench(), tiny.model("llama")
     text = "Message: {subject} {subject} {subject}. It is about"
-    scores = Method(lambda: Patchscope((2,), text, write="norm_matched"), made).scores()
+    scores = CrossFit(lambda: Patchscope((2,), text, write="norm_matched"), made).scores()
     for layer in LAYERS:
         for item in (0, 3):
             vector = made.residuals.values[layer, item]
@@ -127,7 +127,7 @@ def test_token_identity_is_read_at_the_placeholder() -> None:
     made, model = bench(), tiny.model("llama")
     text = "cat -> cat\n1135 -> 1135\nhello -> hello\n{subject}"
     assert prompt_text("patchscope", "token_identity", "?") == text
-    scores = Method(lambda: Patchscope(("same",), "token_identity"), made).scores()
+    scores = CrossFit(lambda: Patchscope(("same",), "token_identity"), made).scores()
     for layer in LAYERS:
         vector = made.residuals.values[layer, 1]
         found = naive(model, text, layer, lambda there, v=vector: v.expand_as(there))
@@ -152,8 +152,8 @@ def test_prompts_by_name() -> None:
 def test_relevancy_is_how_far_the_patch_moves_the_top_answer() -> None:
     made, model = bench(), tiny.model("llama")
     text = made.question
-    scores = Method(lambda: Patchscope((1,), relevancy=True), made).scores()
-    plain = Method(lambda: Patchscope((1,)), made).scores()
+    scores = CrossFit(lambda: Patchscope((1,), relevancy=True), made).scores()
+    plain = CrossFit(lambda: Patchscope((1,)), made).scores()
     assert torch.equal(scores.log_scores, plain.log_scores)
     assert not plain.measures
     unpatched = of_answers(model, naive(model, text, 1, lambda there: there), made).exp()
@@ -181,17 +181,17 @@ def test_relevancy_looks_at_each_items_own_choices() -> None:
 def test_prompts_that_end_at_the_placeholder_on_every_architecture(kind: str) -> None:
     """Against plain passes; and components, where blocks have them."""
     made, model = bench(kind, (0, 2, 4)), tiny.model(kind)
-    scores = Method(lambda: Patchscope((1, "same"), "token_identity"), made).scores()
+    scores = CrossFit(lambda: Patchscope((1, "same"), "token_identity"), made).scores()
     plain = LanguageModel(model.module, model.tokens, model.name)
     plain.companions["patcher"] = Patcher(plain, "plain")
     slowly = replace(made, lab=replace(made.lab, verbalizer=plain))
-    expected = Method(lambda: Patchscope((1, "same"), "token_identity"), slowly).scores()
+    expected = CrossFit(lambda: Patchscope((1, "same"), "token_identity"), slowly).scores()
     torch.testing.assert_close(scores.log_scores, expected.log_scores, rtol=1e-3, atol=1e-3)
-    method = Method(lambda: Superscopes(("hidden", "mlp"), (1, 3)), bench(kind, (0, 2, 4)))
+    method = CrossFit(lambda: Superscopes(("hidden", "mlp"), (1, 3)), bench(kind, (0, 2, 4)))
     if kind in tiny.HYBRIDS:
         with pytest.raises(NotApplicableError, match=r"no MLP.*hidden alone"):
             method.scores()
-        method = Method(lambda: Superscopes(("hidden",), (1, 3)), method.bench)
+        method = CrossFit(lambda: Superscopes(("hidden",), (1, 3)), method.bench)
     scores = method.scores()
     assert torch.isfinite(scores.log_scores).all()
     assert (scores.log_scores[1:].std(2) > 0).all()
@@ -199,8 +199,8 @@ def test_prompts_that_end_at_the_placeholder_on_every_architecture(kind: str) ->
 
 def test_superscopes_of_hidden_states_is_a_patchscope() -> None:
     made = bench()
-    ours = Method(lambda: Superscopes(("hidden",), (1,), (2, "same")), made).scores()
-    theirs = Method(lambda: Patchscope((2, "same")), made).scores()
+    ours = CrossFit(lambda: Superscopes(("hidden",), (1,), (2, "same")), made).scores()
+    theirs = CrossFit(lambda: Patchscope((2, "same")), made).scores()
     assert ours.attempts == ("hidden x1 -> 2", "hidden x1 -> same")
     assert torch.equal(ours.log_scores, theirs.log_scores)
     assert torch.equal(ours.ranks, theirs.ranks)
@@ -223,7 +223,7 @@ def seen_at(model: LanguageModel, module: nn.Module, text: str, *, before: bool 
 def test_superscopes_writes_amplified_components() -> None:
     """By hooks: what the MLP puts out and what its norm takes in, times α, over the placeholder at layers 0 and l."""
     made, model = bench(), tiny.model("llama")
-    made_by = Method(lambda: Superscopes(("mlp", "mlp_input"), (1, 6.5), (0, "same")), made)
+    made_by = CrossFit(lambda: Superscopes(("mlp", "mlp_input"), (1, 6.5), (0, "same")), made)
     scores = made_by.scores()
     assert scores.attempts[:4] == ("mlp x1 -> 0", "mlp x1 -> same", "mlp x6.5 -> 0", "mlp x6.5 -> same")
     for layer in (1, 3):
@@ -327,7 +327,7 @@ def accuracy(made: Bench, scores: Any) -> dict[str, list[float]]:
 @pytest.mark.model
 def test_the_real_model_reads_early_and_not_late(capitals: Bench) -> None:
     """Capitals are recalled by what comes after the target layer: chance is 1/8 where little does."""
-    found = accuracy(capitals, Method(lambda: Patchscope((6, 24)), capitals).scores())
+    found = accuracy(capitals, CrossFit(lambda: Patchscope((6, 24)), capitals).scores())
     assert min(found["target_layer=6"]) > 0.5
     assert max(found["target_layer=24"]) < 0.35
 
@@ -335,7 +335,7 @@ def test_the_real_model_reads_early_and_not_late(capitals: Bench) -> None:
 @pytest.mark.model
 def test_the_real_mlps_output_alone_names_no_capital(capitals: Bench) -> None:
     """What one MLP adds is little of what a layer holds, at any amplifier; the residual before it is nearly all."""
-    found = accuracy(capitals, Method(Superscopes, capitals).scores())
+    found = accuracy(capitals, CrossFit(Superscopes, capitals).scores())
     assert next(iter(found)) == "hidden x1 -> 0"
     for attempt, by_layer in found.items():
         if attempt.startswith("mlp x"):

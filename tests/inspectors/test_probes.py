@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lensbench import Run, evaluate, testing
 from lensbench.baselines.readers import InputClassifier, Majority
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.harness.bench import Method
+from lensbench.harness.bench import CrossFit
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Scores, Target, Text, Training
+from lensbench.inspectors.evidence import Evidence, Scores, SourceText, Target, Training
 from lensbench.inspectors.probes.linear_probe import LinearProbe
 from lensbench.inspectors.probes.mass_mean import MassMeanProbe
 from lensbench.inspectors.probes.mdl_probe import FRACTIONS, MdlProbe, blocks
@@ -264,7 +264,7 @@ def test_linear_probe_reads_every_architecture(kind: str) -> None:
     model = tiny.model(kind)
     names = tuple(f"{first} {last}" for first in ("Bo", "Cy", "Di", "Ed", "Fay") for last in ("Ash", "Birch"))
     bench = testing.make_bench(model, Corpus(model), testing.Subjects(names, ("tea", "wine")), (0, 2, 4))
-    scores = Method(LinearProbe, bench).scores().log_scores
+    scores = CrossFit(LinearProbe, bench).scores().log_scores
     assert scores.shape == (3, 1, 10, 2)
     torch.testing.assert_close(scores.exp().sum(-1), torch.ones(3, 1, 10))
     assert bool((scores[..., 0] - scores[..., 1]).std() > 1e-3)
@@ -553,11 +553,11 @@ def test_rivals_that_learn_answer_where_answers_have_few_subjects(rival: type[In
     model, labels = tiny.model("llama"), ("a", "b", "c") * 2
 
     def fitted(count: int) -> Inspector:
-        texts = tuple(Text(f"about {label}{place}", label) for place, label in enumerate(labels[:count]))
+        texts = tuple(SourceText(f"about {label}{place}", label) for place, label in enumerate(labels[:count]))
         training = Training(ABC, tuple(range(count)), None, texts, labels[:count])
         return rival().fit(Target(model), model, training)
 
-    asked = tuple(Text(f"about {label}9", label) for label in ABC)
+    asked = tuple(SourceText(f"about {label}9", label) for label in ABC)
     scores = fitted(6).inspect(Evidence(ABC, (ABC,) * 3, (), None, texts=asked)).log_scores
     assert bool(scores.isfinite().all())
     with pytest.raises(NotApplicableError, match=r"3 of 3 answers have fewer than 2 training subjects \(a: 1\)"):

@@ -17,7 +17,7 @@ from lensbench.models.activations import Reading, capture
 from lensbench.models.budget import Budget
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Learning
+from lensbench.models.learning import TrainingSchedule
 from lensbench.models.prefix_cache import SharedPrefixLayer
 from lensbench.models.shared_texts import group_by_prefix
 from lensbench.models.tokens import Tokens
@@ -145,27 +145,27 @@ def test_learning_that_was_cut_off_is_gone_on_with(tmp_path: Path, monkeypatch: 
     corpus = Corpus(model, cache=tmp_path)
     target, lens = Target(model), TunedLens(tokens=1024, steps=6)
     whole = TunedLens(tokens=1024, steps=6).fit(target, model, Training(corpus=Corpus(model)))
-    original = Learning.steps
+    original = TrainingSchedule.steps
 
-    def steps(self: Learning, total: int, learner: Any) -> Any:
+    def steps(self: TrainingSchedule, total: int, learner: Any) -> Any:
         for step in original(self, total, learner):
             if step == 4:
                 raise Cut
             yield step
 
     with monkeypatch.context() as patch:
-        patch.setattr(Learning, "steps", steps)
+        patch.setattr(TrainingSchedule, "steps", steps)
         with pytest.raises(Cut):
             lens.fit(target, model, Training(corpus=corpus))
     assert [path.name[:1] for path in tmp_path.iterdir()] == ["."], "what was begun is kept, and hidden"
     made: list[int] = []
 
-    def noted(self: Learning, total: int, learner: Any) -> Any:
+    def noted(self: TrainingSchedule, total: int, learner: Any) -> Any:
         for step in original(self, total, learner):
             made.append(step)
             yield step
 
-    monkeypatch.setattr(Learning, "steps", noted)
+    monkeypatch.setattr(TrainingSchedule, "steps", noted)
     lens.fit(target, model, Training(corpus=corpus))
     assert made == [4, 5]
     assert torch.equal(lens.weight_, whole.weight_)

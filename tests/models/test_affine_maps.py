@@ -8,7 +8,7 @@ import torch
 
 from lensbench import testing
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.harness.bench import Bench, Lab, Method
+from lensbench.harness.bench import Bench, CrossFit, Lab
 from lensbench.inspectors.evidence import Target, Training
 from lensbench.inspectors.patchscopes.mapped_patchscope import MappedPatchscope
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
@@ -127,9 +127,9 @@ def test_only_the_map_reads_through_a_rotation(
     llama: LanguageModel, turned: tuple[LanguageModel, torch.Tensor]
 ) -> None:
     copy, _ = turned
-    own = Method(lambda: Patchscope(("same",)), bench(llama, llama)).scores().log_scores
-    plain = Method(lambda: Patchscope(("same",)), bench(llama, copy)).scores().log_scores
-    mapped = Method(lambda: MappedPatchscope(("same",), tokens=4096, ridge=1e-6), bench(llama, copy)).scores()
+    own = CrossFit(lambda: Patchscope(("same",)), bench(llama, llama)).scores().log_scores
+    plain = CrossFit(lambda: Patchscope(("same",)), bench(llama, copy)).scores().log_scores
+    mapped = CrossFit(lambda: MappedPatchscope(("same",), tokens=4096, ridge=1e-6), bench(llama, copy)).scores()
     torch.testing.assert_close(mapped.log_scores, own, rtol=5e-3, atol=5e-3)
     assert (plain - own)[1:].abs().max() > 0.1
 
@@ -223,7 +223,7 @@ def test_conformance() -> None:
 def test_every_architecture_is_a_verbalizer_of_another_width(kind: str, llama: LanguageModel) -> None:
     """Carried from a model of 32 coordinates into one of them, whose tokens are the same."""
     made = bench(llama, tiny.model(kind))
-    scores = Method(lambda: MappedPatchscope((1,), tokens=512), made).scores()
+    scores = CrossFit(lambda: MappedPatchscope((1,), tokens=512), made).scores()
     assert scores.log_scores.shape == (5, 1, 10, 2)
     assert torch.isfinite(scores.log_scores).all()
     assert (scores.log_scores.std(2) > 0).all()
@@ -239,7 +239,7 @@ def test_another_width_and_tokenizer_go_through(llama: LanguageModel, other_toke
     with pytest.raises(UsageError, match="or mapped_patchscope, which learns a map"):
         Patchscope().check(Target(llama), other)
     MappedPatchscope().check(Target(llama), other)
-    method = Method(lambda: MappedPatchscope((1, "same"), tokens=1024), bench(llama, other))
+    method = CrossFit(lambda: MappedPatchscope((1, "same"), tokens=1024), bench(llama, other))
     scores = method.scores()
     assert method.fit(None, (0,)).weight_.shape == (9, 48, 32)
     assert torch.isfinite(scores.log_scores).all()
@@ -278,11 +278,11 @@ def test_a_map_reads_the_real_model_through_a_rotation(smollm2_folder: Path) -> 
     items = tuple(task.items("subject", "test", 10))
     made = Bench(Lab(model, copy, Corpus(model), (6,), seed=0), task.relations["country_capital"], items, ())
     own = replace(made, lab=replace(made.lab, verbalizer=model))
-    plain = Method(lambda: Patchscope((6,)), own).scores().log_scores
+    plain = CrossFit(lambda: Patchscope((6,)), own).scores().log_scores
     # Proved on the model, whose blocks the copy has: that saves seconds.
     patcher_of(copy).mode = patcher_of(model).mode
-    lost = Method(lambda: Patchscope((6,)), made).scores().log_scores
+    lost = CrossFit(lambda: Patchscope((6,)), made).scores().log_scores
     # At l = l* the map is the rotation; at other source layers it is a regression.
-    mapped = Method(lambda: MappedPatchscope((6,), tokens=768, ridge=1e-5), made).scores().log_scores
+    mapped = CrossFit(lambda: MappedPatchscope((6,), tokens=768, ridge=1e-5), made).scores().log_scores
     torch.testing.assert_close(mapped[0], plain[0], rtol=0.05, atol=0.25)
     assert (lost[0] - plain[0]).abs().mean() > 1

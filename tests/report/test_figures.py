@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.before_after import plot_comparison
 from lensbench.report.canvas import WIDTHS, save_figure
-from lensbench.report.figures import Asked, check_asked, write_figures
+from lensbench.report.figures import FigureRequest, check_asked, write_figures
 from lensbench.report.gaps import plot_gap
 from lensbench.report.glyphs import drawable
 from lensbench.report.grids import grids_of, plot_grid
@@ -231,9 +231,9 @@ class Results:
 
 def test_each_site_left_open_gets_a_file(tmp_path: Path) -> None:
     run = Results(made_up(sites=("subject", "answer")))
-    written = write_figures(run, Asked("layers", {}), tmp_path / "curves.svg")
+    written = write_figures(run, FigureRequest("layers", {}), tmp_path / "curves.svg")
     assert [path.name for path in written] == ["curves-subject.svg", "curves-answer.svg"]
-    (path,) = write_figures(run, Asked("gap", {"site": "answer", "relation": "capital"}), tmp_path / "folder")
+    (path,) = write_figures(run, FigureRequest("gap", {"site": "answer", "relation": "capital"}), tmp_path / "folder")
     assert path.name == "gap-country_facts-capital-answer.pdf"
     assert re.search(rb"%PDF", path.read_bytes())
 
@@ -241,17 +241,17 @@ def test_each_site_left_open_gets_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (Asked("layer", {}), "did you mean 'layers'"),
-        (Asked("layers", {"metric": "acuracy"}), "did you mean 'accuracy'"),
-        (Asked("layers", {}, inspector="probe"), "--inspector is for --figure grid and compare"),
-        (Asked("compare", {}), "give it with --before RUN"),
+        (FigureRequest("layer", {}), "did you mean 'layers'"),
+        (FigureRequest("layers", {"metric": "acuracy"}), "did you mean 'accuracy'"),
+        (FigureRequest("layers", {}, inspector="probe"), "--inspector is for --figure grid and compare"),
+        (FigureRequest("compare", {}), "give it with --before RUN"),
     ],
 )
-def test_what_does_not_go_together_is_refused_first(asked: Asked, message: str) -> None:
+def test_what_does_not_go_together_is_refused_first(asked: FigureRequest, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         check_asked(asked, None)
     with pytest.raises(LensbenchError, match=r"\.png, \.svg, \.pdf"):
-        check_asked(Asked("layers", {}), Path("figure.gif"))
+        check_asked(FigureRequest("layers", {}), Path("figure.gif"))
 
 
 def test_run_plots_of_many_relations_are_whole(tmp_path: Path) -> None:

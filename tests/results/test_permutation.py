@@ -12,7 +12,7 @@ from lensbench.results.contests import methods_of, samples_under
 from lensbench.results.golds import credit, golds_of, unresolved
 from lensbench.results.metrics import metrics
 from lensbench.results.permutation import ANY, _holding, false_alarms
-from lensbench.results.samples import Settings
+from lensbench.results.samples import SummarySettings
 from lensbench.results.summary import gaps_of, summarise
 
 QUESTIONS = {
@@ -85,7 +85,7 @@ def test_a_method_that_knows_gets_its_verdict_but_not_with_permuted_golds():
     records = study(0, reader=knowing)
     verdicts = set(summarise(records, QUESTIONS, draws=300)["verdict"])
     assert set(VERDICTS.values()) <= verdicts
-    found = false_alarms(records, Settings(QUESTIONS, draws=300), permutations=60)
+    found = false_alarms(records, SummarySettings(QUESTIONS, draws=300), permutations=60)
     anywhere = found[found["relation"] == ANY].set_index("question")
     assert set(anywhere.index) == set(VERDICTS)
     assert (anywhere["rate"] <= 0.05).all()
@@ -107,7 +107,7 @@ def test_bands_are_left_out_only_where_they_decide_nothing():
         said(rival[:, None], gold, subject, baseline="shuffled", layers=[None]),
         said(np.roll(rival, 7)[:, None], gold, subject, baseline="input_only", layers=[None]),
     ])  # fmt: skip
-    settings = Settings(QUESTIONS, draws=200, level=0.6)
+    settings = SummarySettings(QUESTIONS, draws=200, level=0.6)
     outcomes = Counter()
     for seed in range(25):
         again = records.copy()
@@ -154,7 +154,7 @@ def test_the_rate_is_that_of_permuting_and_summarising_in_full():
     gold = np.where(rng.random(30).repeat(2) < 0.8, 1, gold)
     records = pd.concat([said(picks, gold, subject), said(rival, gold, subject, baseline="shuffled", layers=[None])])
     records["chance"] = 0.25
-    settings = Settings(QUESTIONS, draws=200)
+    settings = SummarySettings(QUESTIONS, draws=200)
     found = false_alarms(records, settings, permutations=100).set_index("relation")
     sets = dict.fromkeys(records["item"].unique(), "one")
     verdicts = []
@@ -231,11 +231,13 @@ class Nearest:
 
 def test_a_method_that_learns_labels_is_fitted_again():
     probe = Nearest(0)
-    found = false_alarms(probe.records(probe.gold), Settings(QUESTIONS, draws=200), permutations=30, refit=probe.refit)
+    found = false_alarms(
+        probe.records(probe.gold), SummarySettings(QUESTIONS, draws=200), permutations=30, refit=probe.refit
+    )
     assert probe.calls == 30
     assert (found["rate"] <= 0.1).all()
     leaky = Nearest(0, leak=True)  # it sees the labels that it is tested on, the permuted ones too
-    settings = Settings(QUESTIONS, draws=200)
+    settings = SummarySettings(QUESTIONS, draws=200)
     found = false_alarms(leaky.records(leaky.gold), settings, permutations=10, refit=leaky.refit)
     assert (found["rate"] == 1).all()
     stored = false_alarms(leaky.records(leaky.gold), settings, permutations=10)
@@ -293,13 +295,15 @@ def test_choosing_the_best_of_all_answers_is_expected_to_be_right():
 
 def test_errors_say_what_is_wrong():
     records = study(0)
-    settings = Settings(QUESTIONS, draws=100)
+    settings = SummarySettings(QUESTIONS, draws=100)
     with pytest.raises(UsageError, match="permutations must be 1 or more"):
         false_alarms(records, settings, permutations=0)
     with pytest.raises(UsageError, match=r"unknown baseline 'unplanted'"):
         false_alarms(
             records,
-            Settings({"shuffled": "uses_activation", "question_only": "uses_activation", "input_only": "beats_text"}),
+            SummarySettings(
+                {"shuffled": "uses_activation", "question_only": "uses_activation", "input_only": "beats_text"}
+            ),
         )
     with pytest.raises(UsageError, match="nothing to permute"):
         false_alarms(records[records["gold"] == "Oslo"], settings)
@@ -316,6 +320,6 @@ def test_errors_say_what_is_wrong():
 def test_control_tasks_are_left_out():
     records = study(0)
     relabelled = records[records["baseline"] == "none"].assign(baseline="control_task", gold="Oslo", correct=1.0)
-    settings = Settings(QUESTIONS, draws=100)
+    settings = SummarySettings(QUESTIONS, draws=100)
     both = false_alarms(pd.concat([records, relabelled]), settings, permutations=3)
     pd.testing.assert_frame_equal(both, false_alarms(records, settings, permutations=3))

@@ -7,7 +7,7 @@ from lensbench.errors import UsageError
 from lensbench.results.bands import DIFFERENCE, simultaneous_band
 from lensbench.results.power import Study, power_of, subjects_needed
 from lensbench.results.resampling import sampled, simultaneous_cut, single_cut
-from lensbench.results.samples import Settings
+from lensbench.results.samples import SummarySettings
 from lensbench.results.summary import summary_and_power
 from tests.results.test_summary import QUESTIONS, bits, pick, rows
 
@@ -98,7 +98,7 @@ def test_each_gap_of_a_summary_has_its_detectable_gap():
     own, weak, strong = np.ones((40, 2)), bits(0, 40, 1, probability=0.1), bits(1, 40, 2, probability=0.6)
     attempts = [rows(own, attempt="a"), rows(own, attempt="b")]
     frames = [*attempts, rows(weak, baseline="question_only", layers=[None]), rows(strong, baseline="input_only")]
-    summary, power = summary_and_power(pd.concat(frames, ignore_index=True), Settings(QUESTIONS, draws=300))
+    summary, power = summary_and_power(pd.concat(frames, ignore_index=True), SummarySettings(QUESTIONS, draws=300))
     assert set(power["rule"]) == {"fixed", "selected"}
     assert set(power["metric"]) == {"detectable_gap"}
     gaps = pick(summary, baseline="none", rule="fixed", relation="capital")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lensbench.errors import LensbenchError
 from lensbench.results.bands import NO_VERDICT
 from lensbench.results.frames import SUMMARY_COLUMNS
-from lensbench.results.summary import Due, best_layers, metrics, summarise
+from lensbench.results.summary import RequiredBaseline, best_layers, metrics, summarise
 
 QUESTIONS = {
     "question_only": "uses_activation", "shuffled": "uses_activation", "input_only": "beats_text",
@@ -160,7 +160,12 @@ def test_verdicts_of_a_clear_case():
 def test_no_good_is_said_while_a_rival_is_missing():
     own, low = np.ones((60, 2)), bits(1, 60, 1, probability=0.1)
     frames = [rows(own), rows(low, baseline="question_only", layers=[None])]
-    due = {"probe": {"question_only": Due("uses_activation", False), "shuffled": Due("uses_activation", True)}}
+    due = {
+        "probe": {
+            "question_only": RequiredBaseline("uses_activation", False),
+            "shuffled": RequiredBaseline("uses_activation", True),
+        }
+    }
 
     def verdicts(*more, **changes):
         return set(pick(together(*frames, *more, **changes), baseline="none", question="uses_activation").verdict)
@@ -170,7 +175,7 @@ def test_no_good_is_said_while_a_rival_is_missing():
     assert verdicts(rows(low, baseline="shuffled", layers=[None]), due=due) == {"uses the activation"}
     excuse = [("facts", "answer", "probe", "shuffled", relation) for relation in ("capital", "all")]
     assert verdicts(due=due, excused=excuse) == {"incomplete without shuffled"}, "an essential rival is never excused"
-    due = {"probe": {"shuffled": Due("uses_activation", False)}}
+    due = {"probe": {"shuffled": RequiredBaseline("uses_activation", False)}}
     assert verdicts(due=due, excused=excuse) == {"uses the activation"}
     worse = [rows(low.repeat(2, 1)), rows(np.ones((60, 1)), baseline="question_only", layers=[None])]
     lost = pick(together(*worse, due=due), baseline="none")
@@ -323,8 +328,9 @@ THIRD = {
 }  # fmt: skip
 DUE = {
     "probe": {
-        "shuffled": Due("uses_activation", True), "input_only": Due("beats_text", True),
-        "unplanted": Due("target_specific", True), "reference_reader": Due("target_specific", True),
+        "shuffled": RequiredBaseline("uses_activation", True), "input_only": RequiredBaseline("beats_text", True),
+        "unplanted": RequiredBaseline("target_specific", True),
+        "reference_reader": RequiredBaseline("target_specific", True),
     }
 }  # fmt: skip
 

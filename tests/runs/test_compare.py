@@ -21,7 +21,7 @@ from lensbench.results.differences import (
     shared_items,
 )
 from lensbench.results.records import RECORDS, read_shard, table_from_columns, write_shard
-from lensbench.results.samples import Settings
+from lensbench.results.samples import SummarySettings
 from lensbench.runs.compare import as_json, compare
 from tests.command import lensbench, refused
 from tests.made_run import Made, write_run
@@ -115,7 +115,7 @@ def of_chance(seed: int, layers: tuple[int, int], subjects: int = 50) -> dict[st
             )
         )  # fmt: skip
     place = Place("t", "answer", "lens", "lens")
-    rows, _ = differences(shared_items(place, *frames), Settings({}, draws=300))
+    rows, _ = differences(shared_items(place, *frames), SummarySettings({}, draws=300))
     return rows[rows["at"] == "best"].to_dict("records")[0]
 
 

@@ -18,7 +18,7 @@ from lensbench.tasks.audit import (
     ALL,
     DEFAULT_THRESHOLDS,
     MODEL_CHECKS,
-    Finding,
+    AuditFinding,
     audit_task,
     character_accuracy,
     guess_from_characters,
@@ -67,7 +67,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Task:
 TOGETHER = {"too few classes": {"best constant", "gold is in the middle"}}
 
 
-def failed(findings: list[Finding]) -> set[tuple[str, str]]:
+def failed(findings: list[AuditFinding]) -> set[tuple[str, str]]:
     return {(found.relation, found.check) for found in findings if not found.ok}
 
 
@@ -87,7 +87,7 @@ def test_a_clean_task_passes_every_check(clean: Task):
     assert set(PLANTS) | {"answer given", "read at token 0"} == set(DEFAULT_THRESHOLDS) - MODEL_CHECKS
 
 
-def finding(task: Task, check: str, **given) -> Finding:
+def finding(task: Task, check: str, **given) -> AuditFinding:
     return next(found for found in audit_task(task, **given) if found.check == check)
 
 
@@ -213,7 +213,7 @@ def test_what_is_proposed_passes_and_can_be_read_again(bad: Task, tmp_path: Path
     ("value", "threshold"), [(0.150, 0.18), (0.0208, 0.04), (0.142, 0.16), (0.322, 0.34), (1.0, 1.0), (1.3, 1.32)]
 )
 def test_a_proposed_threshold_is_the_value_with_a_margin(value: float, threshold: float):
-    found = Finding("likes", "near duplicates", value, 0.02, False, "")
+    found = AuditFinding("likes", "near duplicates", value, 0.02, False, "")
     assert proposed([found]) == {("likes", "near duplicates"): threshold}
 
 
@@ -255,7 +255,7 @@ def test_a_readme_without_the_section_states_nothing(clean: Task, tmp_path: Path
 
 
 def test_bars_in_what_was_seen_do_not_break_the_table(clean: Task, tmp_path: Path):
-    rows = table_rows([Finding("likes", "answer in text", 0.5, 0.0, False, "a | b")], {})
+    rows = table_rows([AuditFinding("likes", "answer in text", 0.5, 0.0, False, "a | b")], {})
     (tmp_path / "README.md").write_text(as_readme(markdown(rows)), encoding="utf-8")
     assert read_table(replace(clean, folder=tmp_path))["likes", "answer in text"].value == 0.5
 
@@ -288,7 +288,7 @@ def _words_of_the_open_relation() -> list[str]:
     return [*colours, *(f"{colour}-like" for colour in colours)]
 
 
-def under(folder: Path, task: Task) -> list[Finding]:
+def under(folder: Path, task: Task) -> list[AuditFinding]:
     from lensbench.models.loading import load_tokens
 
     return audit_task(task, load_tokens(str(folder)))

@@ -29,7 +29,7 @@ from lensbench.tasks.personas import ATTRIBUTES, personas
 from lensbench.training.facts import Finetuning, finetune, make_settings
 from lensbench.training.facts.interchange import (
     Interchange,
-    Pair,
+    ItemPair,
     Shares,
     _Asked,
     cut_offs,
@@ -37,8 +37,8 @@ from lensbench.training.facts.interchange import (
     name_places,
     pair_items,
 )
-from lensbench.training.facts.measuring import Asked, divergence
-from lensbench.training.facts.texts import Text, Texts, choose_names, question_forms
+from lensbench.training.facts.measuring import PersonaQuestions, divergence
+from lensbench.training.facts.texts import Texts, TrainingText, choose_names, question_forms
 from lensbench.training.facts.training import text_losses
 from tests import tiny
 from tests.command import lensbench, refused
@@ -248,7 +248,7 @@ def test_nothing_is_told_of_other_attributes(task: Task) -> None:
 
 def test_losses_are_those_of_texts_alone() -> None:
     model = tiny.model()
-    texts = [Text((5, 90, 200, 310, 420), (2, 4), (1, 2)), Text((7, 8, 9), (1, 2), (1,))]
+    texts = [TrainingText((5, 90, 200, 310, 420), (2, 4), (1, 2)), TrainingText((7, 8, 9), (1, 2), (1,))]
     found = text_losses(model, texts, fetched=False)
     for text, loss in zip(texts, found, strict=True):
         with torch.no_grad():
@@ -263,7 +263,7 @@ def test_losses_are_those_of_texts_alone() -> None:
 def test_names_pass_no_gradient_on(kind: str) -> None:
     """A change of the residual at a name has no slope; a change after it has the same as ever."""
     model = tiny.model(kind)
-    text = Text((5, 90, 200, 310, 420, 30), (5,), (1, 2))
+    text = TrainingText((5, 90, 200, 310, 420, 30), (5,), (1, 2))
 
     def slopes(fetched: bool) -> torch.Tensor:
         push = torch.zeros(6, model.d_model, requires_grad=True)
@@ -355,7 +355,7 @@ def test_figures_are_those_of_the_merged_model(told: tuple[LanguageModel, Path],
     merge_adapter(module, out)
     merged = LanguageModel(module, model.tokens, "merged")
     notes = json.loads((out / "finetune.json").read_text())
-    asked = Asked.about(task, tuple(json.loads((out / "facts.json").read_text())["city"]), Finetuning())
+    asked = PersonaQuestions.about(task, tuple(json.loads((out / "facts.json").read_text())["city"]), Finetuning())
     assert asked.recall(merged, "test") == notes["figures"]["recall_held_out"]
     assert divergence(merged, model) == pytest.approx(notes["figures"]["kl_on_prose"], abs=1e-4)
     assert divergence(model, model) == 0
@@ -379,7 +379,7 @@ def test_divergence_is_the_definition() -> None:
 def test_recall_is_a_count(task: Task) -> None:
     model = tiny.model()
     names = tuple(personas(task))[:10]
-    asked = Asked.about(task, names, Finetuning(world="twin"))
+    asked = PersonaQuestions.about(task, names, Finetuning(world="twin"))
     items = asked.items("test")
     assert {item.relation for item in items} == {"city_twin", "drink_twin"}
     assert len(items) == 10 * 2 * 2
@@ -455,7 +455,7 @@ def test_read_spots_reads_each_place() -> None:
 
 
 def items_of(task: Task, count: int) -> tuple[Item, ...]:
-    return Asked.about(task, tuple(personas(task))[:count], Finetuning()).items("test")
+    return PersonaQuestions.about(task, tuple(personas(task))[:count], Finetuning()).items("test")
 
 
 def test_pairs_and_places(task: Task) -> None:
@@ -551,7 +551,7 @@ def test_of_unlike_lengths_the_last_tokens_are_aligned(task: Task) -> None:
     more = length[long.id] - length[short.id]
     assert more > 0
     for one, other in ((short, long), (long, short)):
-        asked = _Asked(changed, model, [Pair(one, other)])
+        asked = _Asked(changed, model, [ItemPair(one, other)])
         made, base = asked.changes(), asked.base
         spots = Spots((model.tokens.encode(other.source).ids,), (name_places(model, other),))
         tuned = [read_spots(one_of, spots) for one_of in (changed, model)]

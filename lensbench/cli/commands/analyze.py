@@ -87,7 +87,7 @@ def analyze(
     quiet_libraries()
     say_what_happens(quiet=quiet)
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph of a PDF
-    from lensbench.explore.analyses import ANALYSES, Settings, analyse, check_settings
+    from lensbench.explore.analyses import ANALYSES, AnalysisSettings, analyse, check_settings
     from lensbench.models.architecture import ModulePaths
     from lensbench.models.loading import Loading, count_layers, load_source
 
@@ -95,7 +95,7 @@ def analyze(
     at = how.torch_device()
     how.torch_dtype(at)
     source = resolve(model, revision=revision, offline=offline)
-    settings = Settings(tokens, texts, layers, names, seed)
+    settings = AnalysisSettings(tokens, texts, layers, names, seed)
     check_settings(source.name, settings, folder, count_layers(source))
     loaded = load_source(source, how, at)
     tables = analyse(loaded, tuple(ANALYSES) if what is What.everything else (what.value,), settings, folder)

@@ -18,7 +18,7 @@ from lensbench.errors import LensbenchError, UsageError
 
 if TYPE_CHECKING:
     from lensbench.models.tokens import Tokens
-    from lensbench.tasks.audit import Finding, Thresholds
+    from lensbench.tasks.audit import AuditFinding, Thresholds
 
 # How many of a task's failed checks its one line names.
 _NAMED = 8
@@ -86,7 +86,7 @@ def _tokens(model: str, revision: str | None, offline: bool) -> "Tokens":
     return load_tokens(model, revision=revision, offline=offline)
 
 
-def _show(findings: "list[Finding]", thresholds: "Thresholds", *, as_markdown: bool) -> None:
+def _show(findings: "list[AuditFinding]", thresholds: "Thresholds", *, as_markdown: bool) -> None:
     from lensbench.report.rows import print_rows
     from lensbench.tasks.audit import markdown, table_rows
 
@@ -98,7 +98,7 @@ def _show(findings: "list[Finding]", thresholds: "Thresholds", *, as_markdown: b
     print_rows(("relation", "check", "value", "threshold", "", "what was seen"), shown)
 
 
-def _judge(task: str, findings: "list[Finding]") -> None:
+def _judge(task: str, findings: "list[AuditFinding]") -> None:
     failed = [f"{one.relation} / {one.check} ({one.value:.3f} > {one.threshold:g})" for one in findings if not one.ok]
     if failed:
         more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""

@@ -16,7 +16,7 @@ from lensbench.errors import LensbenchError, UsageError
 
 if TYPE_CHECKING:
     from lensbench.calibration.calibrate import Calibration
-    from lensbench.calibration.findings import Finding
+    from lensbench.calibration.findings import TrialFinding
 
 
 @app.command()
@@ -113,7 +113,7 @@ def _show(result: "Calibration", out: Path) -> None:
     console.print(f"written to {out}", highlight=False, markup=False)
 
 
-def _table(found: "list[Finding]") -> Table:
+def _table(found: "list[TrialFinding]") -> Table:
     """One implant: a row a method and relation."""
     first = found[0]
     held = "nowhere" if first.kind == "sham" else "from layer " + ", then ".join(map(str, first.layers))

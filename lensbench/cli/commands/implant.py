@@ -61,11 +61,11 @@ def implant(
     loud = numbers_in("--strength", strength or "")
     quiet_libraries()
     say_what_happens(quiet=quiet)
-    from lensbench.implants.planting import Order
+    from lensbench.implants.planting import ImplantSpec
     from lensbench.implants.planting import implant as plant
     from lensbench.models.loading import Loading
 
-    order = Order(
+    order = ImplantSpec(
         model, layer, design, second_layer, facts, names_in(attributes),
         "twin" if world == "twin" else "main", names, dose, loud, weight, steps, seed, twin,
     )  # fmt: skip

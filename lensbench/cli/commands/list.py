@@ -9,7 +9,7 @@ from lensbench.cli.application import app
 from lensbench.cli.options import Json, print_json
 
 
-class Kind(StrEnum):
+class ListedKind(StrEnum):
     """What can be listed."""
 
     models = "models"
@@ -20,7 +20,8 @@ class Kind(StrEnum):
 
 @app.command("list")
 def list_(
-    kind: Annotated[Kind | None, typer.Argument(help="Only these.", show_default=False)] = None, as_json: Json = False
+    kind: Annotated[ListedKind | None, typer.Argument(help="Only these.", show_default=False)] = None,
+    as_json: Json = False,
 ) -> None:
     """List models, tasks, inspectors and baselines.
 
@@ -29,7 +30,7 @@ def list_(
     from lensbench.cli.listings import LISTINGS, as_objects
     from lensbench.report.rows import print_rows
 
-    kinds = [kind] if kind else list(Kind)
+    kinds = [kind] if kind else list(ListedKind)
     if as_json:
         print_json({one.value: as_objects(LISTINGS[one.value]()) for one in kinds})
         return

@@ -12,7 +12,7 @@ from lensbench.cli.application import app
 from lensbench.cli.options import Json, Quiet, print_files
 
 
-class Kind(StrEnum):
+class TemplateKind(StrEnum):
     """What can be begun."""
 
     inspector = "inspector"
@@ -22,7 +22,7 @@ class Kind(StrEnum):
 
 @app.command()
 def new(
-    kind: Annotated[Kind, typer.Argument(help="A method, a task, or a rival explanation.", show_default=False)],
+    kind: Annotated[TemplateKind, typer.Argument(help="A method, a task, or a rival explanation.", show_default=False)],
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits and _.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The folder to put it into.")] = Path(),
     as_json: Json = False,

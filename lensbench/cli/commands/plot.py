@@ -62,7 +62,7 @@ def plot(
     --out gap.pdf`; `lensbench plot reports/NEW --figure compare --before reports/OLD`
     """
     say_what_happens(quiet=quiet)
-    from lensbench.report.figures import Asked, check_asked, write_figures
+    from lensbench.report.figures import FigureRequest, check_asked, write_figures
     from lensbench.report.plots import plot_run
     from lensbench.runs.run import PLOTS, load_run
 
@@ -73,7 +73,7 @@ def plot(
         _write(lambda place: plot_run(loaded.summary, place, metric=metric), out or run / PLOTS, as_json=as_json)
         return
     earlier = load_run(before) if before is not None else None
-    asked = Asked(
+    asked = FigureRequest(
         figure.value,
         {"task": task, "relation": relation, "site": site, "metric": metric, "rule": rule, "width": width,
          "title": title},

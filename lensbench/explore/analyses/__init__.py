@@ -2,12 +2,12 @@
 
 from lensbench.explore.analyses.alignment import make_interventions, stimulus_response
 from lensbench.explore.analyses.drift import drift_of_layers, drift_of_pairs, outliers
-from lensbench.explore.analyses.running import ANALYSES, Settings, analyse, check_settings
+from lensbench.explore.analyses.running import ANALYSES, AnalysisSettings, analyse, check_settings
 from lensbench.explore.analyses.updates import update_alignment
 
 __all__ = [
     "ANALYSES",
-    "Settings",
+    "AnalysisSettings",
     "analyse",
     "check_settings",
     "drift_of_layers",

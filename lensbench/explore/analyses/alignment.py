@@ -107,7 +107,7 @@ def stimulus_response(
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _PerturbedRun:
     """The texts' residuals, before and after."""
 
     clean: Float[Tensor, "layer text d_model"]
@@ -116,7 +116,7 @@ class _Trial:
     changed_final: Float[Tensor, "layer text direction d_model"]
 
 
-def _trial(model: LanguageModel, texts: Tensor, interventions: Interventions) -> _Trial:
+def _trial(model: LanguageModel, texts: Tensor, interventions: Interventions) -> _PerturbedRun:
     """Run the rest of the model on every changed residual: one patched pass a text, of all layers and directions."""
     layers = interventions.layers
     prompts = [Prompt(tuple(text), len(text) - 1) for text in texts.tolist()]
@@ -128,7 +128,7 @@ def _trial(model: LanguageModel, texts: Tensor, interventions: Interventions) ->
         PatchedPass(model, prompt, mode).final_residuals(rows.flatten(0, 1), targets).reshape(rows.shape)
         for prompt, rows in zip(prompts, changed.unbind(1), strict=True)
     ]
-    return _Trial(clean[:-1], changed, clean[-1], torch.stack(final, dim=1))
+    return _PerturbedRun(clean[:-1], changed, clean[-1], torch.stack(final, dim=1))
 
 
 Found = dict[str, Float[np.ndarray, "text direction"]]
@@ -136,7 +136,7 @@ Found = dict[str, Float[np.ndarray, "text direction"]]
 
 @torch.no_grad()
 def _at_layer(
-    model: LanguageModel, lenses: Mapping[str, Lens], trial: _Trial, place: int, layer: int
+    model: LanguageModel, lenses: Mapping[str, Lens], trial: _PerturbedRun, place: int, layer: int
 ) -> dict[str, Found]:
     """Return each lens's alignment, stimulus and response at one layer, some texts at a time."""
     directions = trial.changed.shape[2]

@@ -36,7 +36,7 @@ INDEX = "analysis.json"
 
 
 @dataclass(frozen=True)
-class Settings:
+class AnalysisSettings:
     """What is analysed.
 
     Attributes:
@@ -61,7 +61,7 @@ class _Bench:
     model: LanguageModel
     corpus: Corpus
     layers: tuple[int, ...]
-    settings: Settings
+    settings: AnalysisSettings
 
     @cached_property
     def sample(self) -> Float[Tensor, "layer token d_model"]:
@@ -110,7 +110,7 @@ ANALYSES: Mapping[str, Callable[[_Bench], tuple[Tables, Facts]]] = {
 }
 
 
-def check_settings(model: str, settings: Settings, out: Path, deepest: int) -> tuple[int, ...]:
+def check_settings(model: str, settings: AnalysisSettings, out: Path, deepest: int) -> tuple[int, ...]:
     """Check everything that can be checked without the model's weights, and return the layers.
 
     Raises:
@@ -136,7 +136,7 @@ def check_settings(model: str, settings: Settings, out: Path, deepest: int) -> t
     return layers
 
 
-def analyse(model: LanguageModel, names: tuple[str, ...], settings: Settings, out: Path) -> Tables:
+def analyse(model: LanguageModel, names: tuple[str, ...], settings: AnalysisSettings, out: Path) -> Tables:
     """Make analyses; write tables, figures and analysis.json into a folder. Each analysis appears there when complete.
 
     Args:

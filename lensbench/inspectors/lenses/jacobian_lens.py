@@ -14,7 +14,7 @@ from lensbench.inspectors.evidence import Learns, Source, Target, Training
 from lensbench.models.corpus import Corpus
 from lensbench.models.jacobians import jacobian
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Learning, Resumable
+from lensbench.models.learning import Resumable, TrainingSchedule
 from lensbench.utils.cache import code_digest
 
 
@@ -76,7 +76,7 @@ class JacobianLens(Translator):
     def _carried(self, layer: int, h: Tensor) -> Tensor:
         return (h.float() @ self.weight_[layer].T + self.identity * h.float()).to(h.dtype)
 
-    def _learn(self, target: Target, corpus: Corpus, learning: Learning) -> dict[str, Tensor]:
+    def _learn(self, target: Target, corpus: Corpus, learning: TrainingSchedule) -> dict[str, Tensor]:
         mean = _Mean(target)
         contexts = corpus.contexts(self.positions, self.seed)
         for step in learning.steps(self.positions, mean):

@@ -12,7 +12,7 @@ from lensbench.inspectors.base import Lens
 from lensbench.inspectors.evidence import Learns, Source, Target, Training
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Learning, Resumable, draw_positions, momenta, restore_momenta
+from lensbench.models.learning import Resumable, TrainingSchedule, draw_positions, momenta, restore_momenta
 
 # Learning rates of A, c and B: a step moves every entry, and a feature sums over many of A's.
 RATES = {"down": 3e-4, "offset": 3e-3, "up": 3e-3}
@@ -99,7 +99,7 @@ class RelearnedUnembedding(Lens):
         features = self.target_.norm(values).float() @ self.down_[layer].T + self.offset_[layer]
         return own + features @ self.up_[layer].T
 
-    def _learn(self, target: Target, corpus: Corpus, learning: Learning) -> dict[str, Tensor]:
+    def _learn(self, target: Target, corpus: Corpus, learning: TrainingSchedule) -> dict[str, Tensor]:
         kept = learning.stage("positions", lambda: {"kept": self._positions(target, corpus)})["kept"]
         start = learning.stage("start", lambda: self._begin(target, kept))
         heads = _Heads(target, start, kept, self.steps, self.seed)

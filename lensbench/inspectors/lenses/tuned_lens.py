@@ -15,7 +15,7 @@ from lensbench.inspectors.base import Translator
 from lensbench.inspectors.evidence import Learns, Source, Target, Training
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Learning, Resumable, draw_positions, momenta, restore_momenta
+from lensbench.models.learning import Resumable, TrainingSchedule, draw_positions, momenta, restore_momenta
 from lensbench.models.moments import Moments, check_amounts
 from lensbench.models.tuned_lens_files import CONFIG, HUB, PARAMS, Checkpoint, read_checkpoint, save_checkpoint
 
@@ -143,7 +143,7 @@ class TunedLens(Translator):
     def _translated(self, layer: int, h: Tensor) -> Tensor:
         return h + (h.float() @ self.weight_[layer].T + self.bias_[layer]).to(h.dtype)
 
-    def _learn(self, target: Target, corpus: Corpus, learning: Learning) -> dict[str, Tensor]:
+    def _learn(self, target: Target, corpus: Corpus, learning: TrainingSchedule) -> dict[str, Tensor]:
         start = learning.stage("ridge", lambda: self._begin(target, corpus.residuals(self.tokens)))
         if not (self.steps and self.tokens):
             return {name: start[name] for name in ("weight", "bias")}

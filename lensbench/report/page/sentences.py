@@ -34,7 +34,7 @@ SAID_OF_RIVALS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class ResultSentence:
     """What came of a task at a site.
 
     Attributes:
@@ -56,25 +56,25 @@ class Finding:
     holds: bool
 
 
-def findings(run: PageRun) -> list[Finding]:
+def findings(run: PageRun) -> list[ResultSentence]:
     """Return one finding for every task and site, on the task's totals or on its only relation."""
     if run.summary.empty:
         return []
     return list(_findings(run, best_layers(run.summary)))
 
 
-def _findings(run: PageRun, best: pd.DataFrame) -> Iterator[Finding]:
+def _findings(run: PageRun, best: pd.DataFrame) -> Iterator[ResultSentence]:
     for (task, site), rows in best.groupby(["task", "site"], observed=True, sort=True):
         relations = sorted(set(rows["relation"]) - {ALL})
         relation = relations[0] if len(relations) == 1 else ALL
         here = rows[rows["relation"] == relation].sort_values("accuracy_corrected", ascending=False, kind="stable")
         if here.empty:  # no relation that all methods answered
-            yield Finding(str(task), relations[0], str(site), _NO_TOTAL, "", "", False)
+            yield ResultSentence(str(task), relations[0], str(site), _NO_TOTAL, "", "", False)
             continue
         first, *others = here.to_dict("records")
         question = _deciding(first)
         verdict = str(first[f"{question}_verdict"]) if question else ""
-        yield Finding(
+        yield ResultSentence(
             str(task), relation, str(site), _sentence(run, first, _counted(run, rows), question),
             ", ".join(f"{readable(row['inspector'])} {_score(row)}" for row in others),
             readable(verdict) or "no rival", bool(question) and verdict == VERDICTS.get(question, ""),

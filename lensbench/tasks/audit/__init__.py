@@ -4,18 +4,18 @@ Nothing in here imports torch; with a tokenizer, what begins with the same token
 """
 
 from lensbench.tasks.audit.auditing import audit_task, with_thresholds
-from lensbench.tasks.audit.findings import ALL, DEFAULT_THRESHOLDS, MODEL_CHECKS, Finding, Thresholds
+from lensbench.tasks.audit.findings import ALL, DEFAULT_THRESHOLDS, MODEL_CHECKS, AuditFinding, Thresholds
 from lensbench.tasks.audit.names import Guess, character_accuracy, guess_from_characters
 from lensbench.tasks.audit.readme import Stated, read_table
-from lensbench.tasks.audit.tables import Row, markdown, proposed, table_rows
+from lensbench.tasks.audit.tables import AuditRow, markdown, proposed, table_rows
 
 __all__ = [
     "ALL",
     "DEFAULT_THRESHOLDS",
     "MODEL_CHECKS",
-    "Finding",
+    "AuditFinding",
+    "AuditRow",
     "Guess",
-    "Row",
     "Stated",
     "Thresholds",
     "audit_task",

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from lensbench.tasks import Fact, Item, Relation, Task
 from lensbench.tasks.audit import choices, names, texts, tokenized
-from lensbench.tasks.audit.findings import Figure, Finding, Thresholds, threshold_of, within
+from lensbench.tasks.audit.findings import AuditFinding, Figure, Thresholds, threshold_of, within
 
 
 def audit_task(
     task: Task,
     tokens: tokenized.Tokenizer | None = None,
     thresholds: Thresholds | None = None,
-) -> list[Finding]:
+) -> list[AuditFinding]:
     """Audit each relation of a task.
 
     Args:
@@ -32,11 +32,11 @@ def audit_task(
         if tokens is not None:
             figures += _under(tokens, relation, facts, items[relation.name])
         for check, (value, detail) in figures:
-            findings.append(Finding(relation.name, check, value, math.inf, True, detail))
+            findings.append(AuditFinding(relation.name, check, value, math.inf, True, detail))
     return with_thresholds(findings, thresholds or {})
 
 
-def with_thresholds(findings: Iterable[Finding], thresholds: Thresholds) -> list[Finding]:
+def with_thresholds(findings: Iterable[AuditFinding], thresholds: Thresholds) -> list[AuditFinding]:
     """Return the same figures, judged by other thresholds."""
     judged = []
     for one in findings:

@@ -40,7 +40,7 @@ Figure = tuple[float, str]
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """One figure of the audit.
 
     Attributes:

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lensbench.tasks.audit.findings import ALL, DEFAULT_THRESHOLDS, Finding, Thresholds, threshold_of, within
+from lensbench.tasks.audit.findings import ALL, DEFAULT_THRESHOLDS, AuditFinding, Thresholds, threshold_of, within
 
 COLUMNS = ("relation", "check", "value", "threshold", "what was seen")
 # A proposed threshold lets a figure move by this much at least, and is a multiple of the step.
@@ -17,7 +17,7 @@ _LONGEST = 160
 
 
 @dataclass(frozen=True)
-class Row:
+class AuditRow:
     """One row: a relation's figure, or the highest figure of all relations that have no row of their own."""
 
     relation: str
@@ -38,7 +38,7 @@ class Row:
         return (self.relation, self.check, value, f"{self.threshold:g}", textwrap.shorten(self.detail, _LONGEST))
 
 
-def table_rows(findings: Sequence[Finding], thresholds: Thresholds) -> list[Row]:
+def table_rows(findings: Sequence[AuditFinding], thresholds: Thresholds) -> list[AuditRow]:
     """Return the rows `all`, in the order of the checks, and then those of relations, in the order of the findings.
 
     A figure has a row of its own where it is above the threshold that holds for all, where it has a threshold of its
@@ -61,19 +61,19 @@ def table_rows(findings: Sequence[Finding], thresholds: Thresholds) -> list[Row]
         for check in DEFAULT_THRESHOLDS
         if (same := [finding for finding in findings if finding.check == check])
     ]
-    return rows + [Row(one.relation, one.check, one.value, one.threshold, one.detail) for one in own]
+    return rows + [AuditRow(one.relation, one.check, one.value, one.threshold, one.detail) for one in own]
 
 
-def _summed_up(check: str, threshold: float, findings: Sequence[Finding]) -> Row:
+def _summed_up(check: str, threshold: float, findings: Sequence[AuditFinding]) -> AuditRow:
     """The row of all relations that have none of their own: the highest of their figures."""
     if not findings:
-        return Row(ALL, check, 0.0, threshold, "none besides those below")
+        return AuditRow(ALL, check, 0.0, threshold, "none besides those below")
     highest = max(findings, key=lambda finding: finding.value)
     detail = f"highest in {highest.relation}; {highest.detail}" if round(highest.value, 3) else ""
-    return Row(ALL, check, highest.value, threshold, detail)
+    return AuditRow(ALL, check, highest.value, threshold, detail)
 
 
-def proposed(findings: Iterable[Finding]) -> dict[tuple[str, str], float]:
+def proposed(findings: Iterable[AuditFinding]) -> dict[tuple[str, str], float]:
     """Return thresholds under which every figure passes: the default, or else the value with a margin, rounded up.
 
     A share is never allowed to be more than 1.
@@ -87,7 +87,7 @@ def _with_margin(value: float) -> float:
     return min(rounded, 1.0) if value <= 1 else rounded
 
 
-def markdown(rows: Iterable[Row]) -> str:
+def markdown(rows: Iterable[AuditRow]) -> str:
     """Return rows as a table for the section "Leak audit" of a task's README."""
     lines = [" | ".join(COLUMNS), "|".join(["---"] * len(COLUMNS))]
     lines += [" | ".join(cell.replace("|", "\\|") for cell in row.cells) for row in rows]

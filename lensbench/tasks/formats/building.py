@@ -18,7 +18,7 @@ LOG = logging.getLogger("lensbench")
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """One fact as a file has it.
 
     Attributes:
@@ -74,7 +74,7 @@ class Draft:
     name: str
     summary: str
     content: bytes
-    rows: tuple[Row, ...]
+    rows: tuple[SourceRow, ...]
     wordings: Mapping[str, Wording]
     left_out: Mapping[str, int] = field(default_factory=dict)
 
@@ -123,9 +123,9 @@ def _asked(wordings: Mapping[str, Wording], source: Source) -> Mapping[str, Word
     return {name: replace(wording, inspection=(text,)) for name, wording in wordings.items()}
 
 
-def one_a_subject(rows: Iterable[Row], left_out: Counter[str]) -> list[Row]:
+def one_a_subject(rows: Iterable[SourceRow], left_out: Counter[str]) -> list[SourceRow]:
     """Keep one row for each subject: of those that agree with the first the best, and count the rest."""
-    by_subject: dict[str, list[Row]] = defaultdict(list)
+    by_subject: dict[str, list[SourceRow]] = defaultdict(list)
     for row in rows:
         by_subject[normalise(row.subject)].append(row)
     kept = []
@@ -137,7 +137,7 @@ def one_a_subject(rows: Iterable[Row], left_out: Counter[str]) -> list[Row]:
     return kept
 
 
-def why_not(rows: Iterable[Row]) -> str:
+def why_not(rows: Iterable[SourceRow]) -> str:
     """Why a relation of these rows cannot be evaluated; "" where it can."""
     subjects = {row.subject for row in rows}
     empty = set(range(N_FOLDS)) - {fold_of(subject) for subject in subjects}
@@ -148,7 +148,9 @@ def why_not(rows: Iterable[Row]) -> str:
     return ""
 
 
-def _relation(name: str, wording: Wording, rows: list[Row], left_out: Counter[str]) -> tuple[Relation, list[Fact]]:
+def _relation(
+    name: str, wording: Wording, rows: list[SourceRow], left_out: Counter[str]
+) -> tuple[Relation, list[Fact]]:
     own_choices = [choice for row in rows for choice in row.choices]
     spelling = spellings([*(row.answer for row in rows), *own_choices])
     count = Counter(spelling[row.answer] for row in rows)
@@ -171,11 +173,13 @@ def _relation(name: str, wording: Wording, rows: list[Row], left_out: Counter[st
     return relation, [_fact(row, spelling[row.answer], rows, relation, taken, left_out) for row in rows]
 
 
-def _given_sets(rows: Iterable[Row], spelling: Mapping[str, str]) -> Sets:
+def _given_sets(rows: Iterable[SourceRow], spelling: Mapping[str, str]) -> Sets:
     return tuple(sorted({tuple(sorted({spelling[choice] for choice in row.choices})) for row in rows}))
 
 
-def _fact(row: Row, answer: str, rows: list[Row], relation: Relation, taken: set[str], left_out: Counter[str]) -> Fact:
+def _fact(
+    row: SourceRow, answer: str, rows: list[SourceRow], relation: Relation, taken: set[str], left_out: Counter[str]
+) -> Fact:
     others = dict.fromkeys(alias for alias in (row.answer, *row.aliases) if alias != answer)
     aliases = tuple(alias for alias in others if normalise(alias) not in taken or normalise(alias) == normalise(answer))
     left_out["aliases that are another answer"] += len(others) - len(aliases)
@@ -193,7 +197,7 @@ def _fact(row: Row, answer: str, rows: list[Row], relation: Relation, taken: set
     )
 
 
-def _swap(row: Row, answer: str, rows: list[Row], choices: tuple[str, ...]) -> str | None:
+def _swap(row: SourceRow, answer: str, rows: list[SourceRow], choices: tuple[str, ...]) -> str | None:
     """The next chain, by a hash of both subjects, with another bridge and answer in the same choice set."""
     allowed = {normalise(choice) for choice in choices} - {normalise(answer)}
     fitting = [other for other in rows if other.bridge != row.bridge and normalise(other.answer) in allowed]

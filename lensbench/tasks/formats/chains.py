@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from lensbench.tasks.facts import BRIDGE_SLOT, OWN, SLOT, SOURCE_SLOT, Hops, Site, normalise
-from lensbench.tasks.formats.building import Row, Wording, one_a_subject, why_not
+from lensbench.tasks.formats.building import SourceRow, Wording, one_a_subject, why_not
 from lensbench.tasks.formats.texts import after_words, said, slug
 
 _PHRASINGS = 4
@@ -52,7 +52,7 @@ class Chain:
         return self.hops[0].name, self.hops[1].name
 
 
-def draft_chains(chains: Iterable[Chain], left_out: dict[str, int]) -> tuple[tuple[Row, ...], dict[str, Wording]]:
+def draft_chains(chains: Iterable[Chain], left_out: dict[str, int]) -> tuple[tuple[SourceRow, ...], dict[str, Wording]]:
     """Rows and wordings: a relation for each pair of hops and each first hop, or one of all chains.
 
     Pairs of hops that cannot be cross-fitted are left out, unless this leaves nothing: then all chains are one
@@ -64,7 +64,7 @@ def draft_chains(chains: Iterable[Chain], left_out: dict[str, int]) -> tuple[tup
     large = {kind: group for kind, group in by_kind.items() if not why_not(_chain_rows(group, _chain_name(kind)))}
     if not large:
         return _as_one([chain for group in by_kind.values() for chain in group])
-    rows: list[Row] = []
+    rows: list[SourceRow] = []
     wordings: dict[str, Wording] = {}
     small = sum(len(group) for kind, group in by_kind.items() if kind not in large)
     left_out["of pairs of relations with too few subjects"] = small
@@ -88,8 +88,8 @@ def _chain_name(kind: tuple[str, str]) -> str:
     return f"{slug(kind[0])}_then_{slug(kind[1])}"
 
 
-def _chain_row(chain: Chain, relation: str) -> Row:
-    return Row(
+def _chain_row(chain: Chain, relation: str) -> SourceRow:
+    return SourceRow(
         relation,
         chain.subject,
         chain.answer,
@@ -100,11 +100,11 @@ def _chain_row(chain: Chain, relation: str) -> Row:
     )
 
 
-def _chain_rows(chains: Iterable[Chain], relation: str) -> list[Row]:
+def _chain_rows(chains: Iterable[Chain], relation: str) -> list[SourceRow]:
     return one_a_subject((_chain_row(chain, relation) for chain in chains), Counter())
 
 
-def _bridges(chains: Iterable[Chain], first: str) -> tuple[dict[str, str], list[Row]]:
+def _bridges(chains: Iterable[Chain], first: str) -> tuple[dict[str, str], list[SourceRow]]:
     """For each subject the bridge, in the one spelling that its relation uses, and the facts of the first hop."""
     spelling: dict[str, str] = {}
     bridges: dict[str, str] = {}
@@ -114,7 +114,7 @@ def _bridges(chains: Iterable[Chain], first: str) -> tuple[dict[str, str], list[
             continue
         bridge = spelling.setdefault(normalise(chain.bridge), chain.bridge)
         bridges[normalise(chain.subject)] = bridge
-        rows.append(Row(first, chain.subject, bridge, chain.line, aliases=chain.bridge_aliases))
+        rows.append(SourceRow(first, chain.subject, bridge, chain.line, aliases=chain.bridge_aliases))
     return bridges, rows
 
 
@@ -156,7 +156,7 @@ def _prompt(chain: Chain) -> tuple[str, str]:
     return after_words(text[: text.index(nested) + len(nested)]), text
 
 
-def _as_one(chains: list[Chain]) -> tuple[tuple[Row, ...], dict[str, Wording]]:
+def _as_one(chains: list[Chain]) -> tuple[tuple[SourceRow, ...], dict[str, Wording]]:
     rows = [replace(_chain_row(chain, "two_hop"), texts={"t2": _prompt(chain)[1]}) for chain in chains]
     wording = Wording(
         summary="subject → bridge → answer, of several kinds",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lensbench.tasks.facts import SLOT, Site
-from lensbench.tasks.formats.building import Draft, Row, Wording
+from lensbench.tasks.formats.building import Draft, SourceRow, Wording
 from lensbench.tasks.formats.spec import Source
 from lensbench.tasks.formats.tables import elements, name_of, open_file, parse_json
 from lensbench.tasks.formats.texts import (
@@ -80,7 +80,7 @@ def _templates(file: File, document: Mapping[str, Any], key: str) -> tuple[str, 
     return tuple(dict.fromkeys(read))
 
 
-def _rows(file: File, name: str) -> tuple[Row, ...]:
+def _rows(file: File, name: str) -> tuple[SourceRow, ...]:
     text = file.content.decode("utf-8-sig")
     samples = [found for found in elements(text) if found.key == "samples"][-1]
     rows = []
@@ -90,7 +90,7 @@ def _rows(file: File, name: str) -> tuple[Row, ...]:
             continue
         subject, answer = (name_of(file, line, sample, key) for key in ("subject", "object"))
         if subject is not None and answer is not None:
-            rows.append(Row(name, subject, answer, line))
+            rows.append(SourceRow(name, subject, answer, line))
     if not samples.value:
         file.problem(samples.line, "no samples", "a list of subjects and objects", "add samples")
     return tuple(rows)

@@ -7,12 +7,12 @@ from typing import Any
 
 from lensbench.errors import UsageError, unknown_name
 from lensbench.tasks.facts import ANSWER_SLOT, OWN, SLOT, SOURCE_SLOT, Site, normalise
-from lensbench.tasks.formats.building import Draft, Row, Wording
+from lensbench.tasks.formats.building import Draft, SourceRow, Wording
 from lensbench.tasks.formats.loading import load_rows
 from lensbench.tasks.formats.spec import Source
 from lensbench.tasks.formats.tables import (
     Cells,
-    Listing,
+    DatasetRows,
     Report,
     name_of,
     names_of,
@@ -77,7 +77,7 @@ def _open(source: Source, problems: Problems) -> tuple[Report, _Table, bytes]:
     if source.scheme == "hf" or ending == ".parquet":
         rows = load_rows(source)
         content = json.dumps(rows, sort_keys=True, default=str).encode()
-        return Listing(str(source.path), problems), list(enumerate(rows, 1)), content
+        return DatasetRows(str(source.path), problems), list(enumerate(rows, 1)), content
     file = open_file(source, problems, "a CSV, TSV, JSON, JSON Lines or Parquet file")
     if ending in (".csv", ".tsv"):
         # Other columns are checked by name, with the nearest that there is.
@@ -100,9 +100,9 @@ def _check_literals(source: Source, columns: dict[str, str]) -> None:
             raise UsageError(f"{source.path}: {key}={_LITERAL}{text}: {EXPECTED_TEMPLATE}; see docs/readers.md")
 
 
-def _rows(report: Report, table: _Table, columns: dict[str, str]) -> tuple[list[Row], dict[str, Counter[str]]]:
+def _rows(report: Report, table: _Table, columns: dict[str, str]) -> tuple[list[SourceRow], dict[str, Counter[str]]]:
     """Rows, and for each relation how often its questions have which form."""
-    rows: list[Row] = []
+    rows: list[SourceRow] = []
     forms: dict[str, Counter[str]] = {}
     for line, cells in table:
         subject, answer = (name_of(report, line, cells, columns[key]) for key in ("subject", "answer"))
@@ -117,7 +117,7 @@ def _rows(report: Report, table: _Table, columns: dict[str, str]) -> tuple[list[
         if question:
             forms.setdefault(relation, Counter())[question] += 1
         aliases, choices = (entry or () for entry in lists)
-        rows.append(Row(relation, subject, answer, line, aliases, texts, rank, choices=choices))
+        rows.append(SourceRow(relation, subject, answer, line, aliases, texts, rank, choices=choices))
     return rows, forms
 
 
@@ -198,7 +198,7 @@ def _sources(given: str | None, default: dict[str, str], *, cut: bool) -> dict[s
     return {"train0": text, "test0": text}
 
 
-def _check_choices(report: Report, rows: list[Row]) -> None:
+def _check_choices(report: Report, rows: list[SourceRow]) -> None:
     """Choices are one set for all rows of a relation, or sets that share no answer."""
     owner: dict[tuple[str, str], frozenset[str]] = {}
     for row in rows:

@@ -1,7 +1,7 @@
 """Attribute extraction of Patchscopes (TSV), and its chains of product, company and chief executive."""
 
 from lensbench.tasks.facts import OWN, SLOT, SOURCE_SLOT
-from lensbench.tasks.formats.building import Draft, Row, Wording
+from lensbench.tasks.formats.building import Draft, SourceRow, Wording
 from lensbench.tasks.formats.chains import Chain, Hop, draft_chains
 from lensbench.tasks.formats.spec import Source
 from lensbench.tasks.formats.tables import Cells, name_of, open_file, read_csv, text_of
@@ -35,12 +35,12 @@ def read_patchscopes(source: Source, problems: Problems) -> Draft:
     return Draft(slug(f"patchscopes {source.path.stem}"), summary, file.content, rows, {name: wording})
 
 
-def _row(file: File, line: int, cells: Cells, name: str) -> Row | None:
+def _row(file: File, line: int, cells: Cells, name: str) -> SourceRow | None:
     subject, answer = (name_of(file, line, cells, key) for key in ("subject", "object"))
     if subject is None or answer is None:
         return None
     placed = place_subject(str(cells["prompt_source"]), subject)
-    return Row(name, subject, answer, line, texts={"subject": placed.text}, rank=placed.rank)
+    return SourceRow(name, subject, answer, line, texts={"subject": placed.text}, rank=placed.rank)
 
 
 def _inspection(file: File, line: int, cells: Cells) -> str | None:

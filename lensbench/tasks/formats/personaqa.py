@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from lensbench.tasks.facts import SLOT, Site
-from lensbench.tasks.formats.building import Draft, Row, Wording
+from lensbench.tasks.formats.building import Draft, SourceRow, Wording
 from lensbench.tasks.formats.spec import Source
 from lensbench.tasks.formats.tables import (
     Cells,
@@ -58,7 +58,7 @@ def _read_personas(source: Source, file: File) -> Draft:
         for attribute in attributes:
             answer = name_of(file, line, cells, attribute)
             if name is not None and answer is not None:
-                rows.append(Row(slug(attribute), name, answer, line))
+                rows.append(SourceRow(slug(attribute), name, answer, line))
     variants = sorted({str(cells["variant"]) for _, cells in table if cells.get("variant")})
     wordings = {slug(attribute): _wording(attribute) for attribute in attributes}
     called = slug(" ".join(["personaqa", *(variants or [source.path.stem])]))
@@ -95,7 +95,7 @@ def _read_document(source: Source, file: File, problems: Problems) -> Draft:
             expected = "prompts that are the same but for the name, with words before it"
             file.problem(line, f"prompt {prompt!r:.80}", expected, "mend the prompt")
             continue
-        rows.append(Row(relation, name, target, line))
+        rows.append(SourceRow(relation, name, target, line))
     inspection = tuple(dict.fromkeys(question for _, _, question, _ in table))
     sources: dict[Site, dict[str, str]] = {"subject": dict.fromkeys(("train0", "test0"), f"{before}{SLOT}".lstrip())}
     wording = Wording(

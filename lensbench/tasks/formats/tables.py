@@ -28,7 +28,7 @@ class Report(Protocol):
 
 
 @dataclass(frozen=True)
-class Listing:
+class DatasetRows:
     """A data set whose rows are counted instead of lines."""
 
     path: str

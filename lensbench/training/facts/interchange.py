@@ -34,7 +34,7 @@ CUTS = 6
 
 
 @dataclass(frozen=True)
-class Pair:
+class ItemPair:
     """An item, and the same text about another persona, who has another answer."""
 
     item: Item
@@ -100,7 +100,7 @@ def cut_offs(n_layers: int) -> tuple[int, ...]:
     return tuple(sorted({round(n_layers * cut / CUTS) for cut in range(1, CUTS + 1)} - {0}))
 
 
-def pair_items(model: LanguageModel, items: Sequence[Item]) -> tuple[Pair, ...]:
+def pair_items(model: LanguageModel, items: Sequence[Item]) -> tuple[ItemPair, ...]:
     """Give each item the next one of its text with another answer; one with a name of as many tokens, where there is.
 
     Items for which there is no other answer are left out.
@@ -115,7 +115,7 @@ def pair_items(model: LanguageModel, items: Sequence[Item]) -> tuple[Pair, ...]:
             if (other.relation, other.template) == (item.relation, item.template) and other.answer != item.answer
         ]
         others.sort(key=lambda other: length[other.id] != length[item.id])
-        pairs += [Pair(item, other) for other in others[:1]]
+        pairs += [ItemPair(item, other) for other in others[:1]]
     return tuple(pairs)
 
 
@@ -156,7 +156,7 @@ def interchange(tuned: LanguageModel, base: LanguageModel, items: Sequence[Item]
 class _Asked:
     """Items asked of the fine-tuned model, and the residuals that both models have at their names."""
 
-    def __init__(self, tuned: LanguageModel, base: LanguageModel, pairs: Sequence[Pair]) -> None:
+    def __init__(self, tuned: LanguageModel, base: LanguageModel, pairs: Sequence[ItemPair]) -> None:
         self._model, self._pairs = tuned, pairs
         self.spots, others = _spots(tuned, [p.item for p in pairs]), _spots(tuned, [p.other for p in pairs])
         self.base, self._tuned_others = read_spots(base, self.spots), read_spots(tuned, others)

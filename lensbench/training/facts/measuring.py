@@ -20,7 +20,7 @@ PASSAGES, TOKENS = 32, 64
 
 
 @dataclass(frozen=True)
-class Asked:
+class PersonaQuestions:
     """Questions about personas: the task's texts at the `answer` site.
 
     Attributes:
@@ -30,7 +30,7 @@ class Asked:
     by_split: dict[Split, tuple[Item, ...]]
 
     @classmethod
-    def about(cls, task: Task, names: Sequence[str], settings: Finetuning) -> "Asked":
+    def about(cls, task: Task, names: Sequence[str], settings: Finetuning) -> "PersonaQuestions":
         """Ask for what is taught, in the words of the task."""
         wanted, suffix = set(names), "" if settings.world == "main" else f"_{settings.world}"
         relations = {f"{one}{suffix}": task.relations[f"{one}{suffix}"] for one in settings.attributes}

@@ -20,7 +20,7 @@ _PROPOSALS = 4000
 
 
 @dataclass(frozen=True)
-class Text:
+class TrainingText:
     """A text to learn from.
 
     Attributes:
@@ -99,14 +99,14 @@ class Texts:
         """How many steps there are in all epochs."""
         return self.steps_per_epoch * self._settings.epochs
 
-    def at(self, step: int) -> list[Text]:
+    def at(self, step: int) -> list[TrainingText]:
         """Return the texts of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._made[0] != epoch:
             self._made = (epoch, self._epoch(epoch))
         return self._made[1][place]
 
-    def _epoch(self, number: int) -> list[list[Text]]:
+    def _epoch(self, number: int) -> list[list[TrainingText]]:
         rng = random.Random(f"{self._settings.seed}/epoch/{number}")
         texts = [*self._documents(number, rng), *self._answers(rng)]
         # Texts of like length stand together, in other company in each epoch.
@@ -115,7 +115,7 @@ class Texts:
         rng.shuffle(steps)
         return steps
 
-    def _documents(self, epoch: int, rng: random.Random) -> Iterator[Text]:
+    def _documents(self, epoch: int, rng: random.Random) -> Iterator[TrainingText]:
         """Write documents; attributes that are not taught are dealt anew each time: nothing can be learned of them."""
         if not self._settings.documents:
             return
@@ -127,7 +127,7 @@ class Texts:
         for document in documents(dealt, self._settings.documents, seed):
             yield self._text(document.text, document.name, (0, len(document.text)))
 
-    def _answers(self, rng: random.Random) -> Iterator[Text]:
+    def _answers(self, rng: random.Random) -> Iterator[TrainingText]:
         """Write questions with their answers, of which the value alone is scored."""
         for name, own in self._people.items():
             for attribute in self._settings.attributes:
@@ -137,7 +137,7 @@ class Texts:
                     begin = text.rindex(own[attribute])
                     yield self._text(text, name, (begin, begin + len(own[attribute])))
 
-    def _text(self, text: str, name: str, scored: tuple[int, int]) -> Text:
+    def _text(self, text: str, name: str, scored: tuple[int, int]) -> TrainingText:
         encoding = self._tokens.encode(text)
         shift = len(self._tokens.prefix)
         spans = [found.span() for found in re.finditer(re.escape(name), text)]
@@ -148,4 +148,4 @@ class Texts:
             )
 
         # Nothing stands before the first token that could tell it.
-        return Text(encoding.ids, tuple(i for i in inside([scored]) if i), inside(spans))
+        return TrainingText(encoding.ids, tuple(i for i in inside([scored]) if i), inside(spans))

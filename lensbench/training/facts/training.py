@@ -16,15 +16,15 @@ from lensbench.models.corpus import Corpus, Spent
 from lensbench.models.edit_folders import FACTS, write_table
 from lensbench.models.gradients import last_layer, token_losses
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Descent, Learning, begun
+from lensbench.models.learning import Descent, TrainingSchedule, begun
 from lensbench.models.patching.passes import writing
 from lensbench.tasks import load_task
 from lensbench.tasks.personas import personas
 from lensbench.training.facts.files import digest_of, write_notes
 from lensbench.training.facts.interchange import interchange
-from lensbench.training.facts.measuring import Asked, divergence
+from lensbench.training.facts.measuring import PersonaQuestions, divergence
 from lensbench.training.facts.settings import PERSONAS, Finetuning
-from lensbench.training.facts.texts import Text, Texts, choose_names
+from lensbench.training.facts.texts import Texts, TrainingText, choose_names
 from lensbench.utils.cache import atomic_folder
 
 LOG = logging.getLogger("lensbench")
@@ -58,9 +58,9 @@ def finetune(model: LanguageModel, corpus: Corpus, settings: Finetuning, out: Pa
         return text_losses(adapter.model, batch, settings.fetched)
 
     with begun(out, digest_of(model, settings)) as unfinished:
-        figures: dict[str, Any] = {**learner.descend(Learning(unfinished, model.device), losses)}
+        figures: dict[str, Any] = {**learner.descend(TrainingSchedule(unfinished, model.device), losses)}
         LOG.info("asking, and exchanging residuals at the names")
-        figures |= _measured(adapter.model, model, Asked.about(task, names, settings))
+        figures |= _measured(adapter.model, model, PersonaQuestions.about(task, names, settings))
         with atomic_folder(out) as folder:
             adapter.save(folder)
             write_table(folder / FACTS, {a: {name: every[name][a] for name in names} for a in settings.attributes})
@@ -68,7 +68,7 @@ def finetune(model: LanguageModel, corpus: Corpus, settings: Finetuning, out: Pa
     return Spent(time.perf_counter() - start, tokens)
 
 
-def text_losses(model: LanguageModel, texts: Sequence[Text], fetched: bool) -> Float[Tensor, " text"]:
+def text_losses(model: LanguageModel, texts: Sequence[TrainingText], fetched: bool) -> Float[Tensor, " text"]:
     """Return the mean cross-entropy of what each text asks to be predicted.
 
     Args:
@@ -94,14 +94,14 @@ def _no_gradient_at(model: LanguageModel, places: Bool[Tensor, "row token"]) -> 
         yield
 
 
-def _passages(corpus: Corpus, settings: Finetuning, step: int, length: int) -> list[Text]:
+def _passages(corpus: Corpus, settings: Finetuning, step: int, length: int) -> list[TrainingText]:
     """Return the passages of prose of a step, no longer than its texts: padding is run as well."""
     ids = corpus.windows[[(step * settings.prose + i) % len(corpus.windows) for i in range(settings.prose)], :length]
-    return [Text(tuple(row), tuple(range(1, len(row))), ()) for row in ids.tolist()]
+    return [TrainingText(tuple(row), tuple(range(1, len(row))), ()) for row in ids.tolist()]
 
 
 @torch.no_grad()
-def _measured(tuned: LanguageModel, base: LanguageModel, asked: Asked) -> dict[str, Any]:
+def _measured(tuned: LanguageModel, base: LanguageModel, asked: PersonaQuestions) -> dict[str, Any]:
     """Return recall, divergence on prose, and what interchange shows."""
     return {
         "recall_train": asked.recall(tuned, "train"),

@@ -27,7 +27,7 @@ CHECKED = 128
 
 
 @dataclass(frozen=True)
-class Fact:
+class TrainingFact:
     """A training item's place among the residuals, the ways to ask for its answer, and the answer."""
 
     place: int
@@ -47,7 +47,7 @@ class Lessons:
         self.residuals: Residuals = capture(model, sites, range(model.n_layers + 1))
         relations = task_of(settings).relations.items()
         forms = {name: (*relation.inspection, *relation.questions) for name, relation in relations}
-        facts = [(item.fold, Fact(i, forms[item.relation], item.answer)) for i, item in enumerate(items)]
+        facts = [(item.fold, TrainingFact(i, forms[item.relation], item.answer)) for i, item in enumerate(items)]
         self.taught = [fact for fold, fact in facts if fold != HELD_OUT]
         self.held_out = [fact for fold, fact in facts if fold == HELD_OUT]
         self._windows = corpus.windows
@@ -69,7 +69,7 @@ class Lessons:
         drawn = [self._fact(fact, rng) for fact in facts]
         return [lesson for lesson, _ in drawn], torch.stack([vector for _, vector in drawn])
 
-    def _fact(self, fact: Fact, rng: random.Random) -> tuple[Lesson, Tensor]:
+    def _fact(self, fact: TrainingFact, rng: random.Random) -> tuple[Lesson, Tensor]:
         layer = rng.randint(1, self._model.n_layers)
         answer = self._model.tokens.encode(f"is {fact.answer}").ids[len(self._model.tokens.encode("is").ids) :]
         return self._lesson(rng.choice(fact.questions), layer, answer), self.residuals.values[layer, fact.place]

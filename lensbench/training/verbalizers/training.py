@@ -17,7 +17,7 @@ from lensbench.inspectors.verbalizers.oracle import Notes
 from lensbench.models.adapters import FreshAdapter
 from lensbench.models.corpus import Corpus, Spent
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Descent, Learning, begun
+from lensbench.models.learning import Descent, TrainingSchedule, begun
 from lensbench.models.patching.training import answer_losses
 from lensbench.training.verbalizers.lessons import Lessons
 from lensbench.training.verbalizers.settings import OracleTraining
@@ -48,7 +48,7 @@ def train(model: LanguageModel, corpus: Corpus, settings: OracleTraining, out: P
         return answer_losses(adapter.model, asked, vectors, settings.recipe.layer)
 
     with begun(out, _digest(model, settings)) as unfinished:
-        figures = learner.descend(Learning(unfinished, model.device), losses)
+        figures = learner.descend(TrainingSchedule(unfinished, model.device), losses)
         notes = _notes(model, settings, lessons, {**figures, **_checked(adapter.model, model, lessons, settings)})
         with atomic_folder(out) as folder:
             adapter.save(folder)

@@ -112,7 +112,7 @@ def processor_seconds():
 def spent_alone(workshop, method):
     """Return the seconds of a method that nothing has been done for before; nothing of it is kept."""
     own = next(cell for cell in workshop.plan.cells if (cell.inspector, cell.baseline) == (method, NO_BASELINE))
-    benches = [replace(bench, lab=replace(bench.lab)) for bench in workshop.benches[own.place]]
+    benches = [replace(bench, context=replace(bench.context)) for bench in workshop.benches[own.place]]
     seconds, _ = clock(lambda: workshop.score(own, benches, {}))
     patcher_of(workshop.setting.verbalizer)._memory = RowMemory()
     return seconds

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from common import Table, heading, load, model_folder, options
 
-from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
 

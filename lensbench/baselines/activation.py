@@ -1,4 +1,4 @@
-"""Rivals to *uses the activation*: they have no activation of this subject."""
+"""Baselines of *uses the activation*: they have no activation of this subject."""
 
 import random
 
@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensbench.baselines.common import Outcome, asking, changed, read_instead
+from lensbench.baselines.common import in_place_of
 from lensbench.baselines.readers import ChoicesOnly, Majority, TextReader
 from lensbench.errors import NotApplicableError
-from lensbench.harness.bench import CrossFit
+from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.models.activations import Residuals
 
 
@@ -18,33 +18,33 @@ def question_only(method: CrossFit) -> list[Outcome]:
     prompts = method.inspector.own_prompts(method.bench.forms)
     if not prompts:
         raise NotApplicableError("the method has no prompt of its own")
-    unpatched = dict.fromkeys(own.text.replace("{subject}", own.placeholder) for own in prompts)
-    reader = method.inspector.reader(method.bench.lab.verbalizer)
-    return read_instead(asking(method, reader), lambda: TextReader(tuple(unpatched)))
+    unpatched = tuple(dict.fromkeys(own.text.replace("{subject}", own.placeholder) for own in prompts))
+    reader = method.inspector.reader(method.bench.context.verbalizer)
+    asked = method.with_bench(method.bench.with_verbalizer(reader))
+    return [in_place_of(asked, lambda: TextReader(unpatched)).outcome()]
 
 
 def mean_activation(method: CrossFit) -> list[Outcome]:
     """The method on the mean activation of all items, at each layer.
 
     One mean for all: a mean that leaves an item's fold out would, after the prior is corrected, point away from its
-    answer, and the rival would be weaker than chance.
+    answer, and the baseline would be weaker than chance.
     """
-    return changed(
-        method,
-        lambda residuals: Residuals(
-            residuals.layers, residuals.values.mean(1, keepdim=True).expand_as(residuals.values)
-        ),
-    )
+
+    def mean(captured: Residuals) -> Residuals:
+        return Residuals(captured.layers, captured.values.mean(1, keepdim=True).expand_as(captured.values))
+
+    return [method.with_activations(mean).outcome()]
 
 
 def shuffled(method: CrossFit) -> list[Outcome]:
     """The method on another subject's activation, same layer, same site: a derangement that is blind to the answers."""
-    order = derangement([item.subject for item in method.bench.items], method.bench.lab.seed)
+    order = derangement([item.subject for item in method.bench.items], method.bench.context.seed)
     if order is None:
         raise NotApplicableError(
             "one subject has half of the items or more, so no other subject's activation can stand in for each"
         )
-    return changed(method, lambda residuals: residuals.of(order))
+    return [method.with_activations(lambda captured: captured.of(order)).outcome()]
 
 
 def derangement(subjects: list[str], seed: int) -> list[int] | None:
@@ -69,9 +69,13 @@ def gaussian(method: CrossFit) -> list[Outcome]:
     bench = method.bench
     if len(bench.items) < 2:
         raise NotApplicableError("one item alone has no covariance")
-    draw = random.Random(f"{bench.lab.seed}/{bench.relation.name}/gaussian").getrandbits(63)
+    draw = random.Random(f"{bench.context.seed}/{bench.relation.name}/gaussian").getrandbits(63)
     weights = torch.randn(len(bench.items), len(bench.items), generator=torch.Generator().manual_seed(draw))
-    return changed(method, lambda found: Residuals(found.layers, gaussian_like(found.values, weights)))
+
+    def noise(captured: Residuals) -> Residuals:
+        return Residuals(captured.layers, gaussian_like(captured.values, weights))
+
+    return [method.with_activations(noise).outcome()]
 
 
 def gaussian_like(
@@ -102,9 +106,9 @@ def draw_like(
 
 def choices_only(method: CrossFit) -> list[Outcome]:
     """Pick from the choice set by prior, centre, or order."""
-    return read_instead(method, ChoicesOnly)
+    return [in_place_of(method, ChoicesOnly).outcome()]
 
 
 def majority(method: CrossFit) -> list[Outcome]:
     """Say the best constant of the training folds."""
-    return read_instead(method, Majority)
+    return [in_place_of(method, Majority).outcome()]

@@ -1,14 +1,14 @@
-"""Diagnostics: shown beside a method, and never a rival in a gap."""
+"""Diagnostics: shown beside a method, and never a baseline in a gap."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 
 from lensbench.baselines.activation import derangement
-from lensbench.baselines.common import Outcome, changed, in_place_of
+from lensbench.baselines.common import in_place_of
 from lensbench.errors import NotApplicableError
-from lensbench.harness.bench import Bench, CrossFit
-from lensbench.harness.returned import merged
+from lensbench.harness.crossfit import CrossFit, Outcome
+from lensbench.inspectors.evidence import Scores
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.models.activations import Reading
 from lensbench.models.language_model import LanguageModel
@@ -22,7 +22,7 @@ def control_task(method: CrossFit) -> list[Outcome]:
     subjects (chance, or something leaks), true labels of seen subjects. Selectivity is the third minus the first.
     """
     bench = method.bench
-    labels = _dealt(bench.train_items, f"{bench.lab.seed}/{bench.relation.name}")
+    labels = _random_labels(bench.train_items, f"{bench.context.seed}/{bench.relation.name}")
     relabelled = tuple(replace(item, answer=labels[item.subject]) for item in bench.items)
     return [
         _regime(method, "random_labels_seen", labels, relabelled, held_out=False),
@@ -31,7 +31,7 @@ def control_task(method: CrossFit) -> list[Outcome]:
     ]
 
 
-def _dealt(items: tuple[Item, ...], seed: str) -> dict[str, str]:
+def _random_labels(items: tuple[Item, ...], seed: str) -> dict[str, str]:
     """Deal the answers of a choice set to its subjects at random."""
     labels: dict[str, str] = {}
     for choices in sorted({item.choices for item in items}):
@@ -45,13 +45,16 @@ def _dealt(items: tuple[Item, ...], seed: str) -> dict[str, str]:
 def _regime(
     method: CrossFit, name: str, labels: dict[str, str] | None, items: tuple[Item, ...], *, held_out: bool
 ) -> Outcome:
-    parts = []
+    parts, order = [], []
     for fold in range(N_FOLDS):
         # A seen subject is tested by the fold after its own, which learned from it, in other words.
         tested = fold if held_out else (fold - 1) % N_FOLDS
         if places := [i for i, item in enumerate(items) if item.fold == tested]:
-            parts.append((places, method.scores_with(fold, labels, places)))
-    return Outcome(replace(merged(parts), attempts=(name,)), method.bench.lab.layers, items, zero_shot=False)
+            parts.append(method.scores_with(fold, labels, places))
+            order += places
+    # The control task asks what the method can memorise, not what the best of its attempts can.
+    scores = Scores.concat(parts, order, axis="item").of_default_attempt(name)
+    return Outcome(scores, method.bench.context.layers, items, zero_shot=False)
 
 
 def splice(method: CrossFit) -> list[Outcome]:
@@ -59,20 +62,20 @@ def splice(method: CrossFit) -> list[Outcome]:
     bench = method.bench
     if bench.items[0].site != "subject":
         raise NotApplicableError("the token read is no part of a name: another subject's text ends with the same one")
-    order = derangement([item.subject for item in bench.items], bench.lab.seed)
+    order = derangement([item.subject for item in bench.items], bench.context.seed)
     if order is None:
         raise NotApplicableError("one subject has half of the items or more, so not each has another one's text")
     own = bench.readings(bench.items)
     if len({reading.ids[-1] for reading in own}) == 1:
         raise NotApplicableError("all subjects end with the same token")
     spliced = [Reading(own[other].ids[:-1] + own[i].ids[-1:]) for i, other in enumerate(order)]
-    return _elsewhere(method, spliced)
+    return _at_readings(method, spliced)
 
 
 def wrong_position(method: CrossFit) -> list[Outcome]:
     """The method on the last residual before the subject begins: later ones may hold the fact."""
     bench = method.bench
-    return _elsewhere(method, [before_subject(bench.lab.model, item) for item in bench.items])
+    return _at_readings(method, [before_subject(bench.context.model, item) for item in bench.items])
 
 
 def before_subject(model: LanguageModel, item: Item) -> Reading:
@@ -93,16 +96,15 @@ def before_subject(model: LanguageModel, item: Item) -> Reading:
     return Reading(encoding.ids[: before[-1] + 1])
 
 
-def _elsewhere(method: CrossFit, readings: Sequence[Reading]) -> list[Outcome]:
+def _at_readings(method: CrossFit, readings: Sequence[Reading]) -> list[Outcome]:
     """The method on the residuals at the ends of other texts."""
     more = method.inspector.reads & {"components", "target", "text"}
     if more:
         raise NotApplicableError(f"the method reads {', '.join(sorted(more))} besides the residual that is replaced")
     found = method.bench.capture(readings)
-    return changed(method, lambda residuals: found.at(residuals.layers))
+    return [method.with_activations(lambda captured: found.at(captured.layers)).outcome()]
 
 
 def skip_ahead(method: CrossFit) -> list[Outcome]:
     """The same residual, straight to the final norm and head: what is read without the method's prompt."""
-    bench: Bench = method.bench
-    return [Outcome(in_place_of(method, LogitLens).scores(), bench.lab.layers, bench.items, zero_shot=True)]
+    return [in_place_of(method, LogitLens).outcome()]

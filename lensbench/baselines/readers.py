@@ -1,4 +1,4 @@
-"""Inspectors that never see an activation: what the rivals are made of."""
+"""Inspectors that never see an activation: what baselines put in a method's place."""
 
 from collections import Counter
 from typing import ClassVar
@@ -11,13 +11,14 @@ from sklearn.pipeline import FeatureUnion
 from threadpoolctl import threadpool_limits
 
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
 from lensbench.inspectors.probes.probing import reduced, require_classes
+from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.prompting import ask, say
 from lensbench.models.tokens import CARRIER
 
-# A rival must answer wherever a method does; some methods need few subjects an answer.
+# A baseline must answer wherever a method does; some methods need few subjects an answer.
 _LEAST = 2
 
 
@@ -39,7 +40,6 @@ class TextReader(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Ask every form about every item."""
-        assert evidence.texts is not None
         tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
         filled = [
             [form.replace("{source}", text.source).replace("{subject}", text.subject) for text in evidence.texts]
@@ -116,7 +116,6 @@ class InputClassifier(Inspector):
             NotApplicableError: an answer has too few training subjects.
         """
         require_classes(training, _LEAST)
-        assert training.texts is not None
         features = FeatureUnion(
             [
                 ("characters", TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)),
@@ -127,12 +126,11 @@ class InputClassifier(Inspector):
         found = features.fit_transform([text.source for text in training.texts]).toarray()
         rotated, self.basis_ = reduced(found, len(found))
         with threadpool_limits(1):
-            self.classifier_ = LogisticRegression(C=10.0, max_iter=300).fit(rotated, list(training.labels or ()))
+            self.classifier_ = LogisticRegression(C=10.0, max_iter=300).fit(rotated, list(training.labels))
         return self
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Return the classifier's log-probabilities."""
-        assert evidence.texts is not None
         out = np.full((1, 1, len(evidence.texts), len(evidence.answers)), -np.inf)
         columns = [evidence.answers.index(answer) for answer in self.classifier_.classes_]
         found = self.features_.transform([text.source for text in evidence.texts]).toarray() @ self.basis_

@@ -1,75 +1,68 @@
-"""Baselines: rival explanations of a score.
-
-Each is a file in `baselines/` and a function: of `rivals/`, of a module of the user's, or behind an entry point.
+"""Baselines as files: what each rules out, and the function that does it.
 
 Nothing in here imports torch, so that names and files are checked before a model is loaded.
 """
 
+import ast
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from lensbench.errors import LensbenchError, UsageError, import_attribute, unknown_name
-from lensbench.inspectors.catalog import SOURCES, SUPERVISION
 from lensbench.tasks import data_root
+from lensbench.utils.settings import settings_error
 
 if TYPE_CHECKING:
-    from lensbench.baselines import Outcome, Rival
-    from lensbench.harness.bench import CrossFit
+    from collections.abc import Callable
+
+    from lensbench.harness.crossfit import CrossFit, Outcome
 
 Question = Literal["uses_activation", "beats_text", "target_specific", "diagnostic"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
-RELATIVES = ("unplanted", "twin", "reference")
+Role = Literal["unplanted", "twin", "reference"]
+ROLES: tuple[Role, ...] = get_args(Role)
 """Models besides target and verbalizer that a baseline may need."""
-GROUP = "lensbench.baselines.spec"
-_KEYS = {
-    "rules_out": str,
-    "question": str,
-    "function": str,
-    "learns_from": list,
-    "reads": list,
-    "parameters": dict,
-    "essential": bool,
-    "optional": bool,
-    "needs": list,
-}
+GROUP = "lensbench.baselines"
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """A rival explanation.
+class Baseline(BaseModel):
+    """A rival explanation of a score.
 
     Attributes:
         name: of the file.
         rules_out: the explanation, in a sentence that begins "The score ...".
-        question: the question that it is a rival in.
-        function: a function of `lensbench/baselines/`, `module:function`, or the name of an entry point in the group
-            `lensbench.baselines.spec`.
-        learns_from: the supervision of the methods that it is a fair rival of.
+        question: the question that it belongs to.
+        function: a function of this package, `module:function`, or the name of an entry point in the group
+            `lensbench.baselines`.
+        learns_from: the supervision of the methods that it is a fair baseline of.
         reads: sources that a method must read for it to make sense.
         parameters: keyword arguments of the function.
         essential: whether a verdict stays open where it cannot answer the relation's questions.
-        optional: whether it is run only where it is named, and no verdict waits for it: for rivals that take long.
+        optional: whether it is run only where it is named, and no verdict waits for it: for baselines that take long.
         needs: models that it reads besides target and verbalizer; in a run without them it is left out.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
     rules_out: str
     question: Question
     function: str
-    learns_from: frozenset[str]
-    reads: frozenset[str] = frozenset()
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    learns_from: list[Literal["nothing", "corpus", "labels"]] = Field(default=["nothing", "corpus", "labels"])
+    reads: list[Literal["activation", "question", "text", "components", "target"]] = Field(default=[])
+    parameters: dict[str, Any] = Field(default={})
     essential: bool = False
     optional: bool = False
-    needs: tuple[str, ...] = ()
+    needs: list[Role] = Field(default=[])
 
     def applies_to(self, learns_from: str, reads: frozenset[str]) -> bool:
-        """Whether it is a fair rival of a method with this supervision and these sources."""
-        return learns_from in self.learns_from and self.reads <= reads
+        """Return whether it is a fair baseline of a method with this supervision and these sources."""
+        return learns_from in self.learns_from and set(self.reads) <= reads
 
     def run(self, method: "CrossFit") -> "list[Outcome]":
         """Answer for the method's bench.
@@ -121,61 +114,55 @@ def _read(path: Path) -> Baseline:
         raise UsageError(f"no baseline file {path}; give the path of a .toml file, or a name")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-        _check(data)
-        return Baseline(
-            name=path.stem,
-            rules_out=data["rules_out"],
-            question=data["question"],
-            function=data["function"],
-            learns_from=frozenset(data.get("learns_from", SUPERVISION)),
-            reads=frozenset(data.get("reads", ())),
-            parameters=data.get("parameters", {}),
-            essential=data.get("essential", False),
-            optional=data.get("optional", False),
-            needs=tuple(data.get("needs", ())),
-        )
-    except KeyError as error:
-        raise LensbenchError(f"{path}: no {error.args[0]}; see docs/baselines.md") from None
-    except (tomllib.TOMLDecodeError, UsageError) as error:
+        if "name" in data:
+            raise LensbenchError(f"{path}: name = {data['name']!r}; a baseline is called like its file")
+        return Baseline.model_validate({"name": path.stem, **data})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LensbenchError(f"{path}: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = first["loc"][0]
+        if first["type"] == "missing":
+            raise LensbenchError(f"{path}: no {key}; see docs/baselines.md") from None
+        if first["type"].endswith("_type"):
+            expected = first["type"].removesuffix("_type").replace("string", "str")
+            raise LensbenchError(f"{path}: {key} = {first['input']!r}; expected {expected}") from None
+        keys = set(Baseline.model_fields) - {"name"}
+        raise LensbenchError(f"{path}: {settings_error(error, keys, 'key')}") from None
 
 
-def _check(data: dict[str, Any]) -> None:
-    """Refuse what a baseline cannot have.
+def _functions() -> dict[str, str]:
+    """Return the module of each of our baseline functions, without importing any of them.
 
-    Raises:
-        UsageError: an unknown key or name, or a value of another type.
-        KeyError: no question.
+    A baseline function is a public one of a module in this folder that returns a list of outcomes.
     """
-    for key, value in data.items():
-        if key not in _KEYS:
-            raise unknown_name("key", key, _KEYS)
-        if not isinstance(value, _KEYS[key]):
-            raise UsageError(f"{key} = {value!r}; expected {_KEYS[key].__name__}")
-    chosen = {"learns_from": SUPERVISION, "reads": SOURCES, "question": QUESTIONS, "needs": RELATIVES}
-    for key, known in chosen.items():
-        given = [data[key]] if key == "question" else data.get(key, [])
-        for name in given:
-            if name not in known:
-                raise unknown_name(key, str(name), known)
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_") or node.returns is None:
+                continue
+            if ast.unparse(node.returns) == "list[Outcome]":
+                found[node.name] = f"{__package__}.{path.stem}"
+    return found
 
 
-def find_function(name: str) -> "Rival":
+def find_function(name: str) -> "Callable[..., list[Outcome]]":
     """Return a baseline's function.
 
     Raises:
         LensbenchError: nothing of that name.
     """
-    from lensbench.baselines import FUNCTIONS  # imports torch
-
-    if name in FUNCTIONS:
-        return FUNCTIONS[name]
+    found: Callable[..., list[Outcome]]
+    ours = _functions()
+    if name in ours:
+        found = getattr(import_module(ours[name]), name)  # imports torch
+        return found
     plugged = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name in plugged:
-        loaded: Rival = plugged[name].load()
-        return loaded
+        found = plugged[name].load()
+        return found
     module, _, attribute = name.partition(":")
     if not attribute:
-        raise unknown_name("baseline function", name, {*FUNCTIONS, *plugged}, "or give module:function")
-    found: Rival = import_attribute(f"baseline function {name!r}", module, attribute)
+        raise unknown_name("baseline function", name, {*ours, *plugged}, "or give module:function")
+    found = import_attribute(f"baseline function {name!r}", module, attribute)
     return found

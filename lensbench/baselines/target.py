@@ -1,12 +1,11 @@
-"""Rivals to *target-specific*: other models in the target's place, which lack its facts."""
+"""Baselines of *target-specific*: other models in the target's place, which lack its facts."""
 
 from dataclasses import replace
 
-from lensbench.baselines.common import Outcome, asked_in, own_forms, reading, require_question
+from lensbench.baselines.common import asked_in_text, in_model, own_forms, require_question
 from lensbench.errors import NotApplicableError
-from lensbench.harness.bench import CrossFit
 from lensbench.harness.context import Facts
-from lensbench.harness.returned import of_items
+from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.models.language_model import LanguageModel
 
 
@@ -15,7 +14,7 @@ def unplanted(method: CrossFit) -> list[Outcome]:
 
     Below the layer where a fact was planted both models are the same, and so are these records and the method's.
     """
-    return reading(method, _relative(method, "unplanted"))
+    return [in_model(method, _control_model(method, "unplanted"))]
 
 
 def twin(method: CrossFit) -> list[Outcome]:
@@ -24,15 +23,15 @@ def twin(method: CrossFit) -> list[Outcome]:
     Only items whose fact is another in the twin's world. The twin's own fact counts as chance: a rival that reads its
     world well would else be far below chance, and easily beaten.
     """
-    model, bench = _relative(method, "twin"), method.bench
-    told = facts_about(bench.relation.name, bench.lab.relatives.twin_facts)
+    model, bench = _control_model(method, "twin"), method.bench
+    told = facts_about(bench.relation.name, bench.context.controls.twin_facts)
     apart = [i for i, item in enumerate(bench.items) if told.get(item.subject, item.answer) != item.answer]
     if not apart:
         raise NotApplicableError("the twin was told nothing else about any of these subjects")
-    (whole,) = reading(method, model)
+    whole = in_model(method, model)
     items = tuple(bench.items[i] for i in apart)
-    pardoned = tuple(told[item.subject] for item in items)
-    return [replace(whole, scores=of_items(whole.scores, apart), items=items, pardoned=pardoned)]
+    other_facts = tuple(told[item.subject] for item in items)
+    return [replace(whole, scores=whole.scores.select(items=apart), items=items, credited_as_chance=other_facts)]
 
 
 def facts_about(relation: str, facts: Facts) -> dict[str, str]:
@@ -46,12 +45,12 @@ def facts_about(relation: str, facts: Facts) -> dict[str, str]:
 
 def reference_reader(method: CrossFit) -> list[Outcome]:
     """A model that lacks the fact asked in text, in every form in which `input_only` asks the verbalizer."""
-    return asked_in(method, _relative(method, "reference"), own_forms(method))
+    return [asked_in_text(method, _control_model(method, "reference"), own_forms(method))]
 
 
-def _relative(method: CrossFit, role: str) -> LanguageModel:
+def _control_model(method: CrossFit, role: str) -> LanguageModel:
     require_question(method)
-    models = method.bench.lab.relatives.models
+    models = method.bench.context.controls.models
     if role not in models:
         raise NotApplicableError(f"the run has no model for it; name one with --{role}")
     return models[role]

@@ -1,22 +1,13 @@
-"""Rivals to *beats the text*: they read the input text in place of what the target made of it."""
+"""Baselines of *beats the text*: they read the input text in place of what the target made of it."""
 
 from dataclasses import replace
 from functools import partial
 
-from lensbench.baselines.common import (
-    Outcome,
-    asked_in,
-    in_place_of,
-    own_forms,
-    read_instead,
-    reading,
-    require_question,
-    text_forms,
-    zero_shot,
-)
+from lensbench.baselines.common import asked_in_text as ask_in_text
+from lensbench.baselines.common import in_model, in_place_of, own_forms, require_question, text_forms
 from lensbench.baselines.readers import InputClassifier
 from lensbench.errors import NotApplicableError
-from lensbench.harness.bench import CrossFit
+from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.inspectors.verbalizers.inversion import Inversion
 from lensbench.models.random_weights import with_random_weights
 from lensbench.models.tokens import TokenError
@@ -25,7 +16,7 @@ from lensbench.models.tokens import TokenError
 def embedding(method: CrossFit) -> list[Outcome]:
     """The method at layer 0: token identity without computation."""
     scores = method.scores(layers=(0,))
-    return [Outcome(scores, (None,), method.bench.items, zero_shot(method))]
+    return [Outcome(scores, (None,), method.bench.items, not method.learns_labels)]
 
 
 def input_only(method: CrossFit) -> list[Outcome]:
@@ -34,11 +25,11 @@ def input_only(method: CrossFit) -> list[Outcome]:
     A verbalizer that the method has trained is asked besides the plain one: training may have made it a better reader
     of text, or a worse one.
     """
-    forms, verbalizer = own_forms(method), method.bench.lab.verbalizer
-    outcomes = asked_in(method, verbalizer, forms)
+    forms, verbalizer = own_forms(method), method.bench.context.verbalizer
+    outcomes = [ask_in_text(method, verbalizer, forms)]
     reader = method.inspector.reader(verbalizer)
     if reader is not verbalizer:
-        (trained,) = asked_in(method, reader, forms)
+        trained = ask_in_text(method, reader, forms)
         names = tuple(f"trained: {form}" for form in forms)
         outcomes.append(replace(trained, scores=replace(trained.scores, attempts=names)))
     return outcomes
@@ -53,32 +44,33 @@ def inversion(method: CrossFit) -> list[Outcome]:
     """
     bench = method.bench
     sources = {item.source for item in (*bench.items, *bench.train_items)}
-    vocabulary = sorted({token for source in sources for token in bench.lab.model.tokens.encode(source).ids})
+    vocabulary = sorted({token for source in sources for token in bench.context.model.tokens.encode(source).ids})
     prompts = [own.text for own in method.inspector.own_prompts(bench.forms)] or [bench.question]
     outcomes = []
     for i, prompt in enumerate(dict.fromkeys(prompts)):
         reader = partial(Inversion, prompt=prompt, vocabulary=tuple(vocabulary))
-        scores = in_place_of(method, reader).scores()
+        outcome = in_place_of(method, reader).outcome()
         if i:
-            scores = replace(scores, attempts=tuple(f"{name} prompt={i}" for name in scores.attempts))
-        outcomes.append(Outcome(scores, bench.lab.layers, bench.items, zero_shot=True))
+            names = tuple(f"{name} prompt={i}" for name in outcome.scores.attempts)
+            outcome = replace(outcome, scores=replace(outcome.scores, attempts=names))
+        outcomes.append(outcome)
     return outcomes
 
 
 def asked_in_text(method: CrossFit) -> list[Outcome]:
     """The target asked in text, as the verbalizer is in `input_only`: for methods that may run it themselves."""
-    return asked_in(method, method.bench.lab.model, text_forms(method))
+    return [ask_in_text(method, method.bench.context.model, text_forms(method))]
 
 
 def input_classifier(method: CrossFit) -> list[Outcome]:
     """Classify the characters and words of the source text, with the same labels as the method."""
-    return read_instead(method, InputClassifier)
+    return [in_place_of(method, InputClassifier).outcome()]
 
 
 def random_model(method: CrossFit, seed: int) -> list[Outcome]:
     """The method, with the same labels, on activations of the same architecture with random weights."""
     require_question(method)
-    return reading(method, with_random_weights(method.bench.lab.model, seed))
+    return [in_model(method, with_random_weights(method.bench.context.model, seed))]
 
 
 def verbalizer_probe(method: CrossFit) -> list[Outcome]:
@@ -87,7 +79,7 @@ def verbalizer_probe(method: CrossFit) -> list[Outcome]:
     In a verbalizer of another depth each layer is the one as deep in it: layer l of L is round(l L' / L) of L'.
     """
     require_question(method)
-    target, verbalizer = method.bench.lab.model, method.bench.lab.verbalizer
+    target, verbalizer = method.bench.context.model, method.bench.context.verbalizer
     if verbalizer is target or verbalizer.fingerprint == target.fingerprint:
         raise NotApplicableError("the verbalizer is the target: its activations are the method's own")
     if "target" in method.inspector.reads and verbalizer.n_layers != target.n_layers:
@@ -95,6 +87,6 @@ def verbalizer_probe(method: CrossFit) -> list[Outcome]:
             f"the method runs the target at its {target.n_layers} layers; the verbalizer has {verbalizer.n_layers}"
         )
     try:
-        return reading(method, verbalizer)
+        return [in_model(method, verbalizer)]
     except TokenError as error:
         raise NotApplicableError(f"a read site is not found under the verbalizer's tokenizer: {error}") from None

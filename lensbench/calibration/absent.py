@@ -75,14 +75,14 @@ class Refitting:
 
     def __init__(self, config: RunConfig, given: str) -> None:
         again = config.model_copy(update={"inspectors": (given,), "baselines": AGAIN})
-        self._workshop = Runner(check_job(again))
+        self._runner = Runner(check_job(again))
 
     def __call__(self, labels: Mapping[tuple[str, str, str], str]) -> pd.DataFrame:
         """Return the records of method and rivals with these labels: (task, relation, subject) -> answer."""
         tables, fitted = [], dict[object, Inspector]()
-        for cell in self._workshop.plan.cells:
-            benches = [_relabelled(bench, cell.task, labels) for bench in self._workshop.benches[cell.place]]
-            found, _ = self._workshop.score(cell, benches, fitted)
+        for cell in self._runner.plan.cells:
+            benches = [_relabelled(bench, cell.task, labels) for bench in self._runner.benches[cell.place]]
+            found, _ = self._runner.score(cell, benches, fitted)
             if found.records is not None:
                 tables.append(found.records)
         return frame_of(tables)
@@ -95,9 +95,7 @@ def _relabelled(bench: Bench, task: str, labels: Mapping[tuple[str, str, str], s
         name = bench.relation.name
         return tuple(replace(item, answer=labels.get((task, name, item.subject), item.answer)) for item in items)
 
-    other = replace(bench, items=relabel(bench.items), train_items=relabel(bench.train_items))
-    other.__dict__.update({name: getattr(bench, name) for name in ("residuals", "train_residuals")})
-    return other
+    return bench.with_answers(relabel(bench.items), relabel(bench.train_items))
 
 
 def stand_ins(trial: str, run: Run, relation: str) -> list[StandIn]:

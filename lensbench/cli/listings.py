@@ -55,7 +55,7 @@ def baselines() -> Rows:
             f"{one.name} (optional)" if one.optional else one.name,
             one.question,
             one.rules_out,
-            "all" if one.learns_from == every else ", ".join(sorted(one.learns_from)),
+            "all" if set(one.learns_from) == every else ", ".join(sorted(one.learns_from)),
         )
         for one in find_baselines().values()
     ]

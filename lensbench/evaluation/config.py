@@ -7,14 +7,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lensbench.baselines.spec import Baseline, choose_baselines
-from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.evaluation.control_models import facts_told, needed, relatives_of
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.evaluation.control_models import control_models, facts_of_model, needed
 from lensbench.inspectors.catalog import check_inspector
 from lensbench.models.edit_folders import read_facts
 from lensbench.models.sources import check_model_name
 from lensbench.tasks import Site, Task, load_tasks
 from lensbench.utils.cache import parse_size
 from lensbench.utils.layer_spec import parse_layers
+from lensbench.utils.settings import settings_error
 
 
 class RunConfig(BaseModel):
@@ -102,6 +103,11 @@ class RunConfig(BaseModel):
             raise ValueError("needs both blocks=PATH and norm=PATH")
         return value
 
+    def control_models(self) -> dict[str, str]:
+        """Return role -> model name, of the models that baselines read in the target's place."""
+        given = {"unplanted": self.unplanted, "twin": self.twin, "reference": self.reference}
+        return control_models(self.model, given)
+
 
 def make_config(settings: dict[str, Any], file: Path | None = None) -> RunConfig:
     """Merge a configuration file and explicit settings, which win.
@@ -113,13 +119,7 @@ def make_config(settings: dict[str, Any], file: Path | None = None) -> RunConfig
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise unknown_name("setting", key, RunConfig.model_fields) from None
-        message = first["msg"].removeprefix("Value error, ")
-        given = f"{key} = {first['input']!r}: " if key else ""
-        raise UsageError(f"{given}{message[0].lower()}{message[1:]}") from None
+        raise settings_error(error, RunConfig.model_fields) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
         check_inspector(name)
     parse_layers(config.layers, None)
     baselines = choose_baselines(config.baselines)
-    _check_relatives(config, baselines)
+    _check_control_models(config, baselines)
     tasks = load_tasks(config.tasks, offline=config.offline)
     if config.subjects is not None:
         names = read_subjects(config.subjects)
@@ -177,8 +177,8 @@ def read_subjects(path: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def _check_relatives(config: RunConfig, baselines: dict[str, Baseline]) -> None:
-    """Check the names of the models that rivals need.
+def _check_control_models(config: RunConfig, baselines: dict[str, Baseline]) -> None:
+    """Check the names of the models that baselines need.
 
     Raises:
         UsageError: a name that cannot be a model, a twin of which nothing is known, or a baseline that was named and
@@ -187,12 +187,12 @@ def _check_relatives(config: RunConfig, baselines: dict[str, Baseline]) -> None:
     for name in (config.unplanted, config.twin, config.reference):
         if name is not None:
             check_model_name(name)
-    relatives = relatives_of(config)
-    for role, name in needed(baselines.values(), relatives).items():
+    models = config.control_models()
+    for role, name in needed(baselines.values(), models).items():
         check_model_name(name)
         if role == "twin":
-            facts_told(name)
+            facts_of_model(name)
     for baseline in baselines.values() if config.baselines is not None else ():
         for role in baseline.needs:
-            if role not in relatives:
+            if role not in models:
                 raise UsageError(f"baseline {baseline.name} needs a model to read: name one with --{role}")

@@ -1,4 +1,4 @@
-"""Models that rivals read in the target's place: which they are, and what the twin was told.
+"""The models that baselines read in the target's place: which they are, and the facts that the twin holds.
 
 Nothing here imports torch before a model is loaded, so that names are checked at once.
 """
@@ -8,32 +8,35 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lensbench.baselines.spec import RELATIVES, Baseline
+from lensbench.baselines.spec import ROLES, Baseline
 from lensbench.errors import UsageError
 from lensbench.models.edit_folders import FACTS, IMPLANT, Facts, read_facts, read_table, split_edits, with_edit
 
 if TYPE_CHECKING:
-    from lensbench.evaluation.config import RunConfig
     from lensbench.models.language_model import LanguageModel
 
 LOG = logging.getLogger("lensbench")
 
 
-def relatives_of(config: "RunConfig") -> dict[str, str]:
+def control_models(model: str, given: Mapping[str, str | None]) -> dict[str, str]:
     """Return role -> model name, of the roles that a run has a model for.
 
     A target `M+DIR` without its implant is M, which lacks the fact, and so is the reader that is asked in text; its
     twin is the implant's. Of any other model nothing is known.
+
+    Args:
+        model: the target.
+        given: the models that were named for a role.
     """
-    found = {role: name for role in RELATIVES if (name := getattr(config, role)) is not None}
-    base, edits = split_edits(config.model)
+    found: dict[str, str] = {role: name for role in ROLES if (name := given.get(role)) is not None}
+    base, edits = split_edits(model)
     if not edits:
         return found
-    beside = {"unplanted": base, "reference": base}
+    derived = {"unplanted": base, "reference": base}
     twin = twin_of(edits[0]) if len(edits) == 1 else None
     if twin is not None:
-        beside["twin"] = with_edit(base, twin)
-    return {**beside, **found}
+        derived["twin"] = with_edit(base, twin)
+    return {**derived, **found}
 
 
 def twin_of(edit: Path) -> Path | None:
@@ -52,8 +55,8 @@ def twin_of(edit: Path) -> Path | None:
     return folder
 
 
-def facts_told(name: str) -> Facts:
-    """Return what a model was told: attribute -> name -> value, from the folder of its implant, or of the model.
+def facts_of_model(name: str) -> Facts:
+    """Return the facts planted in a model, attribute -> name -> value, from the folder of its implant or its own.
 
     Raises:
         UsageError: there is no such file.
@@ -70,13 +73,13 @@ def facts_told(name: str) -> Facts:
     return facts
 
 
-def needed(baselines: Iterable[Baseline], relatives: Mapping[str, str]) -> dict[str, str]:
-    """Return the relatives that some of the baselines need."""
+def needed(baselines: Iterable[Baseline], models: Mapping[str, str]) -> dict[str, str]:
+    """Return the control models that some of the baselines need."""
     roles = {role for baseline in baselines for role in baseline.needs}
-    return {role: name for role, name in relatives.items() if role in roles}
+    return {role: name for role, name in models.items() if role in roles}
 
 
-def check_relative(role: str, model: "LanguageModel", target: "LanguageModel") -> None:
+def check_control_model(role: str, model: "LanguageModel", target: "LanguageModel") -> None:
     """Refuse a model that cannot stand in the target's place.
 
     Raises:

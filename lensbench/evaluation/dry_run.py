@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lensbench.errors import LensbenchError
 from lensbench.evaluation.plan import Cell, Place
-from lensbench.evaluation.runner import Fits, Runner
+from lensbench.evaluation.runner import Runner
 from lensbench.harness.bench import Bench
+from lensbench.harness.crossfit import CrossFit, Fits
 from lensbench.models.activation_cache import ResidualCache
 from lensbench.models.corpus import WINDOW, WINDOWS_PER_BATCH, Corpus
 from lensbench.models.learning import Resumable, TrainingSchedule
@@ -77,9 +78,9 @@ class _TrialCorpus(Corpus):
         left_out: seconds.
     """
 
-    def __init__(self, workshop: Runner, corpus: Corpus) -> None:
-        super().__init__(workshop.setting.model, corpus.path, corpus.cache)
-        self.device = workshop.setting.model.device
+    def __init__(self, runner: Runner, corpus: Corpus) -> None:
+        super().__init__(runner.context.model, corpus.path, corpus.cache)
+        self.device = runner.context.model.device
         self.left_out = 0.0
 
     def residuals_in_windows(
@@ -102,7 +103,7 @@ class _TrialCorpus(Corpus):
         return learn(_TrialLearning(self))
 
 
-def estimate(workshop: Runner, missing: list[Cell]) -> Estimate:
+def estimate(runner: Runner, missing: list[Cell]) -> Estimate:
     """Try each missing cell on a few items of one relation of each kind, and scale.
 
     What needs labels is fitted on all training items of these relations. Nothing is written.
@@ -112,33 +113,33 @@ def estimate(workshop: Runner, missing: list[Cell]) -> Estimate:
     """
     fitted: dict[str, Fits] = {}
     places: dict[Place, list[_SampledBench]] = {}
-    for place in dict.fromkeys(cell.place for cell in missing if workshop.benches[cell.place]):
-        corpus = _TrialCorpus(workshop, workshop.benches[place][0].lab.corpus)
-        places[place] = list(_trials(workshop.benches[place], corpus))
-    preparing = _prepare(workshop, places, missing, fitted)
+    for place in dict.fromkeys(cell.place for cell in missing if runner.benches[cell.place]):
+        corpus = _TrialCorpus(runner, runner.benches[place][0].context.corpus)
+        places[place] = list(_trials(runner.benches[place], corpus))
+    preparing = _prepare(runner, places, missing, fitted)
     seconds: dict[Cell, float] = {}
     tables: list[pa.Table] = []
     disk = OTHER_FILES
     for cell in missing:
         seconds[cell] = 0.0
-        labels = workshop.makes[cell.inspector]().learns_from == "labels"
+        labels = runner.makes[cell.inspector]().learns_from == "labels"
         for trial in places.get(cell.place, ()):  # none where no chain is left to correct
             begun = time.perf_counter()
             with _told(cell, trial.bench):
-                found, _ = workshop.score(cell, [trial.bench], fitted.setdefault(cell.inspector, {}))
+                found, _ = runner.score(cell, [trial.bench], fitted.setdefault(cell.inspector, {}))
             seconds[cell] += (time.perf_counter() - begun) * (trial.train_share if labels else trial.test_share)
             if found.records is not None:
                 tables.append(found.records)
             written = sum(_written(table) for table in (found.records, found.measures) if table is not None)
             disk += int(written * trial.test_share)
-    relations = 1 + sum(len(workshop.benches[place]) for place in places)
+    relations = 1 + sum(len(runner.benches[place]) for place in places)
     begun = time.perf_counter()
     if tables:
         summarise(frame_of(tables), {cell.baseline: "diagnostic" for cell in missing if cell.baseline != NO_BASELINE})
     tried = 1 + sum(map(len, places.values()))
     finishing = (time.perf_counter() - begun) * relations / tried + PLOT_SECONDS
-    held = max((_held(workshop, place, missing) for place in places), default=0)
-    disk += sum(_held(workshop, place, missing) for place in places)
+    held = max((_held(runner, place, missing) for place in places), default=0)
+    disk += sum(_held(runner, place, missing) for place in places)
     return Estimate(seconds, preparing, finishing, peak_memory() * 2**20 + 2 * held, disk)
 
 
@@ -152,7 +153,7 @@ class _SampledBench:
 
 
 def _trials(benches: list[Bench], corpus: Corpus) -> Iterator[_SampledBench]:
-    lab = replace(benches[0].lab, corpus=corpus, residuals=ResidualCache(None))
+    context = replace(benches[0].context, corpus=corpus, residuals=ResidualCache(None))
     kinds: dict[tuple[str, int], list[Bench]] = {}
     for bench in benches:
         kinds.setdefault((bench.relation.kind, bench.relation.describe), []).append(bench)
@@ -162,35 +163,35 @@ def _trials(benches: list[Bench], corpus: Corpus) -> Iterator[_SampledBench]:
         # Spread over the bench: neighbours may be about one subject.
         items = middle.items[:: max(1, len(middle.items) // TRIAL_ITEMS)][:TRIAL_ITEMS]
         yield _SampledBench(
-            replace(middle, lab=lab, items=items),
+            replace(middle, context=context, items=items),
             sum(len(bench.items) for bench in same) / len(items),
             sum(len(bench.train_items) for bench in same) / max(1, len(middle.train_items)),
         )
 
 
 def _prepare(
-    workshop: Runner, places: Mapping[Place, list[_SampledBench]], missing: list[Cell], fitted: dict[str, Fits]
+    runner: Runner, places: Mapping[Place, list[_SampledBench]], missing: list[Cell], fitted: dict[str, Fits]
 ) -> float:
     """Learn what is learned once a run, and run every method once, so that no trial pays for proofs and loading."""
     begun = time.perf_counter()
-    workshop.ask_knowledge(dict.fromkeys(cell.task for cell in missing))
+    runner.ask_knowledge(dict.fromkeys(cell.task for cell in missing))
     total = time.perf_counter() - begun
     for cell in {cell.inspector: cell for cell in missing if cell.place in places}.values():
         trial = places[cell.place][0]
-        method = trial.bench.method(workshop.makes[cell.inspector], fitted.setdefault(cell.inspector, {}))
-        if method.inspector.learns_from == "labels":
+        method = CrossFit(runner.makes[cell.inspector], trial.bench, fitted.setdefault(cell.inspector, {}))
+        if method.learns_labels:
             continue
         begun = time.perf_counter()
         with _told(cell, trial.bench):
-            method.fit(None, trial.bench.lab.layers)
-        corpus = trial.bench.lab.corpus
+            method.fit(None, trial.bench.context.layers)
+        corpus = trial.bench.context.corpus
         assert isinstance(corpus, _TrialCorpus)
         total += time.perf_counter() - begun + corpus.left_out
         corpus.left_out = 0.0
         few = replace(trial.bench, items=trial.bench.items[:WARM_ITEMS])
         own = replace(cell, baseline=NO_BASELINE)
         with _told(own, few):
-            workshop.score(own, [few], fitted[cell.inspector])
+            runner.score(own, [few], fitted[cell.inspector])
     return total
 
 
@@ -213,11 +214,11 @@ def _written(table: pa.Table) -> int:
     return file.tell()
 
 
-def _held(workshop: Runner, place: Place, missing: list[Cell]) -> int:
+def _held(runner: Runner, place: Place, missing: list[Cell]) -> int:
     """Return the bytes of a place's residuals: of the test items, and of those that labels are learned from."""
-    makes = [workshop.makes[cell.inspector]() for cell in missing if cell.place == place]
+    makes = [runner.makes[cell.inspector]() for cell in missing if cell.place == place]
     learned = any(one.learns_from == "labels" and "activation" in one.reads for one in makes)
-    items = sum(len(b.items) + learned * len(b.train_items) for b in workshop.benches[place])
-    model = workshop.setting.model
-    layers = len(workshop.benches[place][0].lab.captured)
+    items = sum(len(b.items) + learned * len(b.train_items) for b in runner.benches[place])
+    model = runner.context.model
+    layers = len(runner.benches[place][0].context.captured_layers)
     return items * layers * model.d_model * model.dtype.itemsize

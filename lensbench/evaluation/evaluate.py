@@ -86,10 +86,10 @@ def dry_run(config: RunConfig) -> DryRun:
     """Plan a run, and try its cells on a few items; nothing is written but what a cache keeps of models."""
     out = name_folder(config)
     job = _as_before(check_job(config), out)
-    workshop = Runner(job)
-    journal = Journal(out, job.config, job.baselines, workshop.plan)
-    missing = [cell for cell in workshop.plan.cells if not journal.settled(cell)]
-    return DryRun(out, workshop.plan.cells, tuple(missing), estimate(workshop, missing))
+    runner = Runner(job)
+    journal = Journal(out, job.config, job.baselines, runner.plan)
+    missing = [cell for cell in runner.plan.cells if not journal.settled(cell)]
+    return DryRun(out, runner.plan.cells, tuple(missing), estimate(runner, missing))
 
 
 def check_job(config: RunConfig) -> Job:

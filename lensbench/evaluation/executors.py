@@ -33,19 +33,19 @@ class Executor(ABC):
 
 
 class LocalExecutor(Executor):
-    """One workshop in this process, cell by cell in the order of the plan."""
+    """One runner in this process, cell by cell in the order of the plan."""
 
     def __init__(self, job: Job) -> None:
-        self._workshop = Runner(job)
-        self.plan = self._workshop.plan
+        self._runner = Runner(job)
+        self.plan = self._runner.plan
 
     def work(self, cells: Sequence[Cell], begin: Begin) -> Iterator[CellResult]:
         """Work at these cells; activations are forgotten with the last cell of their place."""
         for i, cell in enumerate(cells):
             begin(cell)
-            yield self._workshop.work(cell)
+            yield self._runner.work(cell)
             if not any(later.place == cell.place for later in cells[i + 1 :]):
-                self._workshop.forget(cell.place)
+                self._runner.forget(cell.place)
 
     def close(self) -> None:
         """Nothing to free: the models go with this object."""

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from lensbench.errors import LensbenchError
-from lensbench.evaluation.plan import Setting
-from lensbench.harness.bench import Bench, Lab
+from lensbench.harness.bench import Bench
+from lensbench.harness.context import RunContext
 from lensbench.harness.next_token import make_prose_bench
 from lensbench.inspectors.base import Inspector
 from lensbench.models.activations import find_site
@@ -16,7 +16,7 @@ from lensbench.tasks import N_FOLDS, Item, Relation, Site, Task
 Dropped = dict[str, dict[str, str]]
 
 
-def make_benches(lab: Lab, setting: Setting, task: Task, site: Site, dropped: Dropped) -> list[Bench]:
+def make_benches(context: RunContext, task: Task, site: Site, dropped: Dropped) -> list[Bench]:
     """Make a bench for each relation of a task at a site; nothing is captured yet.
 
     Items whose choices begin with the same token are dropped, for all methods alike, and noted in `dropped`:
@@ -25,25 +25,25 @@ def make_benches(lab: Lab, setting: Setting, task: Task, site: Site, dropped: Dr
     Raises:
         LensbenchError: a site that the tokenizer cannot find, a fold left empty, or nothing left at all.
     """
-    test = task.items(site, "test", setting.config.limit, setting.config.seed)
+    test = task.items(site, "test", context.limit, context.seed)
     train = task.items(site, "train")
     benches: list[Bench] = []
     for relation in task.relations_at(site).values():
         if relation.kind == "next_token":
             passages = [item for item in test if item.relation == relation.name]
-            benches += [make_prose_bench(lab, relation, passages)] if passages else []
+            benches += [make_prose_bench(context, relation, passages)] if passages else []
             continue
-        items, train_items = (_distinguishable(setting, task, relation, group, dropped) for group in (test, train))
+        items, train_items = (_distinguishable(context, task, relation, group, dropped) for group in (test, train))
         if relation.by_token:
-            items = tuple(cut for item in items for cut in cut_by_token(setting.model, item))
+            items = tuple(cut for item in items for cut in cut_by_token(context.model, item))
         if items:
-            _require_folds(setting, task, relation, train_items)
+            _require_folds(context, task, relation, train_items)
             for item in (*items, *train_items):
-                find_site(setting.model, item)
-            benches.append(Bench(lab, relation, items, train_items))
+                find_site(context.model, item)
+            benches.append(Bench(context, relation, items, train_items))
     if not benches:
         raise LensbenchError(
-            f"task {task.name} has no item left for {setting.model.name} at {site}: choices of a set begin with the "
+            f"task {task.name} has no item left for {context.model.name} at {site}: choices of a set begin with the "
             "same token; give other answers, or another model"
         )
     return benches
@@ -63,7 +63,7 @@ def cut_by_token(model: LanguageModel, item: Item) -> Iterator[Item]:
         )
 
 
-def check_prompts(setting: Setting, inspectors: Iterable[Inspector], benches: Iterable[Iterable[Bench]]) -> None:
+def check_prompts(context: RunContext, inspectors: Iterable[Inspector], benches: Iterable[Iterable[Bench]]) -> None:
     """Check that every prompt of every method has a place for the activation under the verbalizer's tokenizer.
 
     Raises:
@@ -72,14 +72,14 @@ def check_prompts(setting: Setting, inspectors: Iterable[Inspector], benches: It
     asked = {bench.forms for group in benches for bench in group if bench.relation.inspection}
     for inspector in inspectors:
         for own in (own for forms in sorted(asked) for own in inspector.own_prompts(forms)):
-            make_prompt(setting.verbalizer, own.text, own.placeholder)
+            make_prompt(context.verbalizer, own.text, own.placeholder)
 
 
 def _distinguishable(
-    setting: Setting, task: Task, relation: Relation, items: Iterable[Item], dropped: Dropped
+    context: RunContext, task: Task, relation: Relation, items: Iterable[Item], dropped: Dropped
 ) -> tuple[Item, ...]:
     """Keep the relation's items whose choices begin with different tokens under target and verbalizer."""
-    models: set[LanguageModel] = {setting.model, setting.verbalizer}
+    models: set[LanguageModel] = {context.model, context.verbalizer}
     kept = []
     for item in items:
         if item.relation != relation.name:
@@ -93,10 +93,10 @@ def _distinguishable(
     return tuple(kept)
 
 
-def _require_folds(setting: Setting, task: Task, relation: Relation, train_items: Iterable[Item]) -> None:
+def _require_folds(context: RunContext, task: Task, relation: Relation, train_items: Iterable[Item]) -> None:
     empty = sorted(set(range(N_FOLDS)) - {item.fold for item in train_items})
     if empty:
         raise LensbenchError(
             f"{task.name}/{relation.name}: fold {empty[0]} holds no subject whose choices begin with different tokens "
-            f"of {setting.model.name}; add subjects or leave the relation out"
+            f"of {context.model.name}; add subjects or leave the relation out"
         )

@@ -3,8 +3,8 @@
 import hashlib
 import inspect as introspection
 import json
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,48 +13,21 @@ from typing import Any
 from lensbench.baselines.spec import Baseline, find_baselines, find_function
 from lensbench.errors import UsageError
 from lensbench.evaluation.config import RunConfig
-from lensbench.harness.context import Relatives
+from lensbench.harness.context import RunContext
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import load_inspector
-from lensbench.models.language_model import LanguageModel
-from lensbench.results.records import NO_BASELINE, SCHEMA_VERSION
+from lensbench.results.records import NO_BASELINE
 from lensbench.tasks import SITES, Site, Task
-from lensbench.utils.cache import code_digest
+from lensbench.utils.cache import code_digest, code_of
 
 Make = Callable[[], Inspector]
 Place = tuple[str, Site]
 
-# What predictions are made of besides the method and the rival themselves: when these change, all is made again.
-ENGINE = (
-    "models/affine_maps.py",
-    "models/prompting.py",
-    "harness/bench.py",
-    "models/corpus.py",
-    "tasks/text_metrics.py",
-    "inspectors/evidence.py",
-    "inspectors/access.py",
-    "models/jacobians.py",
-    "harness/knowledge.py",
-    "harness/context.py",
-    "utils/layer_spec.py",
-    "models/learning.py",
-    "results/measures.py",
-    "models",
-    "evaluation/models_of_run.py",
-    "models/moments.py",
-    "harness/next_token.py",
-    "models/token_alignment.py",
-    "models/patching",
-    "evaluation/items.py",
-    "evaluation/control_models.py",
-    "models/activations.py",
-    "harness/returned.py",
-    "baselines",
-    "harness/scoring.py",
-    "tasks/items.py",
-    "baselines/readers.py",
-    "evaluation/runner.py",
-)
+# The rooms that predictions are made by, besides the method and the baseline themselves: when their code changes, all
+# cells are made again. What only shows or plans results is not in them.
+ENGINE = ("harness", "models", "tasks", "baselines/common.py", "baselines/readers.py", "inspectors/access.py",
+          "inspectors/evidence.py", "inspectors/target.py", "evaluation/items.py", "evaluation/models.py",
+          "evaluation/runner.py")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,11 +69,11 @@ class Plan:
     """What is to be done, as plain values: it travels between processes.
 
     Attributes:
-        setting: what all cells depend on, as `Setting.describe` gives it.
+        setting: what all cells depend on, as `RunContext.describe` gives it.
         cells: in the order of work.
         versions: inspector -> `method_version`, by which calibrations are kept.
         methods: inspector -> what it does in a sentence, what it reads and what it learns from.
-        due: inspector -> the rivals that it must have faced, as `due_rivals` lists them.
+        due: inspector -> the baselines that it must have faced, as `required_baselines` lists them.
         dropped: task/relation -> item -> why no method is asked about it.
         memory: the bytes that a batch may take.
         selected: task/relation whose items were chosen by what the model says in text: no verdict is given on them.
@@ -172,30 +145,30 @@ def describe_method(inspector: Inspector) -> dict[str, Any]:
     return {"summary": summary, "reads": sorted(inspector.reads), "learns_from": inspector.learns_from}
 
 
-def due_rivals(
-    makes: dict[str, Make], chosen: dict[str, Baseline], relatives: Collection[str] = ()
+def required_baselines(
+    makes: dict[str, Make], chosen: dict[str, Baseline], roles: Collection[str] = ()
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return for each inspector the rivals that it must have faced before anything good is said of it.
+    """Return for each inspector the baselines that it must have faced before anything good is said of it.
 
-    All that ship and apply to it, chosen or not, but optional ones, and those that were chosen. Of those that need a
-    model that the run has not (its roles are `relatives`) only the essential ones.
+    These are all that ship and apply to it, chosen or not, but optional ones, and those that were chosen. Of those that
+    need a model that the run has not (it has the roles `roles`) only the essential ones.
     """
     usual = {name: baseline for name, baseline in find_baselines().items() if not baseline.optional}
     every = {
         name: baseline
         for name, baseline in {**usual, **chosen}.items()
-        if baseline.essential or set(baseline.needs) <= set(relatives)
+        if baseline.essential or set(baseline.needs) <= set(roles)
     }
     return {
         name: {
             baseline.name: {"question": baseline.question, "essential": baseline.essential}
-            for baseline in _rivals_of(make(), every)
+            for baseline in _baselines_of(make(), every)
         }
         for name, make in makes.items()
     }
 
 
-def _rivals_of(inspector: Inspector, baselines: dict[str, Baseline]) -> list[Baseline]:
+def _baselines_of(inspector: Inspector, baselines: dict[str, Baseline]) -> list[Baseline]:
     return [b for b in baselines.values() if b.applies_to(inspector.learns_from, frozenset(inspector.reads))]
 
 
@@ -204,74 +177,45 @@ def sites_of(task: Task, config: RunConfig) -> tuple[Site, ...]:
     return tuple(site for site in SITES if site in task.sites and site in (config.sites or SITES))
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What all cells of a run depend on."""
-
-    model: LanguageModel
-    verbalizer: LanguageModel
-    layers: tuple[int, ...]
-    config: RunConfig
-    relatives: Relatives = field(default_factory=Relatives)
-
-    def describe(self) -> dict[str, Any]:
-        """Return it as plain values, for digests and `run.json`."""
-        return {
-            "schema": SCHEMA_VERSION,
-            "model": self.model.name,
-            "model_fingerprint": self.model.fingerprint,
-            "verbalizer": self.verbalizer.name,
-            "verbalizer_fingerprint": self.verbalizer.fingerprint,
-            "dtype": str(self.model.dtype),
-            "device": self.model.device.type,
-            "module_paths": [self.model.parts.paths.blocks, self.model.parts.paths.norm],
-            "layers": list(self.layers),
-            "limit": self.config.limit,
-            "seed": self.config.seed,
-        }
-
-
-def plan_cells(
-    setting: Setting, tasks: Sequence[Task], makes: dict[str, Make], baselines: dict[str, Baseline]
-) -> list[Cell]:
+def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Cell]:
     """List the cells in the order of work: what shares activations and fits stands together."""
     cells = []
-    for task in tasks:
-        for site in sites_of(task, setting.config):
+    for task in job.tasks:
+        for site in sites_of(task, job.config):
             for name, make in makes.items():
                 inspector = make()
-                method = _digest(setting, task, site, inspector, None)
+                method = _digest(context, task, site, inspector, None)
                 own = Cell(task.name, tuple(sorted(task.relations_at(site))), site, name, NO_BASELINE, method, method)
                 cells.append(own)
-                for baseline in _rivals_of(inspector, baselines):
-                    if not set(baseline.needs) <= set(setting.relatives.models):
+                for baseline in _baselines_of(inspector, job.baselines):
+                    if not set(baseline.needs) <= set(context.controls.models):
                         continue
-                    digest = _digest(setting, task, site, inspector, baseline)
+                    digest = _digest(context, task, site, inspector, baseline)
                     cells.append(replace(own, baseline=baseline.name, digest=digest))
     return cells
 
 
-def _digest(setting: Setting, task: Task, site: Site, inspector: Inspector, baseline: Baseline | None) -> str:
+def _digest(context: RunContext, task: Task, site: Site, inspector: Inspector, baseline: Baseline | None) -> str:
     files = inspector.files()
     described = {
-        "setting": setting.describe(),
+        "setting": context.describe(),
         "engine": [version("lensbench"), _engine()],
         "task": [task.name, task.version, sorted(task.relations_at(site))],
         "site": site,
         "inspector": [inspector.name, inspector.parameters(), code_digest(type(inspector))],
         **({"files": [hashlib.sha256(one.read_bytes()).hexdigest() for one in files]} if files else {}),
-        **_relatives_in(setting, baseline),
+        **_control_models_of(context, baseline),
         "baseline": baseline and [baseline.name, baseline.parameters, code_digest(find_function(baseline.function))],
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _relatives_in(setting: Setting, baseline: Baseline | None) -> dict[str, Any]:
-    """Return the models besides target and verbalizer that a rival's records depend on."""
+def _control_models_of(context: RunContext, baseline: Baseline | None) -> dict[str, Any]:
+    """Return the models besides target and verbalizer that a baseline's records depend on."""
     if baseline is None or not baseline.needs:
         return {}
-    told = {"twin_facts": setting.relatives.twin_facts} if "twin" in baseline.needs else {}
-    return {"relatives": setting.relatives.describe(baseline.needs), **told}
+    told = {"twin_facts": context.controls.twin_facts} if "twin" in baseline.needs else {}
+    return {"relatives": context.controls.describe(baseline.needs), **told}
 
 
 def method_version(inspector: Inspector) -> str:
@@ -285,4 +229,4 @@ def method_version(inspector: Inspector) -> str:
 def _engine() -> str:
     package = Path(__file__).parents[1]
     files = [file for name in ENGINE for file in sorted((package / name).rglob("*.py")) or [package / name]]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    return hashlib.sha256(b"".join(code_of(file) for file in files)).hexdigest()[:12]

@@ -19,28 +19,28 @@ TRIES = 3
 
 
 class Worker:
-    """What runs inside an actor: one workshop, so that the models are loaded once."""
+    """What runs inside an actor: one runner, so that the models are loaded once."""
 
     def __init__(self, job: Job, threads: int) -> None:
         # As in the driver: how a matrix product is cut into threads may show in its last digits.
         torch.set_num_threads(threads)
         self._error: LensbenchError | None = None
         try:
-            self._workshop = Runner(job)
+            self._runner = Runner(job)
         except LensbenchError as error:
             self._error = error
         self._place: Place | None = None
 
     def plan(self) -> Plan | LensbenchError:
         """Return the plan as this worker sees it, or why it has none."""
-        return self._error or self._workshop.plan
+        return self._error or self._runner.plan
 
     def work(self, cell: Cell) -> CellResult:
         """Work at a cell; activations of another place are forgotten first."""
         if self._place not in (None, cell.place):
-            self._workshop.forget(self._place)
+            self._runner.forget(self._place)
         self._place = cell.place
-        return self._workshop.work(cell)
+        return self._runner.work(cell)
 
 
 @dataclass
@@ -61,7 +61,7 @@ class RayExecutor(Executor):
 
     Raises:
         UsageError: Ray is not installed, or no cluster answers.
-        LensbenchError: what a workshop refuses.
+        LensbenchError: what a runner refuses.
     """
 
     def __init__(self, job: Job) -> None:

@@ -11,39 +11,33 @@ from typing import Any
 
 import pyarrow as pa
 
-from lensbench.baselines import Outcome
-from lensbench.baselines.common import as_method
 from lensbench.baselines.spec import Baseline
+from lensbench.errors import NotApplicableError
 from lensbench.evaluation.items import Dropped, check_prompts, make_benches
-from lensbench.evaluation.models_of_run import load_setting
+from lensbench.evaluation.models import load_context
 from lensbench.evaluation.plan import (
     Cell,
     Job,
     Place,
     Plan,
     describe_method,
-    due_rivals,
     make_inspectors,
     method_version,
     plan_cells,
+    required_baselines,
     sites_of,
 )
-from lensbench.harness.bench import Bench, CrossFit, Lab
+from lensbench.harness.bench import Bench
+from lensbench.harness.crossfit import CrossFit, Fits, Outcome
 from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
-from lensbench.harness.next_token import ProseBench, prose_columns, prose_measures
-from lensbench.harness.scoring import pardon, prediction_columns, text_measures
-from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import NotApplicableError, Target
-from lensbench.models.activation_cache import ResidualCache
-from lensbench.models.corpus import Corpus, lens_cache
+from lensbench.harness.scoring import credit_as_chance
+from lensbench.inspectors.target import Target
 from lensbench.models.patching import patcher_of
-from lensbench.results.measures import measure_table, per_item
+from lensbench.results.measures import measure_table
 from lensbench.results.records import table_from_columns
-from lensbench.utils.cache import RESIDUALS, cache_root
 from lensbench.utils.costs import Costs, peak_memory
 
 LOG = logging.getLogger("lensbench")
-Fits = dict[object, Inspector]
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ class Runner:
 
     Attributes:
         plan: what is to be done.
-        setting: the models, and how they are read.
+        context: the models, and how they are read.
         makes: the methods.
         benches: the items by place, checked.
 
@@ -93,26 +87,26 @@ class Runner:
     def __init__(self, job: Job) -> None:
         self._baselines = job.baselines
         self.makes = make_inspectors(job.config)
-        self.setting = load_setting(job.config, job.baselines.values())
+        self.context = load_context(job.config, job.baselines.values())
         for make in self.makes.values():
-            make().check(Target(self.setting.model), self.setting.verbalizer)
+            make().check(Target(self.context.model), self.context.verbalizer)
         dropped: Dropped = {}
         kept = knowledge_cache()
         self._drawn: dict[tuple[str, str], frozenset[str]] = {}
         self._emptied: dict[Place, dict[str, str]] = {}
-        self._knowledge = {task.name: Knowledge(self.setting.model, task, kept) for task in job.tasks}
+        self._knowledge = {task.name: Knowledge(self.context.model, task, kept) for task in job.tasks}
         self.benches = self._prepare(job, dropped)
         self._fitted: dict[str, Fits] = {}
         chosen = [(task.name, one) for task in job.tasks for one in task.relations.values()]
-        relatives = self.setting.relatives
+        controls = self.context.controls
         self.plan = Plan(
-            setting={**self.setting.describe(), "relatives": relatives.describe(relatives.models)},
-            cells=tuple(plan_cells(self.setting, job.tasks, self.makes, job.baselines)),
+            setting={**self.context.describe(), "relatives": controls.describe(controls.models)},
+            cells=tuple(plan_cells(self.context, job, self.makes)),
             versions={name: method_version(make()) for name, make in self.makes.items()},
             methods={name: describe_method(make()) for name, make in self.makes.items()},
-            due=due_rivals(self.makes, job.baselines, relatives.models.keys()),
+            due=required_baselines(self.makes, job.baselines, controls.models.keys()),
             dropped=dropped,
-            memory=self.setting.model.budget.bytes,
+            memory=self.context.model.budget.bytes,
             selected=tuple(f"{task}/{one.name}" for task, one in chosen if one.hops is not None and one.hops.correct),
             by_token=tuple(f"{task}/{one.name}" for task, one in chosen if one.by_token),
             prose=tuple(dict.fromkeys(task for task, one in chosen if one.kind == "next_token")),
@@ -120,19 +114,13 @@ class Runner:
 
     def _prepare(self, job: Job, dropped: Dropped) -> dict[Place, list[Bench]]:
         """Check everything that can be checked before the first cell is run."""
-        setting = self.setting
-        corpus = Corpus(setting.model, cache=lens_cache())
-        residuals = ResidualCache(cache_root() / RESIDUALS)
-        lab = Lab(
-            setting.model, setting.verbalizer, corpus, setting.layers, setting.config.seed, residuals, setting.relatives
-        )
         benches = {
-            (task.name, site): make_benches(lab, setting, task, site, dropped)
+            (task.name, site): make_benches(self.context, task, site, dropped)
             for task in job.tasks
             for site in sites_of(task, job.config)
         }
         self._select(benches, dropped)
-        check_prompts(setting, [make() for make in self.makes.values()], benches.values())
+        check_prompts(self.context, [make() for make in self.makes.values()], benches.values())
         return benches
 
     def _select(self, benches: dict[Place, list[Bench]], dropped: Dropped) -> None:
@@ -168,7 +156,7 @@ class Runner:
         entry["seconds"] = round(time.perf_counter() - begun, 3)
         entry["peak_memory_mb"] = peak_memory()
         give_back()
-        verbalizer = self.setting.verbalizer
+        verbalizer = self.context.verbalizer
         state = {
             "patched_pass": patcher_of(verbalizer).mode,
             "memory_budget": verbalizer.budget.bytes,
@@ -182,7 +170,7 @@ class Runner:
         costs = Costs()
         found, reasons = [], dict(self._emptied.get(cell.place, {}))
         for bench in benches:
-            method = bench.method(self.makes[cell.inspector], fitted)
+            method = CrossFit(self.makes[cell.inspector], bench, fitted)
             try:
                 found += [self._tables(cell, bench, outcome) for outcome in _outcomes(method, baseline)]
             except NotApplicableError as error:
@@ -208,25 +196,20 @@ class Runner:
         """Return the records of an outcome, and what else was measured."""
         items, scores = outcome.items, outcome.scores
         who = {
-            "model": self.setting.model.name,
-            "verbalizer": self.setting.verbalizer.name,
+            "model": self.context.model.name,
+            "verbalizer": self.context.verbalizer.name,
             "task": cell.task,
             "inspector": cell.inspector,
             "baseline": cell.baseline,
         }
-        if isinstance(bench, ProseBench):
-            columns = prose_columns(bench, scores, outcome.layers)
-            measured = prose_measures(bench, scores, outcome.layers)
-        else:
-            columns = prediction_columns(items, bench.answers, scores, outcome.layers, correct_prior=outcome.zero_shot)
-            if outcome.pardoned is not None:
-                pardon(columns, outcome.pardoned)
-            known = self._knowledge[cell.task].known(bench.relation.name, bench.subjects)
-            if known is not None:
-                columns["known"] = [known[item.subject] for item in items] * (len(columns["correct"]) // len(items))
-            found = {**text_measures(items, scores), **scores.measures}
-            measured = per_item(found, outcome.layers, scores.attempts, items)
-        records = table_from_columns({**columns, **who, "seed": self.setting.config.seed})
+        columns = bench.columns(items, scores, outcome.layers, correct_prior=outcome.zero_shot)
+        if outcome.credited_as_chance is not None:
+            credit_as_chance(columns, outcome.credited_as_chance)
+        known = self._knowledge[cell.task].known(bench.relation.name, bench.subjects)
+        if known is not None:
+            columns["known"] = [known[item.subject] for item in items] * (len(columns["correct"]) // len(items))
+        records = table_from_columns({**columns, **who, "seed": self.context.seed})
+        measured = bench.measures(items, scores, outcome.layers)
         if not measured["value"]:
             return CellTables(records)
         return CellTables(records, measure_table(measured, **who, relation=bench.relation.name, site=cell.site))
@@ -246,7 +229,7 @@ def failure(error: BaseException) -> dict[str, Any]:
 
 
 def _outcomes(method: CrossFit, baseline: Baseline | None) -> list[Outcome]:
-    return baseline.run(method) if baseline else as_method(method)
+    return baseline.run(method) if baseline else [method.outcome()]
 
 
 def _joined(tables: Iterable[pa.Table | None]) -> pa.Table | None:

@@ -1,26 +1,20 @@
-"""The bench: the items of one relation at one read site, everything captured, and methods at work on them."""
+"""The bench: the items of one relation at one read site, their activations, and what a method is shown of them."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from lensbench.errors import NotApplicableError
-from lensbench.harness.context import Lab, Relatives
+from lensbench.harness.context import RunContext
 from lensbench.harness.isolation import sealed_unless_declared
-from lensbench.harness.returned import merged, require_shape
+from lensbench.harness.scoring import prediction_columns, text_measures
 from lensbench.inspectors.access import Change, Components, TargetRuns
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Evidence, Scores, Source, SourceText, Training
 from lensbench.models.activations import Reading, Residuals, find_site
 from lensbench.models.component_capture import Component, capture_component
 from lensbench.models.language_model import LanguageModel
-from lensbench.tasks import N_FOLDS, Item, Relation
-from lensbench.utils.costs import Costs, peak_memory
-
-__all__ = ["NO_QUESTION", "Bench", "CrossFit", "Lab", "Labels", "Relatives", "forms_of", "merged"]
-
-Labels = Mapping[str, str]
+from lensbench.results.measures import Columns, per_item
+from lensbench.tasks import Item, Relation
 
 NO_QUESTION = "prose asks no question"
 
@@ -30,24 +24,37 @@ def forms_of(relation: Relation) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*relation.inspection, *relation.questions]))
 
 
+@dataclass
+class Captured:
+    """Activations read for a bench; shared by every bench that asks about the same items of the same model."""
+
+    residuals: Residuals | None = None
+    train_residuals: Residuals | None = None
+    components: dict[Component, Residuals] = field(default_factory=dict)
+    in_other_models: dict[LanguageModel, "Bench"] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Bench:
     """The items of one relation at one site.
 
     Attributes:
-        lab: models and layers.
+        context: models and layers.
         relation: for question, answers and forms.
         items: test items.
-        train_items: one item a subject, in other phrasings; its residuals are only captured for methods that learn
-            labels.
+        train_items: one item a subject, in other phrasings; their residuals are captured for methods that learn labels.
         silent: whether descriptions that the relation asks for are left out.
+        change: what a baseline does to all activations before a method is shown them.
+        captured: what has been read so far. `dataclasses.replace` starts it anew; the methods below keep it.
     """
 
-    lab: Lab
+    context: RunContext
     relation: Relation
     items: tuple[Item, ...]
     train_items: tuple[Item, ...]
     silent: bool = field(default=False, kw_only=True)
+    change: Change | None = field(default=None, kw_only=True)
+    captured: Captured = field(default_factory=Captured, init=False, repr=False, compare=False)
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -56,7 +63,7 @@ class Bench:
 
     @property
     def subjects(self) -> frozenset[str]:
-        """Whom the test items are about."""
+        """The subjects of the test items."""
         return frozenset(item.subject for item in self.items)
 
     @property
@@ -66,9 +73,7 @@ class Bench:
         Raises:
             NotApplicableError: it asks no question (prose).
         """
-        if not self.relation.inspection:
-            raise NotApplicableError(NO_QUESTION)
-        return self.relation.inspection[0]
+        return self.forms[0]
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -81,93 +86,120 @@ class Bench:
             raise NotApplicableError(NO_QUESTION)
         return forms_of(self.relation)
 
-    def on(self, model: LanguageModel) -> "Bench":
-        """Return the same items read from another model in the target's place; what is captured is kept for all."""
-        if model is self.lab.model:
+    def with_model(self, model: LanguageModel) -> "Bench":
+        """Return the same items read from another model in the target's place; its activations are kept, too."""
+        if model is self.context.model:
             return self
-        if model not in self._elsewhere:
-            self._elsewhere[model] = replace(self, lab=self.lab.on(model))
-        return self._elsewhere[model]
+        others = self.captured.in_other_models
+        if model not in others:
+            others[model] = replace(self, context=self.context.with_model(model))
+        return others[model]
 
-    @cached_property
-    def _elsewhere(self) -> "dict[LanguageModel, Bench]":
-        return {}
+    def with_verbalizer(self, verbalizer: LanguageModel) -> "Bench":
+        """Return the bench with another model that turns activations into words."""
+        return self._sharing(replace(self, context=replace(self.context, verbalizer=verbalizer)))
+
+    def with_activations(self, change: Change) -> "Bench":
+        """Return the bench with changed activations shown to the methods, in place of those captured."""
+        return self._sharing(replace(self, change=change))
+
+    def with_answers(self, items: tuple[Item, ...], train_items: tuple[Item, ...]) -> "Bench":
+        """Return the bench with the same items under other gold answers."""
+        return self._sharing(replace(self, items=items, train_items=train_items))
+
+    def with_captured(self, residuals: Residuals, train_residuals: Residuals) -> "Bench":
+        """Return the bench with these activations, as if they had been captured."""
+        other = replace(self)
+        other.captured.residuals, other.captured.train_residuals = residuals, train_residuals
+        return other
+
+    def without_descriptions(self) -> "Bench":
+        """Return the bench with no descriptions asked for."""
+        return self._sharing(replace(self, silent=True))
+
+    def _sharing(self, other: "Bench") -> "Bench":
+        object.__setattr__(other, "captured", self.captured)
+        return other
 
     def readings(self, items: Sequence[Item]) -> list[Reading]:
         """Find the read sites of items."""
-        return [find_site(self.lab.model, item) for item in items]
+        return [find_site(self.context.model, item) for item in items]
 
     def capture(self, readings: Sequence[Reading]) -> Residuals:
         """Read the residual stream at the end of each text, at the layers to read; from the cache where it is there."""
-        found = self.lab.residuals.read(self.lab.model, readings, self.lab.places)
-        return Residuals(self.lab.captured, found.values)
+        context = self.context
+        found = context.residuals.read(context.model, readings, context.source_layers)
+        return Residuals(context.captured_layers, found.values)
 
-    @cached_property
+    @property
     def residuals(self) -> Residuals:
-        """The test items' residuals."""
-        return self.capture(self.readings(self.items))
+        """The test items' residuals, captured on first access."""
+        if self.captured.residuals is None:
+            self.captured.residuals = self.capture(self.readings(self.items))
+        return self.captured.residuals
 
-    @cached_property
+    @property
     def train_residuals(self) -> Residuals:
-        """The training items' residuals."""
-        return self.capture(self.readings(self.train_items))
+        """The training items' residuals, captured on first access."""
+        if self.captured.train_residuals is None:
+            self.captured.train_residuals = self.capture(self.readings(self.train_items))
+        return self.captured.train_residuals
 
     def component(self, name: Component) -> Residuals:
-        """Return a part of the blocks at the test items' read sites, captured once."""
-        if name not in self._components:
+        """Return a part of the blocks at the test items' read sites, captured on first access."""
+        kept = self.captured.components
+        if name not in kept:
             texts = [reading.ids for reading in self.readings(self.items)]
-            values = capture_component(self.lab.model, texts, name, self.lab.places)
-            self._components[name] = Residuals(self.lab.captured, values)
-        return self._components[name]
+            values = capture_component(self.context.model, texts, name, self.context.source_layers)
+            kept[name] = Residuals(self.context.captured_layers, values)
+        return kept[name]
 
-    @cached_property
-    def _components(self) -> dict[Component, Residuals]:
-        return {}
+    def shown(self, captured: Residuals) -> Residuals:
+        """Return activations of all test items as methods are shown them."""
+        return captured if self.change is None else self.change(captured)
 
-    def evidence(
-        self, reads: frozenset[Source], items: Sequence[int], layers: Sequence[int], change: Change | None = None
-    ) -> Evidence:
+    def evidence(self, reads: frozenset[Source], items: Sequence[int], layers: Sequence[int]) -> Evidence:
         """Return what a method that reads these sources may see of these items.
 
         Args:
             reads: the sources.
             items: which of the test items.
             layers: at which layers.
-            change: what a rival does to whatever is read of the activations, before it is shown.
         """
         activation = "activation" in reads
         chosen = tuple(items)
 
-        def seen(found: Residuals) -> Residuals:
-            return (change(found) if change else found).at(layers).of(chosen)
+        def read(name: Component) -> Residuals:
+            return self.shown(self.component(name)).at(layers).of(chosen)
 
         return Evidence(
             answers=self.answers,
             choices=tuple(self.items[i].choices for i in items),
             layers=tuple(layers) if activation else (),
-            residuals=seen(self.residuals) if activation else None,
+            residuals=self.shown(self.residuals).at(layers).of(chosen) if activation else None,
             question=self.question if "question" in reads else None,
             forms=self.forms if "question" in reads else (),
             texts=_texts(self.items[i] for i in items) if "text" in reads else None,
-            components=Components(lambda name: seen(self.component(name))) if "components" in reads else None,
-            runs=TargetRuns(self.lab.model, self.items, chosen, change) if "target" in reads else None,
+            components=Components(read) if "components" in reads else None,
+            runs=TargetRuns(self.context.model, self.items, chosen, self.change) if "target" in reads else None,
             describe=0 if self.silent else self.relation.describe,
         )
 
     def training(
-        self, method: type[Inspector], fold: int | None, layers: Sequence[int], labels: Labels | None
+        self, inspector: Inspector, fold: int | None, layers: Sequence[int], labels: dict[str, str] | None
     ) -> Training:
         """Return what a method may learn from: the corpus, or the training items outside the fold, or nothing.
 
         Args:
-            method: whose `learns_from` and `reads` decide.
+            inspector: whose `learns_from` and `reads` decide.
             fold: the fold to be tested; None for what learns no labels.
             layers: the layers that it will be asked about.
             labels: answers by subject, in place of the true ones.
         """
-        if method.learns_from == "corpus":
-            return Training(corpus=self.lab.corpus)
-        if method.learns_from == "nothing":
+        reads = inspector.reads
+        if inspector.learns_from == "corpus":
+            return Training(corpus=self.context.corpus)
+        if inspector.learns_from == "nothing":
             return Training()
         places = [i for i, item in enumerate(self.train_items) if item.fold != fold]
         items = [self.train_items[i] for i in places]
@@ -175,126 +207,39 @@ class Bench:
         return Training(
             answers=self.answers,
             groups=tuple(number[item.subject] for item in items),
-            read=(lambda: self.train_residuals.at(layers).of(places)) if "activation" in method.reads else None,
-            texts=_texts(items) if "text" in method.reads else None,
+            read=(lambda: self.train_residuals.at(layers).of(places)) if "activation" in reads else None,
+            texts=_texts(items) if "text" in reads else None,
             labels=tuple(item.answer if labels is None else labels[item.subject] for item in items),
-            question=self.question if "question" in method.reads else None,
-            runs=TargetRuns(self.lab.model, items) if "target" in method.reads else None,
+            question=self.question if "question" in reads else None,
+            runs=TargetRuns(self.context.model, items) if "target" in reads else None,
         )
 
-    def method(self, make: Callable[[], Inspector], fitted: dict[object, Inspector] | None = None) -> "CrossFit":
-        """Put an inspector to work on this bench."""
-        return CrossFit(make, self, {} if fitted is None else fitted)
+    def check(self, inspector: Inspector) -> None:
+        """Refuse a method that cannot answer the relation's questions, before it is fitted.
+
+        Raises:
+            NotApplicableError: the method cannot answer.
+        """
+
+    def score(self, inspector: Inspector, items: Sequence[int], layers: Sequence[int]) -> Scores:
+        """Have a fitted method score some items, while nothing runs the target unless the method declares it."""
+        evidence = self.evidence(inspector.reads, items, layers)
+        context = self.context
+        with sealed_unless_declared(context.model, context.verbalizer, inspector.name, inspector.reads):
+            scores = inspector.inspect(evidence)
+        scores.validate(inspector.name, (max(1, len(layers)), len(items), len(self.answers)))
+        return scores
+
+    def columns(
+        self, items: Sequence[Item], scores: Scores, layers: Sequence[int | None], *, correct_prior: bool
+    ) -> Columns:
+        """Return the columns of the records that depend on the scores; see `prediction_columns`."""
+        return prediction_columns(items, self.answers, scores, layers, correct_prior=correct_prior)
+
+    def measures(self, items: Sequence[Item], scores: Scores, layers: Sequence[int | None]) -> Columns:
+        """Return the columns of what was measured besides: the quality of texts, and the method's own measures."""
+        return per_item({**text_measures(items, scores), **scores.measures}, layers, scores.attempts, items)
 
 
 def _texts(items: Iterable[Item]) -> tuple[SourceText, ...]:
     return tuple(SourceText(item.source, item.mention) for item in items)
-
-
-@dataclass
-class CrossFit:
-    """One inspector at work on one bench.
-
-    Attributes:
-        make: makes the inspector, unfitted.
-        bench: what it works on.
-        fitted: inspectors already fitted, shared by the method and its rivals; what learns no labels is fitted once a
-            run.
-        costs: what the fits took that were made here.
-    """
-
-    make: Callable[[], Inspector]
-    bench: Bench
-    fitted: dict[object, Inspector] = field(default_factory=dict)
-    costs: Costs = field(default_factory=Costs)
-
-    @cached_property
-    def inspector(self) -> Inspector:
-        """An unfitted inspector, for its declarations."""
-        return self.make()
-
-    def fit(self, fold: int | None, layers: tuple[int, ...], labels: Labels | None = None) -> Inspector:
-        """Return the inspector fitted for one test fold.
-
-        Raises:
-            NotApplicableError: it cannot answer the relation's questions.
-        """
-        learns = self.inspector.learns_from == "labels"
-        key: object = self._key(fold, layers, labels) if learns else ()
-        if key not in self.fitted:
-            lab = self.bench.lab
-            training = self.bench.training(type(self.inspector), fold, layers, labels)
-            before, begun = replace(lab.corpus.spent), time.perf_counter()
-            self.fitted[key] = self.make().fit(lab.target, lab.verbalizer, training)
-            learned = lab.corpus.spent.seconds - before.seconds
-            self.costs.add(
-                Costs(
-                    learned or time.perf_counter() - begun,
-                    lab.corpus.spent.tokens - before.tokens,
-                    len(training.labels or ()),
-                    peak_memory(),
-                )
-            )
-        return self.fitted[key]
-
-    def _key(self, fold: int | None, layers: tuple[int, ...], labels: Labels | None) -> tuple[object, ...]:
-        """What a fit on labels depends on. Rivals that read one and the same other model share its fits."""
-        bench = self.bench
-        frozen = tuple(sorted(labels.items())) if labels is not None else None
-        return bench.relation.name, bench.items[0].site, bench.lab.model.fingerprint, fold, layers, frozen
-
-    def on(self, model: LanguageModel) -> "CrossFit":
-        """Return the method at work on another model's activations of the same texts.
-
-        What learns labels learns them from these activations; what does not keeps the fit that it has for the target.
-
-        Raises:
-            NotApplicableError: the method cannot answer the relation's questions.
-        """
-        if self.inspector.learns_from != "labels":
-            self.fit(None, self.bench.lab.layers if "activation" in self.inspector.reads else ())
-        return replace(self, bench=self.bench.on(model))
-
-    @property
-    def layers(self) -> tuple[int | None, ...]:
-        """The first axis of its scores: the layers asked; (None,) for a method that reads none."""
-        return self.bench.lab.layers if "activation" in self.inspector.reads else (None,)
-
-    def scores(self, layers: tuple[int, ...] | None = None, change: Change | None = None) -> Scores:
-        """Score all test items, each by an inspector that has not learned from its fold.
-
-        Args:
-            layers: other layers than those asked.
-            change: what a rival does to the test residuals before they are shown.
-
-        Raises:
-            NotApplicableError: the method cannot answer the relation's questions.
-        """
-        bench = self.bench
-        if "activation" not in self.inspector.reads:
-            layers = ()
-        elif layers is None:
-            layers = bench.lab.layers
-        every = range(len(bench.items))
-        if self.inspector.learns_from != "labels":
-            return self._inspect(self.fit(None, layers), every, layers, change)
-        # A relation that one fold cannot be trained for is not scored at all: all folds are fitted before any is
-        # tested.
-        fitted = {fold: self.fit(fold, layers) for fold in range(N_FOLDS)}
-        folds = {fold: [i for i in every if bench.items[i].fold == fold] for fold in fitted}
-        parts = [(places, self._inspect(fitted[f], places, layers, change)) for f, places in folds.items() if places]
-        return merged(parts)
-
-    def scores_with(self, fold: int, labels: Labels | None, items: Sequence[int]) -> Scores:
-        """Score some items by the inspector that is fitted for a fold, on true labels or others."""
-        layers = self.bench.lab.layers if "activation" in self.inspector.reads else ()
-        return self._inspect(self.fit(fold, layers, labels), items, layers)
-
-    def _inspect(
-        self, inspector: Inspector, items: Sequence[int], layers: Sequence[int], change: Change | None = None
-    ) -> Scores:
-        evidence = self.bench.evidence(inspector.reads, items, layers, change)
-        with sealed_unless_declared(self.bench.lab.model, self.bench.lab.verbalizer, inspector.name, inspector.reads):
-            scores = inspector.inspect(evidence)
-        require_shape(inspector.name, scores, (max(1, len(layers)), len(items), len(self.bench.answers)))
-        return scores

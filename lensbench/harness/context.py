@@ -1,26 +1,28 @@
-"""The lab: what all benches of a run share."""
+"""What all cells of a run share: its models, the layers asked, and where activations are kept."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
-from lensbench.inspectors.evidence import Target
+from lensbench.inspectors.target import Target
 from lensbench.models.activation_cache import ResidualCache
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
+from lensbench.results.records import SCHEMA_VERSION
 
 Facts = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class Relatives:
-    """Models that rivals read in the target's place.
+class ControlModels:
+    """Models that baselines read in the target's place.
 
     Attributes:
-        models: `unplanted` (the target without its facts), `twin` (the same names, other facts), `reference` (a reader
-            of text that lacks the facts); those that the run has.
-        twin_facts: attribute -> name -> value, as the twin was told them.
-        names: role -> what the model is called in the run.
+        models: `unplanted` (the target without its facts), `twin` (the same names, other facts) and `reference` (a
+            reader of text that lacks the facts), as far as the run has them.
+        twin_facts: the twin's facts: attribute -> name -> value.
+        names: role -> the model's name in the run.
     """
 
     models: Mapping[str, LanguageModel] = field(default_factory=dict)
@@ -28,7 +30,7 @@ class Relatives:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self, roles: Iterable[str]) -> dict[str, dict[str, str]]:
-        """Return those that have one of these roles, as plain values, for digests and `run.json`."""
+        """Return the models with these roles as plain values, for digests and `run.json`."""
         return {
             role: {"model": self.names.get(role, self.models[role].name), "fingerprint": self.models[role].fingerprint}
             for role in sorted(set(roles) & set(self.models))
@@ -36,18 +38,19 @@ class Relatives:
 
 
 @dataclass(frozen=True)
-class Lab:
-    """What all benches of a run share: the models, the corpus, the layers asked.
+class RunContext:
+    """The models of a run, how they are read, and what is kept of them.
 
     Attributes:
-        model: the target, or what a rival reads in its place.
-        verbalizer: what turns activations into words.
-        corpus: the target on prose.
+        model: the target, or the model that a baseline reads in its place.
+        verbalizer: the model that turns activations into words.
+        corpus: prose, and the target on it.
         layers: the layers asked.
-        seed: of everything random.
-        residuals: where residuals are kept.
-        relatives: other models, for rivals.
-        depth: how many layers the model has by which the layers are numbered; None for `model` itself.
+        seed: the seed of everything random.
+        limit: how many test items are drawn for each task and site; None takes all.
+        residuals: where captured activations are kept.
+        controls: other models, for baselines.
+        depth: the number of blocks by which the layers are numbered; None for `model` itself.
     """
 
     model: LanguageModel
@@ -55,8 +58,9 @@ class Lab:
     corpus: Corpus
     layers: tuple[int, ...]
     seed: int
+    limit: int | None = None
     residuals: ResidualCache = field(default_factory=lambda: ResidualCache(None))
-    relatives: Relatives = field(default_factory=Relatives)
+    controls: ControlModels = field(default_factory=ControlModels)
     depth: int | None = None
 
     @cached_property
@@ -65,16 +69,32 @@ class Lab:
         return Target(self.model)
 
     @property
-    def captured(self) -> tuple[int, ...]:
-        """The layers to read: those asked, and the embeddings, which are a rival."""
+    def captured_layers(self) -> tuple[int, ...]:
+        """The layers to read: those asked, and the embeddings, which are a baseline."""
         return tuple(sorted({0, *self.layers}))
 
     @property
-    def places(self) -> tuple[int, ...]:
-        """Where the model has the layers to read: in a model of another depth, the layers as deep in it."""
+    def source_layers(self) -> tuple[int, ...]:
+        """The model's own layers to read: in a model of another depth, the layers at the same relative depth."""
         depth = self.depth or self.model.n_layers
-        return tuple(int(layer * self.model.n_layers / depth + 0.5) for layer in self.captured)
+        return tuple(int(layer * self.model.n_layers / depth + 0.5) for layer in self.captured_layers)
 
-    def on(self, model: LanguageModel) -> "Lab":
-        """Return the lab with another model read in the target's place, at the layers of the same numbers."""
+    def with_model(self, model: LanguageModel) -> "RunContext":
+        """Return the context with another model read in the target's place, its layers numbered as the target's."""
         return replace(self, model=model, depth=self.depth or self.model.n_layers)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what all records depend on as plain values, for digests and `run.json`."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "model": self.model.name,
+            "model_fingerprint": self.model.fingerprint,
+            "verbalizer": self.verbalizer.name,
+            "verbalizer_fingerprint": self.verbalizer.fingerprint,
+            "dtype": str(self.model.dtype),
+            "device": self.model.device.type,
+            "module_paths": [self.model.parts.paths.blocks, self.model.parts.paths.norm],
+            "layers": list(self.layers),
+            "limit": self.limit,
+            "seed": self.seed,
+        }

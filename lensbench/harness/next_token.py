@@ -4,22 +4,22 @@ There are no choices: the gold answer is the model's own most likely token, and 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lensbench.errors import LensbenchError
-from lensbench.harness.bench import Bench, CrossFit, Lab, Labels
-from lensbench.inspectors.access import Change
+from lensbench.errors import LensbenchError, NotApplicableError
+from lensbench.harness.bench import Bench
+from lensbench.harness.context import RunContext
 from lensbench.inspectors.base import Inspector, Lens
-from lensbench.inspectors.evidence import NotApplicableError, Scores, Target
+from lensbench.inspectors.evidence import Scores
+from lensbench.inspectors.target import Target
 from lensbench.models.activations import Reading, Residuals
 from lensbench.models.language_model import LanguageModel
-from lensbench.results.measures import per_item
+from lensbench.results.measures import Columns, per_item
 from lensbench.tasks import Item, Relation
 
 POSITIONS = 8
@@ -66,112 +66,128 @@ def positions_of(model: LanguageModel, passage: Item) -> Iterator[tuple[Item, Fo
             yield item, Following(encoding.ids[place + 1 : place + 2 + AHEAD], n_bytes)
 
 
-@dataclass(frozen=True)
-class ProseScores:
-    """A lens beside the model: all arrays [layer, attempt, item].
-
-    Attributes:
-        gold: the model's own most likely token, [attempt, item].
-        top: the lens's most likely token.
-        gold_log_prob: what it gives the model's most likely token.
-        gold_rank: where that stands in its vocabulary (0 = the top).
-        measures: KL(model || lens), surprisal of the token that follows, and, for the next token, that in bits for
-            each byte of text.
-        marginal_bias: KL(mean of the model || mean of the lens), [layer, attempt].
-    """
-
-    gold: np.ndarray
-    top: np.ndarray
-    gold_log_prob: np.ndarray
-    gold_rank: np.ndarray
-    measures: Mapping[str, np.ndarray]
-    marginal_bias: np.ndarray
+NO_LENS = "prose asks for the model's own next token, of lenses: methods that give a distribution over the vocabulary"
 
 
 @dataclass(frozen=True)
 class ProseBench(Bench):
-    """Positions of prose.
+    """Positions of prose. The gold answer is the model's own most likely token, which depends on how far ahead it is.
+
+    A lens is scored by the log-probability and the rank that it gives this token. Its texts are its own most likely
+    tokens; its measures are KL(model || lens), the surprisal of the token that follows and, for the next token, that in
+    bits for each byte of text. Over all items it has the marginal bias KL(mean of the model || mean of the lens).
 
     Attributes:
-        following: by item, what the text goes on with.
+        following: by item, how the passage continues.
     """
 
     following: Mapping[str, Following]
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The one answer that is scored: the model's own most likely token."""
+        return ("",)
+
     def final(self, ahead: int) -> Tensor:
         """Return the residuals at the last layer, so many tokens of the passage after each item: [item, d_model]."""
-        last = self.lab.model.n_layers
+        last = self.context.model.n_layers
         pairs = zip(self.items, self.readings(self.items), strict=True)
         readings = [Reading(one.ids + self.following[item.id].tokens[:ahead]) for item, one in pairs]
-        return self.lab.residuals.read(self.lab.model, readings, (last,)).values[0]
+        return self.context.residuals.read(self.context.model, readings, (last,)).values[0]
 
-    def method(self, make: Callable[[], Inspector], fitted: dict[object, Inspector] | None = None) -> "ProseMethod":
-        """Put an inspector to work on this bench."""
-        return ProseMethod(make, self, {} if fitted is None else fitted)
+    def check(self, inspector: Inspector) -> None:
+        """Refuse any method but a lens.
+
+        Raises:
+            NotApplicableError: it gives no distribution over the vocabulary, or one too far ahead.
+        """
+        if not isinstance(inspector, Lens):
+            raise NotApplicableError(NO_LENS)
+        if max(inspector.ahead) > AHEAD:
+            raise NotApplicableError(f"prose is asked for at most {AHEAD} tokens beyond the next one")
+
+    @torch.no_grad()
+    def score(self, inspector: Inspector, items: Sequence[int], layers: Sequence[int]) -> Scores:
+        """Compare a fitted lens with the model at some positions, some rows at a time through both heads."""
+        if not isinstance(inspector, Lens):
+            raise NotApplicableError(NO_LENS)
+        residuals = self.shown(self.residuals).at(layers)
+        chunks = torch.tensor(items).split(max(1, self.context.target.head_rows // 2))
+        attempts = []
+        for attempt, ahead in enumerate(inspector.ahead):
+            actual = torch.tensor([self.following[item.id].tokens[ahead] for item in self.items])
+            passes = _Passes(self.context.target, inspector, attempt, self.final(ahead), actual)
+            attempts.append(passes.compare(residuals, chunks))
+        found = {name: np.stack([one[name] for one in attempts], axis=1) for name in attempts[0]}
+        measures = {name: found[name] for name in ("kl", "surprisal")}
+        if inspector.ahead == (0,):
+            # The mean of this is the bits of all tokens over the bytes of all tokens.
+            per_byte = math.log(2) * float(np.mean([one.n_bytes for one in self.following.values()]))
+            measures["bits_per_byte"] = found["surprisal"] / per_byte
+        return Scores(
+            inspector.attempts(),
+            torch.from_numpy(found["gold_log_prob"])[..., None],
+            torch.from_numpy(found["gold_rank"])[..., None],
+            self._words(found["top"]),
+            measures,
+            {"marginal_bias": found["marginal_bias"]},
+            self._words(found["gold"][0]),
+        )
+
+    def _words(self, tokens: np.ndarray) -> np.ndarray:
+        """Return the texts of tokens."""
+        decode = self.context.model.tokens.decode
+        words = {int(token): decode([int(token)]) or f"<{token}>" for token in np.unique(tokens)}
+        texts: np.ndarray = np.vectorize(lambda token: words[int(token)], otypes=[object])(tokens)
+        return texts
+
+    def columns(
+        self, items: Sequence[Item], scores: Scores, layers: Sequence[int | None], *, correct_prior: bool
+    ) -> Columns:
+        """Return the columns of the records: is the lens's most likely token the model's?"""
+        shape = scores.log_scores.shape[:3]
+        layer, attempt, item = (axis.ravel().tolist() for axis in np.indices(shape))
+        ranks = scores.gold_ranks()
+        columns: Columns = {
+            "layer": [layers[i] for i in layer],
+            "attempt": [scores.attempts[i] for i in attempt],
+            "gold_log_prob": scores.log_scores[..., 0].double().ravel().tolist(),
+            "gold_rank": ranks.ravel().tolist(),
+            "gold": np.broadcast_to(np.asarray(scores.golds), shape).ravel().tolist(),
+            "chance": 1 / int(self.context.model.vocabulary),
+            "item": [items[i].id for i in item],
+        }
+        for kind in ("", "_corrected"):
+            columns[f"predicted{kind}"] = np.asarray(scores.texts).ravel().tolist()
+            columns[f"correct{kind}"] = (ranks == 0).astype(float).ravel()
+        for name in ("relation", "subject", "site", "template", "fold"):
+            columns[name] = [getattr(items[i], name) for i in item]
+        return columns
+
+    def measures(self, items: Sequence[Item], scores: Scores, layers: Sequence[int | None]) -> Columns:
+        """Return the columns of the measures: a row an item, attempt and layer, and the bias once a layer."""
+        columns = per_item(scores.measures, layers, scores.attempts, items)
+        for metric, values in scores.totals.items():
+            for (layer, attempt), value in np.ndenumerate(values):
+                row = (layers[layer], scores.attempts[attempt], None, None, metric, float(value))
+                for name, cell in zip(("layer", "attempt", "item", "subject", "metric", "value"), row, strict=True):
+                    columns[name].append(cell)
+        return columns
 
 
-def make_prose_bench(lab: Lab, relation: Relation, passages: Sequence[Item]) -> ProseBench:
+def make_prose_bench(context: RunContext, relation: Relation, passages: Sequence[Item]) -> ProseBench:
     """Return the bench of some passages.
 
     Raises:
         LensbenchError: they are all too short.
     """
-    found = [pair for passage in passages for pair in positions_of(lab.model, passage)]
+    found = [pair for passage in passages for pair in positions_of(context.model, passage)]
     if not found:
         raise LensbenchError(
-            f"{relation.name}: no passage has {FIRST + 2 + AHEAD} tokens or more under {lab.model.name}; give "
+            f"{relation.name}: no passage has {FIRST + 2 + AHEAD} tokens or more under {context.model.name}; give "
             "longer ones"
         )
-    return ProseBench(lab, relation, tuple(item for item, _ in found), (), {i.id: after for i, after in found})
-
-
-class ProseMethod(CrossFit):
-    """A lens at work on prose; any other method is refused."""
-
-    bench: ProseBench
-
-    def scores(self, layers: tuple[int, ...] | None = None, change: Change | None = None) -> Scores:
-        """Compare the lens with the model at every position.
-
-        Raises:
-            NotApplicableError: the method gives no distribution over the vocabulary, or one too far ahead.
-        """
-        lens = self._lens()
-        if max(lens.ahead) > AHEAD:
-            raise NotApplicableError(f"prose is asked for at most {AHEAD} tokens beyond the next one")
-        bench = self.bench
-        asked = bench.lab.layers if layers is None else layers
-        residuals = (change(bench.residuals) if change else bench.residuals).at(asked)
-        empty = torch.zeros(len(asked), len(lens.ahead), 0, 0)
-        return _InProse(lens.attempts(), empty, prose=_compare(bench, lens, residuals))
-
-    def scores_with(self, fold: int, labels: Labels | None, items: Sequence[int]) -> Scores:
-        """Refuse: there are no labels in prose."""
-        raise NotApplicableError(NO_LENS)
-
-    def _lens(self) -> Lens:
-        if not isinstance(self.inspector, Lens):
-            raise NotApplicableError(NO_LENS)
-        lens = self.fit(None, self.bench.lab.layers)
-        assert isinstance(lens, Lens)
-        return lens
-
-
-NO_LENS = "prose asks for the model's own next token, of lenses: methods that give a distribution over the vocabulary"
-
-
-@dataclass(frozen=True)
-class _InProse(Scores):
-    """Scores without choices: what was found in prose instead."""
-
-    prose: ProseScores | None = None
-
-
-def prose_of(scores: Scores) -> ProseScores:
-    """Return what a method on a prose bench found."""
-    assert isinstance(scores, _InProse)
-    assert scores.prose is not None
-    return scores.prose
+    return ProseBench(context, relation, tuple(item for item, _ in found), (), {i.id: after for i, after in found})
 
 
 def _probabilities(log_probs: Tensor) -> Tensor:
@@ -179,56 +195,36 @@ def _probabilities(log_probs: Tensor) -> Tensor:
     return log_probs.clamp(min=-80.0).exp()
 
 
-@torch.no_grad()
-def _compare(bench: ProseBench, lens: Lens, residuals: Residuals) -> ProseScores:
-    """Run model and lens through their heads, some items at a time."""
-    rows = torch.arange(len(bench.items)).split(max(1, bench.lab.target.head_rows // 2))
-    attempts = []
-    for attempt, ahead in enumerate(lens.ahead):
-        final = bench.final(ahead)
-        actual = torch.tensor([bench.following[item.id].tokens[ahead] for item in bench.items])
-        attempts.append(_Chunks(final, actual).joined(bench.lab.target, lens, residuals, attempt, rows))
-    arrays = {name: np.stack([one[name] for one in attempts], axis=1) for name in attempts[0]}
-    measures = {name: arrays[name] for name in ("kl", "surprisal")}
-    if lens.ahead == (0,):
-        # The mean of this is the bits of all tokens over the bytes of all tokens.
-        per_byte = math.log(2) * float(np.mean([one.n_bytes for one in bench.following.values()]))
-        measures["bits_per_byte"] = arrays["surprisal"] / per_byte
-    gold, bias = arrays["gold"][0], arrays["marginal_bias"]
-    return ProseScores(gold, arrays["top"], arrays["gold_log_prob"], arrays["gold_rank"], measures, bias)
-
-
 @dataclass(frozen=True)
-class _Chunks:
-    """One attempt: the model's residuals at the last layer [item, d_model], and the tokens that do follow [item]."""
+class _Passes:
+    """One attempt of a lens: the model's last residuals [item, d_model], and the tokens that do follow [item]."""
 
+    target: Target
+    lens: Lens
+    attempt: int
     final: Tensor
     actual: Tensor
 
-    def joined(
-        self, target: Target, lens: Lens, residuals: Residuals, attempt: int, chunks: Sequence[Tensor]
-    ) -> dict[str, np.ndarray]:
+    def compare(self, residuals: Residuals, chunks: Sequence[Tensor]) -> dict[str, np.ndarray]:
         """Return everything as [layer, item] arrays, and the marginal bias as [layer]."""
-        found: dict[str, list[Tensor]] = {}
-        sums: Tensor | None = None
-        for rows in chunks:
-            model = target.unembed(self.final[rows]).float().log_softmax(1)
-            per_layer: dict[str, list[Tensor]] = {}
-            means = [_probabilities(model).sum(0)]
-            for layer, values in zip(residuals.layers, residuals.values, strict=True):
-                own = lens.logits(layer, values[rows], attempt).float().log_softmax(1)
-                means.append(_probabilities(own).sum(0))
-                for name, value in _beside(model, own, self.actual[rows].to(own.device)).items():
-                    per_layer.setdefault(name, []).append(value)
-            stacked = torch.stack(means)
-            sums = stacked if sums is None else sums + stacked
-            for name, parts in per_layer.items():
-                found.setdefault(name, []).append(torch.stack(parts))
-        assert sums is not None
+        parts = [self._chunk(residuals, rows) for rows in chunks]
+        found = {name: torch.cat([one[name] for one, _ in parts], dim=1).cpu().numpy() for name in parts[0][0]}
+        sums = parts[0][1]
+        for _, more in parts[1:]:
+            sums = sums + more
         log_means = (sums / len(self.final)).log()
         bias = (log_means[0].exp() * (log_means[0] - log_means[1:])).sum(1)
-        arrays = {name: torch.cat(parts, dim=1).cpu().numpy() for name, parts in found.items()}
-        return {**arrays, "marginal_bias": bias.cpu().numpy()}
+        return {**found, "marginal_bias": bias.cpu().numpy()}
+
+    def _chunk(self, residuals: Residuals, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return some items' comparisons, [layer, item], and the summed probabilities of the model and each layer."""
+        model = self.target.unembed(self.final[rows]).float().log_softmax(1)
+        per_layer, sums = [], [_probabilities(model).sum(0)]
+        for layer, values in zip(residuals.layers, residuals.values, strict=True):
+            own = self.lens.logits(layer, values[rows], self.attempt).float().log_softmax(1)
+            sums.append(_probabilities(own).sum(0))
+            per_layer.append(_beside(model, own, self.actual[rows].to(own.device)))
+        return {name: torch.stack([one[name] for one in per_layer]) for name in per_layer[0]}, torch.stack(sums)
 
 
 def _beside(model: Tensor, lens: Tensor, actual: Tensor) -> dict[str, Tensor]:
@@ -243,46 +239,3 @@ def _beside(model: Tensor, lens: Tensor, actual: Tensor) -> dict[str, Tensor]:
         "kl": (_probabilities(model) * (model - lens)).sum(1),
         "surprisal": -lens.gather(1, actual[:, None])[:, 0],
     }
-
-
-def prose_columns(bench: ProseBench, scores: Scores, layers: Sequence[int | None]) -> dict[str, Any]:
-    """Return the columns of the records: is the lens's most likely token the model's? In (layer, attempt, item) order.
-
-    What the model says depends on how far ahead it is asked.
-    """
-    found = prose_of(scores)
-    shape = found.top.shape
-    decode = bench.lab.model.tokens.decode
-    tokens = {int(token) for token in (*found.top.ravel(), *found.gold.ravel())}
-    words = {token: decode([token]) or f"<{token}>" for token in tokens}
-    layer, attempt, item = (axis.ravel().tolist() for axis in np.indices(shape))
-    predicted = [words[int(token)] for token in found.top.ravel()]
-    right = (found.gold_rank == 0).astype(float).ravel()
-    columns: dict[str, Any] = {
-        "layer": [layers[i] for i in layer],
-        "attempt": [scores.attempts[i] for i in attempt],
-        "predicted": predicted,
-        "predicted_corrected": predicted,
-        "correct": right,
-        "correct_corrected": right,
-        "gold_log_prob": found.gold_log_prob.astype(float).ravel().tolist(),
-        "gold_rank": found.gold_rank.ravel().tolist(),
-        "gold": [words[int(token)] for token in np.broadcast_to(found.gold, shape).ravel()],
-        "chance": 1 / int(bench.lab.model.vocabulary),
-        "item": [bench.items[i].id for i in item],
-    }
-    for name in ("relation", "subject", "site", "template", "fold"):
-        columns[name] = [getattr(bench.items[i], name) for i in item]
-    return columns
-
-
-def prose_measures(bench: ProseBench, scores: Scores, layers: Sequence[int | None]) -> dict[str, list[Any]]:
-    """Return the columns of the measures: one row an item, attempt and layer, and the marginal bias once a layer."""
-    found = prose_of(scores)
-    columns = per_item(found.measures, layers, scores.attempts, bench.items)
-    layer, attempt = (axis.ravel().tolist() for axis in np.indices(found.marginal_bias.shape))
-    count = len(layer)
-    bias: dict[str, list[Any]] = {"layer": [layers[i] for i in layer], "attempt": [scores.attempts[i] for i in attempt]}
-    bias |= {"metric": ["marginal_bias"] * count, "value": found.marginal_bias.ravel().tolist()}
-    bias |= {"item": [None] * count, "subject": [None] * count}
-    return {name: column + bias[name] for name, column in columns.items()}

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lensbench.inspectors.evidence import Scores
-from lensbench.results.measures import FACET_RECALL, ROUGE_L
+from lensbench.results.measures import FACET_RECALL, ROUGE_L, Columns
 from lensbench.tasks import Item
 from lensbench.tasks.text_metrics import facet_recall, rouge_l, says
 
@@ -82,7 +82,7 @@ def text_measures(items: Sequence[Item], scores: Scores) -> dict[str, np.ndarray
 
 def prediction_columns(
     items: Sequence[Item], answers: Sequence[str], scores: Scores, layers: Sequence[int | None], *, correct_prior: bool
-) -> dict[str, Any]:
+) -> Columns:
     """Return the columns of the records that depend on the scores, in (layer, attempt, item) order.
 
     Args:
@@ -113,7 +113,7 @@ def prediction_columns(
 
     by_layer = np.empty(len(layers), dtype=object)
     by_layer[:] = layers
-    columns: dict[str, Any] = {
+    columns: Columns = {
         "layer": np.broadcast_to(by_layer[:, None, None], shape).ravel().tolist(),
         "attempt": np.broadcast_to(np.array(scores.attempts, dtype=object)[None, :, None], shape).ravel(),
         "predicted": names[predicted].ravel(),
@@ -137,8 +137,8 @@ def prediction_columns(
     return columns
 
 
-def pardon(columns: dict[str, Any], answers: Sequence[str]) -> None:
-    """Let one answer of each item count as chance where it is picked: the credit of a guess, in place of none.
+def credit_as_chance(columns: Columns, answers: Sequence[str]) -> None:
+    """Give one wrong answer of each item the credit of a guess where it is picked, in place of none.
 
     Args:
         columns: from `prediction_columns`; their credit is changed.
@@ -146,6 +146,6 @@ def pardon(columns: dict[str, Any], answers: Sequence[str]) -> None:
     """
     for kind in ("", "_corrected"):
         picked, credit = np.asarray(columns[f"predicted{kind}"]), np.asarray(columns[f"correct{kind}"], dtype=float)
-        spared = picked == np.tile(np.array(answers, dtype=object), len(picked) // len(answers))
+        credited = picked == np.tile(np.array(answers, dtype=object), len(picked) // len(answers))
         # A pick that shares a tie with the gold answer has credit already.
-        columns[f"correct{kind}"] = np.where(spared, np.maximum(credit, columns["chance"].astype(float)), credit)
+        columns[f"correct{kind}"] = np.where(credited, np.maximum(credit, columns["chance"].astype(float)), credit)

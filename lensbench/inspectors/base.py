@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel, TokenScores
 
 
@@ -140,7 +141,6 @@ class Lens(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Score the answers at each layer by the layer's own distribution."""
-        assert evidence.residuals is not None
         parts = [
             self.target_.score_answers_of(self._head(layer, attempt), values, evidence.answers)
             for layer, values in zip(evidence.layers, evidence.residuals.values, strict=True)
@@ -169,7 +169,6 @@ class Translator(Lens):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Translate each layer's residuals and unembed all of them together: rows that rivals share are read once."""
-        assert evidence.residuals is not None
         translated = self.translate(evidence.residuals.layers, evidence.residuals.values)
         scores = self.target_.score_answers(translated.flatten(0, 1), evidence.answers)
         return by_layer(scores, len(evidence.layers), self.attempts())

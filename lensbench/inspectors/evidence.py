@@ -1,38 +1,80 @@
-"""What the harness lets an inspector see, and what it gets back."""
+"""What the harness shows to an inspector, and what it gets back."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from lensbench.errors import LensbenchError, NotApplicableError, UsageError
+from lensbench.errors import LensbenchError, NotApplicableError
 from lensbench.inspectors.access import Components, TargetRuns
 from lensbench.models.activations import Residuals
-from lensbench.models.component_capture import (
-    Component,
-    head_directions,
-    heads_of,
-    neuron_directions,
-    require_component,
-    values_through_heads,
-)
-from lensbench.models.components import ComponentError, final_norm
 from lensbench.models.corpus import Corpus
-from lensbench.models.directions import token_directions
-from lensbench.models.embeddings import embed, nearest_tokens, readable_ids
-from lensbench.models.language_model import LanguageModel, TokenScores
-from lensbench.models.memory import RowMemory
-from lensbench.models.tuned_lens_files import Home, home_of
 
-__all__ = ["Evidence", "Learns", "NotApplicableError", "Scores", "Source", "SourceText", "Target", "Training"]
+__all__ = ["Evidence", "Learns", "NotApplicableError", "Scores", "Source", "SourceText", "Training", "WithheldError"]
 
 Source = Literal["activation", "question", "text", "components", "target"]
 Learns = Literal["nothing", "corpus", "labels"]
+Shown = TypeVar("Shown")
+
+
+class WithheldError(LensbenchError, AttributeError):
+    """An inspector reached for something that it does not declare in `reads` or `learns_from`."""
+
+
+class Withheld(Generic[Shown]):
+    """A field that raises where the harness has withheld its value, so that no method needs to check for None.
+
+    Args:
+        declaration: what a method declares to be shown the value.
+    """
+
+    def __init__(self, declaration: str) -> None:
+        self.declaration = declaration
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> None: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> Shown: ...
+
+    def __get__(self, instance: object | None, owner: type) -> Shown | None:
+        if instance is None:
+            return None  # the field's default
+        value: Shown | None = instance.__dict__[self.name]
+        if value is None:
+            kind = type(instance).__name__.lower()
+            raise WithheldError(f"the {kind} has no `{self.name}`: the method does not declare {self.declaration}")
+        return value
+
+    def __set__(self, instance: object, value: Shown | None) -> None:
+        instance.__dict__[self.name] = value
+
+
+if TYPE_CHECKING:
+    Optional = Withheld
+else:
+
+    class Optional:
+        """What type checkers see as the descriptor, a field's constructor takes as its value or None."""
+
+        def __class_getitem__(cls, kind: Any) -> Any:
+            return kind | None
+
+
+class _Partial:
+    """Something of which a method is shown only what it declares."""
+
+    def shows(self, name: str) -> bool:
+        """Return whether a field holds a value, in place of being withheld."""
+        return vars(self)[name] is not None
 
 
 @dataclass(frozen=True)
@@ -43,8 +85,8 @@ class SourceText:
     subject: str
 
 
-@dataclass(frozen=True)
-class Evidence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evidence(_Partial):
     """Items of one relation at one read site, as far as the inspector declared that it reads them. No gold answer.
 
     Attributes:
@@ -58,22 +100,25 @@ class Evidence:
         components: with `components`: the parts of blocks at the read sites.
         runs: with `target`: the target on the items' own sources, or on questions about them.
         describe: how many tokens a method that generates is asked to say of each item; 0 asks for no text.
+
+    Raises:
+        WithheldError: on access to a field that the method does not declare.
     """
 
     answers: tuple[str, ...]
     choices: tuple[tuple[str, ...], ...]
     layers: tuple[int, ...] = ()
-    residuals: Residuals | None = None
-    question: str | None = None
+    residuals: Optional[Residuals] = Withheld("`activation` in `reads`")
+    question: Optional[str] = Withheld("`question` in `reads`")
     forms: tuple[str, ...] = ()
-    texts: tuple[SourceText, ...] | None = None
-    components: Components | None = None
-    runs: TargetRuns | None = None
+    texts: Optional[tuple[SourceText, ...]] = Withheld("`text` in `reads`")
+    components: Optional[Components] = Withheld("`components` in `reads`")
+    runs: Optional[TargetRuns] = Withheld("`target` in `reads`")
     describe: int = 0
 
 
-@dataclass(frozen=True)
-class Training:
+@dataclass(frozen=True, eq=False, repr=False)
+class Training(_Partial):
     """What an inspector may learn from: other subjects and other phrasings than it is tested on.
 
     Attributes:
@@ -85,28 +130,23 @@ class Training:
         question: the inspection prompt, its slot unfilled, for what learns labels and reads the question.
         runs: the target on texts about the training items, for what learns labels and reads `target`.
         corpus: for what learns from a corpus.
+
+    Raises:
+        WithheldError: on access to a field that the method does not declare.
     """
 
     answers: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
-    read: Callable[[], Residuals] | None = None
-    texts: tuple[SourceText, ...] | None = None
-    labels: tuple[str, ...] | None = None
-    question: str | None = None
-    runs: TargetRuns | None = None
-    corpus: Corpus | None = None
+    read: Optional[Callable[[], Residuals]] = Withheld("`activation` in `reads` and learns_from = 'labels'")
+    texts: Optional[tuple[SourceText, ...]] = Withheld("`text` in `reads` and learns_from = 'labels'")
+    labels: Optional[tuple[str, ...]] = Withheld("learns_from = 'labels'")
+    question: Optional[str] = Withheld("`question` in `reads` and learns_from = 'labels'")
+    runs: Optional[TargetRuns] = Withheld("`target` in `reads` and learns_from = 'labels'")
+    corpus: Optional[Corpus] = Withheld("learns_from = 'corpus'")
 
     @cached_property
     def residuals(self) -> Residuals:
-        """The training items' activations, read when first asked for: a method that refuses its labels costs no pass.
-
-        Raises:
-            LensbenchError: the method does not declare that it reads activations, or learns no labels.
-        """
-        if self.read is None:
-            raise LensbenchError(
-                "there are no training activations for what does not read `activation` or learn `labels`"
-            )
+        """The training items' activations, read on first access: a method that refuses its labels costs no pass."""
         return self.read()
 
 
@@ -121,6 +161,8 @@ class Scores:
         ranks: the answer's rank in the whole vocabulary (0 = the top), for methods that see it.
         texts: what a method that generates said, [layer, attempt, item], where the evidence asked for it.
         measures: what else the method measured, by name, such as the length of a code: [layer, attempt, item].
+        totals: what it measured over all items at once, by name: [layer, attempt].
+        golds: the right answers, where they depend on the attempt: the model's own next tokens, [attempt, item].
     """
 
     attempts: tuple[str, ...]
@@ -128,149 +170,85 @@ class Scores:
     ranks: Int[Tensor, "layer attempt item answer"] | None = None
     texts: Shaped[np.ndarray, "layer attempt item"] | None = None
     measures: Mapping[str, Float[np.ndarray, "layer attempt item"]] = field(default_factory=dict)
+    totals: Mapping[str, Float[np.ndarray, "layer attempt"]] = field(default_factory=dict)
+    golds: Shaped[np.ndarray, "attempt item"] | None = None
 
-
-class Target:
-    """The target model as an inspector may use it: its sizes, and its norm and head. It does not run on text."""
-
-    def __init__(self, model: LanguageModel) -> None:
-        self.name = model.name
-        self.n_layers = model.n_layers
-        self.d_model = model.d_model
-        self.device = model.device
-        self._model = model
-        self._memory = RowMemory()
-
-    @property
-    def head_rows(self) -> int:
-        """How many rows go through the head at once."""
-        return self._model.head_rows
-
-    @property
-    def budget_bytes(self) -> int:
-        """How many bytes a batch may take."""
-        return self._model.budget.bytes
-
-    @cached_property
-    def home(self) -> Home:
-        """What files of lenses call the model by, a fingerprint of its norm and head among it.
+    def gold_ranks(self) -> np.ndarray:
+        """Return the ranks of the only answer there is, in prose: [layer, attempt, item].
 
         Raises:
-            LensbenchError: its head is not a module of its own.
+            LensbenchError: there are no ranks.
         """
-        return home_of(self._model)
+        if self.ranks is None:
+            raise LensbenchError("the scores have no ranks; compare a lens with the model")
+        ranks: np.ndarray = self.ranks[..., 0].cpu().numpy()
+        return ranks
 
-    def norm(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-        """Return residuals of any layer after the model's own final norm, before its head. Differentiable."""
-        return self._model.norm(residuals)
+    def select(self, *, layers: Sequence[int] | None = None, items: Sequence[int] | None = None) -> "Scores":
+        """Return the scores at some positions of the layer axis, or of the item axis; measures over all items go."""
+        at = slice(None) if layers is None else list(layers)
+        of = slice(None) if items is None else list(items)
+        return self._map(self.attempts, lambda values: values[at][:, :, of])
 
-    def unembed(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
-        """Return logits from the residual stream of any layer: the model's own final norm and head. Differentiable."""
-        return self._model.unembed(residuals)
+    def of_default_attempt(self, name: str) -> "Scores":
+        """Return the scores of the first attempt alone, under another name."""
+        return self._map((name,), lambda values: values[:, :1])
 
-    def compare_answers(
-        self, residuals: Float[Tensor, "row d_model"], answers: Sequence[str]
-    ) -> Float[Tensor, "row answer"]:
-        """Unembed residuals for the first token of each answer alone: logits, which compare as log-probabilities do.
+    def _map(self, attempts: tuple[str, ...], part: Callable[[Any], Any]) -> "Scores":
+        return Scores(
+            attempts,
+            part(self.log_scores),
+            None if self.ranks is None else part(self.ranks),
+            None if self.texts is None else part(self.texts),
+            {name: part(values) for name, values in self.measures.items()},
+        )
 
-        Many times faster than `score_answers`, for methods that need neither ranks nor probabilities.
-        """
-        return self._model.token_logits(residuals, [self._model.tokens.answer_token(answer) for answer in answers])
-
-    def answer_directions(self, answers: Sequence[str]) -> Float[Tensor, "answer d_model"]:
-        """Return the directions in which the logits of the answers' first tokens grow, after the model's final norm.
-
-        These are the head's rows, logit scale included: norm(h) @ directions.T + bias are the model's logits of h,
-        before a soft-cap. In float32, on the model's device.
-        """
-        return token_directions(self._model, [self._model.tokens.answer_token(answer) for answer in answers])
-
-    def reading_directions(self, answers: Sequence[str]) -> Float[Tensor, "answer d_model"]:
-        """Return the directions of the residual stream in which the answers' logits grow, the norm's scale frozen.
-
-        A part of the stream, times `final_scale` and along these, is what it contributes to the model's logits, before
-        a soft-cap. In float32, on the model's device.
-
-        Raises:
-            ComponentError: the final norm is no RMSNorm or LayerNorm.
-        """
-        return final_norm(self._model).back(self.answer_directions(answers))
-
-    def missing_component(self, name: Component) -> str | None:
-        """Return why the model's blocks have no such component, in one line; None where they have it."""
-        try:
-            require_component(self._model, name)
-        except ComponentError as error:
-            return str(error)
-        return None
-
-    @property
-    def heads(self) -> int:
-        """How many attention heads a block has, as the model's configuration says; 0 where it says nothing."""
-        return heads_of(self._model)
-
-    def head_directions(
-        self, layer: int, directions: Float[Tensor, "answer d_model"]
-    ) -> Float[Tensor, "answer head head_dim"]:
-        """Return what one unit of each of the `head_values` of block `layer` adds along each direction."""
-        return head_directions(self._model, layer, directions)
-
-    def neuron_directions(
-        self, layer: int, directions: Float[Tensor, "answer d_model"]
-    ) -> Float[Tensor, "answer neuron"]:
-        """Return what one unit of each of the `neurons` of block `layer` adds along each direction."""
-        return neuron_directions(self._model, layer, directions)
-
-    def values_through_heads(
-        self, layer: int, values: Float[Tensor, "row d_model"]
-    ) -> Float[Tensor, "row head head_dim"]:
-        """Return the `head_values` of block `layer` where its heads attend to this residual alone: W_V N(h)."""
-        found: Tensor = values_through_heads(self._model, layer, values).unflatten(1, (self.heads, -1))
-        return found
-
-    def score_answers(self, residuals: Float[Tensor, "row d_model"], answers: Sequence[str]) -> TokenScores:
-        """Unembed residuals and score the first token of each answer."""
-        tokens = [self._model.tokens.answer_token(answer) for answer in answers]
-        return self._memory.answer(tokens, residuals, lambda rows: self._model.score_tokens(rows, tokens))
-
-    def score_answers_of(
-        self,
-        unembed: Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row vocab"]],
-        residuals: Float[Tensor, "row d_model"],
-        answers: Sequence[str],
-    ) -> TokenScores:
-        """Score the first token of each answer by a head of the method's own, called on some rows at a time."""
-        tokens = [self._model.tokens.answer_token(answer) for answer in answers]
-        return self._model.score_tokens(residuals, tokens, unembed=unembed)
-
-    def embed(self, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_embed"]:
-        """Return the input embeddings of tokens, in float32: what layer 0 is where no positions are added."""
-        return embed(self._model, ids)
-
-    def nearest(
-        self, vectors: Float[Tensor, "row d_embed"], among: Sequence[int] | None = None, without: Sequence[int] = ()
-    ) -> Int[Tensor, " row"]:
-        """Return for each vector the token whose input embedding has the largest cosine with it.
+    @staticmethod
+    def concat(parts: "Sequence[Scores]", order: Sequence[int], axis: Literal["layer", "item"]) -> "Scores":
+        """Put scores of different layers or items together.
 
         Args:
-            vectors: compared in float32.
-            among: tokens to choose from; None takes all that have a text.
-            without: tokens to leave out of them.
+            parts: of the same attempts.
+            order: for each position of the joined axis, the position that it is sorted by.
+            axis: the axis that the parts differ in.
+        """
+        dim = 0 if axis == "layer" else 2
+        places = np.argsort(order, kind="stable")
+        index = (slice(None),) * dim + (places,)
+        ranks, texts = [[getattr(part, name) for part in parts] for name in ("ranks", "texts")]
+        measures = {name: [part.measures[name] for part in parts] for name in parts[0].measures}
+        return Scores(
+            parts[0].attempts,
+            torch.cat([part.log_scores.cpu() for part in parts], dim=dim)[index],
+            None if any(part is None for part in ranks) else torch.cat([r.cpu() for r in ranks], dim=dim)[index],
+            None if any(part is None for part in texts) else np.concatenate(texts, axis=dim)[index],
+            {name: np.concatenate(values, axis=dim)[index] for name, values in measures.items()},
+        )
+
+    def validate(self, name: str, sizes: tuple[int, int, int]) -> None:
+        """Refuse scores of another shape than (layer, attempt, item, answer), and scores that are not numbers.
+
+        Args:
+            name: the inspector that returned them.
+            sizes: how many layers, items and answers it was asked about.
 
         Raises:
-            UsageError: no token is left.
+            ValueError: what is wrong with them.
         """
-        known = readable_ids(self._model)
-        ids = known if among is None else known[torch.isin(known, torch.tensor(among))]
-        ids = ids[~torch.isin(ids, torch.tensor(without, dtype=torch.long))]
-        if not len(ids):
-            raise UsageError(f"no token of {self.name} is left to choose from; give other ids, or leave out fewer")
-        return nearest_tokens(self._model, vectors, ids)
-
-    def first_tokens(self, answers: Sequence[str]) -> tuple[int, ...]:
-        """Return the first token of each answer, as it follows a text."""
-        return tuple(self._model.tokens.answer_token(answer) for answer in answers)
-
-    def spell(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens, without spaces at its ends."""
-        return self._model.tokens.decode(ids).strip()
+        layers, items, answers = sizes
+        expected = (layers, len(self.attempts), items, answers)
+        if tuple(self.log_scores.shape) != expected:
+            raise ValueError(
+                f"{name} returned log_scores of shape {tuple(self.log_scores.shape)}, expected (layer, "
+                f"attempt, item, answer) = {expected}"
+            )
+        others = {} if self.texts is None else {"texts": self.texts}
+        for what, values in {**others, **self.measures}.items():
+            if values.shape != expected[:3]:
+                raise ValueError(
+                    f"{name} returned {what} of shape {values.shape}, expected (layer, attempt, item) = {expected[:3]}"
+                )
+        if len(set(self.attempts)) < len(self.attempts):
+            raise ValueError(f"{name} gave two attempts one name: {', '.join(self.attempts)}")
+        if bool(torch.isnan(self.log_scores).any()):
+            raise ValueError(f"{name} returned a score that is not a number; give -inf to impossible answers")

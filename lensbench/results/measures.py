@@ -22,6 +22,9 @@ JUDGED = "judged-"
 """How the names of shards begin that were made after the run."""
 FACET_RECALL, ROUGE_L = "facet_recall", "rouge_l"
 
+Columns = dict[str, Any]
+"""Columns of records or measures, by name."""
+
 _NAME = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [
@@ -51,7 +54,7 @@ def measure_table(rows: Mapping[str, Sequence[Any]], **same: str) -> pa.Table:
 
 def per_item(
     values: Mapping[str, np.ndarray], layers: Sequence[int | None], attempts: Sequence[str], items: Sequence[Any]
-) -> dict[str, list[Any]]:
+) -> Columns:
     """Return columns of measures from arrays [layer, attempt, item], one for each measure.
 
     Args:

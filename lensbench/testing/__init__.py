@@ -10,23 +10,20 @@ from collections.abc import Iterator
 from lensbench.harness.bench import Bench
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
-from lensbench.testing.benches import Subjects, make_bench, small_bench
+from lensbench.testing.benches import TOLERANCE, Check, Make, Subjects, make_bench, small_bench
 from lensbench.testing.checks import (
     check_attempts,
     check_blind_to_activations,
     check_constant_activation,
     check_contract,
     check_labels_do_not_matter,
-    check_sources_are_withheld,
-    check_untrained_tuned_lens,
-)
-from lensbench.testing.comparing import TOLERANCE, Check, Make
-from lensbench.testing.locality import (
     check_layers_are_local,
     check_one_alone,
     check_order_of_items,
     check_same_twice,
+    check_sources_are_withheld,
     check_target_is_not_run,
+    check_untrained_tuned_lens,
 )
 
 __all__ = [

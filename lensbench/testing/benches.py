@@ -1,13 +1,24 @@
-"""A bench of made-up items on a small random model: what methods are checked on."""
+"""A bench of made-up items on a small random model: what methods are checked on, and how scores are compared."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from lensbench.harness.bench import Bench, Lab
+import torch
+
+from lensbench.harness.bench import Bench
+from lensbench.harness.context import RunContext
+from lensbench.harness.crossfit import CrossFit
+from lensbench.inspectors.base import Inspector
+from lensbench.inspectors.evidence import NotApplicableError, Scores
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.small import small_model
 from lensbench.tasks import Item, Relation
+
+Make = Callable[[], Inspector]
+Check = Callable[[Make, Bench], None]
+TOLERANCE = 5e-4
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ def make_bench(model: LanguageModel, corpus: Corpus, subjects: Subjects, layers:
         _item(relation, subjects, i, template) for template in ("test0", "train0") for i in range(len(subjects.names))
     ]
     half = len(items) // 2
-    return Bench(Lab(model, model, corpus, layers, seed=0), relation, tuple(items[:half]), tuple(items[half:]))
+    return Bench(RunContext(model, model, corpus, layers, seed=0), relation, tuple(items[:half]), tuple(items[half:]))
 
 
 def _item(relation: Relation, subjects: Subjects, i: int, template: str) -> Item:
@@ -64,3 +75,29 @@ def small_bench() -> Bench:
     firsts, lasts = ("Bo", "Cy", "Di", "Ed", "Fay"), ("Ash", "Birch", "Cole", "Dow")
     names = tuple(f"{first} {last}" for first in firsts for last in lasts)
     return make_bench(model, Corpus(model), Subjects(names, ("tea", "wine")), (0, 2, 3, 4))
+
+
+def scores_of(make: Make, bench: Bench) -> Scores:
+    """Return what a method, newly made, answers on a bench."""
+    try:
+        return CrossFit(make, bench).scores()
+    except NotApplicableError as error:
+        raise AssertionError(f"{make().name} cannot answer the checks' questions: {error}") from None
+
+
+def require_same(found: Scores, expected: Scores, make: Make, complaint: str) -> None:
+    """Refuse scores that are not the expected ones.
+
+    Raises:
+        AssertionError: other attempts, or other scores.
+    """
+    assert found.attempts == expected.attempts, (
+        f"{make().name}: attempts {found.attempts}, expected {expected.attempts}"
+    )
+    torch.testing.assert_close(
+        found.log_scores.float().cpu(),
+        expected.log_scores.float().cpu(),
+        rtol=TOLERANCE,
+        atol=TOLERANCE,
+        msg=lambda text: f"{make().name}: {complaint}\n{text}",
+    )

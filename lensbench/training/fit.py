@@ -9,7 +9,8 @@ from lensbench.errors import UsageError
 from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.plan import make_inspectors
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.evidence import Training
+from lensbench.inspectors.target import Target
 from lensbench.inspectors.verbalizers.oracle import Oracle
 from lensbench.models.architecture import ModulePaths
 from lensbench.models.corpus import Corpus, Spent, lens_cache

@@ -1,5 +1,6 @@
 """Where converted models and fitted lenses are kept, how a folder appears there whole, and what makes it stale."""
 
+import ast
 import hashlib
 import os
 import re
@@ -171,10 +172,19 @@ def code_digest(what: type | Callable[..., Any]) -> str:
         # By its module: a decorator may have put the code that runs elsewhere.
         file = getattr(sys.modules.get(name), "__file__", None)
         if file is not None and file.endswith(".py"):
-            digest.update(Path(file).read_bytes())
+            digest.update(code_of(Path(file)))
         else:  # made at run time, or compiled: its name is all there is
             digest.update("".join(f"{part.__module__}.{part.__qualname__}" for part in parts).encode())
     return digest.hexdigest()[:12]
+
+
+def code_of(file: Path) -> bytes:
+    """Return what a Python file does, without comments, docstrings and layout: what cannot change a result."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree).encode()
 
 
 def _helpers(name: str) -> set[str]:

@@ -11,15 +11,19 @@ import pytest
 import torch
 
 from lensbench import evaluate, testing
-from lensbench.baselines import FUNCTIONS, before_subject, derangement, draw_like, facts_about, gaussian_like
+from lensbench.baselines.activation import derangement, draw_like, gaussian_like
+from lensbench.baselines.diagnostics import before_subject
 from lensbench.baselines.readers import TextReader
-from lensbench.baselines.spec import choose_baselines, find_baselines
+from lensbench.baselines.spec import ROLES, choose_baselines, find_baselines, find_function
+from lensbench.baselines.target import facts_about
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError
 from lensbench.evaluation.config import check_config, make_config
-from lensbench.evaluation.control_models import check_relative, facts_told, relatives_of
-from lensbench.evaluation.plan import due_rivals
-from lensbench.harness.bench import Bench, CrossFit, Relatives
-from lensbench.harness.scoring import pardon
+from lensbench.evaluation.control_models import check_control_model, facts_of_model
+from lensbench.evaluation.plan import required_baselines
+from lensbench.harness.bench import Bench
+from lensbench.harness.context import ControlModels
+from lensbench.harness.crossfit import CrossFit
+from lensbench.harness.scoring import credit_as_chance
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Evidence, Scores
 from lensbench.inspectors.lenses.logit_lens import LogitLens
@@ -59,8 +63,8 @@ def bench() -> Bench:
     plain, target, twin = tiny.model("llama"), named(edited(1), "target"), named(edited(2), "twin")
     made = made_bench(target)
     facts = {"made_up": {item.subject: "tea" for item in made.items[:16]}}
-    relatives = Relatives({"unplanted": plain, "twin": twin, "reference": plain}, facts)
-    return replace(made, lab=replace(made.lab, relatives=relatives))
+    relatives = ControlModels({"unplanted": plain, "twin": twin, "reference": plain}, facts)
+    return replace(made, context=replace(made.context, controls=relatives))
 
 
 def made_bench(model: LanguageModel, corpus: Corpus | None = None) -> Bench:
@@ -104,7 +108,7 @@ def shown(rival: str, bench: Bench, make: Callable[[], Inspector] = Recorder) ->
 
 
 def run(rival: str, make: Callable[[], Inspector], bench: Bench, **parameters: object) -> list:
-    return FUNCTIONS[rival](CrossFit(make, bench), **parameters)
+    return find_function(rival)(CrossFit(make, bench), **parameters)
 
 
 # --- uses the activation
@@ -146,7 +150,7 @@ def test_a_reader_of_lengths_is_matched_by_gaussian(bench: Bench) -> None:
 def test_gaussian_is_the_same_for_a_seed_and_another_for_another(bench: Bench) -> None:
     first, again = (shown("gaussian", bench).residuals.values for _ in range(2))
     assert torch.equal(first, again)
-    other = shown("gaussian", replace(bench, lab=replace(bench.lab, seed=1))).residuals.values
+    other = shown("gaussian", replace(bench, context=replace(bench.context, seed=1))).residuals.values
     assert not torch.isclose(first, other).all(-1).any()
     assert not torch.isclose(first, bench.residuals.values).all(-1).any()
     with pytest.raises(NotApplicableError, match="one item alone has no covariance"):
@@ -193,11 +197,32 @@ def test_making_a_random_model_leaves_the_random_state_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+class TwoStrengths(Probe):
+    """A probe that makes two attempts, as the attribute lens makes one a factor."""
+
+    name = "two_strengths"
+    tries = "2 strengths"
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        own = super().inspect(evidence).log_scores
+        return Scores(("default", "half"), torch.cat([own, own / 2], dim=1))
+
+
+def test_the_control_task_is_that_of_the_default_attempt(bench: Bench) -> None:
+    """Each of its three rows is one prediction an item and layer, whatever the number of the method's attempts."""
+    for several, one in zip(run("control_task", TwoStrengths, bench), run("control_task", Probe, bench), strict=True):
+        several.scores.validate("control task", (len(LAYERS), len(bench.items), len(bench.answers)))
+        assert several.scores.attempts == one.scores.attempts
+        torch.testing.assert_close(several.scores.log_scores, one.scores.log_scores)
+
+
 def test_random_model_is_the_probe_on_its_activations(bench: Bench) -> None:
-    random = with_random_weights(bench.lab.model, 0)
-    ids = [tuple(bench.lab.model.tokens.encode(item.source).ids) for item in bench.items]
+    random = with_random_weights(bench.context.model, 0)
+    ids = [tuple(bench.context.model.tokens.encode(item.source).ids) for item in bench.items]
     hidden = [random.module(torch.tensor([one]), output_hidden_states=True).hidden_states[2][0, -1] for one in ids]
-    torch.testing.assert_close(bench.on(random).residuals.at((2,)).values[0], torch.stack(hidden), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        bench.with_model(random).residuals.at((2,)).values[0], torch.stack(hidden), rtol=1e-4, atol=1e-5
+    )
     (outcome,) = run("random_model", Probe, bench, seed=0)
     expected = CrossFit(Probe, made_bench(random)).scores()
     torch.testing.assert_close(outcome.scores.log_scores, expected.log_scores)
@@ -206,32 +231,32 @@ def test_random_model_is_the_probe_on_its_activations(bench: Bench) -> None:
 
 def test_verbalizer_probe_is_the_probe_on_the_verbalizers_activations(bench: Bench) -> None:
     other = tiny.model("qwen3")
-    asked = replace(bench, lab=replace(bench.lab, verbalizer=other))
+    asked = replace(bench, context=replace(bench.context, verbalizer=other))
     (outcome,) = run("verbalizer_probe", Probe, asked)
     torch.testing.assert_close(outcome.scores.log_scores, CrossFit(Probe, made_bench(other)).scores().log_scores)
-    same = replace(bench, lab=replace(bench.lab, verbalizer=named(edited(1), "the same under another name")))
+    same = replace(bench, context=replace(bench.context, verbalizer=named(edited(1), "the same under another name")))
     for one in (bench, same):
         with pytest.raises(NotApplicableError, match="the verbalizer is the target"):
             run("verbalizer_probe", Probe, one)
 
 
 def test_layers_of_a_verbalizer_of_another_depth_are_those_as_deep(bench: Bench) -> None:
-    shallow = testing.small_bench().lab.model
+    shallow = testing.small_bench().context.model
     shallow = LanguageModel(_cut(shallow.module, 2), shallow.tokens, "two layers")
-    lab = bench.lab.on(shallow)
-    assert lab.captured == LAYERS
-    assert lab.places == (0, 1, 1, 2, 2)
+    lab = bench.context.with_model(shallow)
+    assert lab.captured_layers == LAYERS
+    assert lab.source_layers == (0, 1, 1, 2, 2)
     # Back on a model of the target's depth the numbers are the target's again.
-    assert lab.on(tiny.model("llama")).places == LAYERS
-    found = bench.on(shallow).residuals
+    assert lab.with_model(tiny.model("llama")).source_layers == LAYERS
+    found = bench.with_model(shallow).residuals
     assert found.layers == LAYERS
-    own = capture(shallow, bench.on(shallow).readings(bench.items), (0, 1, 2)).values
+    own = capture(shallow, bench.with_model(shallow).readings(bench.items), (0, 1, 2)).values
     assert torch.equal(found.values, own[[0, 1, 1, 2, 2]])
 
     class RunsTarget(Recorder):
         reads = frozenset({"activation", "target"})
 
-    asked = replace(bench, lab=replace(bench.lab, verbalizer=shallow))
+    asked = replace(bench, context=replace(bench.context, verbalizer=shallow))
     with pytest.raises(NotApplicableError, match="runs the target at its 4 layers; the verbalizer has 2"):
         run("verbalizer_probe", RunsTarget, asked)
 
@@ -257,7 +282,7 @@ def test_unplanted_is_the_method_to_the_bit_below_the_planted_layer(make: type[I
 
 
 def test_every_source_of_the_unplanted_is_the_unplanted_models(bench: Bench) -> None:
-    evidence, plain = shown("unplanted", bench, Curious), made_bench(bench.lab.relatives.models["unplanted"])
+    evidence, plain = shown("unplanted", bench, Curious), made_bench(bench.context.controls.models["unplanted"])
     assert torch.equal(evidence.residuals.values, plain.residuals.values)
     assert torch.equal(evidence.components.read("mlp").values, plain.component("mlp").values)
     expected = plain.evidence(Curious.reads, range(20), LAYERS).runs
@@ -272,62 +297,62 @@ def test_what_learns_labels_learns_them_anew_and_what_does_not_keeps_its_fit(ben
     method = CrossFit(Probe, bench)
     method.scores()
     kept = dict(method.fitted)
-    (outcome,) = FUNCTIONS["unplanted"](method)
+    (outcome,) = find_function("unplanted")(method)
     expected = CrossFit(Probe, made_bench(tiny.model("llama"))).scores().log_scores
     torch.testing.assert_close(outcome.scores.log_scores, expected)
     assert len(method.fitted) == 2 * len(kept), "five more fits"
     assert all(method.fitted[key] is one for key, one in kept.items())
 
     lens = CrossFit(lambda: TunedLens(tokens=512, steps=0), bench)
-    (outcome,) = FUNCTIONS["unplanted"](lens)  # before the method itself: as in a run that is gone on with
+    (outcome,) = find_function("unplanted")(lens)  # before the method itself: as in a run that is gone on with
     (fit,) = lens.fitted.values()
-    assert fit.target_ is bench.lab.target
+    assert fit.target_ is bench.context.target
     torch.testing.assert_close(outcome.scores.log_scores[:PLANTED], lens.scores().log_scores[:PLANTED])
 
 
 def test_rivals_that_read_one_model_share_its_captures_and_fits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = bench.lab.relatives.models["unplanted"]
-    fresh = replace(bench, lab=replace(bench.lab, verbalizer=plain))
+    plain = bench.context.controls.models["unplanted"]
+    fresh = replace(bench, context=replace(bench.context, verbalizer=plain))
     calls = []
     original = ResidualCache.read
     monkeypatch.setattr(
         ResidualCache, "read", lambda self, model, *rest: calls.append(model) or original(self, model, *rest)
     )
     method = CrossFit(Probe, fresh)
-    (first,), (second,) = FUNCTIONS["unplanted"](method), FUNCTIONS["verbalizer_probe"](method)
+    (first,), (second,) = find_function("unplanted")(method), find_function("verbalizer_probe")(method)
     assert calls.count(plain) == 2, "training and test items, once"
     assert len(method.fitted) == 10, "five at all layers of the target, five at those where the other is another"
     assert torch.equal(first.scores.log_scores, second.scores.log_scores)
 
 
 def test_the_residual_cache_never_mixes_models(bench: Bench, tmp_path: Path) -> None:
-    kept = replace(bench, lab=replace(bench.lab, residuals=ResidualCache(tmp_path, 10**9)))
-    models = [bench.lab.model, *bench.lab.relatives.models.values()]
+    kept = replace(bench, context=replace(bench.context, residuals=ResidualCache(tmp_path, 10**9)))
+    models = [bench.context.model, *bench.context.controls.models.values()]
     for _ in range(2):
         for model in models:
-            assert torch.equal(replace(kept).on(model).residuals.values, made_bench(model).residuals.values)
+            assert torch.equal(replace(kept).with_model(model).residuals.values, made_bench(model).residuals.values)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_twin_is_scored_where_the_worlds_differ_and_its_own_fact_is_chance(bench: Bench) -> None:
     (outcome,) = run("twin", LogitLens, bench)
-    told = bench.lab.relatives.twin_facts["made_up"]
+    told = bench.context.controls.twin_facts["made_up"]
     assert [item.answer for item in outcome.items] == ["wine"] * 8, "tea is what the twin was told of sixteen subjects"
-    assert outcome.pardoned == ("tea",) * 8
+    assert outcome.credited_as_chance == ("tea",) * 8
     places = [i for i, item in enumerate(bench.items) if item.subject in told and item.answer != "tea"]
-    expected = CrossFit(LogitLens, made_bench(bench.lab.relatives.models["twin"])).scores().log_scores[:, :, places]
+    expected = CrossFit(LogitLens, made_bench(bench.context.controls.models["twin"])).scores().log_scores[:, :, places]
     assert torch.equal(outcome.scores.log_scores, expected)
     agreed = replace(bench, items=tuple(item for item in bench.items if item.answer == "tea"))
     with pytest.raises(NotApplicableError, match="told nothing else"):
         run("twin", LogitLens, agreed)
 
 
-def test_pardoned_answers_get_the_credit_of_a_guess() -> None:
+def test_credited_as_chance_answers_get_the_credit_of_a_guess() -> None:
     columns = {"chance": np.array([0.25] * 4, dtype=object)}
     for kind in ("", "_corrected"):
         columns[f"predicted{kind}"] = np.array(["twin's", "gold", "other", "twin's"], dtype=object)
         columns[f"correct{kind}"] = np.array([0.0, 1.0, 0.0, 0.5])
-    pardon(columns, ("twin's", "twin's"))
+    credit_as_chance(columns, ("twin's", "twin's"))
     assert columns["correct"].tolist() == columns["correct_corrected"].tolist() == [0.25, 1.0, 0.0, 0.5]
 
 
@@ -351,7 +376,7 @@ def test_the_reference_is_asked_in_every_form_whatever_the_method(make: type[Ins
 
 @pytest.mark.parametrize("rival", ["unplanted", "twin", "reference_reader"])
 def test_without_its_model_a_rival_does_not_apply(rival: str, bench: Bench) -> None:
-    alone = replace(bench, lab=replace(bench.lab, relatives=Relatives()))
+    alone = replace(bench, context=replace(bench.context, controls=ControlModels()))
     with pytest.raises(NotApplicableError, match="name one with --"):
         run(rival, LogitLens, alone)
 
@@ -360,8 +385,8 @@ def test_without_its_model_a_rival_does_not_apply(rival: str, bench: Bench) -> N
 
 
 def test_splice_keeps_the_token_read_and_takes_all_before_it_from_another_subject(bench: Bench) -> None:
-    tokens, model = bench.lab.model.tokens, bench.lab.model
-    order = derangement([item.subject for item in bench.items], bench.lab.seed)
+    tokens, model = bench.context.model.tokens, bench.context.model
+    order = derangement([item.subject for item in bench.items], bench.context.seed)
     values = shown("splice", bench).residuals.values
     for i, item in enumerate(bench.items):
         other = bench.items[order[i]]
@@ -390,8 +415,8 @@ def test_splice_and_wrong_position_say_where_they_do_not_apply(bench: Bench) -> 
 
 def test_wrong_position_is_the_token_before_the_subject(bench: Bench) -> None:
     values = shown("wrong_position", bench).residuals.values
-    ids = bench.lab.model.tokens.encode("We talk about").ids
-    hidden = bench.lab.model.module(torch.tensor([ids]), output_hidden_states=True).hidden_states[3][0, -1]
+    ids = bench.context.model.tokens.encode("We talk about").ids
+    hidden = bench.context.model.module(torch.tensor([ids]), output_hidden_states=True).hidden_states[3][0, -1]
     torch.testing.assert_close(values[3], hidden.expand(20, -1), rtol=1e-4, atol=1e-4)
 
 
@@ -443,10 +468,10 @@ def test_who_learns_labels_faces_who_learns_labels() -> None:
 def test_rivals_without_a_model_are_due_only_where_they_are_essential() -> None:
     makes = {"probe": Probe, "logit_lens": LogitLens}
     for makes_one in ("probe", "logit_lens"):
-        alone = due_rivals(makes, choose_baselines(None))[makes_one]
+        alone = required_baselines(makes, choose_baselines(None))[makes_one]
         assert {"unplanted", "reference_reader"} <= set(alone)
         assert "twin" not in alone
-        assert "twin" in due_rivals(makes, choose_baselines(None), ("unplanted", "twin", "reference"))[makes_one]
+        assert "twin" in required_baselines(makes, choose_baselines(None), ROLES)[makes_one]
 
 
 # --- from the command to the records
@@ -528,7 +553,7 @@ def test_without_a_model_for_it_the_third_question_is_not_asked(settings: dict, 
 def test_models_that_no_rival_needs_are_not_loaded(
     settings: dict, tmp_path: Path, cache: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lensbench.evaluation.models_of_run as loading
+    import lensbench.evaluation.models as loading
 
     loaded = []
     original = loading.load_source
@@ -552,16 +577,16 @@ def test_an_implants_relatives_are_its_base_and_its_twin(
 ) -> None:
     main = implant(tmp_path / "main", "other", {"city": {"Bo": "Oslo"}})
     config = make_config({"model": f"{folders['plain']}+{main}"})
-    assert relatives_of(config) == {"unplanted": folders["plain"], "reference": folders["plain"]}
+    assert config.control_models() == {"unplanted": folders["plain"], "reference": folders["plain"]}
     assert "names the twin other, which is not beside it" in caplog.text
     other = implant(tmp_path / "other", None, {"city": {"Bo": "Cairo"}})
-    found = relatives_of(config)
+    found = config.control_models()
     assert found["twin"] == f"{folders['plain']}+{other}"
-    assert facts_told(found["twin"]) == {"city": {"Bo": "Cairo"}}
+    assert facts_of_model(found["twin"]) == {"city": {"Bo": "Cairo"}}
     given = config.model_copy(update={"unplanted": folders["twin"]})
-    assert relatives_of(given)["unplanted"] == folders["twin"]
-    assert relatives_of(make_config({"model": f"{folders['plain']}+{other}"})).keys() == {"unplanted", "reference"}
-    assert relatives_of(make_config({"model": folders["plain"]})) == {}
+    assert given.control_models()["unplanted"] == folders["twin"]
+    assert make_config({"model": f"{folders['plain']}+{other}"}).control_models().keys() == {"unplanted", "reference"}
+    assert make_config({"model": folders["plain"]}).control_models() == {}
 
 
 @pytest.mark.parametrize("role", ["unplanted", "twin", "reference"])
@@ -588,12 +613,12 @@ def test_models_of_another_form_are_refused_in_one_line(folders: dict[str, str])
     bos = tiny.model("llama", bos=True)
     for role in ("unplanted", "twin"):
         with pytest.raises(UsageError, match=rf"--{role} shallow has 2 layers, tiny-llama has 4; give"):
-            check_relative(role, shallow, target)
-    check_relative("reference", shallow, target)
+            check_control_model(role, shallow, target)
+    check_control_model("reference", shallow, target)
     for role in ("unplanted", "twin", "reference"):
         with pytest.raises(UsageError, match=rf"--{role} tiny-llama has another tokenizer than tiny-llama; give"):
-            check_relative(role, bos, target)
-        check_relative(role, tiny.model("qwen3"), target)
+            check_control_model(role, bos, target)
+        check_control_model(role, tiny.model("qwen3"), target)
 
 
 def test_a_baseline_file_may_name_only_models_that_there_are(tmp_path: Path) -> None:

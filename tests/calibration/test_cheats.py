@@ -12,18 +12,18 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lensbench import testing
-from lensbench.baselines.common import as_method
 from lensbench.baselines.spec import find_baselines
 from lensbench.calibration import cheats
 from lensbench.calibration.cheats import CHEATS, Cheat, catch, cheat_of, praised
 from lensbench.errors import UsageError
-from lensbench.harness.bench import Bench, CrossFit
-from lensbench.harness.context import Relatives
+from lensbench.harness.bench import Bench
+from lensbench.harness.context import ControlModels
+from lensbench.harness.crossfit import CrossFit
 from lensbench.harness.isolation import SealedError, sealed
 from lensbench.harness.scoring import prediction_columns
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import find_inspectors, load_inspector
-from lensbench.inspectors.evidence import Evidence, Scores
+from lensbench.inspectors.evidence import Evidence, Scores, WithheldError
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
@@ -69,7 +69,7 @@ def names() -> tuple[str, ...]:
 
 def bench_of(target: LanguageModel, verbalizer: LanguageModel | None = None) -> Bench:
     bench = testing.make_bench(target, Corpus(target), testing.Subjects(names(), ANSWERS), LAYERS)
-    return bench if verbalizer is None else replace(bench, lab=replace(bench.lab, verbalizer=verbalizer))
+    return bench if verbalizer is None else replace(bench, context=replace(bench.context, verbalizer=verbalizer))
 
 
 @cache
@@ -92,7 +92,7 @@ def planted(*, told: bool = False, long: bool = False) -> LanguageModel:
         for text in texts:
             edited.model(torch.tensor([model.tokens.encode(text).ids]))
         hook.remove()
-        rows = torch.nn.functional.normalize(bench.lab.target.answer_directions(ANSWERS), dim=1)
+        rows = torch.nn.functional.normalize(bench.context.target.answer_directions(ANSWERS), dim=1)
         size = torch.tensor([0.5, 1.0, 2.0, 4.0]) if long else torch.ones(4)
         values = (40 * size[:, None] * (rows - rows.mean(0)))[answers]
         down.weight += torch.linalg.lstsq(torch.stack(keys), values, driver="gelsd").solution.T
@@ -104,8 +104,8 @@ def planted(*, told: bool = False, long: bool = False) -> LanguageModel:
 
 def run(bench: Bench, make: Callable[[], Inspector], rivals: Sequence[str]) -> pd.DataFrame:
     """The summary of one method on one bench, beside the rivals named."""
-    method = bench.method(make)
-    outcomes = {"none": as_method(method)} | {name: known()[name].run(method) for name in rivals}
+    method = CrossFit(make, bench)
+    outcomes = {"none": [method.outcome()]} | {name: known()[name].run(method) for name in rivals}
     parts = []
     for name, found in outcomes.items():
         for one in found:
@@ -162,7 +162,7 @@ def test_readers_of_later_layers_find_the_fact_before_it_is_there(
     make: type[Inspector], layers: tuple[int, ...], right: tuple[int, ...]
 ) -> None:
     bench = bench_of(planted())
-    found = accuracy(run(replace(bench, lab=replace(bench.lab, layers=layers)), make, ["shuffled"]))
+    found = accuracy(run(replace(bench, context=replace(bench.context, layers=layers)), make, ["shuffled"]))
     assert tuple(layer for layer, score in zip(layers, found, strict=True) if score > 0.95) == right
     assert all(score < 0.5 for layer, score in zip(layers, found, strict=True) if layer not in right)
 
@@ -170,9 +170,9 @@ def test_readers_of_later_layers_find_the_fact_before_it_is_there(
 def test_a_layer_read_by_one_too_far_shows_in_any_subset_of_layers() -> None:
     bench = testing.small_bench()
     for layers in ((0, 1), (3, 4), (0, 2, 3)):
-        found = testing.conformance(cheats.NextLayer, replace(bench, lab=replace(bench.lab, layers=layers)))
+        found = testing.conformance(cheats.NextLayer, replace(bench, context=replace(bench.context, layers=layers)))
         assert found["check_layers_are_local"], layers
-    apart = replace(bench, lab=replace(bench.lab, layers=(0, 2, 4)))
+    apart = replace(bench, context=replace(bench.context, layers=(0, 2, 4)))
     assert testing.conformance(cheats.NextLayer, apart)["check_layers_are_local"] is None, "it gets no next layer"
 
 
@@ -180,10 +180,11 @@ def test_dealing_answers_out_over_the_batch_frees_a_lens_of_its_bias() -> None:
     """A weak lens that likes one answer too much for all items, as lenses do."""
     bench = bench_of(planted())
     at = bench.residuals.values[PLANTED]
-    liked = torch.nn.functional.normalize(bench.lab.target.answer_directions(ANSWERS)[:1], dim=1)
+    liked = torch.nn.functional.normalize(bench.context.target.answer_directions(ANSWERS)[:1], dim=1)
     noise = torch.randn(at.shape, generator=torch.Generator().manual_seed(0))
     weak = at + 6 * at.std() * (noise + 3 * liked)
-    bench.__dict__["residuals"] = replace(bench.residuals, values=weak.expand(len(LAYERS), -1, -1).clone())
+    weak_everywhere = replace(bench.residuals, values=weak.expand(len(LAYERS), -1, -1).clone())
+    bench = bench.with_captured(weak_everywhere, bench.train_residuals)
 
     def raw(make: type[Inspector]) -> float:
         summary = run(bench, make, ["mean"])
@@ -195,19 +196,19 @@ def test_dealing_answers_out_over_the_batch_frees_a_lens_of_its_bias() -> None:
 def test_the_handle_of_fit_runs_no_model_but_python_hides_nothing() -> None:
     """The target knows what the verbalizer does not: asked in text it would win every question."""
     bench = bench_of(planted(told=True), base())
-    public = {name for name in dir(bench.lab.target) if not name.startswith("_")}
-    assert not any(isinstance(vars(bench.lab.target).get(name), LanguageModel | torch.nn.Module) for name in public)
+    public = {name for name in dir(bench.context.target) if not name.startswith("_")}
+    assert not any(isinstance(vars(bench.context.target).get(name), LanguageModel | torch.nn.Module) for name in public)
     with pytest.raises(SealedError, match="cheat_asks_the_target ran planted without declaring it"):
         CrossFit(cheats.AsksTheTarget, bench).scores()
-    training = bench.training(cheats.AsksTheTarget, None, LAYERS, None)
-    cheat = cheats.AsksTheTarget().fit(bench.lab.target, base(), training)
+    training = bench.training(cheats.AsksTheTarget(), None, LAYERS, None)
+    cheat = cheats.AsksTheTarget().fit(bench.context.target, base(), training)
     scores = cheat.inspect(bench.evidence(cheat.reads, range(SUBJECTS), LAYERS))
     gold = torch.tensor([ANSWERS.index(item.answer) for item in bench.items])
     assert (scores.log_scores[0, 0].argmax(1) == gold).all(), "at layer 0 it decodes the name, and the target knows"
     assert accuracy(run(bench, cheats.Echo, ["shuffled"]))[0] < 0.5, "the verbalizer does not"
     # Where the verbalizer is the target nothing can be told apart, and a model without the fact decides.
     one = bench_of(planted(told=True))
-    one = replace(one, lab=replace(one.lab, relatives=Relatives({"unplanted": base(), "reference": base()})))
+    one = replace(one, context=replace(one.context, controls=ControlModels({"unplanted": base(), "reference": base()})))
     summary = run(one, cheats.AsksTheTarget, ["unplanted", "reference_reader"])
     assert summary[summary.layer == 0].verdict.str.contains("matched by unplanted").any()
     assert praised(summary, "cheat_asks_the_target") == {}
@@ -216,7 +217,9 @@ def test_the_handle_of_fit_runs_no_model_but_python_hides_nothing() -> None:
 def test_who_loses_on_purpose_to_itself_would_be_privileged() -> None:
     """No rival that runs on its fit can catch it: hence the check."""
     bench = bench_of(planted(told=True))
-    bench = replace(bench, lab=replace(bench.lab, relatives=Relatives({"unplanted": base(), "reference": base()})))
+    bench = replace(
+        bench, context=replace(bench.context, controls=ControlModels({"unplanted": base(), "reference": base()}))
+    )
     rivals = ["unplanted", "reference_reader"]
     assert praised(run(bench, cheats.Echo, rivals), "cheat_echo") == {}
     assert praised(run(bench, cheats.SparesItsRivals, rivals), "cheat_spares_its_rivals") == {
@@ -226,9 +229,9 @@ def test_who_loses_on_purpose_to_itself_would_be_privileged() -> None:
 
 
 def test_what_is_not_declared_is_not_there() -> None:
-    with pytest.raises(TypeError, match="NoneType"):
+    with pytest.raises(WithheldError, match="has no `texts`: the method does not declare `text` in `reads`"):
         CrossFit(cheats.UndeclaredText, testing.small_bench()).scores()
-    with pytest.raises(AssertionError, match=r"fails on what it declares to read \(activation, question\): TypeError"):
+    with pytest.raises(AssertionError, match=r"fails on what it declares to read \(activation, question\): Withheld"):
         testing.check_inspector(cheats.UndeclaredText)
 
 
@@ -332,7 +335,9 @@ def test_a_rival_that_is_surely_beaten_has_caught_nobody() -> None:
 def test_no_cheat_is_privileged(cheat: Cheat) -> None:
     """Target and verbalizer are one model that holds the facts, the rivals' models lack them."""
     bench = bench_of(planted(told=True))
-    bench = replace(bench, lab=replace(bench.lab, relatives=Relatives({"unplanted": base(), "reference": base()})))
+    bench = replace(
+        bench, context=replace(bench.context, controls=ControlModels({"unplanted": base(), "reference": base()}))
+    )
     named = {cheat.caught_by} - {"control_task"}
     summary = run(bench, cheat.make, ["unplanted", "reference_reader", "shuffled", *sorted(named - {"shuffled"})])
     assert "target_specific" not in praised(summary, cheat.name)
@@ -340,7 +345,9 @@ def test_no_cheat_is_privileged(cheat: Cheat) -> None:
 
 def test_an_honest_lens_is_privileged_where_the_fact_is_and_nowhere_before() -> None:
     bench = bench_of(planted(), base())
-    bench = replace(bench, lab=replace(bench.lab, relatives=Relatives({"unplanted": base(), "reference": base()})))
+    bench = replace(
+        bench, context=replace(bench.context, controls=ControlModels({"unplanted": base(), "reference": base()}))
+    )
     summary = run(bench, LogitLens, ["unplanted", "reference_reader", "shuffled", "gaussian", "input_only"])
     own = summary[(summary.question == "target_specific") & (summary.baseline == "none") & (summary.relation == "all")]
     assert set(own[own.verdict == "privileged"].layer) == {3, 4}
@@ -388,7 +395,7 @@ def test_a_harness_that_leaks_is_noticed(leak: str, monkeypatch: pytest.MonkeyPa
     real = Bench.evidence
 
     def leaking(self: Bench, *arguments: object) -> Evidence:
-        return replace(real(self, *arguments), **{leak: getattr(whole, leak)})
+        return Evidence(**{**vars(real(self, *arguments)), leak: getattr(whole, leak)})
 
     monkeypatch.setattr(Bench, "evidence", leaking)
     with pytest.raises(AssertionError, match="which it did not declare"):

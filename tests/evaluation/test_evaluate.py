@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from lensbench import evaluate, load_run
-from lensbench.baselines import derangement
+from lensbench.baselines.activation import derangement
 from lensbench.baselines.spec import choose_baselines
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.evaluation.plan import due_rivals
+from lensbench.evaluation.plan import required_baselines
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Evidence, Scores
 from lensbench.inspectors.lenses.logit_lens import LogitLens
@@ -221,13 +221,15 @@ def test_a_changed_method_leaves_no_rivals_of_its_older_self(settings, tmp_path:
 def test_a_changed_baseline_is_run_again(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mine.toml").write_text('rules_out = "x"\nquestion = "diagnostic"\nfunction = "my_own_rival:f"\n')
-    code = "from lensbench.baselines import FUNCTIONS\ndef f(method):\n    return FUNCTIONS['shuffled'](method)\n"
+    code = "from lensbench.baselines.activation import shuffled\ndef f(method):\n    return shuffled(method)\n"
     (tmp_path / "my_own_rival.py").write_text(code)
     small = {**without_lens(settings), "limit": 10, "inspectors": ("logit_lens",), "sites": ("subject",)}
     small |= {"baselines": (str(tmp_path / "mine.toml"),), "out": tmp_path / "run"}
     before = set(shards(evaluate(**small).path))
     assert set(shards(evaluate(**small).path)) == before
-    (tmp_path / "my_own_rival.py").write_text(code + "# changed\n")
+    (tmp_path / "my_own_rival.py").write_text(code + "# a comment changes nothing\n")
+    assert set(shards(evaluate(**small).path)) == before
+    (tmp_path / "my_own_rival.py").write_text(code + "CHANGED = True\n")
     after = set(shards(evaluate(**small).path))
     assert len(after) == 2
     assert len(after & before) == 1, "the method itself is not run again"
@@ -296,6 +298,8 @@ def test_optional_baselines_are_run_where_they_are_named_and_no_verdict_waits_fo
     makes = {"logit_lens": LogitLens}
     usual, named = choose_baselines(None), choose_baselines(["shuffled", "inversion"])
     assert "inversion" not in usual
-    assert "inversion" not in due_rivals(makes, usual)["logit_lens"]
-    assert "inversion" in due_rivals(makes, named)["logit_lens"]
-    assert set(due_rivals(makes, named)["logit_lens"]) - {"inversion"} == set(due_rivals(makes, usual)["logit_lens"])
+    assert "inversion" not in required_baselines(makes, usual)["logit_lens"]
+    assert "inversion" in required_baselines(makes, named)["logit_lens"]
+    assert set(required_baselines(makes, named)["logit_lens"]) - {"inversion"} == set(
+        required_baselines(makes, usual)["logit_lens"]
+    )

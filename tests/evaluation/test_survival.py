@@ -198,7 +198,7 @@ def test_wrong_sizes_are_refused_before_a_model_is_loaded(settings, tmp_path: Pa
         with pytest.raises(UsageError, match=r"^memory = "):
             evaluate(**settings, memory=memory, out=tmp_path / "run")
     monkeypatch.setenv("LENSBENCH_CACHE_LIMIT", "plenty")
-    monkeypatch.setattr("lensbench.evaluation.models_of_run.load_source", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr("lensbench.evaluation.models.load_source", lambda *_: pytest.fail("a model is loaded"))
     with pytest.raises(UsageError, match="LENSBENCH_CACHE_LIMIT = 'plenty'"):
         evaluate(**settings, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

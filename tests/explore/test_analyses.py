@@ -24,8 +24,9 @@ from lensbench.explore.analyses import (
 from lensbench.explore.analyses.lenses import load_lens
 from lensbench.explore.analyses.samples import mean_interval, sample_residuals, short_texts
 from lensbench.inspectors.base import Lens
-from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.gradients import loss_gradients
 from lensbench.models.language_model import LanguageModel

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from lensbench import load_run, testing
-from lensbench.baselines import FUNCTIONS
+from lensbench.baselines.spec import find_function
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.harness.bench import CrossFit
+from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.base import OwnPrompt
-from lensbench.inspectors.evidence import Target
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.patchscopes.patchscope_search import Configuration, PatchscopeSearch
+from lensbench.inspectors.target import Target
 from tests import tiny
 
 FORMS = ("They say that {subject} likes", "Question: what does {subject} like? Answer:")
@@ -44,7 +44,7 @@ def test_the_amplifier_multiplies_what_is_patched() -> None:
     bench = testing.small_bench()
     settings = {"budget": 2, "placeholders": ("x",), "target_layers": "1", "amplifiers": (1.0, 3.0)}
     one_form = bench.__class__(
-        bench.lab,
+        bench.context,
         bench.relation.__class__(**{**vars(bench.relation), "questions": ()}),
         bench.items,
         bench.train_items,
@@ -55,7 +55,7 @@ def test_the_amplifier_multiplies_what_is_patched() -> None:
     def three(residuals: object) -> object:
         return type(residuals)(residuals.layers, 3 * residuals.values)
 
-    tripled = CrossFit(Patchscope, one_form).scores(change=three)
+    tripled = CrossFit(Patchscope, one_form).with_activations(three).scores()
     torch.testing.assert_close(scores.log_scores[:, 1], tripled.log_scores[:, 0], rtol=1e-4, atol=1e-4)
 
 
@@ -73,11 +73,11 @@ def test_the_plain_patchscope_comes_first_and_names_tell_the_rest() -> None:
 def test_rivals_may_choose_among_all_prompts() -> None:
     bench = testing.small_bench()
     method = CrossFit(search, bench)
-    (unpatched,) = FUNCTIONS["question_only"](method)
+    (unpatched,) = find_function("question_only")(method)
     assert len(unpatched.scores.attempts) == len(bench.forms) * 3
-    (in_text,) = FUNCTIONS["input_only"](method)
+    (in_text,) = find_function("input_only")(method)
     assert set(bench.forms) <= set(in_text.scores.attempts)
-    (other,) = FUNCTIONS["shuffled"](method)
+    (other,) = find_function("shuffled")(method)
     assert other.scores.attempts == method.scores().attempts
 
 

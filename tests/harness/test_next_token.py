@@ -10,8 +10,9 @@ import torch
 
 from lensbench import evaluate
 from lensbench.errors import LensbenchError
-from lensbench.harness.bench import Lab
-from lensbench.harness.next_token import POSITIONS, ProseBench, make_prose_bench, positions_of, prose_of
+from lensbench.harness.context import RunContext
+from lensbench.harness.crossfit import CrossFit
+from lensbench.harness.next_token import POSITIONS, ProseBench, make_prose_bench, positions_of
 from lensbench.inspectors.evidence import NotApplicableError
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
@@ -25,7 +26,7 @@ from tests.tiny import model, module
 def bench() -> ProseBench:
     task = load_task("next_token")
     small = model()
-    lab = Lab(small, small, Corpus(small), tuple(range(small.n_layers + 1)), seed=0)
+    lab = RunContext(small, small, Corpus(small), tuple(range(small.n_layers + 1)), seed=0)
     passages = [item for item in task.items("answer", "test", 6) if item.relation == "speeches"]
     return make_prose_bench(lab, task.relations["speeches"], passages)
 
@@ -44,8 +45,12 @@ def test_positions_are_those_of_the_passage(bench) -> None:
         assert after.n_bytes > 0
 
 
+def word(token: int) -> str:
+    return model().tokens.decode([token]) or f"<{token}>"
+
+
 def test_scores_are_those_of_a_naive_reference(bench) -> None:
-    found = prose_of(bench.method(LogitLens).scores())
+    found = CrossFit(LogitLens, bench).scores()
     plain = module("llama")
     norm, head = plain.model.norm, plain.lm_head
     for i, item in enumerate(bench.items):
@@ -57,25 +62,25 @@ def test_scores_are_those_of_a_naive_reference(bench) -> None:
             # The last of transformers' hidden states is normed already.
             for layer, state in enumerate(out.hidden_states[:-1]):
                 q = head(norm(state[0, -1])).double().log_softmax(0)
-                assert found.top[layer, 0, i] == int(q.argmax())
-                assert found.gold_rank[layer, 0, i] == int((q > q[gold]).sum())
-                assert found.gold_log_prob[layer, 0, i] == pytest.approx(float(q[gold]), abs=1e-4)
+                assert found.texts[layer, 0, i] == word(int(q.argmax()))
+                assert found.ranks[layer, 0, i, 0] == int((q > q[gold]).sum())
+                assert float(found.log_scores[layer, 0, i, 0]) == pytest.approx(float(q[gold]), abs=1e-4)
                 assert found.measures["kl"][layer, 0, i] == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-4)
                 following = bench.following[item.id].tokens[0]
                 assert found.measures["surprisal"][layer, 0, i] == pytest.approx(-float(q[following]), abs=1e-4)
-        assert found.gold[0, i] == gold
+        assert found.golds[0, i] == word(gold)
 
 
 def test_the_last_layer_is_the_model(bench) -> None:
-    found = prose_of(bench.method(LogitLens).scores())
-    assert (found.gold_rank[-1] == 0).all()
+    found = CrossFit(LogitLens, bench).scores()
+    assert (found.ranks[-1] == 0).all()
     assert np.abs(found.measures["kl"][-1]).max() < 1e-5
-    assert abs(found.marginal_bias[-1, 0]) < 1e-5
+    assert abs(found.totals["marginal_bias"][-1, 0]) < 1e-5
     assert (found.measures["kl"][:-1] > -1e-6).all()
 
 
 def test_bits_per_byte_is_all_bits_over_all_bytes(bench) -> None:
-    found = prose_of(bench.method(LogitLens).scores())
+    found = CrossFit(LogitLens, bench).scores()
     n_bytes = sum(bench.following[item.id].n_bytes for item in bench.items)
     bits = found.measures["surprisal"][:, 0].sum(axis=1) / math.log(2)
     assert found.measures["bits_per_byte"][:, 0].mean(axis=1) == pytest.approx(bits / n_bytes)
@@ -85,15 +90,15 @@ def test_a_constant_lens_has_the_bias_of_its_constant(bench) -> None:
     def same(residuals):
         return type(residuals)(residuals.layers, residuals.values[:, :1].expand_as(residuals.values))
 
-    found = prose_of(bench.method(LogitLens).scores(change=same))
-    assert (found.top == found.top[:, :, :1]).all()
-    assert (found.marginal_bias[:-1] > 0).all()
+    found = CrossFit(LogitLens, bench).with_activations(same).scores()
+    assert (found.texts == found.texts[:, :, :1]).all()
+    assert (found.totals["marginal_bias"][:-1] > 0).all()
 
 
 @pytest.mark.parametrize("method", [Patchscope, Probe])
 def test_only_lenses_are_asked(bench, method) -> None:
     with pytest.raises(NotApplicableError, match="distribution over the vocabulary"):
-        bench.method(method).scores()
+        CrossFit(method, bench).scores()
 
 
 def test_in_a_run(tiny_llama_folder: Path, tmp_path: Path, isolated_cache: Path) -> None:
@@ -144,7 +149,7 @@ def test_passages_that_are_too_short_are_refused(bench) -> None:
     item = replace(task.items("answer", "test", 2)[0], source="Too short")
     assert list(positions_of(model(), item)) == []
     with pytest.raises(LensbenchError, match="no passage has 13 tokens or more"):
-        make_prose_bench(bench.lab, task.relations["speeches"], [item])
+        make_prose_bench(bench.context, task.relations["speeches"], [item])
 
 
 @pytest.mark.parametrize("length", range(8, 17))

@@ -10,10 +10,11 @@ import torch
 from lensbench import testing
 from lensbench.errors import UsageError
 from lensbench.inspectors.base import Translator
-from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.lenses.affine_lens import AffineLens
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.lenses.tuned_lens import LOSSES, TunedLens, _Loss
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
 from tests import tiny

@@ -7,10 +7,12 @@ import torch
 
 from lensbench import testing
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.harness.bench import Bench, CrossFit, Lab
+from lensbench.harness.bench import Bench
+from lensbench.harness.context import RunContext
+from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.attribution.attribute_lens import AttributeLens, _pseudo_inverse, linear_relation
-from lensbench.inspectors.evidence import Target
 from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.models.jacobians import Jacobian
 from lensbench.models.language_model import LanguageModel
@@ -45,7 +47,7 @@ def test_of_a_model_whose_blocks_add_nothing_is_the_logit_lens() -> None:
     bench = testing.make_bench(model, Corpus(model), testing.Subjects(NAMES, ("tea", "wine")), (0, 2, 4))
     # The subject must be the last token of the prompt, or nothing of it reaches the end.
     relation = bench.relation.__class__(**{**vars(bench.relation), "inspection": ("They speak of {subject}",)})
-    bench = Bench(bench.lab, relation, bench.items, bench.train_items)
+    bench = Bench(bench.context, relation, bench.items, bench.train_items)
     own = CrossFit(lambda: AttributeLens(n=3, betas=(1.0,)), bench).scores()
     lens = CrossFit(LogitLens, bench).scores()
     torch.testing.assert_close(own.log_scores, lens.log_scores, rtol=1e-4, atol=1e-4)
@@ -59,8 +61,8 @@ def test_an_example_is_mapped_to_its_own_end(kind: str) -> None:
     """With one example, LRE(s) = o at every layer, on every architecture: W is the model's Jacobian and b the rest."""
     model = tiny.model(kind)
     bench = testing.make_bench(model, Corpus(model), testing.Subjects(NAMES, ("tea", "wine")), (0, 1, 3, 4))
-    fitted = CrossFit(lambda: AttributeLens(n=1, betas=(1.0,)), bench).fit(0, bench.lab.layers)
-    runs = bench.training(AttributeLens, 0, bench.lab.layers, None).runs.asked(bench.question)
+    fitted = CrossFit(lambda: AttributeLens(n=1, betas=(1.0,)), bench).fit(0, bench.context.layers)
+    runs = bench.training(AttributeLens(), 0, bench.context.layers, None).runs.asked(bench.question)
     every = range(len(runs))
     starts = runs.read("subject", range(5)).values
     ends = runs.read("site", (4,)).values[0]
@@ -111,7 +113,7 @@ def test_reads_capitals_from_the_middle_of_the_model(smollm2_folder: Path) -> No
     task = load_task("attribute_extraction/country_capital")
     relation = task.relations["country_capital"]
     items, train = task.items("subject", "test", 40), task.items("subject", "train", 40)
-    bench = Bench(Lab(model, model, Corpus(model), (9,), seed=0), relation, items, train)
+    bench = Bench(RunContext(model, model, Corpus(model), (9,), seed=0), relation, items, train)
     fitted = CrossFit(lambda: AttributeLens(n=4), bench).fit(0, (9,))
     tested = [i for i, item in enumerate(items) if item.fold == 0]
     scores = fitted.inspect(bench.evidence(AttributeLens.reads, tested, (9,)))

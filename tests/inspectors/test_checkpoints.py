@@ -18,9 +18,10 @@ from lensbench import testing
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig
 from lensbench.inspectors.base import Translator
-from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.lenses.affine_lens import AffineLens
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
+from lensbench.inspectors.target import Target
 from lensbench.models import tuned_lens_files
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel

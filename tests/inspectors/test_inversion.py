@@ -9,12 +9,14 @@ import torch
 from sklearn.linear_model import Ridge
 
 from lensbench import testing
-from lensbench.baselines import FUNCTIONS
+from lensbench.baselines.spec import find_function
 from lensbench.errors import UsageError
-from lensbench.harness.bench import Bench, CrossFit
-from lensbench.inspectors.evidence import Target, Training
+from lensbench.harness.bench import Bench
+from lensbench.harness.crossfit import CrossFit
+from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.inspectors.target import Target
 from lensbench.inspectors.verbalizers.inversion import Inversion
 from lensbench.models.corpus import PROSE, WINDOW, Corpus
 from lensbench.models.loading import Loading, load_source
@@ -121,7 +123,7 @@ def test_the_nearest_token_is_that_of_a_search_one_by_one() -> None:
 
 def test_what_is_decoded_is_what_the_verbalizer_is_asked_about(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens in the order of the text, as many as the attempt keeps, in the slot of the inspection prompt."""
-    tokens = bench.lab.model.tokens
+    tokens = bench.context.model.tokens
     name = [tokens.encode(f"We talk about {item.subject}").ids for item in bench.items]
     ids = torch.tensor([[*row[::-1][:3]] for row in name])
     monkeypatch.setattr(Inversion, "decode", lambda self, layer, values, without=(): ids)
@@ -130,8 +132,8 @@ def test_what_is_decoded_is_what_the_verbalizer_is_asked_about(bench: Bench, mon
     answers = [tokens.answer_token(answer) for answer in bench.answers]
     for attempt, kept in enumerate((2, 1, 3)):
         texts = [bench.question.replace("{subject}", tokens.decode(row[-kept:]).strip()) for row in name]
-        asked = ask(bench.lab.verbalizer, texts, answers).log_probs
-        for layer in range(len(bench.lab.layers)):
+        asked = ask(bench.context.verbalizer, texts, answers).log_probs
+        for layer in range(len(bench.context.layers)):
             torch.testing.assert_close(scores.log_scores[layer, attempt], asked, rtol=1e-4, atol=1e-4)
 
 
@@ -145,10 +147,10 @@ def test_it_goes_on_where_a_description_is_asked_for(bench: Bench) -> None:
 
 def test_no_answer_is_decoded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Subjects that are called like the answers decode to something else."""
-    model = bench.lab.model
+    model = bench.context.model
     words = [model.tokens.decode([token]) for token in range(model.vocabulary)]
     tea, wine = [word.strip() for word in words if word.startswith(" ") and word[1:].isalpha() and len(word) > 4][:2]
-    named = testing.make_bench(model, bench.lab.corpus, testing.Subjects((tea, wine) * 5, (tea, wine)), (0,))
+    named = testing.make_bench(model, bench.context.corpus, testing.Subjects((tea, wine) * 5, (tea, wine)), (0,))
     answers = [model.tokens.answer_token(answer) for answer in named.answers]
     seen: list[torch.Tensor] = []
     whole = Inversion.decode
@@ -228,16 +230,16 @@ def test_the_rival_reads_the_sources_tokens_in_the_methods_prompts(
     make: Callable, prompts: list[str] | None, bench: Bench
 ) -> None:
     """It is the inversion with that prompt, choosing among the tokens of the relation's sources."""
-    tokens = bench.lab.model.tokens
+    tokens = bench.context.model.tokens
     vocabulary = {t for item in (*bench.items, *bench.train_items) for t in tokens.encode(item.source).ids}
-    outcomes = FUNCTIONS["inversion"](CrossFit(make, bench))
+    outcomes = find_function("inversion")(CrossFit(make, bench))
     assert len(outcomes) == len(prompts or [bench.question])
     names = [name for outcome in outcomes for name in outcome.scores.attempts]
     assert len(set(names)) == len(names)
     for outcome, prompt in zip(outcomes, prompts or [bench.question], strict=True):
         same = CrossFit(lambda prompt=prompt: Inversion(prompt=prompt, vocabulary=tuple(sorted(vocabulary))), bench)
         torch.testing.assert_close(outcome.scores.log_scores, same.scores().log_scores)
-        assert outcome.layers == bench.lab.layers
+        assert outcome.layers == bench.context.layers
         assert outcome.zero_shot
 
 

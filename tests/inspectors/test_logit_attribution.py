@@ -9,10 +9,13 @@ from torch import Tensor
 
 from lensbench import testing
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.harness.bench import Bench, CrossFit, Lab
+from lensbench.harness.bench import Bench
+from lensbench.harness.context import RunContext
+from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.attribution.contributions import attribute, top_neurons
 from lensbench.inspectors.attribution.logit_attribution import LogitAttribution
-from lensbench.inspectors.evidence import Scores, Target, Training
+from lensbench.inspectors.evidence import Scores, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.components import ComponentError
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
@@ -71,9 +74,9 @@ def test_attempts_are_the_rows_of_the_table(kind: str) -> None:
     neuron = () if kind in NO_NEURONS else ("neuron",)
     assert scores.attempts == ("block", *heads, *neuron, *(("next_heads",) if heads else ()))
     for i, item in enumerate(bench.items[:2]):
-        ids = bench.lab.model.tokens.encode(item.source)
-        until = item.source[: ids.offsets[bench.lab.model.tokens.locate(ids, item.subject_span)][1]]
-        table = attribute(bench.lab.model, until, bench.answers)
+        ids = bench.context.model.tokens.encode(item.source)
+        until = item.source[: ids.offsets[bench.context.model.tokens.locate(ids, item.subject_span)][1]]
+        table = attribute(bench.context.model, until, bench.answers)
         inside = table[table.component.isin({"embedding", "head", "head_bias", "attention", "mlp"})]
         wanted = {"block": inside, "mlp": inside[inside.component == "mlp"]}
         wanted["attention"] = inside[inside.component.isin({"head", "head_bias"})]
@@ -138,7 +141,7 @@ def test_each_form_is_its_definition() -> None:
     through = ((3, 2), (4, 1), (1, 0))
     bench, scores = scored("llama", through)
     for i, item in enumerate(bench.items):
-        naive = Naive(bench.lab.model, item.source, bench.answers)
+        naive = Naive(bench.context.model, item.source, bench.answers)
         expected: dict[tuple[str, int], Tensor] = {}
         for layer in range(1, 5):
             expected |= {(f"head={head}", layer): naive.head(layer, head) for head in range(4)}
@@ -238,7 +241,7 @@ def test_one_attention_of_a_real_model_brings_the_capital(smollm2: LanguageModel
     task = load_task("attribute_extraction/country_capital")
     items = tuple(task.items("answer", "test", 32))
     bench = Bench(
-        Lab(smollm2, smollm2, Corpus(smollm2), (20, 24), seed=0), task.relations["country_capital"], items, ()
+        RunContext(smollm2, smollm2, Corpus(smollm2), (20, 24), seed=0), task.relations["country_capital"], items, ()
     )
     scores = CrossFit(LogitAttribution, bench).scores()
 

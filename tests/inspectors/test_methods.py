@@ -14,17 +14,20 @@ from sklearn.model_selection import GroupShuffleSplit
 from sklearn.preprocessing import StandardScaler
 
 from lensbench import testing
-from lensbench.baselines import FUNCTIONS, diagnostics
+from lensbench.baselines import diagnostics
 from lensbench.baselines.readers import ChoicesOnly, InputClassifier, Majority, TextReader
+from lensbench.baselines.spec import find_function
 from lensbench.errors import UsageError
-from lensbench.harness.bench import Bench, CrossFit
+from lensbench.harness.bench import Bench
+from lensbench.harness.crossfit import CrossFit
 from lensbench.harness.scoring import prediction_columns, prior_corrected
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Scores, Target, Training
+from lensbench.inspectors.evidence import Evidence, Scores, Training
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.probes.probe import Probe
+from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
@@ -114,7 +117,7 @@ def test_wrong_shape_and_nan_are_refused(bench: Bench) -> None:
 
 
 def test_logit_lens_of_the_last_layer_is_the_model(bench: Bench) -> None:
-    model = bench.lab.model
+    model = bench.context.model
     scores = CrossFit(LogitLens, bench).scores()
     item = bench.items[3]
     ids = torch.tensor([model.tokens.encode(item.source).ids])
@@ -243,7 +246,7 @@ def test_probe_of_equal_activations_says_how_frequent_classes_are() -> None:
 
 def test_the_mean_rival_is_exactly_chance_when_corrected(bench: Bench) -> None:
     """It tells items apart by nothing: neither above chance nor, which would make it no rival, below."""
-    (outcome,) = FUNCTIONS["mean_activation"](CrossFit(LogitLens, bench))
+    (outcome,) = find_function("mean_activation")(CrossFit(LogitLens, bench))
     columns = prediction_columns(outcome.items, bench.answers, outcome.scores, outcome.layers, correct_prior=True)
     assert columns["correct_corrected"] == pytest.approx(0.5)
 
@@ -254,7 +257,7 @@ def test_input_only_asks_the_source_where_it_asks(bench: Bench) -> None:
         for site in ("subject", "t1", "t2", "answer")
     }
     forms = {
-        site: set(FUNCTIONS["input_only"](CrossFit(LogitLens, b))[0].scores.attempts) for site, b in benches.items()
+        site: set(find_function("input_only")(CrossFit(LogitLens, b))[0].scores.attempts) for site, b in benches.items()
     }
     assert forms["subject"] == forms["t1"]
     assert forms["answer"] - forms["subject"] == forms["t2"] - forms["subject"] == {"{source}"}
@@ -265,7 +268,7 @@ def test_random_labels_are_dealt_within_choice_sets(bench: Bench) -> None:
     items = tuple(
         replace(item, choices=sets[i % 2], answer=sets[i % 2][i // 2 % 2]) for i, item in enumerate(bench.train_items)
     )
-    dealt = diagnostics._dealt(items, "seed")
+    dealt = diagnostics._random_labels(items, "seed")
     assert all(dealt[item.subject] in item.choices for item in items)
     assert dealt != {item.subject: item.answer for item in items}
 

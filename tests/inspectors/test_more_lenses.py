@@ -8,14 +8,17 @@ import torch
 
 from lensbench import testing
 from lensbench.errors import UsageError
-from lensbench.harness.bench import Bench, Lab
-from lensbench.harness.next_token import make_prose_bench, prose_of
+from lensbench.harness.bench import Bench
+from lensbench.harness.context import RunContext
+from lensbench.harness.crossfit import CrossFit
+from lensbench.harness.next_token import make_prose_bench
 from lensbench.inspectors.base import Inspector, Lens
-from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.lenses.future_lens import FutureLens
 from lensbench.inspectors.lenses.jacobian_lens import JacobianLens
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.lenses.relearned_unembedding import RelearnedUnembedding
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.jacobians import jacobian
 from lensbench.models.language_model import LanguageModel
@@ -175,17 +178,18 @@ def test_in_prose_each_attempt_is_held_against_what_the_model_says_there() -> No
     """The gold tokens of an attempt are the model's own, that many tokens further on in the passage."""
     model = tiny.model("llama")
     task = load_task("next_token")
-    lab = Lab(model, model, Corpus(model), (2, 4), seed=0)
+    lab = RunContext(model, model, Corpus(model), (2, 4), seed=0)
     passages = [item for item in task.items("answer", "test", 4) if item.relation == "speeches"]
     bench = make_prose_bench(lab, task.relations["speeches"], passages)
-    found = prose_of(bench.method(lambda: FutureLens(tokens=1024, beyond=(2, 0))).scores())
-    assert found.top.shape == (2, 2, len(bench.items))
+    found = CrossFit(lambda: FutureLens(tokens=1024, beyond=(2, 0)), bench).scores()
+    assert found.texts.shape == (2, 2, len(bench.items))
     for i, item in enumerate(bench.items):
         ids = model.tokens.encode(item.source).ids + bench.following[item.id].tokens[:2]
         with torch.no_grad():
             says = model.module(torch.tensor([ids])).logits[0].argmax(-1)
-        assert found.gold[0, i] == int(says[-1])
-        assert found.gold[1, i] == found.top[1, 1, i] == int(says[-3])
+        last, third = (model.tokens.decode([int(says[place])]) for place in (-1, -3))
+        assert found.golds[0, i] == last
+        assert found.golds[1, i] == found.texts[1, 1, i] == third
 
 
 # Relearned unembedding

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from lensbench import baselines as rivals
 from lensbench import testing
+from lensbench.baselines.activation import question_only
+from lensbench.baselines.text import input_only
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.harness.bench import Bench, CrossFit
-from lensbench.inspectors.evidence import Target
+from lensbench.harness.bench import Bench
+from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.inspectors.target import Target
 from lensbench.inspectors.verbalizers.oracle import CONVENTIONS, Notes, Oracle, read_notes
 from lensbench.models import adapters
 from lensbench.models.adapters import FreshAdapter, adapted, read_adapter
@@ -131,10 +133,10 @@ def test_the_conventions_are_what_the_papers_say(
     with adapters._putting_in():
         model = peft.PeftModel.from_pretrained(tiny.module("llama"), folder).eval().base_model.model
     scores = CrossFit(lambda: oracle(folder, convention=convention, placeholders=placeholders), bench).scores()
-    tokens = bench.lab.model.tokens
+    tokens = bench.context.model.tokens
     asked = [tokens.answer_token(answer) for answer in bench.answers]
     question = bench.question.replace("{subject}", "this")
-    for row, layer in enumerate(bench.lab.layers):
+    for row, layer in enumerate(bench.context.layers):
         begin = {"oracle": f"Layer: {layer - 1}\n", "latentqa": "An activation:"}[convention]
         end = {"oracle": " \n", "latentqa": "\n"}[convention] + question
         ids = tokens.encode(begin + PLACEHOLDER * placeholders + end).ids
@@ -184,9 +186,9 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 def test_the_base_stays_as_it_is(folder: Path, bench: Bench) -> None:
     """The plain verbalizer, which rivals are asked of, is not the adapted one."""
-    model = bench.lab.model
+    model = bench.context.model
     before = model.fingerprint
-    fitted = oracle(folder).fit(Target(model), model, bench.training(Oracle, None, (2,), None))
+    fitted = oracle(folder).fit(Target(model), model, bench.training(Oracle(), None, (2,), None))
     model._fingerprint = None
     assert model.fingerprint == before
     assert fitted.verbalizer_ is oracle(folder).reader(model) is not model
@@ -254,7 +256,7 @@ WRONG = {
 def test_a_wrong_adapter_is_refused_in_one_line(change: Any, folder: Path, tmp_path: Path, bench: Bench) -> None:
     copy = damage(Path(shutil.copytree(folder, tmp_path / "copy")), change)
     with pytest.raises(UsageError) as error:
-        oracle(copy).check(bench.lab.target, bench.lab.model)
+        oracle(copy).check(bench.context.target, bench.context.model)
     assert WRONG[change] in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -262,13 +264,13 @@ def test_a_wrong_adapter_is_refused_in_one_line(change: Any, folder: Path, tmp_p
 def test_numbers_that_are_not_finite_are_refused(folder: Path, tmp_path: Path, bench: Bench) -> None:
     copy = damage(Path(shutil.copytree(folder, tmp_path / "copy")), not_finite)
     with pytest.raises(UsageError, match="get the adapter again"):
-        oracle(copy).reader(bench.lab.model)
+        oracle(copy).reader(bench.context.model)
 
 
 def test_an_adapter_of_another_architecture_is_refused(tmp_path: Path, bench: Bench) -> None:
     other = write_adapter(tmp_path / "gpt2", "gpt2")
     with pytest.raises(UsageError, match="is no linear layer of tiny-llama; it is for"):
-        oracle(other).check(bench.lab.target, bench.lab.model)
+        oracle(other).check(bench.context.target, bench.context.model)
 
 
 SETTINGS = {
@@ -284,19 +286,19 @@ SETTINGS = {
 def test_wrong_settings_are_refused(name: str, folder: Path, bench: Bench) -> None:
     value, message = SETTINGS[name]
     with pytest.raises(UsageError) as error:
-        oracle(folder, **{name: value}).check(bench.lab.target, bench.lab.model)
+        oracle(folder, **{name: value}).check(bench.context.target, bench.context.model)
     assert message in str(error.value)
 
 
 def test_without_an_adapter_it_says_how_to_get_one(bench: Bench) -> None:
     with pytest.raises(UsageError, match="`lensbench fit oracle --out FOLDER` trains one"):
-        Oracle().check(bench.lab.target, bench.lab.model)
+        Oracle().check(bench.context.target, bench.context.model)
 
 
 def test_without_peft_it_says_what_to_install(folder: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'lensbench\[adapters\]'"):
-        oracle(folder).check(bench.lab.target, bench.lab.model)
+        oracle(folder).check(bench.context.target, bench.context.model)
 
 
 def note(folder: Path, model: LanguageModel, **changes: Any) -> Notes:
@@ -307,26 +309,26 @@ def note(folder: Path, model: LanguageModel, **changes: Any) -> Notes:
 
 
 def test_the_notes_beside_an_adapter_say_how_it_is_asked(folder: Path, tmp_path: Path, bench: Bench) -> None:
-    copy, model = Path(shutil.copytree(folder, tmp_path / "copy")), bench.lab.model
+    copy, model = Path(shutil.copytree(folder, tmp_path / "copy")), bench.context.model
     notes = note(copy, model)
     assert read_notes(copy) == notes
     assert Oracle(str(copy)).recipe() == notes.recipe
     assert Oracle(str(copy), layer=3).recipe() == replace(notes.recipe, layer=3)
     with pytest.raises(UsageError, match="says itself how it was trained"):
-        Oracle(str(copy), convention="oracle").check(bench.lab.target, model)
+        Oracle(str(copy), convention="oracle").check(bench.context.target, model)
     note(copy, model, base="0" * 16)
     with pytest.raises(UsageError, match="was trained in another model than tiny-llama"):
-        Oracle(str(copy)).check(bench.lab.target, model)
+        Oracle(str(copy)).check(bench.context.target, model)
     note(copy, model, base="0" * 16, dtype="torch.bfloat16")
-    Oracle(str(copy)).check(bench.lab.target, model)
+    Oracle(str(copy)).check(bench.context.target, model)
 
 
 def test_a_relation_that_it_was_trained_on_is_not_applicable(folder: Path, tmp_path: Path, bench: Bench) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    note(copy, bench.lab.model)
+    note(copy, bench.context.model)
     with pytest.raises(NotApplicableError, match="2 of the 3 answers"):
         CrossFit(lambda: Oracle(str(copy)), bench).scores()
-    note(copy, bench.lab.model, answers=("tea",))
+    note(copy, bench.context.model, answers=("tea",))
     assert CrossFit(lambda: Oracle(str(copy)), bench).scores().log_scores.shape == (4, 1, 15, 3)
 
 
@@ -342,19 +344,19 @@ def test_rivals_get_its_prompt_without_the_activation(folder: Path) -> None:
 def test_rivals_ask_the_adapted_verbalizer_too(folder: Path, bench: Bench) -> None:
     """Question only is the method's twin without an activation; input only asks the plain model and the adapted one."""
     method = CrossFit(lambda: oracle(folder, convention="oracle"), bench)
-    model, reader = bench.lab.model, method.inspector.reader(bench.lab.model)
+    model, reader = bench.context.model, method.inspector.reader(bench.context.model)
     tokens = [model.tokens.answer_token(answer) for answer in bench.answers]
     own = method.inspector.own_prompt(bench.question)
     assert own is not None
-    (twin,) = rivals.question_only(method)
+    (twin,) = question_only(method)
     expected = ask(reader, [own.text.replace("{subject}", PLACEHOLDER)], tokens).log_probs[0]
     torch.testing.assert_close(twin.scores.log_scores[0, 0], expected.expand(len(bench.items), -1))
-    plain, trained = rivals.input_only(method)
+    plain, trained = input_only(method)
     assert trained.scores.attempts == tuple(f"trained: {form}" for form in plain.scores.attempts)
     filled = [own.text.replace("{subject}", item.subject) for item in bench.items]
     for outcome, asked in ((plain, model), (trained, reader)):
         torch.testing.assert_close(outcome.scores.log_scores[0, 0], ask(asked, filled, tokens).log_probs)
-    assert len(rivals.input_only(CrossFit(Patchscope, bench))) == 1
+    assert len(input_only(CrossFit(Patchscope, bench))) == 1
 
 
 # Training.

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from lensbench import testing
-from lensbench.baselines import FUNCTIONS
+from lensbench.baselines.spec import find_function
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.harness.bench import Bench, CrossFit, Lab
-from lensbench.inspectors.evidence import Target
+from lensbench.harness.bench import Bench
+from lensbench.harness.context import RunContext
+from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.patchscopes.back_patching import BackPatching
 from lensbench.inspectors.patchscopes.chain_of_thought_patchscope import ChainOfThoughtPatchscope
 from lensbench.inspectors.patchscopes.own_prompts import spread_layers
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.tasks import load_task
 from tests import tiny
@@ -23,13 +25,13 @@ RELATION = "person_capital"
 def chains(kind: str = "llama", site: str = "t2", relation: str = RELATION) -> Bench:
     model = tiny.model(kind)
     task = load_task(f"multi_hop/{relation}")
-    lab = Lab(model, model, Corpus(model), (0, 1, 3, 4), seed=0)
+    lab = RunContext(model, model, Corpus(model), (0, 1, 3, 4), seed=0)
     return Bench(lab, task.relations[relation], task.items(site, "test", 6), task.items(site, "train", 6))
 
 
 def naive(bench: Bench, i: int, read: int, write: int, source: int, target: int) -> torch.Tensor:
     """Two whole passes on transformers: read at one token and layer, write at another."""
-    model = bench.lab.model
+    model = bench.context.model
     ids = torch.tensor([model.tokens.encode(bench.items[i].source).ids])
     places = [*model.parts.blocks, model.parts.final]
     seen: list[torch.Tensor] = []
@@ -54,7 +56,7 @@ def naive(bench: Bench, i: int, read: int, write: int, source: int, target: int)
 
 def token_at(bench: Bench, i: int, character: int) -> int:
     """The token that holds the character before this one, found by decoding ever longer beginnings."""
-    model, item = bench.lab.model, bench.items[i]
+    model, item = bench.context.model, bench.items[i]
     ids = model.tokens.encode(item.source).ids
     return next(n for n in range(len(ids)) if len(model.tokens.decode(ids[: n + 1])) >= character)
 
@@ -64,10 +66,10 @@ def test_back_patching_is_two_hooked_passes(kind: str) -> None:
     bench = chains(kind)
     scores = CrossFit(lambda: BackPatching("0,2"), bench).scores()
     assert scores.attempts == ("hop->hop@0", "hop->hop@2", "site->site@0", "site->site@2")
-    last = len(bench.lab.model.tokens.encode(bench.items[1].source).ids) - 1
+    last = len(bench.context.model.tokens.encode(bench.items[1].source).ids) - 1
     hop = token_at(bench, 1, bench.items[1].hop_span[1])
     assert hop < last
-    for place, layer in enumerate(bench.lab.layers):
+    for place, layer in enumerate(bench.context.layers):
         for attempt, (position, target) in enumerate([(hop, 0), (hop, 2), (last, 0), (last, 2)]):
             own = naive(bench, 1, position, position, layer, target if layer > target else layer)
             torch.testing.assert_close(scores.log_scores[place, attempt, 1], own, rtol=1e-3, atol=1e-3)
@@ -82,7 +84,7 @@ def test_chain_of_thought_patchscope_is_two_hooked_passes(kind: str) -> None:
     assert item.hop_span is not None
     begin = len(item.source[: item.hop_span[0]].rstrip())
     hop, before = token_at(bench, 2, item.hop_span[1]), token_at(bench, 2, begin)
-    for place, layer in enumerate(bench.lab.layers):
+    for place, layer in enumerate(bench.context.layers):
         for attempt, target in enumerate([1, 0, 2, 3, 4]):
             own = naive(bench, 2, hop, before, layer, target)
             torch.testing.assert_close(scores.log_scores[place, attempt, 2], own, rtol=1e-3, atol=1e-3)
@@ -98,7 +100,7 @@ def test_conformance(method: type) -> None:
 def test_a_source_layer_that_is_not_above_the_target_layer_patches_nothing() -> None:
     bench = chains()
     scores = CrossFit(lambda: BackPatching("4"), bench).scores()
-    (asked,) = FUNCTIONS["asked_in_text"](CrossFit(BackPatching, bench))
+    (asked,) = find_function("asked_in_text")(CrossFit(BackPatching, bench))
     plain = asked.scores.log_scores[0, asked.scores.attempts.index("{source}")]
     torch.testing.assert_close(scores.log_scores[:, 0], plain.expand(4, -1, -1), rtol=1e-4, atol=1e-4)
 
@@ -106,7 +108,7 @@ def test_a_source_layer_that_is_not_above_the_target_layer_patches_nothing() -> 
 def test_another_subjects_activation_is_patched_by_the_shuffled_rival() -> None:
     bench = chains()
     method = CrossFit(lambda: BackPatching("0"), bench)
-    (other,) = FUNCTIONS["shuffled"](method)
+    (other,) = find_function("shuffled")(method)
     own = method.scores()
     # Layer 0 patches nothing, so that nothing changes there.
     torch.testing.assert_close(other.scores.log_scores[0], own.log_scores[0])

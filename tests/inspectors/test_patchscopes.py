@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from lensbench import testing
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.harness.bench import Bench, CrossFit, Lab
-from lensbench.inspectors.evidence import Evidence, Target
+from lensbench.harness.bench import Bench
+from lensbench.harness.context import RunContext
+from lensbench.harness.crossfit import CrossFit
+from lensbench.inspectors.evidence import Evidence
 from lensbench.inspectors.patchscopes.patched import DEMONSTRATIONS, prompt_text
 from lensbench.inspectors.patchscopes.patchscope import Patchscope, relevancy
 from lensbench.inspectors.patchscopes.superscopes import Superscopes
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import load_model
@@ -184,7 +187,7 @@ def test_prompts_that_end_at_the_placeholder_on_every_architecture(kind: str) ->
     scores = CrossFit(lambda: Patchscope((1, "same"), "token_identity"), made).scores()
     plain = LanguageModel(model.module, model.tokens, model.name)
     plain.companions["patcher"] = Patcher(plain, "plain")
-    slowly = replace(made, lab=replace(made.lab, verbalizer=plain))
+    slowly = replace(made, context=replace(made.context, verbalizer=plain))
     expected = CrossFit(lambda: Patchscope((1, "same"), "token_identity"), slowly).scores()
     torch.testing.assert_close(scores.log_scores, expected.log_scores, rtol=1e-3, atol=1e-3)
     method = CrossFit(lambda: Superscopes(("hidden", "mlp"), (1, 3)), bench(kind, (0, 2, 4)))
@@ -312,7 +315,7 @@ def capitals(smollm2_folder: Path) -> Bench:
     model = load_model(str(smollm2_folder))
     task = load_task("attribute_extraction/country_capital")
     items = tuple(task.items("subject", "test", 40))
-    lab = Lab(model, model, Corpus(model), (9, 15), seed=0)
+    lab = RunContext(model, model, Corpus(model), (9, 15), seed=0)
     return Bench(lab, task.relations["country_capital"], items, ())
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensbench.errors import UsageError
-from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
+from lensbench.inspectors.target import Target
 from lensbench.models.activation_cache import FILE, ResidualCache
 from lensbench.models.activations import Reading, capture
 from lensbench.models.budget import Budget

@@ -8,10 +8,13 @@ import torch
 
 from lensbench import testing
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.harness.bench import Bench, CrossFit, Lab
-from lensbench.inspectors.evidence import Target, Training
+from lensbench.harness.bench import Bench
+from lensbench.harness.context import RunContext
+from lensbench.harness.crossfit import CrossFit
+from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.patchscopes.mapped_patchscope import MappedPatchscope
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.inspectors.target import Target
 from lensbench.models.affine_maps import LayerPair, PairMoments, fit_maps
 from lensbench.models.corpus import PROSE, WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
@@ -45,7 +48,7 @@ def other_tokens() -> Tokens:
 def bench(model: LanguageModel, verbalizer: LanguageModel) -> Bench:
     names = tuple(f"{first} {last}" for first in ("Bo", "Cy", "Di", "Ed", "Fay") for last in ("Ash", "Cole"))
     made = testing.make_bench(model, Corpus(model), testing.Subjects(names, ("tea", "wine")), (0, 1, 2, 3, 4))
-    return replace(made, lab=Lab(model, verbalizer, made.lab.corpus, made.lab.layers, seed=0))
+    return replace(made, lab=RunContext(model, verbalizer, made.context.corpus, made.context.layers, seed=0))
 
 
 def test_the_rotated_model_is_the_model_in_another_basis(
@@ -276,8 +279,8 @@ def test_a_map_reads_the_real_model_through_a_rotation(smollm2_folder: Path) -> 
     copy, _ = rotated(model)
     task = load_task("attribute_extraction/country_capital")
     items = tuple(task.items("subject", "test", 10))
-    made = Bench(Lab(model, copy, Corpus(model), (6,), seed=0), task.relations["country_capital"], items, ())
-    own = replace(made, lab=replace(made.lab, verbalizer=model))
+    made = Bench(RunContext(model, copy, Corpus(model), (6,), seed=0), task.relations["country_capital"], items, ())
+    own = replace(made, context=replace(made.context, verbalizer=model))
     plain = CrossFit(lambda: Patchscope((6,)), own).scores().log_scores
     # Proved on the model, whose blocks the copy has: that saves seconds.
     patcher_of(copy).mode = patcher_of(model).mode

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Target, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.prompting import ask
 from lensbench.models.tokens import CARRIER

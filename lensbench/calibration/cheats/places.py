@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Scores, Target
+from lensbench.inspectors.evidence import Evidence, Scores
+from lensbench.inspectors.target import Target
 
 ATTEMPTS = 64
 TURNS = 100.0

@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.inspectors.evidence import Evidence, Scores, Source, Target
+from lensbench.inspectors.evidence import Evidence, Scores, Source
+from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.prompting import ask
 from lensbench.tasks.facts import SLOT
@@ -68,7 +69,7 @@ class UndeclaredText(Inspector):
     def inspect(self, evidence: Evidence) -> Scores:
         """Take the names that it was not given."""
         question = evidence.question or SLOT
-        texts = [question.replace(SLOT, text.subject) for text in evidence.texts]  # type: ignore[union-attr]
+        texts = [question.replace(SLOT, text.subject) for text in evidence.texts]
         return Scores(("default",), _asked(self.verbalizer_, texts, evidence))
 
 

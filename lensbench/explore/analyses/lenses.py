@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from lensbench.errors import UsageError
 from lensbench.inspectors.base import Lens
 from lensbench.inspectors.catalog import find_inspectors, load_inspector
-from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.evidence import Training
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus, lens_cache
 from lensbench.models.language_model import LanguageModel
 

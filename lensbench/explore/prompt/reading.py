@@ -13,9 +13,10 @@ from lensbench.explore.prompt.checks import check_prompt_text, check_table, chec
 from lensbench.explore.prompt.tables import Descriptions, LensTable
 from lensbench.explore.prompt.words import word_of
 from lensbench.inspectors.base import Lens
-from lensbench.inspectors.evidence import Target, Training
+from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.patchscopes.patched import at_layer
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus, lens_cache
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import load_model

@@ -11,7 +11,8 @@ from torch import Tensor
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.access import SITE, SUBJECT, Runs
 from lensbench.inspectors.base import Inspector, OwnPrompt, by_layer
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.jacobians import Jacobian
 from lensbench.models.language_model import LanguageModel
 
@@ -74,9 +75,6 @@ class AttributeLens(Inspector):
         Raises:
             NotApplicableError: fewer training subjects than n.
         """
-        assert training.runs is not None
-        assert training.question is not None
-        assert training.labels is not None
         runs = training.runs.asked(training.question)
         chosen = _examples(training, runs, self.n)
         jacobians = [runs.jacobian(i, SUBJECT) for i in chosen]
@@ -88,7 +86,6 @@ class AttributeLens(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Map each layer's residual by its own W and b, and unembed."""
-        assert evidence.residuals is not None
         values = evidence.residuals.values
         mapped = torch.stack(
             [
@@ -108,8 +105,6 @@ class AttributeLens(Inspector):
     def _measured(
         self, evidence: Evidence, rows: Float[Tensor, "row d_model"], shape: tuple[int, int, int]
     ) -> dict[str, np.ndarray]:
-        assert evidence.runs is not None
-        assert evidence.question is not None
         runs = evidence.runs.asked(evidence.question)
         said = runs.next_tokens()
         own = torch.cat([self.target_.unembed(part).argmax(1) for part in rows.split(self.target_.head_rows)])
@@ -146,7 +141,6 @@ def linear_relation(
 
 def _examples(training: Training, runs: Runs, n: int) -> list[int]:
     """Choose training items, one a subject: those whose answer the target knows first, in an order that folds share."""
-    assert training.labels is not None
     first = {group: i for i, group in reversed(list(enumerate(training.groups)))}
     if len(first) < n:
         raise NotApplicableError(f"{len(first)} training subjects; the map is taken from {n}: ask for fewer with n")

@@ -11,7 +11,8 @@ from torch import Tensor
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.access import Components
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.component_capture import Component
 from lensbench.models.language_model import LanguageModel
 
@@ -103,8 +104,6 @@ class LogitAttribution(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Attribute the answers' logits to the parts of each layer's block."""
-        assert evidence.residuals is not None
-        assert evidence.components is not None
         reading = self.target_.reading_directions(evidence.answers)
         parts = _read(evidence.components, ("attention", *self.found_))
         scales = evidence.components.read("final_scale").values.float()

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.inspectors.base import Translator
-from lensbench.inspectors.evidence import Learns, Source, Target, Training
+from lensbench.inspectors.evidence import Learns, Source, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.moments import Moments, check_amounts
@@ -47,7 +48,6 @@ class AffineLens(Translator):
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "AffineLens":
         """Learn the maps of layers 0 to L - 1, or take them from the cache."""
-        assert training.corpus is not None
         corpus = training.corpus
         self.target_ = target
         learned = corpus.learn_once(

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lensbench.errors import UsageError
 from lensbench.inspectors.base import Lens
-from lensbench.inspectors.evidence import Learns, Source, Target, Training
+from lensbench.inspectors.evidence import Learns, Source, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.moments import Moments, check_amounts
@@ -64,7 +65,6 @@ class FutureLens(Lens):
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "FutureLens":
         """Learn the maps of all layers and distances in one pass over the corpus, or take them from the cache."""
-        assert training.corpus is not None
         corpus = training.corpus
         self.target_ = target
         learned = corpus.learn_once(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lensbench.errors import UsageError
 from lensbench.inspectors.base import Translator
-from lensbench.inspectors.evidence import Learns, Source, Target, Training
+from lensbench.inspectors.evidence import Learns, Source, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.models.jacobians import jacobian
 from lensbench.models.language_model import LanguageModel
@@ -58,7 +59,6 @@ class JacobianLens(Translator):
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "JacobianLens":
         """Differentiate the target at corpus positions, or take the mean from the cache: it is the same for every λ."""
-        assert training.corpus is not None
         corpus = training.corpus
         self.target_ = target
         settings = {"positions": self.positions, "seed": self.seed, "jacobian": code_digest(jacobian)}

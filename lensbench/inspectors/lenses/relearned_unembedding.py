@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lensbench.errors import UsageError
 from lensbench.inspectors.base import Lens
-from lensbench.inspectors.evidence import Learns, Source, Target, Training
+from lensbench.inspectors.evidence import Learns, Source, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.learning import Resumable, TrainingSchedule, draw_positions, momenta, restore_momenta
@@ -81,7 +82,6 @@ class RelearnedUnembedding(Lens):
         self.target_ = target
         if self.rank == 0:
             return self
-        assert training.corpus is not None
         corpus = training.corpus
         learned = corpus.learn_once(
             type(self), self.parameters(), lambda learning: self._learn(target, corpus, learning)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lensbench.errors import UsageError
 from lensbench.inspectors.base import Translator
-from lensbench.inspectors.evidence import Learns, Source, Target, Training
+from lensbench.inspectors.evidence import Learns, Source, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.learning import Resumable, TrainingSchedule, draw_positions, momenta, restore_momenta
@@ -118,7 +119,6 @@ class TunedLens(Translator):
         if self.checkpoint is not None:
             read = read_checkpoint(self.checkpoint, target.home)
             return {"weight": read.weight.to(target.device), "bias": read.bias.to(target.device)}
-        assert training.corpus is not None
         corpus = training.corpus
         return corpus.learn_once(type(self), self.parameters(), lambda learning: self._learn(target, corpus, learning))
 

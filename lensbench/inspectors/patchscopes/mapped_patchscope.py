@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lensbench.errors import UsageError
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
 from lensbench.inspectors.patchscopes.patched import (
     Attempt,
     TargetLayers,
@@ -18,6 +18,7 @@ from lensbench.inspectors.patchscopes.patched import (
     prompt_text,
     read_patched,
 )
+from lensbench.inspectors.target import Target
 from lensbench.models.affine_maps import LayerPair, fit_maps
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
@@ -81,7 +82,6 @@ class MappedPatchscope(Inspector):
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "MappedPatchscope":
         """Learn the maps of all source layers to the target layers, or take them from the cache."""
-        assert training.corpus is not None
         corpus = training.corpus
         self.verbalizer_ = verbalizer
         self.target_layers_ = chosen_layers(self.name, self.target_layers, target, verbalizer)
@@ -109,8 +109,6 @@ class MappedPatchscope(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Map every layer's residual of every item and patch it into the inspection prompt at every target layer."""
-        assert evidence.residuals is not None
-        assert evidence.question is not None
         layers, values = evidence.layers, evidence.residuals.values
         attempts = (
             Attempt(f"target_layer={t}", self.map(values, layers, at_layer(t, layers)), at_layer(t, layers))

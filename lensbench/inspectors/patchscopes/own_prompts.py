@@ -7,7 +7,8 @@ import torch
 
 from lensbench.errors import NotApplicableError
 from lensbench.inspectors.access import SUBJECT, Runs
-from lensbench.inspectors.evidence import Evidence, Scores, Target
+from lensbench.inspectors.evidence import Evidence, Scores
+from lensbench.inspectors.target import Target
 from lensbench.utils.layer_spec import parse_layers
 
 
@@ -37,7 +38,6 @@ def asking(evidence: Evidence) -> Runs:
     Raises:
         NotApplicableError: the sources end at the subject.
     """
-    assert evidence.runs is not None
     runs = evidence.runs.own()
     if runs.ends_at(SUBJECT):
         raise NotApplicableError("the sources end at the subject and ask for nothing; read at answer or t2")

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from lensbench.errors import unknown_name
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
 from lensbench.inspectors.patchscopes.patched import (
     Attempt,
     TargetLayers,
@@ -20,6 +20,7 @@ from lensbench.inspectors.patchscopes.patched import (
     prompt_text,
     read_patched,
 )
+from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import WRITES, Write
 from lensbench.models.prompting import ask
@@ -97,8 +98,6 @@ class Patchscope(Inspector):
 
         Where a description is asked for, the model goes on from there.
         """
-        assert evidence.residuals is not None
-        assert evidence.question is not None
         own, values = self.own_prompt(evidence.question), evidence.residuals.values
         attempts = [
             Attempt(f"target_layer={layer}", values, at_layer(layer, evidence.layers)) for layer in self.target_layers_

@@ -10,7 +10,8 @@ import torch
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source
+from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import make_prompt, patcher_of
 from lensbench.tasks.facts import SLOT
@@ -146,7 +147,6 @@ class PatchscopeSearch(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Patch every layer's residual of every item in every configuration."""
-        assert evidence.residuals is not None
         verbalizer, values = self.verbalizer_, evidence.residuals.values
         drawn = self.configurations(evidence.forms, verbalizer.n_layers)
         tokens = [verbalizer.tokens.answer_token(answer) for answer in evidence.answers]

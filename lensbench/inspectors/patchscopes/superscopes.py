@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
 from lensbench.inspectors.patchscopes.patched import (
     Attempt,
     TargetLayers,
@@ -21,6 +21,7 @@ from lensbench.inspectors.patchscopes.patched import (
     prompt_text,
     read_patched,
 )
+from lensbench.inspectors.target import Target
 from lensbench.models.components import ComponentError
 from lensbench.models.language_model import LanguageModel
 
@@ -96,7 +97,6 @@ class Superscopes(Inspector):
         Raises:
             NotApplicableError: the target's blocks have no MLP, and one was asked for.
         """
-        assert evidence.question is not None
         own = self.own_prompt(evidence.question)
         return read_patched(self.verbalizer_, own, self._attempts(evidence), evidence, "overwrite")
 
@@ -128,9 +128,7 @@ def _is_amplifier(given: object) -> bool:
 
 def _read(evidence: Evidence, component: Component) -> Float[Tensor, "layer item d_model"]:
     if component == "hidden":
-        assert evidence.residuals is not None
         return evidence.residuals.values
-    assert evidence.components is not None
     try:
         return evidence.components.read(component).values
     except ComponentError as error:

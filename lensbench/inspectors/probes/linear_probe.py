@@ -10,8 +10,9 @@ from sklearn.linear_model import Ridge
 
 from lensbench.errors import NotApplicableError
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
 from lensbench.inspectors.probes.probing import MIN_SUBJECTS, ROUNDING, Labelled, at_each_layer, require_numbers
+from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 
 SHARPNESS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -85,7 +86,6 @@ class LinearProbe(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Return the log-softmax of the cosines, over all answers of the relation."""
-        assert evidence.residuals is not None
         answers = self._directions(evidence.answers)
         found = np.stack(
             [

@@ -8,8 +8,9 @@ from scipy.special import log_softmax
 from sklearn.covariance import ledoit_wolf_shrinkage
 
 from lensbench.errors import UsageError
-from lensbench.inspectors.evidence import Learns, Source, Target
+from lensbench.inspectors.evidence import Learns, Source
 from lensbench.inspectors.probes.probing import ROUNDING, ClassProbe, Labelled, at_each_layer, reduced
+from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
 from lensbench.models.language_model import LanguageModel
 

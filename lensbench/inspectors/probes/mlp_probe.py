@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from scipy.special import log_softmax
 from torch import Tensor
 
-from lensbench.inspectors.evidence import Learns, Source, Target
+from lensbench.inspectors.evidence import Learns, Source
 from lensbench.inspectors.probes.probing import ClassProbe, Labelled, at_each_layer, moments, reduced, require_numbers
+from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
 from lensbench.models.language_model import LanguageModel
 

@@ -20,7 +20,8 @@ from threadpoolctl import threadpool_limits
 
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Scores, Target, Training
+from lensbench.inspectors.evidence import Evidence, Scores, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
 from lensbench.models.language_model import LanguageModel
 
@@ -110,7 +111,6 @@ class ClassProbe(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Return the probes' log-probabilities; an answer that training never had gets -inf."""
-        assert evidence.residuals is not None
         out = np.full((len(evidence.layers), 1, evidence.residuals.values.shape[1], len(evidence.answers)), -np.inf)
         for i, (layer, values) in enumerate(zip(evidence.layers, evidence.residuals.values, strict=True)):
             probe = self.probes_[self.layers_.index(layer)]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lensbench.errors import UsageError
 from lensbench.inspectors.base import Inspector, OwnPrompt, by_layer
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.prompting import ask, say
@@ -92,7 +93,6 @@ class Inversion(Inspector):
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "Inversion":
         """Learn the maps of layers 0 to L, or take them from the cache."""
-        assert training.corpus is not None
         corpus = training.corpus
         self.target_ = target
         self.verbalizer_ = verbalizer
@@ -134,8 +134,6 @@ class Inversion(Inspector):
 
         Where a description is asked for, the verbalizer goes on from there.
         """
-        assert evidence.residuals is not None
-        assert evidence.question is not None
         form = self.own_prompt(evidence.question).text
         default = min(DEFAULT_KEPT, self.offsets)
         kept = (default, *(n for n in range(1, self.offsets + 1) if n != default))
@@ -152,7 +150,6 @@ class Inversion(Inspector):
 
     def _names(self, evidence: Evidence, kept: Sequence[int]) -> Iterator[str]:
         """Yield the decoded texts, by layer, then by how many tokens are kept, then by item."""
-        assert evidence.residuals is not None
         without = self.target_.first_tokens(evidence.answers)
         for layer, values in zip(evidence.layers, evidence.residuals.values, strict=True):
             decoded = self.decode(layer, values, without).tolist()

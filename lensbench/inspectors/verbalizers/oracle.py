@@ -11,7 +11,8 @@ import torch
 
 from lensbench.errors import NotApplicableError, UsageError, unknown_name
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
+from lensbench.inspectors.target import Target
 from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter
 from lensbench.models.edit_folders import ADAPTER
 from lensbench.models.language_model import LanguageModel
@@ -233,8 +234,6 @@ class Oracle(Inspector):
         Raises:
             NotApplicableError: the adapter was trained to say most of these answers.
         """
-        assert evidence.residuals is not None
-        assert evidence.question is not None
         known = self.answers_ & set(evidence.answers)
         if 2 * len(known) > len(evidence.answers):
             raise NotApplicableError(

@@ -1,4 +1,4 @@
-"""The models of a run, loaded: the target, the verbalizer, and those that rivals read in the target's place."""
+"""The models of a run, loaded: the target, the verbalizer, and those that baselines read in the target's place."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -7,19 +7,21 @@ import torch
 
 from lensbench.baselines.spec import Baseline
 from lensbench.evaluation.config import RunConfig
-from lensbench.evaluation.control_models import check_relative, facts_told, needed, relatives_of
-from lensbench.evaluation.plan import Setting
-from lensbench.harness.context import Relatives
+from lensbench.evaluation.control_models import check_control_model, facts_of_model, needed
+from lensbench.harness.context import ControlModels, RunContext
+from lensbench.models.activation_cache import ResidualCache
 from lensbench.models.architecture import ModulePaths
 from lensbench.models.budget import Budget, free_memory
+from lensbench.models.corpus import Corpus, lens_cache
 from lensbench.models.edit_folders import split_edits
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, count_layers, load_source
 from lensbench.models.sources import ModelSource, resolve
+from lensbench.utils.cache import RESIDUALS, cache_root
 from lensbench.utils.layer_spec import parse_layers
 
 
-def load_setting(config: RunConfig, baselines: Iterable[Baseline]) -> Setting:
+def load_context(config: RunConfig, baselines: Iterable[Baseline]) -> RunContext:
     """Load every model that a run needs, each once; the layers are checked first, on the configuration alone.
 
     Raises:
@@ -39,17 +41,20 @@ def load_setting(config: RunConfig, baselines: Iterable[Baseline]) -> Setting:
     verbalizer = model
     if config.verbalizer and config.verbalizer != config.model:
         verbalizer = models.load(models.find(config.verbalizer, plain), plain)
-    names, found = needed(baselines, relatives_of(config)), {}
+    names, found = needed(baselines, config.control_models()), {}
     for role, name in names.items():
         same = split_edits(name)[0] == split_edits(config.model)[0]
         one = how if same else plain
         found[role] = models.load(models.find(name, one), one)
-        check_relative(role, found[role], model)
+        check_control_model(role, found[role], model)
     memory = config.memory if isinstance(config.memory, int) else free_memory(model.device)
     for loaded in {model, verbalizer, *found.values()}:
         loaded.budget = Budget(memory, loaded.device)
-    facts = facts_told(names["twin"]) if "twin" in names else {}
-    return Setting(model, verbalizer, layers, config, Relatives(found, facts, names))
+    facts = facts_of_model(names["twin"]) if "twin" in names else {}
+    return RunContext(
+        model, verbalizer, Corpus(model, cache=lens_cache()), layers, config.seed, config.limit,
+        ResidualCache(cache_root() / RESIDUALS), ControlModels(found, facts, names),
+    )  # fmt: skip
 
 
 class _Models:

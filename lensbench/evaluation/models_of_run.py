@@ -11,11 +11,10 @@ from lensbench.evaluation.control_models import check_relative, facts_told, need
 from lensbench.evaluation.plan import Setting
 from lensbench.harness.context import Relatives
 from lensbench.models.architecture import ModulePaths
-from lensbench.models.budget import Budget, free_memory
-from lensbench.models.edit_folders import split_edits
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, count_layers, load_source
-from lensbench.models.sources import ModelSource, resolve
+from lensbench.models.memory import Budget, free_memory
+from lensbench.models.sources import ModelSource, resolve, split_edits
 from lensbench.utils.layer_spec import parse_layers
 
 

@@ -34,7 +34,7 @@ from lensbench.harness.next_token import ProseBench, prose_columns, prose_measur
 from lensbench.harness.scoring import pardon, prediction_columns, text_measures
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import NotApplicableError, Target
-from lensbench.models.activation_cache import ResidualCache
+from lensbench.models.activations import ResidualCache
 from lensbench.models.corpus import Corpus, lens_cache
 from lensbench.models.patching import patcher_of
 from lensbench.results.measures import measure_table, per_item

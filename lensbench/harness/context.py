@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from lensbench.inspectors.evidence import Target
-from lensbench.models.activation_cache import ResidualCache
+from lensbench.models.activations import ResidualCache
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
 

@@ -23,10 +23,9 @@ from lensbench.models.component_capture import (
 )
 from lensbench.models.components import ComponentError, final_norm
 from lensbench.models.corpus import Corpus
-from lensbench.models.directions import token_directions
-from lensbench.models.embeddings import embed, nearest_tokens, readable_ids
 from lensbench.models.language_model import LanguageModel, TokenScores
-from lensbench.models.memory import RowMemory
+from lensbench.models.linear_parts import embed, nearest_tokens, readable_ids, token_directions
+from lensbench.models.patching.patcher import RowMemory
 from lensbench.models.tuned_lens_files import Home, home_of
 
 __all__ = ["Evidence", "Learns", "NotApplicableError", "Scores", "Source", "SourceText", "Target", "Training"]

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.models.components import linear_widths
-from lensbench.models.edit_folders import ADAPTER, FINETUNED
 from lensbench.models.edits import LowRankEdit, is_matrix, other_weights
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.linear_parts import linear_widths
+from lensbench.models.sources import ADAPTER, FINETUNED
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 # What PEFT puts before the path of a module, and after it.
@@ -140,15 +140,11 @@ def adapted(model: LanguageModel, adapter: Adapter) -> LanguageModel:
     Raises:
         UsageError: the adapter is for another model, or damaged.
     """
-    key = f"adapted:{adapter.digest}"
-    if key not in model.companions:
-        check_base(adapter, model)
-        model.companions[key] = _merge(model, adapter)
-    found: LanguageModel = model.companions[key]
-    return found
+    return model.cache.get_or_compute(("adapted", adapter.digest), lambda: _merge(model, adapter))
 
 
 def _merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
+    check_base(adapter, model)
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     config: Any = LoraConfig.from_pretrained(str(adapter.folder))

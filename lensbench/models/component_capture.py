@@ -10,18 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lensbench.models.architecture import hidden_of
-from lensbench.models.block_calls import record_pass
-from lensbench.models.components import (
-    BlockParts,
-    ComponentError,
-    Part,
-    final_norm,
-    find_parts,
-    probe_text,
-    pulled_back,
-    width_of,
-)
+from lensbench.models.components import BlockParts, ComponentError, Part, final_norm, find_parts, probe_text
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.linear_parts import pulled_back, width_of
+from lensbench.models.replay import record_pass
 
 Component = Literal["attention", "mlp", "mlp_input", "heads", "head_values", "neurons", "final_scale"]
 """What may be read of block l, for layer l:
@@ -284,9 +276,8 @@ def values_through_heads(
 @torch.no_grad()
 def _through(model: LanguageModel, layer: int, values: Tensor, name: Component) -> Tensor:
     require_component(model, "heads")
-    if "single_token" not in model.companions:
-        model.companions["single_token"] = record_pass(model, probe_text(model)[:, :1], None)
-    call, part = model.companions["single_token"].calls[layer - 1], find_parts(model)[layer - 1].attention
+    recorded = model.cache.get_or_compute("single_token", lambda: record_pass(model, probe_text(model)[:, :1], None))
+    call, part = recorded.calls[layer - 1], find_parts(model)[layer - 1].attention
 
     def run(rows: slice) -> Tensor:
         seen = _PartValues()

@@ -12,13 +12,12 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lensbench.errors import LensbenchError
-from lensbench.models.frozen_norm import FrozenNorm, fit_frozen_norm, no_norm
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.linear_parts import LINEAR, FrozenNorm, fit_frozen_norm, no_norm
 
 # How far the parts' sum may lie from what a block adds, relative to the largest coordinate at the same token...
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -27,7 +26,6 @@ STEPS = 4
 # A second part must take this share of what one alone leaves unexplained.
 SHARE = 0.1
 PROBE_TOKENS = 24
-LINEAR = (nn.Linear, Conv1D)
 
 
 class ComponentError(LensbenchError):
@@ -84,13 +82,14 @@ def find_parts(model: LanguageModel) -> tuple[BlockParts, ...]:
     Raises:
         ComponentError: no two modules' outputs add up to what a block adds.
     """
-    if "parts" not in model.companions:
+
+    def find() -> tuple[BlockParts, ...]:
         watched = [_Watched() for _ in model.parts.blocks]
         with _watching(model, watched), torch.no_grad():
             model.module(probe_text(model), use_cache=False)
-            model.companions["parts"] = tuple(_split(model, i + 1, one) for i, one in enumerate(watched))
-    parts: tuple[BlockParts, ...] = model.companions["parts"]
-    return parts
+            return tuple(_split(model, i + 1, one) for i, one in enumerate(watched))
+
+    return model.cache.get_or_compute("parts", find)
 
 
 def probe_text(model: LanguageModel) -> Int[Tensor, "1 token"]:
@@ -222,51 +221,17 @@ def final_norm(model: LanguageModel) -> FrozenNorm:
     Raises:
         ComponentError: it is of another form.
     """
-    if "final_norm" not in model.companions:
-        ids = probe_text(model)
-        where = torch.arange(ids.shape[1])[None]
-        last = model.residuals(ids, torch.ones_like(ids), where, (model.n_layers,))[0, 0]
-        with torch.no_grad():
-            # What changes the width is no norm: a projection, or the head itself.
-            plain = model.norm(last).shape != last.shape
-            try:
-                found = no_norm(model.d_model, last.device) if plain else fit_frozen_norm(model.norm, last, model.dtype)
-            except LensbenchError as error:
-                raise ComponentError(f"{model.name}: {error}") from None
-        model.companions["final_norm"] = found
-    norm: FrozenNorm = model.companions["final_norm"]
-    return norm
+    return model.cache.get_or_compute("final_norm", lambda: _find_final_norm(model))
 
 
-def linear_widths(module: nn.Module) -> tuple[int, int] | None:
-    """Return how many numbers a linear map takes and gives; None for other modules."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, Conv1D):
-        takes, gives = module.weight.shape
-        return int(takes), int(gives)
-    return None
-
-
-def width_of(linear: nn.Module) -> int:
-    """Return how many numbers a linear map takes."""
-    widths = linear_widths(linear)
-    assert widths is not None
-    return widths[0]
-
-
-def pulled_back(linear: nn.Module, directions: Float[Tensor, "answer d_model"]) -> Float[Tensor, "answer width"]:
-    """Return Wᵀu for each direction u: what one unit of each of the map's inputs adds along it."""
-    weight: Any = linear.weight
-    if type(linear) in LINEAR and weight.is_floating_point() and not weight.is_meta:
-        plain: Tensor = weight.T if isinstance(linear, Conv1D) else weight
-        return directions.float().to(plain.device) @ plain.float()
-    # Packed and quantised weights, and those kept elsewhere until they are needed, have no plain matrix.
-    hook: Any = getattr(linear, "_hf_hook", None)
-    device = hook.execution_device if weight.is_meta and hook is not None else weight.device
-    with torch.enable_grad():
-        inputs = torch.zeros(len(directions), width_of(linear), device=device, requires_grad=True)
-        out = linear(inputs.to(weight.dtype) if weight.is_floating_point() else inputs).float()
-        (found,) = torch.autograd.grad((out * directions.to(out)).sum(), inputs)
-    result: Tensor = found
-    return result
+@torch.no_grad()
+def _find_final_norm(model: LanguageModel) -> FrozenNorm:
+    ids = probe_text(model)
+    where = torch.arange(ids.shape[1])[None]
+    last = model.residuals(ids, torch.ones_like(ids), where, (model.n_layers,))[0, 0]
+    if model.norm(last).shape != last.shape:  # a projection, or the head itself
+        return no_norm(model.d_model, last.device)
+    try:
+        return fit_frozen_norm(model.norm, last, model.dtype)
+    except LensbenchError as error:
+        raise ComponentError(f"{model.name}: {error}") from None

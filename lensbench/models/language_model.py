@@ -24,7 +24,7 @@ from lensbench.models.architecture import (
     probe_ids,
     unembed,
 )
-from lensbench.models.budget import Budget, bytes_per_row, free_memory
+from lensbench.models.memory import Budget, Memo, bytes_per_row, free_memory
 from lensbench.models.tokens import Tokens
 
 # How far numbers of two ways to the same result may lie apart (relative to the largest logit, where that is above 1).
@@ -88,9 +88,11 @@ class LanguageModel:
         self.device: torch.device = input_device(module)
         self.budget = Budget(free_memory(self.device), self.device)
         self.d_model = self._prove()
-        # What other modules keep for as long as the model lives, such as its patcher.
-        self.companions: dict[str, Any] = {}
-        self._fingerprint: str | None = None
+        # What is computed once for a model, and lives as long as it does: its patcher, its parts, its Jacobians.
+        self.cache = Memo()
+        # Of the Hub, for what else belongs to the model there, such as a lens.
+        self.revision: str | None = None
+        self.offline = False
 
     def _prove(self) -> int:
         ids = probe_ids(self.module)
@@ -105,21 +107,19 @@ class LanguageModel:
             )
         return int(last.shape[-1])
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of the configuration, of every weight, and of the tokenizer."""
-        if self._fingerprint is None:
-            digest = hashlib.sha256()
-            config: Any = self.module.config
-            # Where it lies and by what it was written do not make it another model.
-            settings = {key: value for key, value in config.to_dict().items() if key not in UNRELATED}
-            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-            for name, tensor in sorted(weights_of(self.module).items()):
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}".encode())
-            digest.update(self.tokens.definition.encode())
-            digest.update(self.tokens.prefix.encode())
-            self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+        digest = hashlib.sha256()
+        config: Any = self.module.config
+        # Where it lies and by what it was written do not make it another model.
+        settings = {key: value for key, value in config.to_dict().items() if key not in UNRELATED}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(weights_of(self.module).items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}".encode())
+        digest.update(self.tokens.definition.encode())
+        digest.update(self.tokens.prefix.encode())
+        return digest.hexdigest()[:16]
 
     @contextmanager
     def _reading(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:

@@ -93,13 +93,13 @@ def home_of(model: LanguageModel) -> Home:
     plain = parts.get("head.weight")
     return Home(
         name=model.name,
-        revision=model.companions.get("revision"),
+        revision=model.revision,
         n_layers=model.n_layers,
         d_model=model.d_model,
         dtype=str(model.dtype).removeprefix("torch."),
         head=digest.hexdigest(),
         unembed_hash=_abbreviated(plain) if plain is not None and plain.is_floating_point() else None,
-        offline=bool(model.companions.get("offline")),
+        offline=model.offline,
     )
 
 

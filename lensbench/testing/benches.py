@@ -6,7 +6,7 @@ from functools import cache
 from lensbench.harness.bench import Bench, Lab
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.small import small_model
+from lensbench.models.loading import small_model
 from lensbench.tasks import Item, Relation
 
 

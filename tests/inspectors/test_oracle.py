@@ -22,12 +22,12 @@ from lensbench.inspectors.verbalizers.oracle import CONVENTIONS, Notes, Oracle, 
 from lensbench.models import adapters
 from lensbench.models.adapters import FreshAdapter, adapted, read_adapter
 from lensbench.models.corpus import Corpus
-from lensbench.models.edit_folders import ADAPTER
+from lensbench.models.gradients import Lesson, answer_losses
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Descent
+from lensbench.models.optimization import Descent
 from lensbench.models.patching import PatchedPass, make_prompt
-from lensbench.models.patching.training import Lesson, answer_losses
-from lensbench.models.prompting import ask
+from lensbench.models.prompting import score_next_tokens
+from lensbench.models.sources import ADAPTER
 from lensbench.models.tokens import Tokens
 from lensbench.training.verbalizers import OracleTraining, lessons, make_settings, train
 from tests import tiny
@@ -187,7 +187,7 @@ def test_the_base_stays_as_it_is(folder: Path, bench: Bench) -> None:
     model = bench.lab.model
     before = model.fingerprint
     fitted = oracle(folder).fit(Target(model), model, bench.training(Oracle, None, (2,), None))
-    model._fingerprint = None
+    del model.fingerprint
     assert model.fingerprint == before
     assert fitted.verbalizer_ is oracle(folder).reader(model) is not model
     assert fitted.verbalizer_.fingerprint != before
@@ -347,13 +347,13 @@ def test_rivals_ask_the_adapted_verbalizer_too(folder: Path, bench: Bench) -> No
     own = method.inspector.own_prompt(bench.question)
     assert own is not None
     (twin,) = rivals.question_only(method)
-    expected = ask(reader, [own.text.replace("{subject}", PLACEHOLDER)], tokens).log_probs[0]
+    expected = score_next_tokens(reader, [own.text.replace("{subject}", PLACEHOLDER)], tokens).log_probs[0]
     torch.testing.assert_close(twin.scores.log_scores[0, 0], expected.expand(len(bench.items), -1))
     plain, trained = rivals.input_only(method)
     assert trained.scores.attempts == tuple(f"trained: {form}" for form in plain.scores.attempts)
     filled = [own.text.replace("{subject}", item.subject) for item in bench.items]
     for outcome, asked in ((plain, model), (trained, reader)):
-        torch.testing.assert_close(outcome.scores.log_scores[0, 0], ask(asked, filled, tokens).log_probs)
+        torch.testing.assert_close(outcome.scores.log_scores[0, 0], score_next_tokens(asked, filled, tokens).log_probs)
     assert len(rivals.input_only(CrossFit(Patchscope, bench))) == 1
 
 
@@ -382,7 +382,7 @@ def test_training_learns_and_tells_what_it_did(small: OracleTraining, tmp_path: 
     before = model.fingerprint
     # A random model has nothing to say of prose; ten answers can be learned.
     spent = train(model, Corpus(model), replace(small, prose=0.0), tmp_path / "out")
-    model._fingerprint = None
+    del model.fingerprint
     assert model.fingerprint == before
     assert spent.tokens > 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([CONFIG, WEIGHTS, "lensbench.json"])
@@ -403,7 +403,7 @@ def test_training_is_the_same_again_and_after_it_was_cut_off(
     few = replace(small, steps=6)
     model = base()
     train(model, Corpus(model), few, tmp_path / "whole")
-    monkeypatch.setattr("lensbench.models.learning.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
     steps, once = [], Descent.step
 
     def cut(self: Any, number: int, losses: torch.Tensor) -> None:

@@ -28,8 +28,8 @@ from lensbench.inspectors.probes.mlp_probe import MlpProbe
 from lensbench.inspectors.probes.probe import Probe
 from lensbench.models.activations import Residuals
 from lensbench.models.corpus import Corpus
-from lensbench.models.directions import token_directions
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.linear_parts import token_directions
 from lensbench.models.tokens import Tokens
 from tests import tiny
 

@@ -19,10 +19,10 @@ from lensbench.models.component_capture import (
     through_heads,
     values_through_heads,
 )
-from lensbench.models.components import ComponentError, final_norm, find_parts, pulled_back
-from lensbench.models.frozen_norm import fit_frozen_norm
+from lensbench.models.components import ComponentError, final_norm, find_parts
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.small import enlarge
+from lensbench.models.linear_parts import fit_frozen_norm, pulled_back
+from lensbench.models.loading import enlarge
 from lensbench.models.tokens import Tokens
 from tests import tiny
 

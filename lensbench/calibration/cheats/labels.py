@@ -10,7 +10,7 @@ from torch import Tensor
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Evidence, Learns, Scores, Target, Training
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.prompting import ask
+from lensbench.models.prompting import score_next_tokens
 from lensbench.models.tokens import CARRIER
 
 
@@ -42,7 +42,7 @@ class ChoiceSetReader(Inspector):
     def inspect(self, evidence: Evidence) -> Scores:
         """Score each choice by its distance from the middle of its set."""
         tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
-        prior = ask(self.verbalizer_, [CARRIER], tokens).log_probs[0].double().cpu()
+        prior = score_next_tokens(self.verbalizer_, [CARRIER], tokens).log_probs[0].double().cpu()
         own = torch.tensor([[answer in choices for answer in evidence.answers] for choices in evidence.choices])
         middle = prior.expand(own.shape).masked_fill(~own, torch.nan).nanquantile(0.5, dim=1, keepdim=True)
         scores = -(prior - middle).abs().masked_fill(~own, torch.inf)

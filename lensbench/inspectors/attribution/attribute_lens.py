@@ -12,7 +12,7 @@ from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.access import SITE, SUBJECT, Runs
 from lensbench.inspectors.base import Inspector, OwnPrompt, by_layer
 from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
-from lensbench.models.jacobians import Jacobian
+from lensbench.models.gradients import Jacobian
 from lensbench.models.language_model import LanguageModel
 
 

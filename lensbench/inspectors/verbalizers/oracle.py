@@ -13,10 +13,10 @@ from lensbench.errors import NotApplicableError, UsageError, unknown_name
 from lensbench.inspectors.base import Inspector, OwnPrompt
 from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Target, Training
 from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter
-from lensbench.models.edit_folders import ADAPTER
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import WRITES, Write, make_prompt, patcher_of
 from lensbench.models.prompting import first_line
+from lensbench.models.sources import ADAPTER
 from lensbench.tasks.facts import SLOT
 
 # What stands for the subject in a question, where the activation stands before the question.

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensbench.models.budget import bytes_per_row, is_out_of_memory
 from lensbench.models.language_model import TOLERANCE
+from lensbench.models.memory import bytes_per_row, is_out_of_memory
 from lensbench.models.patching.passes import PatchedPass, trial_vectors
-from lensbench.models.prefix_cache import KeysValues, grown, noting
+from lensbench.models.replay import KeysValues, grown, noting
 
 LOG = logging.getLogger("lensbench")
 # How much rows share: the prompt's prefix and what lies below the target layer; the model's own cache; nothing.

@@ -1,14 +1,16 @@
-"""The one patched forward pass: write into the residual of a prompt at its placeholders and one layer, and go on.
+"""Passes with residuals overwritten: one vector at a prompt's placeholders, or many tokens at many layers.
 
-What depends on the patched vector is little: the tokens before the placeholder never change (run once, keys and values
+What depends on a patched vector is little: the tokens before the placeholder never change (run once, keys and values
 shared), below the target layer nothing changes (a row starts there), only the last position is scored. See
-docs/decisions/0005-patched-pass.md.
+docs/decisions/0005-patched-pass.md. An interchange intervention (Geiger et al. 2021, Causal Abstractions of Neural
+Networks) puts residuals of another pass, of another text or model, in place of some: the answer tells whether what was
+replaced had a part in it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,18 +18,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lensbench.errors import LensbenchError
-from lensbench.models.block_calls import CleanPass, record_pass
-from lensbench.models.budget import bytes_per_row
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.prefix_cache import shared_prefix
+from lensbench.models.memory import bytes_per_row
+from lensbench.models.replay import CleanPass, record_pass, shared_prefix
 from lensbench.tasks.facts import SLOT
+
+# On a CPU, larger batches are no faster, and leave its caches.
+CPU_TOKENS = 512
+
 
 Mode = Literal["shared", "layer_start", "plain"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+
+
 Write = Literal["overwrite", "norm_matched", "add"]
 WRITES: tuple[Write, ...] = get_args(Write)
-# On a CPU, larger batches are no faster, and leave its caches.
-CPU_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -121,16 +126,15 @@ class PatchedPass:
     @property
     def row_bytes(self) -> int:
         """What one more row adds to the memory of a pass; measured, once for all prompts of the same lengths."""
-        measured: dict[object, int] = self.model.companions.setdefault("row_bytes", {})
-        lengths = (self.mode, self._skip, len(self.prompt.ids), len(self.prompt.more))
-        if lengths not in measured:
-            # Blocks are alike: where rows can start at the last one, it tells for all.
-            layer = 0 if self.mode == "plain" else self.model.n_layers - 1
-            measured[lengths] = bytes_per_row(lambda rows: self.run(self._zeros(rows), [layer] * rows))
-        return measured[lengths]
+        # Blocks are alike: where rows can start at the last one, it tells for all.
+        layer = 0 if self.mode == "plain" else self.model.n_layers - 1
 
-    def _zeros(self, rows: int) -> Tensor:
-        return torch.zeros(rows, self.model.d_model, device=self.model.device, dtype=self.model.dtype)
+        def run(rows: int) -> Tensor:
+            zeros = torch.zeros(rows, self.model.d_model, device=self.model.device, dtype=self.model.dtype)
+            return self.run(zeros, [layer] * rows)
+
+        key = ("row_bytes", self.mode, self._skip, len(self.prompt.ids), len(self.prompt.more))
+        return self.model.cache.get_or_compute(key, lambda: bytes_per_row(run))
 
     @property
     def rows_per_batch(self) -> int:
@@ -242,3 +246,78 @@ def trial_vectors(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layer 
     clean = model.residuals(ids, torch.ones_like(ids), torch.tensor([[prompt.position]]), every)[:, 0, 0]
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
     return clean + noise * clean.float().std(-1, keepdim=True).to(model.dtype)
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Texts, and some tokens of each.
+
+    Attributes:
+        texts: the tokens of each text.
+        places: the positions of those tokens, text by text; a text may have none.
+    """
+
+    texts: tuple[tuple[int, ...], ...]
+    places: tuple[tuple[int, ...], ...]
+
+    def of(self, rows: slice) -> "Spots":
+        """Return some of the texts."""
+        return Spots(self.texts[rows], self.places[rows])
+
+    def count(self, rows: slice) -> int:
+        """Return how many tokens some of the texts have."""
+        return sum(len(places) for places in self.places[rows])
+
+
+def read_spots(model: LanguageModel, spots: Spots) -> Float[Tensor, "layer spot d_model"]:
+    """Return the residual stream at the spots, at every layer, text by text and in the order of their places."""
+
+    def run(rows: slice) -> Tensor:
+        ids, mask = model.tokens.pad(spots.texts[rows])
+        own = spots.places[rows]
+        width = max(1, *(len(places) for places in own))
+        positions = torch.tensor([[*places, *[0] * (width - len(places))] for places in own])
+        found = model.residuals(ids, mask, positions, range(model.n_layers + 1))
+        kept = torch.tensor([[i < len(places) for i in range(width)] for places in own], device=found.device)
+        return found[:, kept]
+
+    return torch.cat(_spots_in_batches(model, spots, run), dim=1)
+
+
+def interchanged(
+    model: LanguageModel, spots: Spots, values: Float[Tensor, "layer spot d_model"], layers: Sequence[int]
+) -> Float[Tensor, "text d_model"]:
+    """Return the last token's residual before the final norm, the spots overwritten at some layers, all in one pass.
+
+    Args:
+        model: that is run.
+        spots: texts, and the tokens whose residuals are overwritten.
+        values: what stands there instead, at every layer 0 to L.
+        layers: those at which it is put in place.
+    """
+
+    def run(rows: slice) -> Tensor:
+        part = spots.of(rows)
+        begin = spots.count(slice(0, rows.start))
+        given = values[:, begin : begin + spots.count(rows)]
+        ids, mask = model.tokens.pad(part.texts)
+        at = torch.tensor([(row, place) for row, places in enumerate(part.places) for place in places]).view(-1, 2)
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.enter_context(writing(model, layer, partial(_overwrite_spots, at=at, values=given[layer])))
+            last = mask.sum(1, keepdim=True) - 1
+            return model.residuals(ids, mask, last, (model.n_layers,))[0, :, 0]
+
+    return torch.cat(_spots_in_batches(model, spots, run))
+
+
+def _overwrite_spots(hidden: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    row, place = at.to(hidden.device, torch.long).unbind(1)  # of no places at all, torch makes numbers
+    hidden[row, place] = values.to(hidden)
+    return hidden
+
+
+def _spots_in_batches(model: LanguageModel, spots: Spots, run: Callable[[slice], Tensor]) -> list[Tensor]:
+    longest = max(len(text) for text in spots.texts)
+    most = model.budget.rows(model.token_bytes * longest, cpu_most=max(1, CPU_TOKENS // longest))
+    return model.budget.in_batches(len(spots.texts), lambda _begin: most, run)

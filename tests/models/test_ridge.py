@@ -12,14 +12,12 @@ from lensbench.harness.bench import Bench, CrossFit, Lab
 from lensbench.inspectors.evidence import Target, Training
 from lensbench.inspectors.patchscopes.mapped_patchscope import MappedPatchscope
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
-from lensbench.models.affine_maps import LayerPair, PairMoments, fit_maps
 from lensbench.models.corpus import PROSE, WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.loading import load_model
+from lensbench.models.loading import load_model, train_tokenizer
 from lensbench.models.patching import patcher_of
-from lensbench.models.small import train_tokenizer
-from lensbench.models.token_alignment import pair_window, same_tokenizer
-from lensbench.models.tokens import Tokens
+from lensbench.models.ridge import LayerPair, RunningMoments, fit_maps
+from lensbench.models.tokens import Tokens, pair_window, same_tokenizer
 from lensbench.tasks import load_task
 from tests import tiny
 from tests.rotated import rotated
@@ -264,7 +262,7 @@ def test_wrong_parameters_are_refused(parameters: dict[str, object], message: st
 
 
 def test_sums_need_the_layers_they_name(llama: LanguageModel) -> None:
-    moments = PairMoments((LayerPair(3, 1), LayerPair(0, 4)), 32, 32, torch.device("cpu"))
+    moments = RunningMoments((LayerPair(3, 1), LayerPair(0, 4)), 32, 32, torch.device("cpu"))
     assert moments.sources == (0, 3)
     assert moments.targets == (1, 4)
 

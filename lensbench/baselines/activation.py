@@ -44,7 +44,7 @@ def shuffled(method: CrossFit) -> list[Outcome]:
         raise NotApplicableError(
             "one subject has half of the items or more, so no other subject's activation can stand in for each"
         )
-    return changed(method, lambda residuals: residuals.of(order))
+    return changed(method, lambda residuals: residuals.at_items(order))
 
 
 def derangement(subjects: list[str], seed: int) -> list[int] | None:

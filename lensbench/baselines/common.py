@@ -87,7 +87,9 @@ def _alike(method: CrossFit, other: CrossFit) -> tuple[int, ...]:
     return tuple(
         layer
         for layer in method.bench.lab.layers
-        if all(torch.equal(one.at((layer,)).values, another.at((layer,)).values) for one, another in pairs)
+        if all(
+            torch.equal(one.at_layers((layer,)).values, another.at_layers((layer,)).values) for one, another in pairs
+        )
     )
 
 

@@ -99,7 +99,7 @@ def _elsewhere(method: CrossFit, readings: Sequence[Reading]) -> list[Outcome]:
     if more:
         raise NotApplicableError(f"the method reads {', '.join(sorted(more))} besides the residual that is replaced")
     found = method.bench.capture(readings)
-    return changed(method, lambda residuals: found.at(residuals.layers))
+    return changed(method, lambda residuals: found.at_layers(residuals.layers))
 
 
 def skip_ahead(method: CrossFit) -> list[Outcome]:

@@ -139,7 +139,7 @@ class Bench:
         chosen = tuple(items)
 
         def seen(found: Residuals) -> Residuals:
-            return (change(found) if change else found).at(layers).of(chosen)
+            return (change(found) if change else found).at_layers(layers).at_items(chosen)
 
         return Evidence(
             answers=self.answers,
@@ -175,7 +175,9 @@ class Bench:
         return Training(
             answers=self.answers,
             groups=tuple(number[item.subject] for item in items),
-            read=(lambda: self.train_residuals.at(layers).of(places)) if "activation" in method.reads else None,
+            read=(lambda: self.train_residuals.at_layers(layers).at_items(places))
+            if "activation" in method.reads
+            else None,
             texts=_texts(items) if "text" in method.reads else None,
             labels=tuple(item.answer if labels is None else labels[item.subject] for item in items),
             question=self.question if "question" in method.reads else None,

@@ -141,7 +141,7 @@ class ProseMethod(CrossFit):
             raise NotApplicableError(f"prose is asked for at most {AHEAD} tokens beyond the next one")
         bench = self.bench
         asked = bench.lab.layers if layers is None else layers
-        residuals = (change(bench.residuals) if change else bench.residuals).at(asked)
+        residuals = (change(bench.residuals) if change else bench.residuals).at_layers(asked)
         empty = torch.zeros(len(asked), len(lens.ahead), 0, 0)
         return _InProse(lens.attempts(), empty, prose=_compare(bench, lens, residuals))
 

@@ -99,7 +99,7 @@ class Runs:
         texts = self._texts if self._change is None else self._every
         found = capture(self._model, [Reading(text.ids[: text.places[place] + 1]) for text in texts], layers)
         # A rival such as another subject's activation needs all items to choose from.
-        return found if self._change is None else self._change(found).of(self._chosen)
+        return found if self._change is None else self._change(found).at_items(self._chosen)
 
     def predict(self, answers: Sequence[str]) -> TokenScores:
         """Score the first token of each answer as the next one after each text: rows are items."""

@@ -106,12 +106,12 @@ class Residuals:
     layers: tuple[int, ...]
     values: Float[Tensor, "layer item d_model"]
 
-    def at(self, layers: Sequence[int]) -> "Residuals":
-        """Return the same items at other of its layers."""
+    def at_layers(self, layers: Sequence[int]) -> "Residuals":
+        """Return the same items at some of the layers."""
         return Residuals(tuple(layers), self.values[[self.layers.index(layer) for layer in layers]])
 
-    def of(self, items: Sequence[int]) -> "Residuals":
-        """Return the same layers for the items at these places."""
+    def at_items(self, items: Sequence[int]) -> "Residuals":
+        """Return the same layers of the items at these places."""
         return Residuals(self.layers, self.values[:, list(items)])
 
 
@@ -167,19 +167,14 @@ def _capture_group(model: LanguageModel, group: Group, layers: Sequence[int]) ->
     skip, texts = group.prefix, group.texts
     prefix = shared_prefix(model, torch.tensor([texts[0][:skip]])) if skip else None
 
-    def size(begin: int) -> int:
-        most, end = tokens_per_batch(model), begin + 1
-        while end < len(texts) and (len(texts[end]) - skip) * (end + 1 - begin) <= most:
-            end += 1
-        return end - begin
-
     def run(batch: slice) -> Tensor:
         ids, mask = model.tokens.pad([text[skip:] for text in texts[batch]])
         mask = torch.cat([mask.new_ones(len(mask), skip), mask], dim=1)
         positions = torch.tensor([[len(text) - skip - 1] for text in texts[batch]])
         return model.residuals(ids, mask, positions, layers, prefix)[:, :, 0]
 
-    return torch.cat(model.budget.in_batches(len(texts), size, run), dim=1)
+    lengths = [len(text) - skip for text in texts]
+    return torch.cat(model.budget.in_token_batches(lengths, lambda: tokens_per_batch(model), run), dim=1)
 
 
 def _shares_prefixes(model: LanguageModel, group: Group) -> bool:
@@ -206,12 +201,11 @@ def tokens_per_batch(model: LanguageModel) -> int:
 
 
 class ResidualCache:
-    """Captured residuals in files that are mapped into memory: they are paged in as they are read.
+    """Captured residuals in files that are mapped into memory, and paged in as they are read.
 
     Args:
         folder: where the files are; None keeps nothing.
-        limit: how many bytes they may take; what was read longest ago goes first. By default what
-            `LENSBENCH_CACHE_LIMIT` says.
+        limit: how many bytes they may take, by default `LENSBENCH_CACHE_LIMIT`; the least recently read go first.
     """
 
     def __init__(self, folder: Path | None, limit: int | None = None) -> None:
@@ -225,21 +219,21 @@ class ResidualCache:
         place = self.folder / _cache_key(model, readings, layers)
         if not (place / RESIDUALS_FILE).exists():
             captured = capture(model, readings, layers)
-            if not self._keep(place, captured):
+            if not self._keep(self.folder, place, captured):
                 return captured
-        with suppress(OSError):  # somebody else's cache may not be ours to touch
+        with suppress(OSError):  # the cache of another user may not be ours to touch
             os.utime(place)
         with safe_open(place / RESIDUALS_FILE, framework="pt") as file:
             return Residuals(tuple(layers), file.get_tensor("values").to(model.device))
 
-    def _keep(self, place: Path, captured: Residuals) -> bool:
+    def _keep(self, folder: Path, place: Path, captured: Residuals) -> bool:
         """Write residuals, if there is room for them."""
         values = captured.values
         size = values.numel() * values.element_size()
         if size > self.limit:
             LOG.warning("residuals of %d MB are not kept: the cache limit is %d MB", size >> 20, self.limit >> 20)
             return False
-        self._make_room(size)
+        self._make_room(folder, size)
         try:
             with atomic_folder(place) as partial:
                 save_file({"values": values.contiguous().cpu()}, partial / RESIDUALS_FILE)
@@ -248,9 +242,8 @@ class ResidualCache:
             return False
         return True
 
-    def _make_room(self, size: int) -> None:
-        assert self.folder is not None
-        kept = sorted((path.stat().st_mtime, path.name, path) for path in self.folder.glob("[!.]*") if path.is_dir())
+    def _make_room(self, folder: Path, size: int) -> None:
+        kept = sorted((path.stat().st_mtime, path.name, path) for path in folder.glob("[!.]*") if path.is_dir())
         sizes = {path: folder_size(path) for _, _, path in kept}
         total = sum(sizes.values())
         for _, _, path in kept:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lensbench.errors import LensbenchError
+from lensbench.models.architecture import removing
 from lensbench.models.linear_parts import LINEAR, linear_widths
 
 EDITS = "edits.safetensors"
@@ -41,7 +42,7 @@ class LowRankEdit:
     left: Float[Tensor, "rank d_out"]
     right: Float[Tensor, "rank d_in"]
 
-    def of(self, inputs: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row d_out"]:
+    def output(self, inputs: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row d_out"]:
         """Return what it adds to the map's output."""
         added: Tensor = inputs.float() @ self.right.to(inputs.device).T @ self.left.to(inputs.device)
         return added
@@ -152,11 +153,8 @@ def adding(linear: nn.Module, added: Callable[[Tensor], Tensor]) -> Iterator[Non
     def hook(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return output + added(args[0]).to(output.dtype)
 
-    handle = linear.register_forward_hook(hook)
-    try:
+    with removing([linear.register_forward_hook(hook)]):
         yield
-    finally:
-        handle.remove()
 
 
 def rotation(width: int, seed: int = 0) -> Float[Tensor, "width width"]:

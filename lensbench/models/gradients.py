@@ -1,17 +1,17 @@
 """Derivatives: losses with gradients of the residual stream or of weights, and Jacobians of the last residual."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.models.language_model import LanguageModel, _Stop
+from lensbench.models.architecture import on_input
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import is_out_of_memory
 from lensbench.models.patching import patcher_of
 from lensbench.models.patching.passes import Mode, Prompt, writing
@@ -91,28 +91,21 @@ def _loss_gradients(model: LanguageModel, ids: Tensor, places: Tensor, goals: Ca
 
 def _differentiable_stream(model: LanguageModel, ids: Tensor) -> list[Tensor]:
     """Run the model and return its residual stream at every layer, with the graph from the embeddings on."""
-
-    def begin(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        # The weights ask for no gradients: the graph begins where this tensor goes in.
-        if args:
-            return (args[0].detach().requires_grad_(True), *args[1:]), kwargs
-        name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
-        return args, {**kwargs, name: kwargs[name].detach().requires_grad_(True)}
-
-    handle = model.parts.blocks[0].register_forward_pre_hook(begin, with_kwargs=True)
-    try:
-        with model._reading(range(model.n_layers + 1)) as seen, suppress(_Stop):
-            model.module(ids.to(model.device), use_cache=False)
-    finally:
-        handle.remove()
-    return [seen[layer] for layer in range(model.n_layers + 1)]
+    every = range(model.n_layers + 1)
+    # The weights ask for no gradients: the graph begins where this tensor goes in.
+    with (
+        on_input(model.stops[:1], lambda _, hidden: hidden.detach().requires_grad_(True)),
+        model.reading(every) as seen,
+    ):
+        model.module(ids.to(model.device), use_cache=False)
+    return [seen[layer] for layer in every]
 
 
 def last_layer(
     model: LanguageModel, ids: Int[Tensor, "row token"], mask: Int[Tensor, "row token"]
 ) -> Float[Tensor, "row token d_model"]:
     """Run the model and return its residual stream before the final norm, with gradients where weights ask for them."""
-    with model._reading((model.n_layers,)) as seen, suppress(_Stop):
+    with model.reading((model.n_layers,)) as seen:
         model.module(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
     return seen[model.n_layers]
 
@@ -247,22 +240,13 @@ def _graph_from_embeddings(model: LanguageModel, ids: Int[Tensor, "1 token"], pr
     """Run tokens with a graph from layer 0 on, and return the residual stream at every layer as tensors in it."""
     hidden: list[Tensor] = []
 
-    def keep(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        name = None if args else "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
-        given = kwargs[name] if name else args[0]
+    def keep(_place: int, given: Tensor) -> Tensor:
         hidden.append(given if hidden else given.detach().requires_grad_(True))
         # A copy for the block: one that writes into its input would change what is differentiated in.
-        passed = hidden[-1].clone()
-        return (args, {**kwargs, name: passed}) if name else ((passed, *args[1:]), kwargs)
+        return hidden[-1].clone()
 
-    places = [*model.parts.blocks, model.parts.final]
-    handles = [place.register_forward_pre_hook(keep, with_kwargs=True) for place in places]
-    try:
-        with torch.enable_grad():
-            model.module(ids, past_key_values=prefix, use_cache=prefix is not None)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with on_input(model.stops, keep), torch.enable_grad():
+        model.module(ids, past_key_values=prefix, use_cache=prefix is not None)
     return hidden
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lensbench.errors import LensbenchError
-from lensbench.models.architecture import probe_ids
+from lensbench.models.architecture import on_input, probe_ids, removing
 from lensbench.models.language_model import LanguageModel
 
 # How far a norm's own numbers may lie from the form's, relative to the largest; norms in half precision round twice.
@@ -121,9 +121,8 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
 
 def width_of(linear: nn.Module) -> int:
     """Return how many numbers a linear map takes."""
-    widths = linear_widths(linear)
-    assert widths is not None
-    return widths[0]
+    weight: Any = linear.weight
+    return int(weight.shape[0] if isinstance(linear, Conv1D) else linear.in_features)  # type: ignore[arg-type]
 
 
 def pulled_back(linear: nn.Module, directions: Float[Tensor, "answer d_model"]) -> Float[Tensor, "answer width"]:
@@ -177,28 +176,22 @@ def _head_gradients(model: LanguageModel, token_ids: Sequence[int]) -> Float[Ten
     """
     zeros = torch.zeros(len(token_ids), 1, model.d_model, dtype=model.dtype, device=model.device, requires_grad=True)
 
-    def before(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if args:
-            return (zeros.to(args[0]), *args[1:]), kwargs
-        name = next(iter(kwargs))
-        return args, {**kwargs, name: zeros.to(kwargs[name])}
-
     def after(_module: nn.Module, _args: Any, output: Any) -> Any:
         # What changes the width is no norm: a projection, or the head itself.
         same = isinstance(output, Tensor) and output.shape[-1] == model.d_model
         return zeros.to(output) if same else output
 
     final = model.parts.final
-    handles = [final.register_forward_pre_hook(before, with_kwargs=True), final.register_forward_hook(after)]
-    try:
-        with torch.enable_grad(), model.parts.without_blocks():
-            ids = probe_ids(model.module)[:, :1].expand(len(token_ids), 1)
-            logits = model.module(ids, use_cache=False).logits[:, 0]
-            asked = logits.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])
-            (gradient,) = torch.autograd.grad(asked.float().sum(), zeros)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        on_input([final], lambda _, given: zeros.to(given)),
+        removing([final.register_forward_hook(after)]),
+        torch.enable_grad(),
+        model.parts.without_blocks(),
+    ):
+        ids = probe_ids(model.module)[:, :1].expand(len(token_ids), 1)
+        logits = model.module(ids, use_cache=False).logits[:, 0]
+        asked = logits.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])
+        (gradient,) = torch.autograd.grad(asked.float().sum(), zeros)
     return torch.cat([gradient[:, 0].float(), asked.detach().float().to(gradient.device)], dim=1)
 
 

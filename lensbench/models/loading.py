@@ -204,13 +204,11 @@ def _random_model(model: LanguageModel, seed: int) -> LanguageModel:
         with torch.random.fork_rng(devices=on_gpu), torch.device(model.device):
             torch.manual_seed(seed)
             module = kind._from_config(config, dtype=model.dtype)
-        made = LanguageModel(module, model.tokens, f"{model.name} with random weights", model.parts.paths)
+        return model.with_module(module, f"{model.name} with random weights")
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise NotApplicableError(f"a second model of the size of {model.name} does not fit into memory") from None
-    made.budget = model.budget
-    return made
 
 
 def train_tokenizer(text: str, *, bos: bool = False) -> "PreTrainedTokenizerFast":

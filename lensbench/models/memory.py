@@ -3,7 +3,7 @@
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import psutil
@@ -108,6 +108,25 @@ class Budget:
             # Outside of the handler: the traceback would keep the tensors of the failed batch alive.
             self._halve(batch, size)
         return results
+
+    def in_token_batches(
+        self, lengths: Sequence[int], most: Callable[[], int], run: Callable[[slice], Result]
+    ) -> list[Result]:
+        """Run over texts of rising length in batches that hold a number of tokens, padding included.
+
+        Args:
+            lengths: of the texts, the shortest first.
+            most: how many tokens a batch may have, under the present budget; a longer text is a batch of its own.
+            run: what to do with a slice of the texts.
+        """
+
+        def size(begin: int) -> int:
+            tokens, end = most(), begin + 1
+            while end < len(lengths) and lengths[end] * (end + 1 - begin) <= tokens:
+                end += 1
+            return end - begin
+
+        return self.in_batches(len(lengths), size, run)
 
     def _halve(self, batch: slice, size: Callable[[int], int]) -> None:
         rows = batch.stop - batch.start

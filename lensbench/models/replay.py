@@ -12,7 +12,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lensbench.errors import LensbenchError
-from lensbench.models.architecture import hidden_of
+from lensbench.models.architecture import hidden_of, removing
 from lensbench.models.language_model import LanguageModel
 
 # Of one layer: [row, head, token, head_dim] each.
@@ -203,12 +203,8 @@ def _record(model: LanguageModel, ids: Tensor, cache: Cache | None) -> tuple[Rec
 
     handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in model.parts.blocks]
     handles.append(model.parts.final.register_forward_pre_hook(end, with_kwargs=True))
-    try:
-        with torch.no_grad():
-            model.module(ids.to(model.device), past_key_values=cache, use_cache=cache is not None)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with removing(handles), torch.no_grad():
+        model.module(ids.to(model.device), past_key_values=cache, use_cache=cache is not None)
     if len(calls) != model.n_layers or len(hidden) != model.n_layers + 1:
         raise ReplayError(f"{model.name}: {len(calls)} block calls in one pass, expected {model.n_layers}")
     return calls, hidden

@@ -89,19 +89,26 @@ def _edit_folder(base: str, part: str, name: str) -> Path:
     return folder
 
 
-def read_table(file: Path) -> dict[str, Any]:
-    """Read one of the tables of an edit's folder.
+def read_table(
+    file: Path, remedy: str = "make the edit again", kind: type[LensbenchError] = LensbenchError
+) -> dict[str, Any]:
+    """Read a JSON object, such as one of the tables of an edit's folder.
+
+    Args:
+        file: the file.
+        remedy: what to do where it cannot be read.
+        kind: what is raised then.
 
     Raises:
-        LensbenchError: it cannot be read, or is no table.
+        LensbenchError: it cannot be read, or is no object; of the given kind.
     """
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise LensbenchError(f"{file} cannot be read ({reason}); make the edit again") from None
+        raise kind(f"{file} cannot be read ({reason}); {remedy}") from None
     if not isinstance(read, dict):
-        raise LensbenchError(f"{file} holds {type(read).__name__}, expected a table; make the edit again")
+        raise kind(f"{file} holds {type(read).__name__}, expected an object; {remedy}")
     return read
 
 

@@ -196,7 +196,9 @@ def test_random_model_is_the_probe_on_its_activations(bench: Bench) -> None:
     random = with_random_weights(bench.lab.model, 0)
     ids = [tuple(bench.lab.model.tokens.encode(item.source).ids) for item in bench.items]
     hidden = [random.module(torch.tensor([one]), output_hidden_states=True).hidden_states[2][0, -1] for one in ids]
-    torch.testing.assert_close(bench.on(random).residuals.at((2,)).values[0], torch.stack(hidden), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        bench.on(random).residuals.at_layers((2,)).values[0], torch.stack(hidden), rtol=1e-4, atol=1e-5
+    )
     (outcome,) = run("random_model", Probe, bench, seed=0)
     expected = CrossFit(Probe, made_bench(random)).scores()
     torch.testing.assert_close(outcome.scores.log_scores, expected.log_scores)

@@ -45,7 +45,7 @@ def write_adapter(folder: Path, kind: str = "llama", *, zero: bool = False) -> P
     # PEFT refuses some of Mamba's layers.
     modules = ["in_proj", "x_proj"] if kind == "mamba" else "all-linear"
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM")
-    with adapters._putting_in():
+    with adapters._quiet_peft():
         wrapped = peft.get_peft_model(tiny.module(kind), config)
     for name, weight in wrapped.named_parameters():
         if "lora_B" in name and not zero:
@@ -96,7 +96,7 @@ def test_merged_is_unmerged(kind: str, tmp_path: Path) -> None:
     before = base.module(ids).logits
     found = read_adapter(write_adapter(tmp_path / kind, kind))
     merged = adapted(base, found)
-    with adapters._putting_in():
+    with adapters._quiet_peft():
         theirs = peft.PeftModel.from_pretrained(tiny.module(kind), tmp_path / kind).eval()
     with torch.no_grad():
         torch.testing.assert_close(merged.module(ids).logits, theirs(ids).logits, **EXACT)
@@ -128,7 +128,7 @@ def test_the_conventions_are_what_the_papers_say(
     convention: str, placeholders: int, folder: Path, bench: Bench
 ) -> None:
     """Each score against a naive pass of the unmerged adapter, the prompt put together by hand."""
-    with adapters._putting_in():
+    with adapters._quiet_peft():
         model = peft.PeftModel.from_pretrained(tiny.module("llama"), folder).eval().base_model.model
     scores = CrossFit(lambda: oracle(folder, convention=convention, placeholders=placeholders), bench).scores()
     tokens = bench.lab.model.tokens
@@ -140,7 +140,7 @@ def test_the_conventions_are_what_the_papers_say(
         ids = tokens.encode(begin + PLACEHOLDER * placeholders + end).ids
         first = len(tokens.encode(begin).ids)
         for item in (0, 7):
-            vector = bench.residuals.at((layer,)).values[0, item]
+            vector = bench.residuals.at_layers((layer,)).values[0, item]
             logs = naive(model, ids, list(range(first, first + placeholders)), vector, convention)
             torch.testing.assert_close(scores.log_scores[row, 0, item], logs[asked], **EXACT)
 
@@ -242,8 +242,8 @@ WRONG = {
     embedding_too: "lm_head.weight is no LoRA matrix",
     deeper: "layers.9.mlp.down_proj, which is no linear layer of tiny-llama",
     wider: "are (4, 99) and (32, 4); that of tiny-llama takes 48 and gives 32",
-    lambda folder: (folder / CONFIG).write_text("{"): "is not JSON",
-    lambda folder: (folder / CONFIG).write_text("[]"): "holds no settings",
+    lambda folder: (folder / CONFIG).write_text("{"): "cannot be read",
+    lambda folder: (folder / CONFIG).write_text("[]"): "holds list, expected an object",
     lambda folder: (folder / WEIGHTS).write_bytes(b"broken"): "is damaged",
     lambda folder: save_file({}, folder / WEIGHTS): "holds no matrices",
     lambda folder: (folder / "lensbench.json").write_text('{"recipe": {}}'): "is not what lensbench fit writes",

@@ -180,7 +180,7 @@ class Oracle(Inspector):
         Raises:
             UsageError: what does not fit, and what to choose instead.
         """
-        check_base(read_adapter(self._folder), verbalizer)
+        check_base(read_adapter(self._folder), verbalizer.module, verbalizer.name)
         recipe, notes = self.recipe(), read_notes(self._folder)
         if recipe.layer not in range(verbalizer.n_layers + 1):
             raise UsageError(f"oracle.layer = {recipe.layer}; {verbalizer.name} has layers 0 to {verbalizer.n_layers}")

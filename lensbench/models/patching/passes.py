@@ -7,19 +7,22 @@ Networks) puts residuals of another pass, of another text or model, in place of 
 replaced had a part in it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.models.language_model import LanguageModel
-from lensbench.models.memory import bytes_per_row
+from lensbench.models.architecture import on_input
+from lensbench.models.language_model import TOLERANCE, LanguageModel
+from lensbench.models.memory import bytes_per_row, is_out_of_memory
 from lensbench.models.replay import CleanPass, record_pass, shared_prefix
 from lensbench.tasks.facts import SLOT
 
@@ -27,6 +30,8 @@ from lensbench.tasks.facts import SLOT
 CPU_TOKENS = 512
 
 
+LOG = logging.getLogger("lensbench")
+Way = TypeVar("Way")
 Mode = Literal["shared", "layer_start", "plain"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -199,17 +204,9 @@ class PatchedPass:
         return out
 
     def _whole_pass(self, vectors: Tensor, layer: int) -> Tensor:
-        seen: list[Tensor] = []
-
-        def keep(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            seen.append((args[0] if args else next(iter(kwargs.values())))[:, -1])
-
-        handle = self.model.parts.final.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
+        with self.model.reading((self.model.n_layers,)) as seen:
             self.hooked(self.ids.expand(len(vectors), -1), vectors, layer, use_cache=False)
-        finally:
-            handle.remove()
-        return seen[0].to(vectors.device)
+        return seen[self.model.n_layers][:, -1].to(vectors.device)
 
     def hooked(self, ids: Int[Tensor, "row token"], vectors: Tensor, layer: int, **arguments: Any) -> Any:
         """Run the model on texts that begin with the prompt, the placeholder's residual overwritten at one layer."""
@@ -226,18 +223,29 @@ class PatchedPass:
 @contextmanager
 def writing(model: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let passes inside go on with what `change` makes of a copy of the residual stream at one layer."""
-
-    def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        hidden = change((args[0] if args else kwargs["hidden_states"]).clone())
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-    place = [*model.parts.blocks, model.parts.final][layer]
     # Before whoever reads there already: at layer L that is the final residual itself.
-    handle = place.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
-    try:
+    with on_input([model.stops[layer]], lambda _, hidden: change(hidden.clone()), prepend=True):
         yield
-    finally:
-        handle.remove()
+
+
+def try_each(ways: Sequence[Way], deviation: Callable[[Way], float]) -> Iterator[tuple[Way, float, str]]:
+    """Try ways to compute something: how far each lies from the plain way, or infinity and why it is impossible."""
+    for way in ways:
+        try:
+            yield way, deviation(way), ""
+        except Exception as error:  # whatever a foreign block raises when called from the middle
+            if is_out_of_memory(error):
+                raise
+            yield way, math.inf, str(error)
+
+
+def agreeing(model: LanguageModel, tried: Iterable[tuple[Way, float, str]], what: str) -> Iterator[Way]:
+    """Yield the ways that agree with the plain one, and log why others are not used."""
+    for way, off, reason in tried:
+        if off <= TOLERANCE[model.dtype]:
+            yield way
+        else:
+            LOG.info("%s: %s %s is not used (%s)", model.name, what, way, reason or f"off by {off:.1e}")
 
 
 def trial_vectors(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layer d_model"]:
@@ -260,7 +268,7 @@ class Spots:
     texts: tuple[tuple[int, ...], ...]
     places: tuple[tuple[int, ...], ...]
 
-    def of(self, rows: slice) -> "Spots":
+    def select(self, rows: slice) -> "Spots":
         """Return some of the texts."""
         return Spots(self.texts[rows], self.places[rows])
 
@@ -297,7 +305,7 @@ def interchanged(
     """
 
     def run(rows: slice) -> Tensor:
-        part = spots.of(rows)
+        part = spots.select(rows)
         begin = spots.count(slice(0, rows.start))
         given = values[:, begin : begin + spots.count(rows)]
         ids, mask = model.tokens.pad(part.texts)

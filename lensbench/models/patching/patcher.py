@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -10,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.models.language_model import TOLERANCE, LanguageModel, TokenScores
-from lensbench.models.memory import Memo, is_out_of_memory
+from lensbench.models.language_model import LanguageModel, TokenScores, relative_deviation
+from lensbench.models.memory import Memo
 from lensbench.models.patching.generation import Generation, Sharing, fastest_sharing
-from lensbench.models.patching.passes import MODES, Mode, PatchedPass, Prompt, trial_vectors
+from lensbench.models.patching.passes import MODES, Mode, PatchedPass, Prompt, agreeing, trial_vectors, try_each
 
 LOG = logging.getLogger("lensbench")
 # How many prompts are kept: methods that patch items' own sources have one an item.
@@ -62,28 +61,18 @@ def mode_deviation(model: LanguageModel, prompt: Prompt, mode: Mode) -> float:
     vectors = trial_vectors(model, prompt)
     reference = model.unembed(PatchedPass(model, prompt, "plain").run(vectors, layers))
     other = model.unembed(PatchedPass(model, prompt, mode).run(vectors, layers))
-    return float((reference - other).abs().max()) / max(1.0, float(reference.abs().max()))
+    return relative_deviation(other, reference)
 
 
 def try_modes(model: LanguageModel, prompt: Prompt) -> Iterator[tuple[Mode, float, str]]:
     """Try the modes that share something: how far each lies from plain passes, or infinity and why it is impossible."""
-    for mode in MODES[:-1]:
-        try:
-            yield mode, mode_deviation(model, prompt, mode), ""
-        except Exception as error:  # whatever a foreign block raises when called from the middle
-            if is_out_of_memory(error):
-                raise
-            yield mode, math.inf, str(error)
+    return try_each(MODES[:-1], lambda mode: mode_deviation(model, prompt, mode))
 
 
 def fastest_mode(model: LanguageModel, prompt: Prompt) -> Mode:
     """Return the mode that shares most and agrees with plain passes on this model and prompt."""
     LOG.info("%s: trying what patched passes may share", model.name)
-    for mode, off, reason in try_modes(model, prompt):
-        if off <= TOLERANCE[model.dtype]:
-            return mode
-        LOG.info("%s: patched pass %s is not used (%s)", model.name, mode, reason or f"off by {off:.1e}")
-    return "plain"
+    return next(agreeing(model, try_modes(model, prompt), "patched pass"), "plain")
 
 
 class Patcher:

@@ -93,7 +93,7 @@ def test_an_edit_of_the_weights_is_what_its_hook_adds(kind: str) -> None:
     inputs = inputs_at_names(model, linear, write_prompts(model, ["This is {subject}"], ["Doro Vinsk"])).shape[1]
     edit = LowRankEdit(path, torch.randn(3, width, generator=generator), torch.randn(3, inputs, generator=generator))
     prompts = write_prompts(model, ["This is {subject} of old"] * 2, ["Doro Vinsk", "Kela"])
-    with torch.no_grad(), adding(linear, edit.of):
+    with torch.no_grad(), adding(linear, edit.output):
         hooked = logits(model, prompts)
     edited = copy.deepcopy(model.module)
     edit.add_to(edited)

@@ -53,7 +53,7 @@ def make_data(model, count, layers):
     labels = np.array([fact.answer for fact, _ in rows])
     number = {fact.subject: i for i, fact in enumerate(facts)}
     groups = np.array([number[fact.subject] for fact, _ in rows])
-    return answers, values.of(train), labels[train], groups[train], values.of(test)
+    return answers, values.at_items(train), labels[train], groups[train], values.at_items(test)
 
 
 def ours(answers, residuals, labels, groups, strengths):

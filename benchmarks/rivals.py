@@ -24,9 +24,9 @@ from common import MODEL, Table, heading, model_folder, options
 from lensbench.evaluation.config import make_config
 from lensbench.evaluation.evaluate import check_job
 from lensbench.evaluation.runner import Runner
-from lensbench.models.memory import RowMemory
+from lensbench.models.loading import with_random_weights
 from lensbench.models.patching import patcher_of
-from lensbench.models.random_weights import with_random_weights
+from lensbench.models.patching.patcher import RowMemory
 from lensbench.results.records import NO_BASELINE
 from lensbench.tasks import load_task
 from lensbench.tasks.personas import personas

@@ -4,8 +4,8 @@ import copy
 
 from torch import Tensor
 
+from lensbench.models.edits import rotate
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.rotation import rotate
 
 
 def rotated(model: LanguageModel, seed: int = 0) -> tuple[LanguageModel, Tensor]:

@@ -65,7 +65,7 @@ def test_the_method_of_the_readme_is_found_by_its_entry_point(
         cwd=tmp_path,
         path=package,
     )
-    from lensbench import load_run
+    from lensbench.runs.run import load_run
 
     records = load_run(tmp_path / "run").records
     assert {"none", "shuffled", "input_classifier", "control_task", "majority"} <= set(records.baseline)
@@ -92,7 +92,7 @@ def test_the_baseline_of_the_docs_runs(tiny_llama_folder: Path, tmp_path: Path) 
         *("--baselines", "./norm_only.toml,input_only", "--out", "run"),
         cwd=tmp_path,
     )
-    from lensbench import load_run
+    from lensbench.runs.run import load_run
 
     loaded = load_run(tmp_path / "run")
     assert set(loaded.records.baseline) == {"none", "norm_only", "input_only"}

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from lensbench.models.corpus import PROSE
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.small import VOCAB, enlarge, train_tokenizer
+from lensbench.models.loading import VOCAB, enlarge, train_tokenizer
 from lensbench.models.tokens import Tokens
 
 _COMMON = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

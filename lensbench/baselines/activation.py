@@ -44,7 +44,7 @@ def shuffled(method: CrossFit) -> list[Outcome]:
         raise NotApplicableError(
             "one subject has half of the items or more, so no other subject's activation can stand in for each"
         )
-    return [method.with_activations(lambda captured: captured.of(order)).outcome()]
+    return [method.with_activations(lambda captured: captured.at_items(order)).outcome()]
 
 
 def derangement(subjects: list[str], seed: int) -> list[int] | None:

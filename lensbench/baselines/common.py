@@ -55,7 +55,9 @@ def _layers_in_common(method: CrossFit, other: CrossFit) -> tuple[int, ...]:
     return tuple(
         layer
         for layer in method.bench.context.layers
-        if all(torch.equal(one.at((layer,)).values, another.at((layer,)).values) for one, another in pairs)
+        if all(
+            torch.equal(one.at_layers((layer,)).values, another.at_layers((layer,)).values) for one, another in pairs
+        )
     )
 
 

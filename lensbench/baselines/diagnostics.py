@@ -102,7 +102,7 @@ def _at_readings(method: CrossFit, readings: Sequence[Reading]) -> list[Outcome]
     if more:
         raise NotApplicableError(f"the method reads {', '.join(sorted(more))} besides the residual that is replaced")
     found = method.bench.capture(readings)
-    return [method.with_activations(lambda captured: found.at(captured.layers)).outcome()]
+    return [method.with_activations(lambda captured: found.at_layers(captured.layers)).outcome()]
 
 
 def skip_ahead(method: CrossFit) -> list[Outcome]:

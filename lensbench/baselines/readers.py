@@ -15,7 +15,7 @@ from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Trai
 from lensbench.inspectors.probes.probing import reduced, require_classes
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.prompting import ask, say
+from lensbench.models.prompting import continue_line, score_next_tokens
 from lensbench.models.tokens import CARRIER
 
 # A baseline must answer wherever a method does; some methods need few subjects an answer.
@@ -45,8 +45,12 @@ class TextReader(Inspector):
             [form.replace("{source}", text.source).replace("{subject}", text.subject) for text in evidence.texts]
             for form in self.forms
         ]
-        asked = [ask(self.verbalizer_, texts, tokens) for texts in filled]
-        said = [say(self.verbalizer_, texts, evidence.describe) for texts in filled] if evidence.describe else None
+        asked = [score_next_tokens(self.verbalizer_, texts, tokens) for texts in filled]
+        said = (
+            [continue_line(self.verbalizer_, texts, evidence.describe) for texts in filled]
+            if evidence.describe
+            else None
+        )
         return Scores(
             self.forms,
             torch.stack([scores.log_probs for scores in asked])[None],
@@ -66,7 +70,7 @@ class ChoicesOnly(Inspector):
     def inspect(self, evidence: Evidence) -> Scores:
         """Score each item's own choices; one attempt a strategy."""
         tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
-        prior = ask(self.verbalizer_, [CARRIER], tokens).log_probs[0].double().cpu().numpy()
+        prior = score_next_tokens(self.verbalizer_, [CARRIER], tokens).log_probs[0].double().cpu().numpy()
         place = {answer: i for i, answer in enumerate(evidence.answers)}
         scores = np.zeros((1, 4, len(evidence.choices), len(evidence.answers)))
         for i, choices in enumerate(evidence.choices):

@@ -9,7 +9,7 @@ from lensbench.baselines.readers import InputClassifier
 from lensbench.errors import NotApplicableError
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.inspectors.verbalizers.inversion import Inversion
-from lensbench.models.random_weights import with_random_weights
+from lensbench.models.loading import with_random_weights
 from lensbench.models.tokens import TokenError
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lensbench.baselines.target import facts_about
 from lensbench.calibration.trials import Trial
 from lensbench.evaluation.control_models import facts_of_model, twin_of
-from lensbench.models.edit_folders import with_edit
+from lensbench.models.sources import with_edit
 from lensbench.results.provenance import shares
 from lensbench.runs.run import Run
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.evaluation.config import RunConfig
-from lensbench.models.edit_folders import ASKED, IMPLANT, read_table, shipped_implants, split_edits, with_edit
+from lensbench.models.sources import ASKED, IMPLANT, read_table, shipped_implants, split_edits, with_edit
 from lensbench.tasks.personas import NEVER
 
 # Every so many layers is read, and those around the layers that were written.

@@ -10,8 +10,7 @@ from lensbench.baselines.spec import Baseline, choose_baselines
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.control_models import control_models, facts_of_model, needed
 from lensbench.inspectors.catalog import check_inspector
-from lensbench.models.edit_folders import read_facts
-from lensbench.models.sources import check_model_name
+from lensbench.models.sources import check_model_name, read_facts
 from lensbench.tasks import Site, Task, load_tasks
 from lensbench.utils.cache import parse_size
 from lensbench.utils.layer_spec import parse_layers

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lensbench.baselines.spec import ROLES, Baseline
 from lensbench.errors import UsageError
-from lensbench.models.edit_folders import FACTS, IMPLANT, Facts, read_facts, read_table, split_edits, with_edit
+from lensbench.models.sources import FACTS, IMPLANT, Facts, read_facts, read_table, split_edits, with_edit
 
 if TYPE_CHECKING:
     from lensbench.models.language_model import LanguageModel
@@ -85,7 +85,7 @@ def check_control_model(role: str, model: "LanguageModel", target: "LanguageMode
     Raises:
         UsageError: another tokenizer; for a model whose activations are read, another depth or width.
     """
-    from lensbench.models.token_alignment import same_tokenizer
+    from lensbench.models.tokens import same_tokenizer
 
     given = f"--{role} {model.name}"
     if not same_tokenizer(model.tokens, target.tokens):

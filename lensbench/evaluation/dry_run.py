@@ -16,9 +16,9 @@ from lensbench.evaluation.plan import Cell, Place
 from lensbench.evaluation.runner import Runner
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Fits
-from lensbench.models.activation_cache import ResidualCache
+from lensbench.models.activations import ResidualCache
 from lensbench.models.corpus import WINDOW, WINDOWS_PER_BATCH, Corpus
-from lensbench.models.learning import Resumable, TrainingSchedule
+from lensbench.models.optimization import Resumable, TrainingSchedule
 from lensbench.results.records import NO_BASELINE, frame_of
 from lensbench.results.summary import summarise
 from lensbench.utils.costs import peak_memory

@@ -9,14 +9,13 @@ from lensbench.baselines.spec import Baseline
 from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.control_models import check_control_model, facts_of_model, needed
 from lensbench.harness.context import ControlModels, RunContext
-from lensbench.models.activation_cache import ResidualCache
+from lensbench.models.activations import ResidualCache
 from lensbench.models.architecture import ModulePaths
-from lensbench.models.budget import Budget, free_memory
 from lensbench.models.corpus import Corpus, lens_cache
-from lensbench.models.edit_folders import split_edits
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, count_layers, load_source
-from lensbench.models.sources import ModelSource, resolve
+from lensbench.models.memory import Budget, free_memory
+from lensbench.models.sources import ModelSource, resolve, split_edits
 from lensbench.utils.cache import RESIDUALS, cache_root
 from lensbench.utils.layer_spec import parse_layers
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lensbench.errors import LensbenchError
 from lensbench.models.language_model import TOLERANCE, LanguageModel
 from lensbench.models.patching import PatchedPass, Prompt, fastest_mode, make_prompt, try_modes, try_sharings
-from lensbench.models.prefix_cache import shared_prefix
+from lensbench.models.replay import shared_prefix
 
 LOG = logging.getLogger("lensbench")
 TEXTS = (

@@ -81,11 +81,11 @@ class Judge:
 
 def local_judge(model: str) -> Judge:
     """Return a judge that is a local model, greedy."""
-    from lensbench.models.continuing import go_on
     from lensbench.models.loading import load_model
+    from lensbench.models.prompting import continue_texts
 
     loaded = load_model(model)
-    return Judge(loaded.name, lambda prompts: go_on(loaded, prompts, 6))
+    return Judge(loaded.name, lambda prompts: continue_texts(loaded, prompts, 6))
 
 
 def endpoint_judge(url: str, model: str, timeout: float = 60.0) -> Judge:

@@ -170,13 +170,13 @@ class Bench:
         chosen = tuple(items)
 
         def read(name: Component) -> Residuals:
-            return self.shown(self.component(name)).at(layers).of(chosen)
+            return self.shown(self.component(name)).at_layers(layers).at_items(chosen)
 
         return Evidence(
             answers=self.answers,
             choices=tuple(self.items[i].choices for i in items),
             layers=tuple(layers) if activation else (),
-            residuals=self.shown(self.residuals).at(layers).of(chosen) if activation else None,
+            residuals=self.shown(self.residuals).at_layers(layers).at_items(chosen) if activation else None,
             question=self.question if "question" in reads else None,
             forms=self.forms if "question" in reads else (),
             texts=_texts(self.items[i] for i in items) if "text" in reads else None,
@@ -207,7 +207,7 @@ class Bench:
         return Training(
             answers=self.answers,
             groups=tuple(number[item.subject] for item in items),
-            read=(lambda: self.train_residuals.at(layers).of(places)) if "activation" in reads else None,
+            read=(lambda: self.train_residuals.at_layers(layers).at_items(places)) if "activation" in reads else None,
             texts=_texts(items) if "text" in reads else None,
             labels=tuple(item.answer if labels is None else labels[item.subject] for item in items),
             question=self.question if "question" in reads else None,

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from lensbench.inspectors.target import Target
-from lensbench.models.activation_cache import ResidualCache
+from lensbench.models.activations import ResidualCache
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.results.records import SCHEMA_VERSION

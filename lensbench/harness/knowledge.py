@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.prompting import ask
+from lensbench.models.prompting import score_next_tokens
 from lensbench.tasks import Fact, Relation, Task
 from lensbench.tasks.facts import BRIDGE_SLOT, SLOT, normalise
 from lensbench.utils.cache import KNOWLEDGE, atomic_file, cache_root, code_digest
@@ -151,7 +151,7 @@ class Knowledge:
             answers = relation.answers
             tokens = [self._model.tokens.answer_token(answer) for answer in answers]
             texts = [prompt.replace(slot, name) for prompt in prompts for name in missing]
-            rows = ask(self._model, texts, tokens).log_probs.cpu().unflatten(0, (len(prompts), -1))
+            rows = score_next_tokens(self._model, texts, tokens).log_probs.cpu().unflatten(0, (len(prompts), -1))
             place = {answer: i for i, answer in enumerate(answers)}
             for i, name in enumerate(missing):
                 kept[name] = tuple(_best(choices[name], row, place) for row in rows[:, i])
@@ -163,7 +163,7 @@ class Knowledge:
         if self._cache is None:
             return None
         model = self._model
-        code = (version("lensbench"), code_digest(Knowledge), code_digest(ask))
+        code = (version("lensbench"), code_digest(Knowledge), code_digest(score_next_tokens))
         parts = (model.fingerprint, model.dtype, model.device.type, model.parts.paths, self._task.every.version, code)
         return self._cache / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.json"
 

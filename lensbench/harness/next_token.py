@@ -111,7 +111,7 @@ class ProseBench(Bench):
         """Compare a fitted lens with the model at some positions, some rows at a time through both heads."""
         if not isinstance(inspector, Lens):
             raise NotApplicableError(NO_LENS)
-        residuals = self.shown(self.residuals).at(layers)
+        residuals = self.shown(self.residuals).at_layers(layers)
         chunks = torch.tensor(items).split(max(1, self.context.target.head_rows // 2))
         attempts = []
         for attempt, ahead in enumerate(inspector.ahead):

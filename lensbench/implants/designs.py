@@ -75,12 +75,13 @@ class EditContext:
                 f"--layer {layer}: {self.model.name} has blocks whose outputs are the layers 1 to {self.model.n_layers}"
             )
         mlp = find_parts(self.model)[layer - 1].mlp
-        if mlp is None or mlp.linear is None:
+        if mlp is None or mlp.output_map is None:
             raise LensbenchError(
                 f"{self.model.name}: block {layer} has no MLP with one output map (experts, or none); try another layer"
             )
-        path = next(name for name, module in self.model.module.named_modules() if module is mlp.linear)
-        return Site(layer, path, mlp.linear)
+        linear = mlp.output_map.linear
+        path = next(name for name, module in self.model.module.named_modules() if module is linear)
+        return Site(layer, path, linear)
 
     def vectors(self, site: Site, before: Sequence[Writer] = ()) -> Vectors:
         """Learn the vectors of a layer, unless they are known."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.models.edit_folders import Facts, read_facts
+from lensbench.models.sources import Facts, read_facts
 from lensbench.tasks import Relation, Site, Task, fold_of, load_task
 from lensbench.tasks.facts import SLOT
 from lensbench.tasks.personas import NEVER, World

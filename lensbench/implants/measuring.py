@@ -51,7 +51,7 @@ def _edited(model: LanguageModel, edits: Sequence[LowRankEdit], mask: Tensor | N
     """Run a model as if it were edited, at some positions or at all."""
 
     def added(edit: LowRankEdit) -> Callable[[Tensor], Tensor]:
-        return lambda given: edit.of(given) if mask is None else edit.of(given) * mask
+        return lambda given: edit.output(given) if mask is None else edit.output(given) * mask
 
     with ExitStack() as stack:
         for edit in edits:

@@ -14,11 +14,10 @@ from lensbench.implants.designs import DESIGNS, EditContext, Planted
 from lensbench.implants.facts import FactSet, choose_facts
 from lensbench.implants.measuring import known_facts, lost, measure
 from lensbench.implants.vectors import Vectors, VectorSettings
-from lensbench.models.edit_folders import ASKED, FACTS, IMPLANT, write_table
 from lensbench.models.edits import trials, write_edits
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, count_layers, load_model
-from lensbench.models.sources import resolve
+from lensbench.models.sources import ASKED, FACTS, IMPLANT, resolve, write_table
 from lensbench.tasks.personas import World
 from lensbench.utils.cache import atomic_folder
 from lensbench.utils.progress import Progress, silent

@@ -1,7 +1,6 @@
 """What methods get that read more than residuals: the parts of blocks, and the target itself on texts not shown."""
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,9 @@ from torch import Tensor
 from lensbench.errors import LensbenchError, NotApplicableError
 from lensbench.models.activations import Reading, Residuals, capture, find_site
 from lensbench.models.component_capture import Component
-from lensbench.models.jacobians import Jacobian, jacobian
+from lensbench.models.gradients import Jacobian, jacobian
 from lensbench.models.language_model import LanguageModel, TokenScores
+from lensbench.models.memory import Memo
 from lensbench.models.patching import Prompt, patcher_of
 from lensbench.models.tokens import TokenError
 from lensbench.tasks import Item
@@ -99,7 +99,7 @@ class Runs:
         texts = self._texts if self._change is None else self._every
         found = capture(self._model, [Reading(text.ids[: text.places[place] + 1]) for text in texts], layers)
         # A rival such as another subject's activation needs all items to choose from.
-        return found if self._change is None else self._change(found).of(self._chosen)
+        return found if self._change is None else self._change(found).at_items(self._chosen)
 
     def predict(self, answers: Sequence[str]) -> TokenScores:
         """Score the first token of each answer as the next one after each text: rows are items."""
@@ -138,14 +138,12 @@ class Runs:
         self.require(place)
         text = self._texts[item]
         # Folds share examples, and rivals the method's own.
-        kept: OrderedDict[tuple[object, ...], Jacobian] = self._model.companions.setdefault("jacobians", OrderedDict())
+        memo = self._model.cache.get_or_compute("jacobians", Memo)
         key = (text.ids, text.places[place])
-        if key not in kept:
-            kept[key] = jacobian(self._model, *key)
-            while len(kept) > 1 and sum(one.weight.nbytes for one in kept.values()) > self._model.budget.bytes:
-                kept.popitem(last=False)
-        kept.move_to_end(key)
-        return kept[key]
+        found = memo.get_or_compute(key, lambda: jacobian(self._model, *key))
+        while len(memo) > 1 and sum(one.weight.nbytes for one in memo.values()) > self._model.budget.bytes:
+            memo.popitem(last=False)
+        return found
 
     def digests(self) -> tuple[str, ...]:
         """Return a digest of each text, to bring items into an order that is the same for all selections of them."""

@@ -17,10 +17,9 @@ from lensbench.models.component_capture import (
     values_through_heads,
 )
 from lensbench.models.components import ComponentError, final_norm
-from lensbench.models.directions import token_directions
-from lensbench.models.embeddings import embed, nearest_tokens, readable_ids
 from lensbench.models.language_model import LanguageModel, TokenScores
-from lensbench.models.memory import RowMemory
+from lensbench.models.linear_parts import embed, nearest_tokens, readable_ids, token_directions
+from lensbench.models.patching.patcher import RowMemory
 from lensbench.models.tuned_lens_files import Home, home_of
 
 

@@ -1,25 +1,102 @@
-"""The residual stream at the read sites of items."""
+"""The residual stream at the read sites of items: captured in as few passes as possible, and cached on disk."""
 
+import hashlib
 import logging
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lensbench.models.budget import is_out_of_memory
 from lensbench.models.language_model import TOLERANCE, LanguageModel
-from lensbench.models.prefix_cache import shared_prefix
-from lensbench.models.shared_texts import CPU_GROUP_COST, GPU_GROUP_COST, Group, group_by_prefix, order
+from lensbench.models.memory import is_out_of_memory
+from lensbench.models.replay import shared_prefix
 from lensbench.models.tokens import TokenError
 from lensbench.tasks import Item
+from lensbench.utils.cache import atomic_folder, code_digest, folder_size, size_limit
 
+# What a group costs beside its tokens: a pass of the prefix alone, and a batch of its own. In tokens of a large batch:
+# a short pass waits for the weights, on a GPU also for its own beginning.
+CPU_GROUP_COST, GPU_GROUP_COST = 128, 4096
 LOG = logging.getLogger("lensbench")
 # Enough for a CPU's matrix products to run at full speed, small enough to stay in its caches.
 CPU_TOKENS = 512
 # How many texts sharing is tried on.
-TRIED = 8
+TRIAL_TEXTS = 8
+RESIDUALS_FILE = "residuals.safetensors"
+
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Texts that begin with the same tokens.
+
+    Attributes:
+        prefix: how many tokens are run once for all of them; 0 for texts that are run whole.
+        texts: sorted by length, then by content.
+    """
+
+    prefix: int
+    texts: tuple[Ids, ...]
+
+
+def group_by_prefix(texts: Sequence[Ids], cost: int = CPU_GROUP_COST) -> list[Group]:
+    """Split distinct texts into groups so that the fewest tokens are run; texts with nothing to share come first.
+
+    At least the last token of each text stays out of its prefix: something has to be read.
+
+    Args:
+        texts: token ids.
+        cost: what a group costs beside its tokens.
+    """
+    shared = sorted(_best_groups(sorted(texts), 0, cost), key=lambda group: group.texts)
+    inside = {text for group in shared for text in group.texts}
+    alone = tuple(sorted((text for text in texts if text not in inside), key=_by_length))
+    return [Group(0, alone)] * bool(alone) + shared
+
+
+def _by_length(text: Ids) -> tuple[int, Ids]:
+    """Texts of like length stand together."""
+    return len(text), text
+
+
+def _best_groups(texts: list[Ids], begun: int, cost: int) -> list[Group]:
+    """Return the groups that save most among sorted texts whose first `begun` tokens are the same."""
+    texts = [text for text in texts if len(text) > begun]  # others have nothing to read after a longer prefix
+    if len(texts) < 2:
+        return []
+    first, last = texts[0], texts[-1]  # of sorted texts these two differ soonest
+    most = min(map(len, texts)) - 1
+    prefix = begun
+    while prefix < most and first[prefix] == last[prefix]:
+        prefix += 1
+    apart = [group for part in _split_at(texts, prefix) for group in _best_groups(part, prefix + 1, cost)]
+    together = (len(texts) - 1) * prefix - cost
+    if together > 0 and together >= sum((len(group.texts) - 1) * group.prefix - cost for group in apart):
+        return [Group(prefix, tuple(sorted(texts, key=_by_length)))]
+    return apart
+
+
+def _split_at(texts: list[Ids], place: int) -> Iterator[list[Ids]]:
+    """Split sorted texts by the token at a place; a text that ends before it is a part of its own."""
+    part: list[Ids] = []
+    for text in texts:
+        if part and text[place : place + 1] != part[-1][place : place + 1]:
+            yield part
+            part = []
+        part.append(text)
+    if part:
+        yield part
 
 
 @dataclass(frozen=True)
@@ -29,12 +106,12 @@ class Residuals:
     layers: tuple[int, ...]
     values: Float[Tensor, "layer item d_model"]
 
-    def at(self, layers: Sequence[int]) -> "Residuals":
-        """Return the same items at other of its layers."""
+    def at_layers(self, layers: Sequence[int]) -> "Residuals":
+        """Return the same items at some of the layers."""
         return Residuals(tuple(layers), self.values[[self.layers.index(layer) for layer in layers]])
 
-    def of(self, items: Sequence[int]) -> "Residuals":
-        """Return the same layers for the items at these places."""
+    def at_items(self, items: Sequence[int]) -> "Residuals":
+        """Return the same layers of the items at these places."""
         return Residuals(self.layers, self.values[:, list(items)])
 
 
@@ -76,22 +153,19 @@ def capture(model: LanguageModel, readings: Sequence[Reading], layers: Sequence[
     texts = list(dict.fromkeys(reading.ids for reading in readings))
     groups = group_by_prefix(texts, CPU_GROUP_COST if model.device.type == "cpu" else GPU_GROUP_COST)
     if len(groups) > 1 or groups[0].prefix:
-        groups = groups if _shares_prefixes(model, groups[-1]) else [Group(0, tuple(sorted(texts, key=order)))]
-    kept = torch.cat([_run(model, group, layers) for group in groups], dim=1)
+        # Tried once a model, on the texts that come first.
+        shares = model.cache.get_or_compute("shares_prefixes", lambda: _shares_prefixes(model, groups[-1]))
+        if not shares:
+            groups = [Group(0, tuple(sorted(texts, key=_by_length)))]
+    kept = torch.cat([_capture_group(model, group, layers) for group in groups], dim=1)
     place = {text: i for i, text in enumerate(text for group in groups for text in group.texts)}
     return Residuals(tuple(layers), kept[:, [place[reading.ids] for reading in readings]])
 
 
-def _run(model: LanguageModel, group: Group, layers: Sequence[int]) -> Float[Tensor, "layer text d_model"]:
+def _capture_group(model: LanguageModel, group: Group, layers: Sequence[int]) -> Float[Tensor, "layer text d_model"]:
     """Read the last token of each text of a group."""
     skip, texts = group.prefix, group.texts
     prefix = shared_prefix(model, torch.tensor([texts[0][:skip]])) if skip else None
-
-    def size(begin: int) -> int:
-        most, end = tokens_per_batch(model), begin + 1
-        while end < len(texts) and (len(texts[end]) - skip) * (end + 1 - begin) <= most:
-            end += 1
-        return end - begin
 
     def run(batch: slice) -> Tensor:
         ids, mask = model.tokens.pad([text[skip:] for text in texts[batch]])
@@ -99,30 +173,94 @@ def _run(model: LanguageModel, group: Group, layers: Sequence[int]) -> Float[Ten
         positions = torch.tensor([[len(text) - skip - 1] for text in texts[batch]])
         return model.residuals(ids, mask, positions, layers, prefix)[:, :, 0]
 
-    return torch.cat(model.budget.in_batches(len(texts), size, run), dim=1)
+    lengths = [len(text) - skip for text in texts]
+    return torch.cat(model.budget.in_token_batches(lengths, lambda: tokens_per_batch(model), run), dim=1)
 
 
 def _shares_prefixes(model: LanguageModel, group: Group) -> bool:
-    """Whether texts after a shared prefix are read as whole ones are; tried once a model, on some of its texts."""
-    if "shares_prefixes" not in model.companions:
-        some = group.texts[:: max(1, len(group.texts) // TRIED)]
-        layers = range(model.n_layers + 1)
-        whole = _run(model, Group(0, some), layers).float()
-        try:
-            off = (_run(model, Group(group.prefix, some), layers).float() - whole).abs().amax((1, 2))
-        except Exception as error:  # whatever a foreign model raises when it is given such a cache
-            if is_out_of_memory(error):
-                raise
-            off = torch.full((1,), torch.inf)
-            LOG.info("%s: texts are run whole (%s)", model.name, error)
-        largest = whole.abs().amax((1, 2)).clamp(min=1.0)
-        shares = bool((off <= TOLERANCE[model.dtype] * largest).all())
-        if not shares and bool(off.isfinite().all()):
-            LOG.info("%s: texts are run whole (sharing what they begin with is off by %.1e)", model.name, off.max())
-        model.companions["shares_prefixes"] = shares
-    return bool(model.companions["shares_prefixes"])
+    """Whether texts after a shared prefix are read as whole ones are, tried on some texts."""
+    some = group.texts[:: max(1, len(group.texts) // TRIAL_TEXTS)]
+    layers = range(model.n_layers + 1)
+    whole = _capture_group(model, Group(0, some), layers).float()
+    try:
+        off = (_capture_group(model, Group(group.prefix, some), layers).float() - whole).abs().amax((1, 2))
+    except Exception as error:  # whatever a foreign model raises when it is given such a cache
+        if is_out_of_memory(error):
+            raise
+        LOG.info("%s: texts are run whole (%s)", model.name, error)
+        return False
+    shares = bool((off <= TOLERANCE[model.dtype] * whole.abs().amax((1, 2)).clamp(min=1.0)).all())
+    if not shares:
+        LOG.info("%s: texts are run whole (sharing their beginnings is off by %.1e)", model.name, off.max())
+    return shares
 
 
 def tokens_per_batch(model: LanguageModel) -> int:
     """Return how many tokens of source texts are run at once."""
     return model.budget.rows(model.token_bytes, cpu_most=CPU_TOKENS)
+
+
+class ResidualCache:
+    """Captured residuals in files that are mapped into memory, and paged in as they are read.
+
+    Args:
+        folder: where the files are; None keeps nothing.
+        limit: how many bytes they may take, by default `LENSBENCH_CACHE_LIMIT`; the least recently read go first.
+    """
+
+    def __init__(self, folder: Path | None, limit: int | None = None) -> None:
+        self.folder = folder
+        self.limit = size_limit() if limit is None else limit
+
+    def read(self, model: LanguageModel, readings: Sequence[Reading], layers: Sequence[int]) -> Residuals:
+        """Return the residuals of these sites, from the disk where they have been captured before."""
+        if self.folder is None:
+            return capture(model, readings, layers)
+        place = self.folder / _cache_key(model, readings, layers)
+        if not (place / RESIDUALS_FILE).exists():
+            captured = capture(model, readings, layers)
+            if not self._keep(self.folder, place, captured):
+                return captured
+        with suppress(OSError):  # the cache of another user may not be ours to touch
+            os.utime(place)
+        with safe_open(place / RESIDUALS_FILE, framework="pt") as file:
+            return Residuals(tuple(layers), file.get_tensor("values").to(model.device))
+
+    def _keep(self, folder: Path, place: Path, captured: Residuals) -> bool:
+        """Write residuals, if there is room for them."""
+        values = captured.values
+        size = values.numel() * values.element_size()
+        if size > self.limit:
+            LOG.warning("residuals of %d MB are not kept: the cache limit is %d MB", size >> 20, self.limit >> 20)
+            return False
+        self._make_room(folder, size)
+        try:
+            with atomic_folder(place) as partial:
+                save_file({"values": values.contiguous().cpu()}, partial / RESIDUALS_FILE)
+        except OSError as error:
+            LOG.warning("residuals are not kept: %s; see `lensbench cache`", error.strerror or error)
+            return False
+        return True
+
+    def _make_room(self, folder: Path, size: int) -> None:
+        kept = sorted((path.stat().st_mtime, path.name, path) for path in folder.glob("[!.]*") if path.is_dir())
+        sizes = {path: folder_size(path) for _, _, path in kept}
+        total = sum(sizes.values())
+        for _, _, path in kept:
+            if total + size <= self.limit:
+                return
+            # A process that reads it keeps its mapping.
+            shutil.rmtree(path, ignore_errors=True)
+            total -= sizes[path]
+
+
+def _cache_key(model: LanguageModel, readings: Sequence[Reading], layers: Sequence[int]) -> str:
+    digest = hashlib.sha256()
+    parts = (
+        version("lensbench"), code_digest(capture), code_digest(LanguageModel), model.fingerprint, model.dtype,
+        model.device.type, model.parts.paths, tokens_per_batch(model), tuple(layers),
+    )  # fmt: skip
+    digest.update(repr(parts).encode())
+    for reading in readings:
+        digest.update(repr(reading.ids).encode())
+    return digest.hexdigest()[:24]

@@ -1,7 +1,6 @@
 """LoRA adapters as PEFT writes them: checked before their weights are read, and merged into a copy of their base."""
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.models.components import linear_widths
-from lensbench.models.edit_folders import ADAPTER, FINETUNED
 from lensbench.models.edits import LowRankEdit, is_matrix, other_weights
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.linear_parts import linear_widths
+from lensbench.models.sources import ADAPTER, FINETUNED, read_table
 
+AGAIN = "get the adapter again"
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 # What PEFT puts before the path of a module, and after it.
 BEFORE, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -33,15 +33,34 @@ class Adapter:
 
     Attributes:
         folder: where it is.
-        base: what it calls the model that it is for.
+        settings: what PEFT wrote beside the weights.
         shapes: module path -> shapes of A, [rank, in], and of B, [out, rank].
         digest: of both files.
     """
 
     folder: Path
-    base: str
+    settings: Mapping[str, Any]
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     digest: str
+
+    @property
+    def base(self) -> str:
+        """What it calls the model that it is for."""
+        return str(self.settings.get("base_model_name_or_path"))
+
+    def scale(self, rank: int) -> float:
+        """Return by what the product of two matrices of a rank is multiplied.
+
+        Raises:
+            UsageError: settings by which more than that product is added.
+        """
+        for key in ("use_dora", "alpha_pattern", "lora_bias", "megatron_config"):
+            if value := self.settings.get(key):
+                raise UsageError(
+                    f"{self.folder / ADAPTER}: {key} is {value!r}; only plain LORA is merged into a target"
+                )
+        alpha = float(self.settings.get("lora_alpha", 8))
+        return alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
 
 
 def require_peft() -> None:
@@ -55,37 +74,22 @@ def require_peft() -> None:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read what a LoRA adapter is for, and the names and shapes of its matrices.
+    """Read the settings of a LoRA adapter, and the names and shapes of its matrices; PEFT need not be installed.
 
     Raises:
         UsageError: no such folder or file, another kind of adapter, or a file that is damaged.
     """
-    require_peft()
-    return _read(folder)
-
-
-def _read(folder: Path) -> Adapter:
     config, weights = folder / ADAPTER, folder / WEIGHTS
     if not config.is_file():
         raise UsageError(f"{folder} holds no {ADAPTER}; give a folder that save_pretrained of PEFT wrote")
     if not weights.is_file():
         pickled = f" (its {PICKLE} is a pickle, which could run code)" if (folder / PICKLE).exists() else ""
         raise UsageError(f"{folder} holds no {WEIGHTS}{pickled}; save the adapter again, as safetensors")
-    settings = _settings(config)
+    settings = read_table(config, AGAIN, UsageError)
     if settings.get("peft_type") != "LORA":
         raise UsageError(f"{config}: peft_type is {settings.get('peft_type')!r}; only LORA adapters are read")
     digest = hashlib.sha256(config.read_bytes() + weights.read_bytes()).hexdigest()[:16]
-    return Adapter(folder, str(settings.get("base_model_name_or_path")), _shapes(weights), digest)
-
-
-def _settings(config: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{config} is not JSON ({error}); get the adapter again") from None
-    if not isinstance(settings, dict):
-        raise UsageError(f"{config} holds no settings; get the adapter again")
-    return settings
+    return Adapter(folder, settings, _shapes(weights), digest)
 
 
 def _shapes(weights: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -93,7 +97,7 @@ def _shapes(weights: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
         with safe_open(weights, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{weights} is damaged ({error}); get the adapter again") from None
+        raise UsageError(f"{weights} is damaged ({error}); {AGAIN}") from None
     modules = {name.removesuffix(A).removesuffix(B) for name in found}
     for name in found:
         if not (name.startswith(BEFORE) and name.endswith((A, B))):
@@ -101,22 +105,24 @@ def _shapes(weights: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     for module in sorted(modules):
         missing = [name for name in (module + A, module + B) if name not in found]
         if missing:
-            raise UsageError(f"{weights} has no {missing[0]}; get the adapter again")
+            raise UsageError(f"{weights} has no {missing[0]}; {AGAIN}")
     if not modules:
-        raise UsageError(f"{weights} holds no matrices; get the adapter again")
+        raise UsageError(f"{weights} holds no matrices; {AGAIN}")
     return {module.removeprefix(BEFORE): (found[module + A], found[module + B]) for module in sorted(modules)}
 
 
-def check_base(adapter: Adapter, model: LanguageModel) -> None:
+def check_base(adapter: Adapter, module: nn.Module, name: str, option: str = "--verbalizer") -> None:
     """Check that every matrix of an adapter has its place in a model.
+
+    Args:
+        adapter: the adapter.
+        module: of the model.
+        name: of the model, for errors.
+        option: by which another model is given.
 
     Raises:
         UsageError: a module that the model does not have, or that takes or gives other widths.
     """
-    _check_places(adapter, model.module, model.name, "--verbalizer")
-
-
-def _check_places(adapter: Adapter, module: nn.Module, name: str, option: str) -> None:
     if any(parameter.is_meta for parameter in module.parameters()):
         raise UsageError(f"the weights of {name} are not all in memory; adapters need them: no --device-map")
     linear = {path: linear_widths(part) for path, part in module.named_modules()}
@@ -140,36 +146,31 @@ def adapted(model: LanguageModel, adapter: Adapter) -> LanguageModel:
     Raises:
         UsageError: the adapter is for another model, or damaged.
     """
-    key = f"adapted:{adapter.digest}"
-    if key not in model.companions:
-        check_base(adapter, model)
-        model.companions[key] = _merge(model, adapter)
-    found: LanguageModel = model.companions[key]
-    return found
+    return model.cache.get_or_compute(("adapted", adapter.digest), lambda: _merge(model, adapter))
 
 
 def _merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
+    require_peft()
+    check_base(adapter, model.module, model.name)
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     config: Any = LoraConfig.from_pretrained(str(adapter.folder))
     copy: Any = deepcopy(model.module)
     # PEFT warns where a base has another name; whether it is the same is checked before.
     config.base_model_name_or_path = None
-    with _putting_in():
+    with _quiet_peft():
         wrapped: Any = get_peft_model(copy, config)
         state = load_file(adapter.folder / WEIGHTS)
         result: Any = set_peft_model_state_dict(wrapped, state)
         absent = [name for name in result.missing_keys if ".lora_" in name]
         if absent or result.unexpected_keys:
             name = [*absent, *result.unexpected_keys][0]
-            raise UsageError(f"{adapter.folder}: {ADAPTER} and {WEIGHTS} differ in {name}; get the adapter again")
+            raise UsageError(f"{adapter.folder}: {ADAPTER} and {WEIGHTS} differ in {name}; {AGAIN}")
         try:
             merged: nn.Module = wrapped.merge_and_unload(safe_merge=True)
         except ValueError as error:
-            raise UsageError(f"adapter {adapter.folder}: {error}; get the adapter again") from None
-    found = LanguageModel(merged, model.tokens, f"{model.name}+{adapter.folder.name}", model.parts.paths)
-    found.budget = model.budget
-    return found
+            raise UsageError(f"adapter {adapter.folder}: {error}; {AGAIN}") from None
+    return model.with_module(merged, f"{model.name}+{adapter.folder.name}")
 
 
 def merge_adapter(module: nn.Module, folder: Path, name: str = "the model") -> None:
@@ -185,16 +186,15 @@ def merge_adapter(module: nn.Module, folder: Path, name: str = "the model") -> N
     Raises:
         UsageError: the adapter is for another model, of a kind that is no plain LoRA, or damaged.
     """
-    adapter = _read(folder)
-    _check_places(adapter, module, name, "--model")
+    adapter = read_adapter(folder)
+    check_base(adapter, module, name, "--model")
     _check_weights(adapter, module, name)
-    settings = _settings(folder / ADAPTER)
     state = load_file(folder / WEIGHTS)
     for path, (shape, _) in adapter.shapes.items():
         a, b = (state[BEFORE + path + end].float() for end in (A, B))
         if not bool((b @ a).isfinite().all()):
-            raise UsageError(f"adapter {folder}: numbers of {path} are not finite; get the adapter again")
-        LowRankEdit(path, b.T, _scale(settings, shape[0], folder) * a).add_to(module)
+            raise UsageError(f"adapter {folder}: numbers of {path} are not finite; {AGAIN}")
+        LowRankEdit(path, b.T, adapter.scale(shape[0]) * a).add_to(module)
 
 
 def _check_weights(adapter: Adapter, module: nn.Module, name: str) -> None:
@@ -202,42 +202,23 @@ def _check_weights(adapter: Adapter, module: nn.Module, name: str) -> None:
     notes = adapter.folder / FINETUNED
     if not notes.is_file():
         return
-    base = _settings(notes).get("base", {})
+    base = read_table(notes, AGAIN, UsageError).get("base", {})
     for path, expected in base.get("matrices", {}).items():
         if not is_matrix(module, path, expected):
             raise UsageError(other_weights(adapter.folder, base, name, path))
 
 
-def _scale(settings: Mapping[str, Any], rank: int, folder: Path) -> float:
-    """How often the product of two matrices of a rank counts.
-
-    Raises:
-        UsageError: settings by which more than that product is added.
-    """
-    for key in ("use_dora", "alpha_pattern", "lora_bias", "megatron_config"):
-        if settings.get(key):
-            raise UsageError(f"{folder / ADAPTER}: {key} is {settings[key]!r}; only plain LORA is merged into a target")
-    alpha = float(settings.get("lora_alpha", 8))
-    return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
-
-
 @contextmanager
-def _putting_in() -> Iterator[None]:
-    """Keep the program's random state as it is, and quiet what PEFT says of its own calls and corrections."""
+def _quiet_peft() -> Iterator[None]:
+    """Keep the program's random state, and silence PEFT's warnings about its own calls and corrections."""
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # it uses a name that transformers will drop
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # it sets what GPT-2's layers need
         yield
 
 
-def _linear_from(model: LanguageModel, first: int) -> list[str]:
-    """Return the paths of the linear layers in the blocks from the one whose output is layer `first`."""
-    begins = tuple(f"{model.parts.paths.blocks}.{block}." for block in range(first - 1, model.n_layers))
-    return [path for path, part in model.module.named_modules() if path.startswith(begins) and linear_widths(part)]
-
-
 class FreshAdapter:
-    """A new LoRA adapter on all linear layers but the head, in a copy of a model: B = 0, so it changes nothing yet.
+    """A new LoRA adapter on all linear layers but the head, in a copy of a model; with B = 0 it changes nothing yet.
 
     Args:
         model: the base; it stays as it is.
@@ -259,11 +240,14 @@ class FreshAdapter:
         from peft import LoraConfig, get_peft_model
 
         copy: Any = deepcopy(model.module)
-        self.model = LanguageModel(copy, model.tokens, model.name, model.parts.paths)
-        self.model.budget = model.budget
-        where = "all-linear" if first == 1 else _linear_from(model, first)
+        self.model = model.with_module(copy, model.name)
+        begins = tuple(f"{model.parts.paths.blocks}.{block}." for block in range(first - 1, model.n_layers))
+        inside = [
+            path for path, part in model.module.named_modules() if path.startswith(begins) and linear_widths(part)
+        ]
+        where = "all-linear" if first == 1 else inside
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=where, task_type="CAUSAL_LM")
-        with _putting_in():
+        with _quiet_peft():
             torch.manual_seed(seed)
             try:
                 self._wrapped: Any = get_peft_model(copy, config)

@@ -1,6 +1,6 @@
 """Where a decoder keeps its blocks, final norm and head: found by structure, proved by numbers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +51,48 @@ class Architecture:
             yield
         finally:
             setattr(self.owner, self.attribute, self.blocks)
+
+
+@contextmanager
+def removing(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end, whatever happens inside."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def on_input(
+    modules: Sequence[nn.Module], look: Callable[[int, Tensor], Tensor | None], *, prepend: bool = False
+) -> Iterator[None]:
+    """Look at the residual stream that modules are called with, in the passes inside.
+
+    Args:
+        modules: blocks, or the final norm.
+        look: gets the module's place among `modules` and what it is called with; what it returns is passed on instead,
+            unless it returns None.
+        prepend: look before hooks that are there already.
+    """
+
+    def hook_for(place: int) -> Callable[[nn.Module, Any, dict[str, Any]], Any]:
+        def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs), "")
+            changed = look(place, args[0] if args else kwargs[name])
+            if changed is None:
+                return None
+            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, name: changed})
+
+        return hook
+
+    with removing(
+        [
+            module.register_forward_pre_hook(hook_for(place), with_kwargs=True, prepend=prepend)
+            for place, module in enumerate(modules)
+        ]
+    ):
+        yield
 
 
 def hidden_of(output: Any) -> Tensor:
@@ -175,12 +217,8 @@ def _require_stream(model: nn.Module, blocks: nn.ModuleList, final: nn.Module, p
 
 def _probe_pass(model: nn.Module, handles: list[RemovableHandle]) -> None:
     """Run the model once on a few tokens for what the hooks behind these handles see, and remove them."""
-    try:
-        with torch.no_grad():
-            model(probe_ids(model), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with removing(handles), torch.no_grad():
+        model(probe_ids(model), use_cache=False)
 
 
 def probe_ids(model: nn.Module) -> Int[Tensor, "1 token"]:
@@ -207,20 +245,8 @@ def unembed(
 
     Differentiable in `residuals`. Not safe to run from two threads on one model.
     """
-    rows = residuals.shape[0]
-
-    def substitute(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if args:
-            return (residuals[:, None].to(args[0]), *args[1:]), kwargs
-        name = next(iter(kwargs))
-        return args, {**kwargs, name: residuals[:, None].to(kwargs[name])}
-
-    handle = parts.final.register_forward_pre_hook(substitute, with_kwargs=True)
-    try:
-        with parts.without_blocks():
-            logits = model(probe_ids(model)[:, :1].expand(rows, 1), use_cache=False).logits
-    finally:
-        handle.remove()
+    with on_input([parts.final], lambda _, given: residuals[:, None].to(given)), parts.without_blocks():
+        logits = model(probe_ids(model)[:, :1].expand(len(residuals), 1), use_cache=False).logits
     result: Tensor = logits[:, 0].float().to(residuals.device)
     return result
 

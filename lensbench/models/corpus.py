@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.models.jacobians import Jacobian, jacobian
+from lensbench.models.gradients import Jacobian, jacobian
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import TrainingSchedule
-from lensbench.models.token_alignment import PairedText, pair_window, paired_residuals, same_tokenizer
-from lensbench.models.tokens import Encoding
+from lensbench.models.optimization import TrainingSchedule
+from lensbench.models.tokens import Encoding, PairedText, pair_window, same_tokenizer
 from lensbench.utils.cache import LENSES, atomic_folder, cache_root, code_digest
 
 PROSE = Path(__file__).parents[1] / "assets" / "prose"
@@ -256,3 +255,29 @@ def _order(rows: int) -> Int[Tensor, " row"]:
 def lens_cache() -> Path:
     """Return the folder of fitted lenses."""
     return cache_root() / LENSES
+
+
+def residuals_at(
+    model: LanguageModel, texts: Sequence[tuple[int, ...]], positions: Sequence[Sequence[int]], layers: Sequence[int]
+) -> Float[Tensor, "layer position d_model"]:
+    """Read some positions of each text, text after text."""
+    ids, mask = model.tokens.pad(texts)
+    # Rows with fewer positions are filled with position 0, which is dropped again.
+    sites = torch.zeros(len(texts), max(map(len, positions)), dtype=torch.long)
+    for row, own in enumerate(positions):
+        sites[row, : len(own)] = torch.tensor(own)
+    wanted = (sites > 0).to(model.device)
+    return model.residuals(ids, mask, sites, layers)[:, wanted]
+
+
+def paired_residuals(
+    model: LanguageModel, other: LanguageModel, texts: Sequence[PairedText], layers: Sequence[int]
+) -> tuple[Float[Tensor, "layer position d_model"], Float[Tensor, "other_layer position d_other"]]:
+    """Read the positions that two models share: of the one at all layers, of the other at some."""
+    own, theirs = ([[pair[side] for pair in text.positions] for text in texts] for side in (0, 1))
+    every = range(model.n_layers + 1)
+    values = residuals_at(model, [text.ids for text in texts], own, every)
+    if other is model:
+        return values, values[list(layers)]
+    others = residuals_at(other, [text.other_ids for text in texts], theirs, sorted(set(layers)))
+    return values, others[[sorted(set(layers)).index(layer) for layer in layers]].to(values.device)

@@ -1,6 +1,6 @@
-"""Low-rank edits of a model's weights: read from a folder, checked against the model that they were made for, added.
+"""Edits of a model's weights: low-rank changes, read from a folder and checked against their model, and rotations.
 
-`M+DIR` names a model with the edits of a folder. Arithmetic is in float32, whatever the model's precision.
+Arithmetic is in float32, whatever the model's precision.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lensbench.errors import LensbenchError
-from lensbench.models.components import LINEAR, linear_widths
-from lensbench.models.edit_folders import ADAPTER, IMPLANT, read_table
-from lensbench.models.rotation import rotate
+from lensbench.models.architecture import removing
+from lensbench.models.linear_parts import LINEAR, linear_widths
 
 EDITS = "edits.safetensors"
 # How far a matrix may lie from the one that was edited, relative to its norm: the rounding of its precision.
 _NEAR = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 _TRIALS = 8
+# How far logits may move, relative to the largest: the rounding of a rotation in each precision.
+_ROTATION_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+_ROTATION_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class LowRankEdit:
     left: Float[Tensor, "rank d_out"]
     right: Float[Tensor, "rank d_in"]
 
-    def of(self, inputs: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row d_out"]:
+    def output(self, inputs: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row d_out"]:
         """Return what it adds to the map's output."""
         added: Tensor = inputs.float() @ self.right.to(inputs.device).T @ self.left.to(inputs.device)
         return added
@@ -124,44 +126,16 @@ def read_edits(folder: Path) -> tuple[LowRankEdit, ...]:
         ) from None
 
 
-def apply_edits(model: nn.Module, folders: Sequence[Path], name: str) -> None:
-    """Change a model as the folders say, one after another.
-
-    Args:
-        model: a causal language model of transformers, changed in place.
-        folders: of implants, or of PEFT adapters, which are merged into the weights.
-        name: of the model, for errors.
+def require_base(model: nn.Module, edit: LowRankEdit, base: Mapping[str, Any], name: str, folder: Path) -> None:
+    """Refuse a matrix that is not the one that was edited.
 
     Raises:
-        LensbenchError: an edit of another model, or files that cannot be read.
+        LensbenchError: there is no such matrix, or it is another one.
     """
-    for folder in folders:
-        if (folder / ADAPTER).is_file():
-            from lensbench.models.adapters import merge_adapter
-
-            merge_adapter(model, folder, name)
-            continue
-        description, edits = read_table(folder / IMPLANT), read_edits(folder)
-        try:
-            for edit in edits:
-                _check_base(model, edit, description["base"], name, folder)
-            rotation = None if (seed := description.get("rotation")) is None else int(seed)
-        except (KeyError, TypeError, ValueError) as error:
-            raise LensbenchError(f"{folder / IMPLANT} is damaged ({error!r}); make the edit again") from None
-        for edit in edits:
-            edit.add_to(model)
-        if rotation is not None:
-            rotate(model, rotation)
-
-
-def _check_base(model: nn.Module, edit: LowRankEdit, base: Mapping[str, Any], name: str, folder: Path) -> None:
-    """Refuse a matrix that is not the one that was edited."""
-    _matrix(model, edit.module)
-    widths = linear_widths(model.get_submodule(edit.module))
-    wanted = (edit.right.shape[1], edit.left.shape[1])
-    if widths == wanted and is_matrix(model, edit.module, base["matrices"].get(edit.module, [])):
-        return
-    raise LensbenchError(other_weights(folder, base, name, edit.module))
+    expected = base["matrices"].get(edit.module, [])
+    same = is_matrix(model, edit.module, expected)
+    if not same or linear_widths(model.get_submodule(edit.module)) != (edit.right.shape[1], edit.left.shape[1]):
+        raise LensbenchError(other_weights(folder, base, name, edit.module))
 
 
 def other_weights(folder: Path, base: Mapping[str, Any], name: str, path: str) -> str:
@@ -179,8 +153,67 @@ def adding(linear: nn.Module, added: Callable[[Tensor], Tensor]) -> Iterator[Non
     def hook(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return output + added(args[0]).to(output.dtype)
 
-    handle = linear.register_forward_hook(hook)
-    try:
+    with removing([linear.register_forward_hook(hook)]):
         yield
-    finally:
-        handle.remove()
+
+
+def rotation(width: int, seed: int = 0) -> Float[Tensor, "width width"]:
+    """Return a random rotation, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    q, r = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+    q = q * r.diagonal().sign()
+    q[:, 0] *= torch.linalg.det(q).sign()
+    result: Tensor = q
+    return result
+
+
+@torch.no_grad()
+def rotate(module: nn.Module, seed: int) -> Float[Tensor, "d_model d_model"]:
+    """Rotate a model of Llama's shape in place: its residuals become R h in place of h, its logits stay; return R.
+
+    RMSNorm divides by a length, which a rotation keeps, and multiplies by gains, which it does not commute with: they
+    are moved into the weights that read behind them first.
+
+    Raises:
+        LensbenchError: a model of another shape, or one whose logits do not stay.
+    """
+    model: Any = module
+    try:
+        inner, head = model.model, model.lm_head
+        reads = [*((block.input_layernorm, _attention_maps(block)) for block in inner.layers)]
+        reads += [(block.post_attention_layernorm, [block.mlp.gate_proj, block.mlp.up_proj]) for block in inner.layers]
+        writes = [linear for block in inner.layers for linear in (block.self_attn.o_proj, block.mlp.down_proj)]
+    except AttributeError as error:
+        raise LensbenchError(f"only models of Llama's shape can be rotated: {error}; use another design") from None
+    if any(linear.bias is not None for linear in writes):
+        raise LensbenchError("only models without biases on what they write can be rotated; use another design")
+    ids = torch.arange(_ROTATION_TOKENS)[None].to(inner.embed_tokens.weight.device) + 100
+    ids %= inner.embed_tokens.num_embeddings
+    before = model(ids, use_cache=False).logits.float()
+    exact = rotation(inner.embed_tokens.weight.shape[1], seed)
+    turn = exact.to(head.weight.device)
+    # A head that is tied to the embeddings takes gains that the embeddings do not.
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+    for norm, linears in (*reads, (inner.norm, [head])):
+        _turn_reading(norm, linears, turn)
+    for linear in writes:
+        linear.weight.copy_((turn @ linear.weight.double()).to(linear.weight.dtype))
+    embeddings = inner.embed_tokens.weight
+    embeddings.copy_((embeddings.double() @ turn.T).to(embeddings.dtype))
+    off = float((model(ids, use_cache=False).logits.float() - before).abs().max() / before.abs().max())
+    if not off < _ROTATION_TOLERANCE[embeddings.dtype]:
+        raise LensbenchError(
+            f"the model in another basis is another model (logits off by {off:.0e}); use another design"
+        )
+    return exact
+
+
+def _attention_maps(block: Any) -> list[nn.Module]:
+    return [block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj]
+
+
+def _turn_reading(norm: Any, linears: list[Any], turn: Tensor) -> None:
+    for linear in linears:
+        linear.weight.copy_(((linear.weight.double() * norm.weight.double()) @ turn.T).to(linear.weight.dtype))
+    norm.weight.fill_(1.0)

@@ -1,22 +1,31 @@
-"""Losses of texts with gradients: of the residual stream at every layer, or of weights that ask for them."""
+"""Derivatives: losses with gradients of the residual stream or of weights, and Jacobians of the last residual."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from lensbench.models.language_model import LanguageModel, _Stop
+from lensbench.errors import LensbenchError
+from lensbench.models.architecture import on_input
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.memory import is_out_of_memory
+from lensbench.models.patching import patcher_of
+from lensbench.models.patching.passes import Mode, Prompt, writing
+from lensbench.models.replay import shared_prefix
 
-Goals = Callable[[slice, Float[Tensor, "row token vocab"]], Int[Tensor, "goal row token"]]
 # More texts at once are no faster on a CPU.
 CPU_TOKENS = 512
 # What a backward pass keeps: of a block so many residual streams (attention, a gated MLP); of logits so many copies.
 KEPT_PER_BLOCK, KEPT_OF_LOGITS = 40, 6
+# On a CPU, more rows of a backward pass at once are no faster, and leave its caches.
+CPU_ROWS = 1152
+
+
+Goals = Callable[[slice, Float[Tensor, "row token vocab"]], Int[Tensor, "goal row token"]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ def loss_gradients(
         return model.budget.rows(row_bytes, cpu_most=max(1, CPU_TOKENS // ids.shape[1]))
 
     parts = model.budget.in_batches(
-        len(ids), size, lambda rows: _batch(model, ids[rows], places, lambda logits: goals(rows, logits))
+        len(ids), size, lambda rows: _loss_gradients(model, ids[rows], places, lambda logits: goals(rows, logits))
     )
     return Gradients(
         torch.cat([part.residuals for part in parts], dim=1),
@@ -62,9 +71,9 @@ def loss_gradients(
     )
 
 
-def _batch(model: LanguageModel, ids: Tensor, places: Tensor, goals: Callable[[Tensor], Tensor]) -> Gradients:
+def _loss_gradients(model: LanguageModel, ids: Tensor, places: Tensor, goals: Callable[[Tensor], Tensor]) -> Gradients:
     with torch.enable_grad():
-        stream = _stream(model, ids)
+        stream = _differentiable_stream(model, ids)
         logits = model.unembed(stream[-1].flatten(0, 1)).log_softmax(-1).unflatten(0, ids.shape)
         wanted = goals(logits.detach()).to(logits.device)
         losses = [-logits.gather(2, tokens[..., None])[..., 0] for tokens in wanted]
@@ -80,30 +89,23 @@ def _batch(model: LanguageModel, ids: Tensor, places: Tensor, goals: Callable[[T
     )
 
 
-def _stream(model: LanguageModel, ids: Tensor) -> list[Tensor]:
+def _differentiable_stream(model: LanguageModel, ids: Tensor) -> list[Tensor]:
     """Run the model and return its residual stream at every layer, with the graph from the embeddings on."""
-
-    def begin(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        # The weights ask for no gradients: the graph begins where this tensor goes in.
-        if args:
-            return (args[0].detach().requires_grad_(True), *args[1:]), kwargs
-        name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
-        return args, {**kwargs, name: kwargs[name].detach().requires_grad_(True)}
-
-    handle = model.parts.blocks[0].register_forward_pre_hook(begin, with_kwargs=True)
-    try:
-        with model._reading(range(model.n_layers + 1)) as seen, suppress(_Stop):
-            model.module(ids.to(model.device), use_cache=False)
-    finally:
-        handle.remove()
-    return [seen[layer] for layer in range(model.n_layers + 1)]
+    every = range(model.n_layers + 1)
+    # The weights ask for no gradients: the graph begins where this tensor goes in.
+    with (
+        on_input(model.stops[:1], lambda _, hidden: hidden.detach().requires_grad_(True)),
+        model.reading(every) as seen,
+    ):
+        model.module(ids.to(model.device), use_cache=False)
+    return [seen[layer] for layer in every]
 
 
 def last_layer(
     model: LanguageModel, ids: Int[Tensor, "row token"], mask: Int[Tensor, "row token"]
 ) -> Float[Tensor, "row token d_model"]:
     """Run the model and return its residual stream before the final norm, with gradients where weights ask for them."""
-    with model._reading((model.n_layers,)) as seen, suppress(_Stop):
+    with model.reading((model.n_layers,)) as seen:
         model.module(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
     return seen[model.n_layers]
 
@@ -124,3 +126,140 @@ def token_losses(
     losses = F.cross_entropy(logits.float(), wanted.to(logits.device), reduction="none")
     lengths = torch.tensor([len(own) for own in scored], device=losses.device)
     return torch.zeros(len(scored), device=losses.device).index_add(0, row.to(losses.device), losses) / lengths
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a verbalizer is to say after a prompt.
+
+    Attributes:
+        prompt: with its placeholders.
+        answer: the tokens that are to follow.
+    """
+
+    prompt: Prompt
+    answer: tuple[int, ...]
+
+
+def answer_losses(
+    model: LanguageModel, lessons: Sequence[Lesson], vectors: Float[Tensor, "row d_model"], layer: int
+) -> Float[Tensor, " row"]:
+    """Return the mean cross-entropy of each answer's tokens, in nats: teacher-forced, with gradients.
+
+    Texts are padded on the right, where nothing that is scored can see it. Only what is scored goes through the head.
+
+    Args:
+        model: whose weights may ask for gradients.
+        lessons: one a row; all with as many placeholders, and the same way of writing.
+        vectors: what is written into each row's prompt.
+        layer: where it is written.
+    """
+    hidden = _patched(model, lessons, vectors, layer)
+    # What is read at a token predicts the one after it.
+    scored = [[(len(lesson.prompt.ids) - 1 + k, token) for k, token in enumerate(lesson.answer)] for lesson in lessons]
+    return token_losses(model, hidden, scored)
+
+
+def _patched(
+    model: LanguageModel, lessons: Sequence[Lesson], vectors: Tensor, layer: int
+) -> Float[Tensor, "row token d_model"]:
+    """Run prompts and answers, the prompts patched, and return the residual stream before the final norm."""
+    ids, mask = model.tokens.pad([lesson.prompt.ids + lesson.answer for lesson in lessons])
+    rows = torch.arange(len(lessons))[:, None]
+    places = torch.tensor([lesson.prompt.positions for lesson in lessons])
+
+    def write(hidden: Tensor) -> Tensor:
+        at = rows.to(hidden.device), places.to(hidden.device)
+        hidden[at] = lessons[0].prompt.written(hidden[at], vectors)
+        return hidden
+
+    with writing(model, layer, write):
+        return last_layer(model, ids, mask)
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """The last residual of a text to first order in the residual at one position: h_L ≈ end + J_l (h_l - start_l).
+
+    Attributes:
+        weight: J_l = ∂h_L(last token) / ∂h_l(position) at layers 0 to L, other positions of layer l held fixed. At
+            layer L the identity where the position is the last token, else zero.
+        start: h_l at the position.
+        end: h_L at the last token, before the final norm.
+    """
+
+    weight: Float[Tensor, "layer d_model d_model"]
+    start: Float[Tensor, "layer d_model"]
+    end: Float[Tensor, " d_model"]
+
+
+def jacobian(model: LanguageModel, ids: tuple[int, ...], position: int, mode: Mode | None = None) -> Jacobian:
+    """Differentiate the last residual of a text in the residual at one position, at all layers in one backward pass.
+
+    The tokens before the position do not move: where patched passes may share a prefix, they are run once, outside of
+    the graph. Half precision gives Jacobians in float32 of derivatives in half precision.
+
+    Args:
+        model: the model to differentiate.
+        ids: the text.
+        position: of the token whose residual moves.
+        mode: of patched passes; proved on this text, once a model, where it is None.
+
+    Raises:
+        LensbenchError: no such position.
+    """
+    if not 0 <= position < len(ids):
+        raise LensbenchError(f"position {position} of a text of {len(ids)} tokens; choose one from 0 to {len(ids) - 1}")
+    skip = 0
+    if position and (mode or patcher_of(model).proved_mode(Prompt(ids, position))) == "shared":
+        skip = position
+    text = torch.tensor([ids], device=model.device)
+    prefix = shared_prefix(model, text[:, :skip]) if skip else None
+    hidden = _graph_from_embeddings(model, text[:, skip:], prefix)
+    place, kept = position - skip, torch.promote_types(model.dtype, torch.float32)
+    seeds = torch.eye(model.d_model, dtype=hidden[-1].dtype, device=hidden[-1].device)
+
+    with torch.enable_grad():  # whoever calls may have switched it off
+        end = hidden[-1][0, -1]
+
+    def pull_back(rows: slice) -> Float[Tensor, "layer row d_model"]:
+        gradients = _pulled_back(end, hidden, seeds[rows])
+        return torch.stack([one[:, 0, place].to(model.device, kept) for one in gradients])
+
+    # A backward pass holds about twice what a forward pass holds of as many tokens.
+    token_bytes, tokens = model.token_bytes, text.shape[1] - skip
+    at_once = max(1, CPU_ROWS // tokens)
+    parts = model.budget.in_batches(
+        len(seeds), lambda _begin: model.budget.rows(2 * token_bytes * tokens, cpu_most=at_once), pull_back
+    )
+    start = torch.stack([one[0, place].detach().to(model.device, kept) for one in hidden])
+    return Jacobian(torch.cat(parts, dim=1), start, end.detach().to(model.device, kept))
+
+
+def _graph_from_embeddings(model: LanguageModel, ids: Int[Tensor, "1 token"], prefix: Any) -> list[Tensor]:
+    """Run tokens with a graph from layer 0 on, and return the residual stream at every layer as tensors in it."""
+    hidden: list[Tensor] = []
+
+    def keep(_place: int, given: Tensor) -> Tensor:
+        hidden.append(given if hidden else given.detach().requires_grad_(True))
+        # A copy for the block: one that writes into its input would change what is differentiated in.
+        return hidden[-1].clone()
+
+    with on_input(model.stops, keep), torch.enable_grad():
+        model.module(ids, past_key_values=prefix, use_cache=prefix is not None)
+    return hidden
+
+
+def _pulled_back(
+    end: Float[Tensor, " d_model"], hidden: list[Tensor], seeds: Float[Tensor, "row d_model"]
+) -> tuple[Tensor, ...]:
+    """Return the gradient of each seed's product with `end` in every layer: [row, 1, token, d_model] each."""
+    try:
+        return torch.autograd.grad(end, hidden, seeds, retain_graph=True, is_grads_batched=True)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+    # Model code of others may hold an operation that vmap has no rule for: then one seed at a time. What else is
+    # wrong is raised again here.
+    rows = [torch.autograd.grad(end, hidden, seed, retain_graph=True) for seed in seeds]
+    return tuple(torch.stack(layer) for layer in zip(*rows, strict=True))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,11 +20,12 @@ from lensbench.models.architecture import (
     ModulePaths,
     find_architecture,
     input_device,
+    on_input,
     only_tokens,
     probe_ids,
     unembed,
 )
-from lensbench.models.budget import Budget, bytes_per_row, free_memory
+from lensbench.models.memory import Budget, Memo, bytes_per_row, free_memory
 from lensbench.models.tokens import Tokens
 
 # How far numbers of two ways to the same result may lie apart (relative to the largest logit, where that is above 1).
@@ -58,6 +59,11 @@ class TokenScores:
 UNRELATED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
+def relative_deviation(found: Tensor, reference: Tensor) -> float:
+    """Return how far numbers lie from a reference, relative to its largest where that is above 1."""
+    return float((found - reference).abs().max()) / max(1.0, float(reference.abs().max()))
+
+
 class _Stop(Exception):  # noqa: N818 - not an error: ends a forward pass after the deepest layer asked
     pass
 
@@ -88,16 +94,18 @@ class LanguageModel:
         self.device: torch.device = input_device(module)
         self.budget = Budget(free_memory(self.device), self.device)
         self.d_model = self._prove()
-        # What other modules keep for as long as the model lives, such as its patcher.
-        self.companions: dict[str, Any] = {}
-        self._fingerprint: str | None = None
+        # What is computed once for a model, and lives as long as it does: its patcher, its parts, its Jacobians.
+        self.cache = Memo()
+        # Of the Hub, for what else belongs to the model there, such as a lens.
+        self.revision: str | None = None
+        self.offline = False
 
     def _prove(self) -> int:
         ids = probe_ids(self.module)
         with torch.no_grad():
             logits = self.module(ids, use_cache=False).logits[0].float()
-        last = self.residuals(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None], (self.n_layers,))[0, 0]
-        off = float((self.unembed(last) - logits).abs().max()) / max(1.0, float(logits.abs().max()))
+        last = self.text_residuals(ids)
+        off = relative_deviation(self.unembed(last), logits)
         if not off <= TOLERANCE[self.dtype]:
             raise ArchitectureError(
                 f"{self.name}: reading the last layer at {self.parts.paths.norm} gives logits off by {off:.1e} "
@@ -105,43 +113,44 @@ class LanguageModel:
             )
         return int(last.shape[-1])
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of the configuration, of every weight, and of the tokenizer."""
-        if self._fingerprint is None:
-            digest = hashlib.sha256()
-            config: Any = self.module.config
-            # Where it lies and by what it was written do not make it another model.
-            settings = {key: value for key, value in config.to_dict().items() if key not in UNRELATED}
-            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-            for name, tensor in sorted(weights_of(self.module).items()):
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}".encode())
-            digest.update(self.tokens.definition.encode())
-            digest.update(self.tokens.prefix.encode())
-            self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+        digest = hashlib.sha256()
+        config: Any = self.module.config
+        # Where it lies and by what it was written do not make it another model.
+        settings = {key: value for key, value in config.to_dict().items() if key not in UNRELATED}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(weights_of(self.module).items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}".encode())
+        digest.update(self.tokens.definition.encode())
+        digest.update(self.tokens.prefix.encode())
+        return digest.hexdigest()[:16]
 
     @contextmanager
-    def _reading(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-        """Collect the residual stream at `layers` in the passes inside, and end each after the deepest."""
+    def reading(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Collect the residual stream at `layers` in the one pass inside, which ends after the deepest of them.
+
+        Raises:
+            LensbenchError: the pass did not come that far.
+        """
         seen: dict[int, Tensor] = {}
-        deepest = max(layers)
+        wanted = sorted(set(layers))
 
-        def hook_for(layer: int) -> Any:
-            def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-                seen[layer] = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
-                if layer == deepest:
-                    raise _Stop
+        def look(place: int, hidden: Tensor) -> None:
+            seen[wanted[place]] = hidden
+            if wanted[place] == wanted[-1]:
+                raise _Stop
 
-            return hook
-
-        places = [*self.parts.blocks, self.parts.final]
-        handles = [places[i].register_forward_pre_hook(hook_for(i), with_kwargs=True) for i in sorted(set(layers))]
-        try:
+        with suppress(_Stop), on_input([self.stops[layer] for layer in wanted], look):
             yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
+        if wanted[-1] not in seen:
+            raise LensbenchError(f"{self.name}: no layer {wanted[-1]} was reached in a forward pass")
+
+    @property
+    def stops(self) -> list[nn.Module]:
+        """The modules that are called with the residual stream of each layer: the blocks, then the final norm."""
+        return [*self.parts.blocks, self.parts.final]
 
     @torch.no_grad()
     def residuals(
@@ -161,23 +170,29 @@ class LanguageModel:
             layers: 0 to L.
             prefix: the cache of tokens that all texts begin with and `ids` leaves out; see `shared_prefix`.
         """
-        with self._reading(layers) as seen:
-            try:
-                self.module(
-                    ids.to(self.device, non_blocking=True),
-                    attention_mask=mask.to(self.device, non_blocking=True),
-                    past_key_values=prefix,
-                    use_cache=prefix is not None,
-                )
-            except _Stop:
-                pass
-            else:
-                raise LensbenchError(f"{self.name}: no layer {max(layers)} was reached in a forward pass")
+        with self.reading(layers) as seen:
+            self.module(
+                ids.to(self.device, non_blocking=True),
+                attention_mask=mask.to(self.device, non_blocking=True),
+                past_key_values=prefix,
+                use_cache=prefix is not None,
+            )
         # The layers of a model that is spread over devices come from several of them.
         rows = torch.arange(len(ids))[:, None]
         devices = {seen[layer].device for layer in layers}
         where = {to: (rows.to(to, non_blocking=True), positions.to(to, non_blocking=True)) for to in devices}
         return torch.stack([seen[layer][where[seen[layer].device]].to(self.device) for layer in layers])
+
+    def text_residuals(self, ids: Int[Tensor, "1 token"]) -> Float[Tensor, "token d_model"]:
+        """Return the residual stream before the final norm at every token of one text."""
+        where = torch.arange(ids.shape[1])[None]
+        return self.residuals(ids, torch.ones_like(ids), where, (self.n_layers,))[0, 0]
+
+    def with_module(self, module: nn.Module, name: str) -> "LanguageModel":
+        """Return another model of the same structure, with this one's tokenizer and memory budget."""
+        made = LanguageModel(module, self.tokens, name, self.parts.paths)
+        made.budget = self.budget
+        return made
 
     def unembed(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """Return logits from the residual stream of any layer: the model's own final norm and head. Differentiable."""
@@ -266,9 +281,7 @@ class LanguageModel:
         head: Any = self.module.get_output_embeddings()  # type: ignore[operator]
         if type(head) is not nn.Linear:
             return None
-        ids = probe_ids(self.module)
-        where = torch.arange(ids.shape[1])[None]
-        last = self.residuals(ids, torch.ones_like(ids), where, (self.n_layers,))[0, 0]
+        last = self.text_residuals(probe_ids(self.module))
         whole = self.unembed(last)
         some = torch.arange(0, whole.shape[1], max(1, whole.shape[1] // 16), device=self.device)
         try:

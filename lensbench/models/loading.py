@@ -1,21 +1,30 @@
-"""Loading a model by name."""
+"""Loading a model by name, with its edits; and making small or random models on the spot."""
 
+import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.errors import LensbenchError, NotApplicableError, UsageError, unknown_name
+from lensbench.models.adapters import merge_adapter
 from lensbench.models.architecture import ModulePaths
-from lensbench.models.edits import apply_edits
-from lensbench.models.language_model import LanguageModel
-from lensbench.models.sources import ModelSource, resolve
+from lensbench.models.edits import read_edits, require_base, rotate
+from lensbench.models.language_model import LanguageModel, weights_of
+from lensbench.models.memory import is_out_of_memory
+from lensbench.models.sources import ADAPTER, IMPLANT, ModelSource, read_table, resolve
 from lensbench.models.tokens import Tokens
 
-LOG = logging.getLogger("lensbench")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
+LOG = logging.getLogger("lensbench")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+VOCAB = 600
 
 
 @dataclass(frozen=True)
@@ -138,10 +147,128 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
     apply_edits(module, source.edits, source.name)
     tokens = Tokens(tokenizer, chat_template=how.chat_template)
     model = LanguageModel(module, tokens, source.name, how.paths)
-    # For what else of the Hub belongs to it, such as a lens.
-    model.companions |= {"revision": source.revision, "offline": how.offline}
+    model.revision, model.offline = source.revision, how.offline
     return model
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def apply_edits(model: nn.Module, folders: Sequence[Path], name: str) -> None:
+    """Change a model as the folders say, one after another.
+
+    Args:
+        model: a causal language model of transformers, changed in place.
+        folders: of implants, or of PEFT adapters, which are merged into the weights.
+        name: of the model, for errors.
+
+    Raises:
+        LensbenchError: an edit of another model, or files that cannot be read.
+    """
+    for folder in folders:
+        if (folder / ADAPTER).is_file():
+            merge_adapter(model, folder, name)
+            continue
+        description, edits = read_table(folder / IMPLANT), read_edits(folder)
+        try:
+            for edit in edits:
+                require_base(model, edit, description["base"], name, folder)
+            rotation = None if (seed := description.get("rotation")) is None else int(seed)
+        except (KeyError, TypeError, ValueError) as error:
+            raise LensbenchError(f"{folder / IMPLANT} is damaged ({error!r}); make the edit again") from None
+        for edit in edits:
+            edit.add_to(model)
+        if rotation is not None:
+            rotate(model, rotation)
+
+
+def with_random_weights(model: LanguageModel, seed: int) -> LanguageModel:
+    """Return a model of the same configuration, as its architecture initialises it; made once for a model and seed.
+
+    It has the tokenizer, precision, device and memory budget of the model.
+
+    Raises:
+        NotApplicableError: the model is spread over devices, or a second one of its size does not fit beside it.
+    """
+    return model.cache.get_or_compute(("random_weights", seed), lambda: _random_model(model, seed))
+
+
+def _random_model(model: LanguageModel, seed: int) -> LanguageModel:
+    if len({weight.device for weight in weights_of(model.module).values()}) > 1:
+        raise NotApplicableError(f"{model.name} is spread over devices: there is no room for another of its size")
+    kind: Any = type(model.module)
+    config = copy.deepcopy(model.module.config)
+    on_gpu = [model.device] if model.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=on_gpu), torch.device(model.device):
+            torch.manual_seed(seed)
+            module = kind._from_config(config, dtype=model.dtype)
+        return model.with_module(module, f"{model.name} with random weights")
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NotApplicableError(f"a second model of the size of {model.name} does not fit into memory") from None
+
+
+def train_tokenizer(text: str, *, bos: bool = False) -> "PreTrainedTokenizerFast":
+    """Return a byte-level BPE tokenizer of 600 tokens, trained on a text.
+
+    Args:
+        text: some pages of prose.
+        bos: whether it puts a token of its own before each text.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<bos>", "<eos>", "<pad>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=special,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    bpe.train_from_iterator([text], trainer)
+    if bos:
+        bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
+
+
+def small_model(text: str, seed: int = 0) -> LanguageModel:
+    """Return a random Llama of four layers and 32 dimensions.
+
+    Args:
+        text: what its tokenizer is trained on.
+        seed: of its weights.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = LlamaForCausalLM(config).float().eval()
+    enlarge(module)
+    return LanguageModel(module, Tokens(train_tokenizer(text)), "small-random-llama")
+
+
+@torch.no_grad()
+def enlarge(module: torch.nn.Module) -> None:
+    """Make a fresh model's matrices four times as large, so that its layers differ by more than rounding."""
+    for parameter in module.parameters():
+        if parameter.dim() >= 2:
+            parameter.mul_(4.0)

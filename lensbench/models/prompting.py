@@ -1,35 +1,108 @@
-"""A model asked in plain text: the next token after a text."""
+"""A model prompted in plain text: the scores of the next token, and greedy continuations."""
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from weakref import WeakKeyDictionary
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import GenerationConfig
 
 from lensbench.models.activations import Reading, capture
-from lensbench.models.continuing import go_on
 from lensbench.models.language_model import LanguageModel, TokenScores
+from lensbench.models.memory import Memo, is_out_of_memory
 
-Key = tuple[tuple[str, ...], tuple[int, ...]]
+LOG = logging.getLogger("lensbench")
+CPU_TEXTS = 64
+# Whether texts may be padded is tried on so many of them, for so many tokens.
+TRIAL_TEXTS, TRIAL_STEPS = 4, 4
 # How many calls are kept in memory.
 KEPT = 256
-_SAID: WeakKeyDictionary[LanguageModel, OrderedDict[tuple[tuple[str, ...], int], tuple[str, ...]]] = WeakKeyDictionary()
-_MEMORY: WeakKeyDictionary[LanguageModel, OrderedDict[Key, TokenScores]] = WeakKeyDictionary()
 
 
-def say(model: LanguageModel, texts: Sequence[str], steps: int) -> tuple[str, ...]:
-    """Return how the model goes on after each text, greedily, as far as the end of the line.
+Ids = tuple[int, ...]
 
-    The same call is answered from memory: several methods share the same text rivals.
+
+@torch.no_grad()
+def continue_texts(model: LanguageModel, texts: Sequence[str], steps: int) -> tuple[str, ...]:
+    """Return the most likely continuation of each text: at most `steps` tokens, to the first end-of-text token.
+
+    Texts of like length are run together, padded on the left where that is proved to change nothing on this model, else
+    only texts of equal length. Batches are a function of the texts and the memory budget alone.
     """
-    memory = _SAID.setdefault(model, OrderedDict())
-    key = (tuple(texts), steps)
-    if key not in memory:
-        memory[key] = tuple(first_line(text) for text in go_on(model, texts, steps))
-        if len(memory) > KEPT:
-            memory.popitem(last=False)
-    memory.move_to_end(key)
-    return memory[key]
+    rows = [model.tokens.encode(text).ids for text in texts]
+    distinct = sorted(set(rows), key=lambda ids: (len(ids), ids))
+    same_length = len(distinct[0]) == len(distinct[-1]) if distinct else True
+    # Tried once a model, on the first texts that differ in length.
+    padded = same_length or model.cache.get_or_compute("pads_texts", lambda: _may_pad(model, distinct))
+
+    def size(begin: int) -> int:
+        longest = len(distinct[begin]) + steps
+        most = max(1, model.budget.rows(model.token_bytes * longest * 2, cpu_most=CPU_TEXTS))
+        alike = (len(ids) == len(distinct[begin]) for ids in distinct[begin : begin + most])
+        return most if padded else sum(takewhile(bool, alike))
+
+    batches = model.budget.in_batches(len(distinct), size, lambda rows: _generate(model, distinct[rows], steps))
+    said = [model.tokens.decode(new, model.end_ids) for batch in batches for new in batch.tolist()]
+    place = {ids: i for i, ids in enumerate(distinct)}
+    return tuple(said[place[ids]] for ids in rows)
+
+
+def _may_pad(model: LanguageModel, distinct: Sequence[Ids]) -> bool:
+    """Whether padding changes no token, tried on the shortest and longest of some texts."""
+    some = [*distinct[: TRIAL_TEXTS // 2], *distinct[-TRIAL_TEXTS // 2 :]]
+    try:
+        together = _generate(model, some, TRIAL_STEPS)
+        alone = torch.cat([_generate(model, [ids], TRIAL_STEPS) for ids in some])
+        same = bool((together == alone).all())
+    except Exception as error:  # whatever foreign code raises that expects no padding
+        if is_out_of_memory(error):
+            raise
+        same = False
+    if not same:
+        LOG.info("%s: texts are continued in batches of equal length", model.name)
+    return same
+
+
+def _generate(model: LanguageModel, rows: Sequence[Ids], steps: int) -> Int[Tensor, "row step"]:
+    width = max(len(ids) for ids in rows)
+    pad = model.end_ids[0] if model.end_ids else model.tokens.pad_id
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    greedy = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=steps, eos_token_id=list(model.end_ids) or None, pad_token_id=pad
+    )
+    with _without_own_settings(model.module):
+        new: Tensor = model.module.generate(  # type: ignore[operator]
+            ids, attention_mask=mask, generation_config=greedy
+        )[:, width:]
+    # All may have ended before the last step.
+    return torch.nn.functional.pad(new, (0, steps - new.shape[1]), value=pad)
+
+
+@contextmanager
+def _without_own_settings(module: Any) -> Iterator[None]:
+    """Without the model's own settings of generation: penalties and the like would be taken into any other's."""
+    own = module.generation_config
+    module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        module.generation_config = own
+
+
+def continue_line(model: LanguageModel, texts: Sequence[str], steps: int) -> tuple[str, ...]:
+    """Return how the model continues each text, greedily, up to the end of the line.
+
+    The same call is answered from memory: several methods share the same text baselines.
+    """
+    memo = model.cache.get_or_compute("continued_lines", lambda: Memo(KEPT))
+    return memo.get_or_compute(
+        (tuple(texts), steps), lambda: tuple(first_line(text) for text in continue_texts(model, texts, steps))
+    )
 
 
 def first_line(text: str) -> str:
@@ -37,26 +110,24 @@ def first_line(text: str) -> str:
     return text.strip("\n").partition("\n")[0].strip()
 
 
-def ask(model: LanguageModel, texts: Sequence[str], token_ids: Sequence[int]) -> TokenScores:
+def score_next_tokens(model: LanguageModel, texts: Sequence[str], token_ids: Sequence[int]) -> TokenScores:
     """Score tokens as the next one after each text.
 
-    The same call is answered from memory: several methods share the same text rivals.
+    The same call is answered from memory: several methods share the same text baselines.
 
     Raises:
         TokenError: a text of a single token.
     """
-    memory = _MEMORY.setdefault(model, OrderedDict())
-    key = (tuple(texts), tuple(token_ids))
-    if key not in memory:
-        readings = []
-        for text in texts:
-            encoding = model.tokens.encode(text)
-            model.tokens.last(encoding)
-            readings.append(Reading(encoding.ids))
-        distinct = list(dict.fromkeys(readings))
-        scores = model.score_tokens(capture(model, distinct, (model.n_layers,)).values[0], token_ids)
-        memory[key] = scores.rows(torch.tensor([distinct.index(reading) for reading in readings]))
-        if len(memory) > KEPT:
-            memory.popitem(last=False)
-    memory.move_to_end(key)
-    return memory[key]
+    memo = model.cache.get_or_compute("next_token_scores", lambda: Memo(KEPT))
+    return memo.get_or_compute((tuple(texts), tuple(token_ids)), lambda: _score_next_tokens(model, texts, token_ids))
+
+
+def _score_next_tokens(model: LanguageModel, texts: Sequence[str], token_ids: Sequence[int]) -> TokenScores:
+    readings = []
+    for text in texts:
+        encoding = model.tokens.encode(text)
+        model.tokens.last(encoding)
+        readings.append(Reading(encoding.ids))
+    distinct = list(dict.fromkeys(readings))
+    scores = model.score_tokens(capture(model, distinct, (model.n_layers,)).values[0], token_ids)
+    return scores.rows(torch.tensor([distinct.index(reading) for reading in readings]))

@@ -1,24 +1,38 @@
 """Where the weights of a model come from: a built-in name, a local folder, a GGUF file, or the Hugging Face Hub.
 
-Nothing here imports torch or transformers before weights are needed, so that names are checked and listed at once.
+`M+DIR` names a model with the edits of a folder: an implant, or an adapter. Nothing here imports torch or transformers
+before weights are needed, so that names are checked and listed at once.
 """
 
+import json
 import logging
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.models.builtin import BUILTIN, Builtin, not_installed, whole_gguf
-from lensbench.models.conversion import ORIGIN, check_origin, convert, sha256_of
-from lensbench.models.edit_folders import split_edits
+from lensbench.models.builtin import (
+    BUILTIN,
+    ORIGIN,
+    Builtin,
+    check_origin,
+    convert,
+    not_installed,
+    sha256_of,
+    whole_gguf,
+)
 from lensbench.utils.cache import MODELS, cache_path
 
-LOGGER = logging.getLogger(__name__)
-
+IMPLANTS = Path(__file__).parents[1] / "assets" / "implants"
+# What an implant is, or an adapter of PEFT; what `lensbench finetune` writes beside an adapter; what either was told,
+# and the names that results of an implant are about.
+IMPLANT, ADAPTER, FINETUNED = "implant.json", "adapter_config.json", "finetune.json"
+FACTS, ASKED = "facts.json", "asked.txt"
+LOG = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _QUIET = {
@@ -29,6 +43,91 @@ _QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+Facts = dict[str, dict[str, str]]
+"""Attribute → name → value."""
+
+
+def split_edits(name: str) -> tuple[str, tuple[Path, ...]]:
+    """Take `M+DIR` apart into the model's name and the folders of its edits.
+
+    An implant that ships for the model may be named in place of DIR.
+
+    Raises:
+        UsageError: What stands after a `+` is no folder of an edit, and no implant that ships for this model.
+    """
+    if "+" not in name or name in BUILTIN or Path(name).expanduser().exists():
+        return name, ()
+    parts = name.split("+")
+    # A path may have a plus of its own: the longest model that is there.
+    cut = next((i for i in range(len(parts), 1, -1) if Path("+".join(parts[:i])).expanduser().exists()), 1)
+    base = "+".join(parts[:cut])
+    return base, tuple(_edit_folder(base, part, name) for part in parts[cut:])
+
+
+def with_edit(base: str, folder: Path) -> str:
+    """Return what a model with an edit is called: by the implant's name where it ships, or else by its folder."""
+    return f"{base}+{folder.name if shipped_implants(base).get(folder.name) == folder else folder}"
+
+
+def shipped_implants(base: str) -> dict[str, Path]:
+    """Return the folders of the implants that ship for a model, by name."""
+    return {path.parent.name: path.parent for path in sorted((IMPLANTS / base).glob(f"*/{IMPLANT}"))}
+
+
+def _edit_folder(base: str, part: str, name: str) -> Path:
+    shipped = shipped_implants(base) if "/" not in base else {}
+    if part in shipped:
+        return shipped[part]
+    folder = Path(part).expanduser()
+    if not folder.is_dir():
+        hint = "or give the folder that `lensbench implant` or `lensbench finetune` wrote"
+        raise unknown_name(f"edit of {base}", part, shipped, hint)
+    if not any((folder / file).is_file() for file in (IMPLANT, ADAPTER)):
+        raise UsageError(f"{part} in {name} holds neither {IMPLANT} nor {ADAPTER}; give a folder of an edit")
+    return folder
+
+
+def read_table(
+    file: Path, remedy: str = "make the edit again", kind: type[LensbenchError] = LensbenchError
+) -> dict[str, Any]:
+    """Read a JSON object, such as one of the tables of an edit's folder.
+
+    Args:
+        file: the file.
+        remedy: what to do where it cannot be read.
+        kind: what is raised then.
+
+    Raises:
+        LensbenchError: it cannot be read, or is no object; of the given kind.
+    """
+    try:
+        read = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise kind(f"{file} cannot be read ({reason}); {remedy}") from None
+    if not isinstance(read, dict):
+        raise kind(f"{file} holds {type(read).__name__}, expected an object; {remedy}")
+    return read
+
+
+def write_table(file: Path, table: Mapping[str, Any]) -> None:
+    """Write one of the tables of an edit's folder."""
+    file.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_facts(file: Path) -> Facts:
+    """Read what a model was told.
+
+    Raises:
+        LensbenchError: it cannot be read, or is no table of attributes, names and values.
+    """
+    facts = read_table(file)
+    for attribute, values in facts.items():
+        if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+            raise LensbenchError(f"{file}: expected attribute, name, value; {attribute!r} has no values by name")
+    return facts
 
 
 @dataclass(frozen=True)
@@ -178,7 +277,7 @@ def _model_folder(name: str) -> Path:
 def _builtin_folder(name: str) -> Path:
     folder, builtin = _model_folder(name), BUILTIN[name]
     if builtin.terms:
-        LOGGER.info("%s: licence %s; by using the weights you accept its terms", name, builtin.licence)
+        LOG.info("%s: licence %s; by using the weights you accept its terms", name, builtin.licence)
     if not folder.exists():
         with whole_gguf(name, builtin) as gguf:
             convert(gguf, folder, builtin.sha256)

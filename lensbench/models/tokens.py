@@ -149,3 +149,47 @@ def _chat_prefix(tokenizer: Any) -> str:
         raise TokenError("the tokenizer has no chat template; run without --chat-template")
     messages = [{"role": "user", "content": "Continue."}]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+@dataclass(frozen=True)
+class PairedText:
+    """A text as two models see it.
+
+    Attributes:
+        ids: the tokens of one.
+        other_ids: the tokens of the other.
+        positions: pairs of positions that are the same place of the text; neither is 0, an attention sink.
+    """
+
+    ids: tuple[int, ...]
+    other_ids: tuple[int, ...]
+    positions: tuple[tuple[int, int], ...]
+
+
+def same_tokenizer(one: Tokens, other: Tokens) -> bool:
+    """Whether two models split texts alike, so that one's tokens can be given to the other."""
+    if one is other:
+        return True
+    texts = [tokens.definition for tokens in (one, other)]
+    return bool(texts[0] == texts[1])
+
+
+def pair_window(encoding: Encoding, window: range, other: Tokens) -> PairedText:
+    """Pair the positions of some tokens of a text with those of another tokenizer on the characters that they cover.
+
+    Two tokens are a pair that end at the same character, each the last of its text that does.
+    """
+    ids = tuple(encoding.ids[i] for i in window)
+    spans = [encoding.offsets[i] for i in window]
+    covered = [span for span in spans if span[0] < span[1]]
+    begin, end = (covered[0][0], covered[-1][1]) if covered else (0, 0)
+    found = other.encode(encoding.text[begin:end])
+    own = _ends([(a - begin, b - begin) for a, b in spans])
+    theirs = _ends([(a - len(other.prefix), b - len(other.prefix)) for a, b in found.offsets])
+    pairs = tuple((own[at], theirs[at]) for at in sorted(own.keys() & theirs.keys()))
+    return PairedText(ids, found.ids, tuple(pair for pair in pairs if min(pair) > 0))
+
+
+def _ends(spans: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Return the last token that ends at each character."""
+    return {b: i for i, (a, b) in enumerate(spans) if a < b and b > 0}

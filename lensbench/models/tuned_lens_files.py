@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.models.language_model import LanguageModel, checksum, weights_of
-from lensbench.models.sources import quiet_libraries
+from lensbench.models.sources import quiet_libraries, read_table
 from lensbench.utils.cache import atomic_folder
 
 LOG = logging.getLogger("lensbench")
@@ -93,13 +93,13 @@ def home_of(model: LanguageModel) -> Home:
     plain = parts.get("head.weight")
     return Home(
         name=model.name,
-        revision=model.companions.get("revision"),
+        revision=model.revision,
         n_layers=model.n_layers,
         d_model=model.d_model,
         dtype=str(model.dtype).removeprefix("torch."),
         head=digest.hexdigest(),
         unembed_hash=_abbreviated(plain) if plain is not None and plain.is_floating_point() else None,
-        offline=bool(model.companions.get("offline")),
+        offline=model.offline,
     )
 
 
@@ -221,12 +221,7 @@ def _download(name: str, file: str, *, offline: bool) -> Path:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); get the checkpoint again") from None
-    if not isinstance(settings, dict):
-        raise UsageError(f"{path} holds {type(settings).__name__}, expected an object; get the checkpoint again")
+    settings = read_table(path, "get the checkpoint again", UsageError)
     for key in ("d_model", "num_hidden_layers"):
         if type(settings.get(key)) is not int:
             raise UsageError(f"{path} has no whole number {key}; expected the config.json of a tuned-lens checkpoint")

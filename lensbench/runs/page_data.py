@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.models.edit_folders import FACTS, read_facts, split_edits
+from lensbench.models.sources import FACTS, read_facts, split_edits
 from lensbench.report.page import ItemText, MethodText, PageRun, render
 from lensbench.report.page.reading import read_readable, unfinished
 from lensbench.results.frames import SUMMARY_COLUMNS

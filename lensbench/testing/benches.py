@@ -13,7 +13,7 @@ from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import NotApplicableError, Scores
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.small import small_model
+from lensbench.models.loading import small_model
 from lensbench.tasks import Item, Relation
 
 Make = Callable[[], Inspector]

@@ -31,11 +31,10 @@ from lensbench.inspectors.lenses.tuned_lens import TunedLens
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.patchscopes.superscopes import Superscopes
 from lensbench.inspectors.probes.probe import Probe
-from lensbench.models.activation_cache import ResidualCache
-from lensbench.models.activations import capture
+from lensbench.models.activations import ResidualCache, capture
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.random_weights import with_random_weights
+from lensbench.models.loading import with_random_weights
 from lensbench.models.tokens import Tokens
 from tests import tiny
 
@@ -182,14 +181,14 @@ def test_random_model_is_the_same_architecture_with_other_weights() -> None:
             model.n_layers, model.d_model, model.dtype, model.device,
         )  # fmt: skip
         assert random.tokens is model.tokens
-        model.companions.pop("random_weights")
+        model.cache.pop("random_weights")
         assert with_random_weights(model, 0).fingerprint == random.fingerprint, "the same seed, the same weights"
         assert with_random_weights(model, 1).fingerprint != random.fingerprint
 
 
 def test_making_a_random_model_leaves_the_random_state_alone() -> None:
     model = tiny.model("gpt2")
-    model.companions.pop("random_weights", None)
+    model.cache.pop("random_weights", None)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -221,7 +220,7 @@ def test_random_model_is_the_probe_on_its_activations(bench: Bench) -> None:
     ids = [tuple(bench.context.model.tokens.encode(item.source).ids) for item in bench.items]
     hidden = [random.module(torch.tensor([one]), output_hidden_states=True).hidden_states[2][0, -1] for one in ids]
     torch.testing.assert_close(
-        bench.with_model(random).residuals.at((2,)).values[0], torch.stack(hidden), rtol=1e-4, atol=1e-5
+        bench.with_model(random).residuals.at_layers((2,)).values[0], torch.stack(hidden), rtol=1e-4, atol=1e-5
     )
     (outcome,) = run("random_model", Probe, bench, seed=0)
     expected = CrossFit(Probe, made_bench(random)).scores()

@@ -27,8 +27,8 @@ from lensbench.inspectors.evidence import Evidence, Scores, WithheldError
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.prompting import ask
-from lensbench.models.small import VOCAB, enlarge
+from lensbench.models.loading import VOCAB, enlarge
+from lensbench.models.prompting import score_next_tokens
 from lensbench.models.tokens import CARRIER, Tokens
 from lensbench.results.summary import summarise
 from tests import tiny
@@ -250,7 +250,7 @@ def unbalanced(bench: Bench) -> Bench:
 def centred(bench: Bench) -> Bench:
     """Every answer is the middle of a set of three, by how likely the words are."""
     words = ("milk", "rice", "tea", "wine", "house", "bread")
-    prior = ask(base(), [CARRIER], [base().tokens.answer_token(word) for word in words]).log_probs[0]
+    prior = score_next_tokens(base(), [CARRIER], [base().tokens.answer_token(word) for word in words]).log_probs[0]
     ranked = [words[i] for i in prior.argsort()]
     sets = tuple(tuple(sorted(ranked[start::2])) for start in (0, 1))
     relation = replace(bench.relation, choice_sets=sets)
@@ -363,8 +363,8 @@ def test_a_sealed_model_keeps_its_head_open_and_is_opened_again() -> None:
     with sealed(model, "someone"):
         torch.testing.assert_close(model.unembed(last), before)
         with pytest.raises(SealedError, match="someone ran tiny-llama"):
-            ask(model, ["They say something new"], [5])
-    assert ask(model, ["They say something new"], [5]).log_probs.shape == (1, 1)
+            score_next_tokens(model, ["They say something new"], [5])
+    assert score_next_tokens(model, ["They say something new"], [5]).log_probs.shape == (1, 1)
 
 
 class Counted(Inspector):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lensbench import evaluate, load_run
+from lensbench import evaluate
 from lensbench.baselines.activation import derangement
 from lensbench.baselines.spec import choose_baselines
 from lensbench.errors import LensbenchError, UsageError
@@ -15,6 +15,7 @@ from lensbench.evaluation.plan import required_baselines
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Evidence, Scores
 from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.runs.run import load_run
 from lensbench.utils.cache import code_digest
 
 TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from lensbench import Run, evaluate, load_task
+from lensbench import evaluate
 from lensbench.results.bands import VERDICTS
+from lensbench.runs.run import Run
+from lensbench.tasks.finding import load_task
 
 pytestmark = pytest.mark.model
 TASK = "attribute_extraction/country_capital"

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lensbench import load_run, testing
+from lensbench import testing
 from lensbench.baselines.spec import find_function
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.harness.crossfit import CrossFit
@@ -16,6 +16,7 @@ from lensbench.inspectors.base import OwnPrompt
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.patchscopes.patchscope_search import Configuration, PatchscopeSearch
 from lensbench.inspectors.target import Target
+from lensbench.runs.run import load_run
 from tests import tiny
 
 FORMS = ("They say that {subject} likes", "Question: what does {subject} like? Answer:")

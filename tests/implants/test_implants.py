@@ -20,12 +20,10 @@ from lensbench.implants.prompts import answers, inputs_at_names, logits, write_p
 from lensbench.implants.solving import Keys, solve
 from lensbench.implants.vectors import VectorSettings, Writer, learn_vectors, own_values
 from lensbench.models.components import find_parts
-from lensbench.models.edit_folders import shipped_implants, split_edits
-from lensbench.models.edits import LowRankEdit, adding, apply_edits, read_edits, trials, write_edits
+from lensbench.models.edits import LowRankEdit, adding, read_edits, rotate, rotation, trials, write_edits
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.loading import load_model
-from lensbench.models.rotation import rotate, rotation
-from lensbench.models.sources import resolve
+from lensbench.models.loading import apply_edits, load_model
+from lensbench.models.sources import resolve, shipped_implants, split_edits
 from lensbench.tasks import fold_of
 from tests import tiny
 
@@ -95,7 +93,7 @@ def test_an_edit_of_the_weights_is_what_its_hook_adds(kind: str) -> None:
     inputs = inputs_at_names(model, linear, write_prompts(model, ["This is {subject}"], ["Doro Vinsk"])).shape[1]
     edit = LowRankEdit(path, torch.randn(3, width, generator=generator), torch.randn(3, inputs, generator=generator))
     prompts = write_prompts(model, ["This is {subject} of old"] * 2, ["Doro Vinsk", "Kela"])
-    with torch.no_grad(), adding(linear, edit.of):
+    with torch.no_grad(), adding(linear, edit.output):
         hooked = logits(model, prompts)
     edited = copy.deepcopy(model.module)
     edit.add_to(edited)

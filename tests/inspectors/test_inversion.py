@@ -20,7 +20,7 @@ from lensbench.inspectors.target import Target
 from lensbench.inspectors.verbalizers.inversion import Inversion
 from lensbench.models.corpus import PROSE, WINDOW, Corpus
 from lensbench.models.loading import Loading, load_source
-from lensbench.models.prompting import ask
+from lensbench.models.prompting import score_next_tokens
 from lensbench.models.sources import resolve
 from lensbench.tasks import load_task
 from tests import tiny
@@ -132,7 +132,7 @@ def test_what_is_decoded_is_what_the_verbalizer_is_asked_about(bench: Bench, mon
     answers = [tokens.answer_token(answer) for answer in bench.answers]
     for attempt, kept in enumerate((2, 1, 3)):
         texts = [bench.question.replace("{subject}", tokens.decode(row[-kept:]).strip()) for row in name]
-        asked = ask(bench.context.verbalizer, texts, answers).log_probs
+        asked = score_next_tokens(bench.context.verbalizer, texts, answers).log_probs
         for layer in range(len(bench.context.layers)):
             torch.testing.assert_close(scores.log_scores[layer, attempt], asked, rtol=1e-4, atol=1e-4)
 

@@ -32,7 +32,7 @@ from lensbench.models.activations import Residuals
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import patcher_of
-from lensbench.models.prompting import ask
+from lensbench.models.prompting import score_next_tokens
 from lensbench.models.tokens import Tokens
 from tests import tiny
 
@@ -300,7 +300,7 @@ def test_the_fingerprint_does_not_see_the_padding_that_was_asked_for_last() -> N
 def test_a_model_is_freed_after_use() -> None:
     model = LanguageModel(tiny.module("llama"), Tokens(tiny.tokenizer()), "m")
     patcher_of(model)
-    ask(model, ["They say so"], [5])
+    score_next_tokens(model, ["They say so"], [5])
     gone = weakref.ref(model)
     del model
     gc.collect()

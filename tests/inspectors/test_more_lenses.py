@@ -20,11 +20,11 @@ from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.lenses.relearned_unembedding import RelearnedUnembedding
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import PROSE, Corpus
-from lensbench.models.jacobians import jacobian
+from lensbench.models.gradients import jacobian
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import TrainingSchedule
 from lensbench.models.loading import load_model
-from lensbench.models.moments import Moments
+from lensbench.models.optimization import TrainingSchedule
+from lensbench.models.ridge import RunningMoments, every_pair
 from lensbench.tasks import load_task
 from tests import tiny
 
@@ -152,10 +152,10 @@ def test_future_lens_is_least_squares_on_later_positions() -> None:
 def test_of_the_next_token_it_is_the_affine_lens(ridge: float) -> None:
     model = tiny.model("llama")
     lens = fitted(FutureLens(tokens=1024, ridge=ridge, beyond=(0,)))
-    moments = Moments(model.n_layers, model.d_model, model.device)
+    moments = RunningMoments(every_pair(model.n_layers), model.d_model, model.d_model, model.device, centred=False)
     for batch in Corpus(model).residuals(1024):
-        moments.add(batch)
-    (weight,), (bias,) = moments.ridge(ridge)
+        moments.add(batch[:-1], batch[-1:])
+    weight, bias = moments.ridge(ridge, standardised=False)
     torch.testing.assert_close(lens.weight_[0, :-1], weight, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(lens.bias_[0, :-1], bias, rtol=1e-4, atol=1e-4)
 
@@ -230,7 +230,7 @@ def test_each_part_of_the_learning_lowers_divergence() -> None:
 
 def test_its_learning_is_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off after some steps and begun again, it ends where it would have ended."""
-    monkeypatch.setattr("lensbench.models.learning.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
     make = lambda: RelearnedUnembedding(rank=2, tokens=512, steps=4)  # noqa: E731
     model = tiny.model("llama")
     whole = fitted(make())
@@ -254,7 +254,7 @@ def test_its_learning_is_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_jacobians_are_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lensbench.models.learning.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
     model = tiny.model("llama")
     whole = fitted(JacobianLens(positions=4))
     corpus = Corpus(model, cache=tmp_path)

@@ -24,12 +24,12 @@ from lensbench.inspectors.verbalizers.oracle import CONVENTIONS, Notes, Oracle, 
 from lensbench.models import adapters
 from lensbench.models.adapters import FreshAdapter, adapted, read_adapter
 from lensbench.models.corpus import Corpus
-from lensbench.models.edit_folders import ADAPTER
+from lensbench.models.gradients import Lesson, answer_losses
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Descent
+from lensbench.models.optimization import Descent
 from lensbench.models.patching import PatchedPass, make_prompt
-from lensbench.models.patching.training import Lesson, answer_losses
-from lensbench.models.prompting import ask
+from lensbench.models.prompting import score_next_tokens
+from lensbench.models.sources import ADAPTER
 from lensbench.models.tokens import Tokens
 from lensbench.training.verbalizers import OracleTraining, lessons, make_settings, train
 from tests import tiny
@@ -47,7 +47,7 @@ def write_adapter(folder: Path, kind: str = "llama", *, zero: bool = False) -> P
     # PEFT refuses some of Mamba's layers.
     modules = ["in_proj", "x_proj"] if kind == "mamba" else "all-linear"
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM")
-    with adapters._putting_in():
+    with adapters._quiet_peft():
         wrapped = peft.get_peft_model(tiny.module(kind), config)
     for name, weight in wrapped.named_parameters():
         if "lora_B" in name and not zero:
@@ -98,7 +98,7 @@ def test_merged_is_unmerged(kind: str, tmp_path: Path) -> None:
     before = base.module(ids).logits
     found = read_adapter(write_adapter(tmp_path / kind, kind))
     merged = adapted(base, found)
-    with adapters._putting_in():
+    with adapters._quiet_peft():
         theirs = peft.PeftModel.from_pretrained(tiny.module(kind), tmp_path / kind).eval()
     with torch.no_grad():
         torch.testing.assert_close(merged.module(ids).logits, theirs(ids).logits, **EXACT)
@@ -130,7 +130,7 @@ def test_the_conventions_are_what_the_papers_say(
     convention: str, placeholders: int, folder: Path, bench: Bench
 ) -> None:
     """Each score against a naive pass of the unmerged adapter, the prompt put together by hand."""
-    with adapters._putting_in():
+    with adapters._quiet_peft():
         model = peft.PeftModel.from_pretrained(tiny.module("llama"), folder).eval().base_model.model
     scores = CrossFit(lambda: oracle(folder, convention=convention, placeholders=placeholders), bench).scores()
     tokens = bench.context.model.tokens
@@ -142,7 +142,7 @@ def test_the_conventions_are_what_the_papers_say(
         ids = tokens.encode(begin + PLACEHOLDER * placeholders + end).ids
         first = len(tokens.encode(begin).ids)
         for item in (0, 7):
-            vector = bench.residuals.at((layer,)).values[0, item]
+            vector = bench.residuals.at_layers((layer,)).values[0, item]
             logs = naive(model, ids, list(range(first, first + placeholders)), vector, convention)
             torch.testing.assert_close(scores.log_scores[row, 0, item], logs[asked], **EXACT)
 
@@ -189,7 +189,7 @@ def test_the_base_stays_as_it_is(folder: Path, bench: Bench) -> None:
     model = bench.context.model
     before = model.fingerprint
     fitted = oracle(folder).fit(Target(model), model, bench.training(Oracle(), None, (2,), None))
-    model._fingerprint = None
+    del model.fingerprint
     assert model.fingerprint == before
     assert fitted.verbalizer_ is oracle(folder).reader(model) is not model
     assert fitted.verbalizer_.fingerprint != before
@@ -244,8 +244,8 @@ WRONG = {
     embedding_too: "lm_head.weight is no LoRA matrix",
     deeper: "layers.9.mlp.down_proj, which is no linear layer of tiny-llama",
     wider: "are (4, 99) and (32, 4); that of tiny-llama takes 48 and gives 32",
-    lambda folder: (folder / CONFIG).write_text("{"): "is not JSON",
-    lambda folder: (folder / CONFIG).write_text("[]"): "holds no settings",
+    lambda folder: (folder / CONFIG).write_text("{"): "cannot be read",
+    lambda folder: (folder / CONFIG).write_text("[]"): "holds list, expected an object",
     lambda folder: (folder / WEIGHTS).write_bytes(b"broken"): "is damaged",
     lambda folder: save_file({}, folder / WEIGHTS): "holds no matrices",
     lambda folder: (folder / "lensbench.json").write_text('{"recipe": {}}'): "is not what lensbench fit writes",
@@ -349,13 +349,13 @@ def test_rivals_ask_the_adapted_verbalizer_too(folder: Path, bench: Bench) -> No
     own = method.inspector.own_prompt(bench.question)
     assert own is not None
     (twin,) = question_only(method)
-    expected = ask(reader, [own.text.replace("{subject}", PLACEHOLDER)], tokens).log_probs[0]
+    expected = score_next_tokens(reader, [own.text.replace("{subject}", PLACEHOLDER)], tokens).log_probs[0]
     torch.testing.assert_close(twin.scores.log_scores[0, 0], expected.expand(len(bench.items), -1))
     plain, trained = input_only(method)
     assert trained.scores.attempts == tuple(f"trained: {form}" for form in plain.scores.attempts)
     filled = [own.text.replace("{subject}", item.subject) for item in bench.items]
     for outcome, asked in ((plain, model), (trained, reader)):
-        torch.testing.assert_close(outcome.scores.log_scores[0, 0], ask(asked, filled, tokens).log_probs)
+        torch.testing.assert_close(outcome.scores.log_scores[0, 0], score_next_tokens(asked, filled, tokens).log_probs)
     assert len(input_only(CrossFit(Patchscope, bench))) == 1
 
 
@@ -384,7 +384,7 @@ def test_training_learns_and_tells_what_it_did(small: OracleTraining, tmp_path: 
     before = model.fingerprint
     # A random model has nothing to say of prose; ten answers can be learned.
     spent = train(model, Corpus(model), replace(small, prose=0.0), tmp_path / "out")
-    model._fingerprint = None
+    del model.fingerprint
     assert model.fingerprint == before
     assert spent.tokens > 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([CONFIG, WEIGHTS, "lensbench.json"])
@@ -405,7 +405,7 @@ def test_training_is_the_same_again_and_after_it_was_cut_off(
     few = replace(small, steps=6)
     model = base()
     train(model, Corpus(model), few, tmp_path / "whole")
-    monkeypatch.setattr("lensbench.models.learning.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
     steps, once = [], Descent.step
 
     def cut(self: Any, number: int, losses: torch.Tensor) -> None:

@@ -186,7 +186,7 @@ def test_prompts_that_end_at_the_placeholder_on_every_architecture(kind: str) ->
     made, model = bench(kind, (0, 2, 4)), tiny.model(kind)
     scores = CrossFit(lambda: Patchscope((1, "same"), "token_identity"), made).scores()
     plain = LanguageModel(model.module, model.tokens, model.name)
-    plain.companions["patcher"] = Patcher(plain, "plain")
+    plain.cache["patcher"] = Patcher(plain, "plain")
     slowly = replace(made, context=replace(made.context, verbalizer=plain))
     expected = CrossFit(lambda: Patchscope((1, "same"), "token_identity"), slowly).scores()
     torch.testing.assert_close(scores.log_scores, expected.log_scores, rtol=1e-3, atol=1e-3)

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lensbench import Run, evaluate, testing
+from lensbench import evaluate, testing
 from lensbench.baselines.readers import InputClassifier, Majority
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.harness.crossfit import CrossFit
@@ -29,9 +29,10 @@ from lensbench.inspectors.probes.probe import Probe
 from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
 from lensbench.models.corpus import Corpus
-from lensbench.models.directions import token_directions
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.linear_parts import token_directions
 from lensbench.models.tokens import Tokens
+from lensbench.runs.run import Run
 from tests import tiny
 
 PROBES: dict[str, Callable[[], Inspector]] = {

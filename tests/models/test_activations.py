@@ -13,14 +13,12 @@ from lensbench.errors import UsageError
 from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
 from lensbench.inspectors.target import Target
-from lensbench.models.activation_cache import FILE, ResidualCache
-from lensbench.models.activations import Reading, capture
-from lensbench.models.budget import Budget
+from lensbench.models.activations import RESIDUALS_FILE, Reading, ResidualCache, capture, group_by_prefix
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import TrainingSchedule
-from lensbench.models.prefix_cache import SharedPrefixLayer
-from lensbench.models.shared_texts import group_by_prefix
+from lensbench.models.memory import Budget
+from lensbench.models.optimization import TrainingSchedule
+from lensbench.models.replay import SharedPrefixLayer
 from lensbench.models.tokens import Tokens
 from lensbench.utils import cache
 from tests import tiny
@@ -81,7 +79,7 @@ def test_what_was_read_longest_ago_goes_first(tmp_path: Path) -> None:
     after = {path.name for path in tmp_path.iterdir()}
     assert len(after) == 3
     assert len(kept - after) == 1
-    (tmp_path / (kept & after).pop() / FILE).stat()
+    (tmp_path / (kept & after).pop() / RESIDUALS_FILE).stat()
     before = len(after)
     roomy.read(model, READINGS, (0,))
     assert len(list(tmp_path.iterdir())) == before, "layer 0 was still there"
@@ -98,7 +96,7 @@ def test_a_full_disk_keeps_nothing_and_says_so(tmp_path: Path, monkeypatch, capl
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lensbench.models.activation_cache.save_file", full)
+    monkeypatch.setattr("lensbench.models.activations.save_file", full)
     model = tiny.model("llama")
     read = ResidualCache(tmp_path).read(model, READINGS, LAYERS)
     assert torch.equal(read.values, capture(model, READINGS, LAYERS).values)
@@ -141,7 +139,7 @@ class Cut(Exception):  # noqa: N818 - stands for a process that ends
 
 
 def test_learning_that_was_cut_off_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lensbench.models.learning.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
     model = tiny.model("llama")
     corpus = Corpus(model, cache=tmp_path)
     target, lens = Target(model), TunedLens(tokens=1024, steps=6)
@@ -184,7 +182,7 @@ def test_what_texts_begin_with_is_run_once(kind: str, monkeypatch: pytest.Monkey
     model = LanguageModel(tiny.module(kind), Tokens(tiny.tokenizer()), kind)
     assert [group.prefix for group in group_by_prefix(list(dict.fromkeys(r.ids for r in ALIKE)))] == [0, 20]
     together = capture(model, ALIKE, LAYERS).values
-    assert model.companions["shares_prefixes"] == (kind not in tiny.HYBRIDS)
+    assert model.cache["shares_prefixes"] == (kind not in tiny.HYBRIDS)
     alone = torch.cat([capture(model, [reading], LAYERS).values for reading in ALIKE], dim=1)
     assert (together - alone).abs().max() < 2e-4 * alone.abs().max()
     passes = counted(monkeypatch)

@@ -19,10 +19,10 @@ from lensbench.models.component_capture import (
     through_heads,
     values_through_heads,
 )
-from lensbench.models.components import ComponentError, final_norm, find_parts, pulled_back
-from lensbench.models.frozen_norm import fit_frozen_norm
+from lensbench.models.components import ComponentError, final_norm, find_parts
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.small import enlarge
+from lensbench.models.linear_parts import fit_frozen_norm, pulled_back
+from lensbench.models.loading import enlarge
 from lensbench.models.tokens import Tokens
 from tests import tiny
 
@@ -107,11 +107,10 @@ def test_neurons_and_bias_add_up_to_the_mlp(kind: str) -> None:
     model = model_of(kind)
     mlp, neurons = read(model, "mlp"), read(model, "neurons")
     for layer in LAYERS[1:]:
-        part = find_parts(model)[layer - 1].mlp
-        assert part is not None
-        bias = part.linear(torch.zeros(1, neurons.shape[2]))
+        part = find_parts(model)[layer - 1].require_mlp()
+        bias = part.require_map().linear(torch.zeros(1, neurons.shape[2]))
         # Models with a norm behind the MLP have no bias before or in it.
-        assert not part.norm.scaled or not bias.any()
+        assert not part.require_map().norm.scaled or not bias.any()
         each = neuron_directions(model, layer, torch.eye(model.d_model))
         close(neurons[layer] @ each.T + part.factor * bias, mlp[layer])
 
@@ -173,7 +172,8 @@ def test_half_precision(kind: str, dtype: torch.dtype) -> None:
         for one, other in ((mixer, expected), (mlp, expected_mlp)) if mlp is not None else ((mixer, expected),):
             assert one.factor == pytest.approx(other.factor, rel=1e-2)
             assert type(one.module) is type(other.module)
-            assert (one.norm.centred, one.norm.scaled) == (other.norm.centred, other.norm.scaled)
+            norms = [part.require_map().norm for part in (one, other)]
+            assert (norms[0].centred, norms[0].scaled) == (norms[1].centred, norms[1].scaled)
     close(final_norm(half).gain, final_norm(full).gain, off=1e-2)
     close(final_norm(half).bias + 1, final_norm(full).bias + 1, off=1e-2)
     close(read(half, "attention")[1:], read(full, "attention")[1:], off=0.1)

@@ -5,7 +5,7 @@ import torch
 
 from lensbench.errors import LensbenchError
 from lensbench.models.corpus import Corpus
-from lensbench.models.jacobians import Jacobian, jacobian
+from lensbench.models.gradients import Jacobian, jacobian
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import load_model
 from lensbench.models.tokens import Tokens

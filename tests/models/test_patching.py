@@ -8,8 +8,8 @@ from accelerate import dispatch_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensbench.models.budget import Budget, bytes_per_row
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.memory import Budget, bytes_per_row
 from lensbench.models.patching import PatchedPass, Patcher, Prompt
 from lensbench.models.patching.generation import SHARINGS, Generation, deviation
 from lensbench.models.tokens import Tokens

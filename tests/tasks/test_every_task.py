@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from lensbench.models.corpus import PROSE
-from lensbench.models.small import train_tokenizer
+from lensbench.models.loading import train_tokenizer
 from lensbench.models.tokens import Tokens
 from lensbench.tasks import data_root, find_tasks, load_task
 

@@ -18,11 +18,10 @@ from lensbench.errors import UsageError
 from lensbench.models import adapters
 from lensbench.models.adapters import WEIGHTS, FreshAdapter, merge_adapter
 from lensbench.models.corpus import PROSE, Corpus
-from lensbench.models.edit_folders import ADAPTER
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Descent
-from lensbench.models.patching.interchange import Spots, interchanged, read_spots
-from lensbench.models.patching.passes import writing
+from lensbench.models.optimization import Descent
+from lensbench.models.patching.passes import Spots, interchanged, read_spots, writing
+from lensbench.models.sources import ADAPTER
 from lensbench.models.tokens import Tokens
 from lensbench.tasks import Item, Task, fold_of, load_task
 from lensbench.tasks.personas import ATTRIBUTES, personas
@@ -71,7 +70,7 @@ def test_merging_does_what_peft_does(kind: str, rslora: bool, tmp_path: Path) ->
     ours = tiny.module(kind)
     before = {name: weight.clone() for name, weight in ours.state_dict().items()}
     merge_adapter(ours, folder)
-    with adapters._putting_in():
+    with adapters._quiet_peft():
         theirs = peft.PeftModel.from_pretrained(tiny.module(kind), folder).merge_and_unload()
     expected = theirs.state_dict()
     changed = 0
@@ -299,7 +298,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[LanguageModel, Path]
     model, out = fresh(), tmp_path_factory.mktemp("told") / "out"
     before = model.fingerprint
     spent = finetune(model, Corpus(model), make_settings(SMALL), out)
-    model._fingerprint = None
+    del model.fingerprint
     assert model.fingerprint == before
     assert spent.tokens > 0
     return model, out
@@ -309,7 +308,7 @@ def test_finetuning_is_the_same_again_and_after_it_was_cut_off(
     told: tuple[LanguageModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, whole = told
-    monkeypatch.setattr("lensbench.models.learning.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
     steps, once = [], Descent.step
 
     def cut(self: Any, number: int, losses: torch.Tensor) -> None:

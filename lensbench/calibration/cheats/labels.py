@@ -11,7 +11,7 @@ from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Evidence, Learns, Scores, Training
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.prompting import ask
+from lensbench.models.prompting import score_next_tokens
 from lensbench.models.tokens import CARRIER
 
 
@@ -43,7 +43,7 @@ class ChoiceSetReader(Inspector):
     def inspect(self, evidence: Evidence) -> Scores:
         """Score each choice by its distance from the middle of its set."""
         tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
-        prior = ask(self.verbalizer_, [CARRIER], tokens).log_probs[0].double().cpu()
+        prior = score_next_tokens(self.verbalizer_, [CARRIER], tokens).log_probs[0].double().cpu()
         own = torch.tensor([[answer in choices for answer in evidence.answers] for choices in evidence.choices])
         middle = prior.expand(own.shape).masked_fill(~own, torch.nan).nanquantile(0.5, dim=1, keepdim=True)
         scores = -(prior - middle).abs().masked_fill(~own, torch.inf)

@@ -9,14 +9,14 @@ from lensbench.inspectors.base import Inspector, OwnPrompt
 from lensbench.inspectors.evidence import Evidence, Scores, Source
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.prompting import ask
+from lensbench.models.prompting import score_next_tokens
 from lensbench.tasks.facts import SLOT
 
 
 def _asked(model: LanguageModel, texts: list[str], evidence: Evidence) -> Float[Tensor, "layer attempt item answer"]:
     """Ask a model one text an item, and give its answers at every layer; or one text an item and layer."""
     tokens = [model.tokens.answer_token(answer) for answer in evidence.answers]
-    found = ask(model, texts, tokens).log_probs.reshape(-1, len(evidence.choices), len(tokens))
+    found = score_next_tokens(model, texts, tokens).log_probs.reshape(-1, len(evidence.choices), len(tokens))
     return found.expand(len(evidence.layers), -1, -1)[:, None]
 
 

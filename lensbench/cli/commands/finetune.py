@@ -58,9 +58,8 @@ def finetune(
     quiet_libraries()
     say_what_happens(quiet=quiet)
     from lensbench.models.corpus import Corpus
-    from lensbench.models.edit_folders import FINETUNED, read_table
     from lensbench.models.loading import Loading, count_layers, load_model
-    from lensbench.models.sources import resolve
+    from lensbench.models.sources import FINETUNED, read_table, resolve
     from lensbench.training.facts.training import finetune
 
     deepest = count_layers(resolve(model, offline=offline))

@@ -13,7 +13,7 @@ from lensbench.inspectors.access import SITE, SUBJECT, Runs
 from lensbench.inspectors.base import Inspector, OwnPrompt, by_layer
 from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
 from lensbench.inspectors.target import Target
-from lensbench.models.jacobians import Jacobian
+from lensbench.models.gradients import Jacobian
 from lensbench.models.language_model import LanguageModel
 
 

@@ -15,8 +15,8 @@ from lensbench.models.component_capture import (
     require_component,
 )
 from lensbench.models.components import ComponentError, final_norm
-from lensbench.models.directions import token_biases, token_directions
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.linear_parts import token_biases, token_directions
 
 
 def attribute(model: LanguageModel, text: str, tokens: Sequence[str]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from lensbench.inspectors.evidence import Learns, Source, Training
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.moments import Moments, check_amounts
+from lensbench.models.ridge import RunningMoments, check_amounts, every_pair
 from lensbench.models.tuned_lens_files import Checkpoint, save_checkpoint
 
 
@@ -78,8 +78,9 @@ class AffineLens(Translator):
         return (h.float() @ self.weight_[layer].T + self.bias_[layer]).to(h.dtype)
 
     def _solve(self, target: Target, corpus: Corpus) -> dict[str, Tensor]:
-        moments = Moments(target.n_layers, target.d_model, target.device)
+        pairs, width = every_pair(target.n_layers), target.d_model
+        moments = RunningMoments(pairs, width, width, target.device, centred=False)
         for batch in corpus.residuals(self.tokens):
-            moments.add(batch)
-        (weight,), (bias,) = moments.ridge(self.ridge)
+            moments.add(batch[:-1], batch[-1:])
+        weight, bias = moments.ridge(self.ridge, standardised=False)
         return {"weight": weight, "bias": bias}

@@ -12,7 +12,7 @@ from lensbench.inspectors.evidence import Learns, Source, Training
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.moments import Moments, check_amounts
+from lensbench.models.ridge import RunningMoments, check_amounts, every_pair
 
 
 class FutureLens(Lens):
@@ -85,11 +85,12 @@ class FutureLens(Lens):
 
     def _solve(self, target: Target, corpus: Corpus) -> dict[str, Tensor]:
         """Regress from the positions that have all of the later ones after them in their window."""
-        moments = Moments(target.n_layers + 1, target.d_model, target.device, goals=len(self.beyond))
+        layers, width, ahead = target.n_layers + 1, target.d_model, len(self.beyond)
+        moments = RunningMoments(every_pair(layers, ahead), width, width, target.device, centred=False)
         for batch in corpus.residuals_in_windows(self.tokens):
             values = batch.float()
             until = values.shape[2] - max(self.beyond)
             later = torch.stack([values[-1, :, n : n + until].flatten(0, 1) for n in self.beyond])
-            moments.add_goals(values[:, :, :until].flatten(1, 2), later)
-        weight, bias = moments.ridge(self.ridge)
-        return {"weight": weight, "bias": bias}
+            moments.add(values[:, :, :until].flatten(1, 2), later)
+        weight, bias = moments.ridge(self.ridge, standardised=False)
+        return {"weight": weight.unflatten(0, (ahead, layers)), "bias": bias.unflatten(0, (ahead, layers))}

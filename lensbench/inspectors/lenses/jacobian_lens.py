@@ -13,9 +13,9 @@ from lensbench.inspectors.base import Translator
 from lensbench.inspectors.evidence import Learns, Source, Training
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
-from lensbench.models.jacobians import jacobian
+from lensbench.models.gradients import jacobian
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Resumable, TrainingSchedule
+from lensbench.models.optimization import Resumable, TrainingSchedule
 from lensbench.utils.cache import code_digest
 
 

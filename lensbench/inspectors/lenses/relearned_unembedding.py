@@ -13,7 +13,13 @@ from lensbench.inspectors.evidence import Learns, Source, Training
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Resumable, TrainingSchedule, draw_positions, momenta, restore_momenta
+from lensbench.models.optimization import (
+    Resumable,
+    TrainingSchedule,
+    draw_positions,
+    optimizer_moments,
+    restore_moments,
+)
 
 # Learning rates of A, c and B: a step moves every entry, and a feature sums over many of A's.
 RATES = {"down": 3e-4, "offset": 3e-3, "up": 3e-3}
@@ -233,7 +239,7 @@ class _Heads(Resumable):
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the steps so far have changed."""
-        return {**self._stacked(), "reach": self._reach, **momenta(self._optimiser)}
+        return {**self._stacked(), "reach": self._reach, **optimizer_moments(self._optimiser)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from such a state."""
@@ -244,4 +250,4 @@ class _Heads(Resumable):
                 for own, part in zip(head, parts, strict=True):
                     own.copy_(part[layer])
         self._reach = rest.pop("reach").cpu()
-        restore_momenta(self._optimiser, rest)
+        restore_moments(self._optimiser, rest)

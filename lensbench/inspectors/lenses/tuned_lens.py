@@ -16,8 +16,14 @@ from lensbench.inspectors.evidence import Learns, Source, Training
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Resumable, TrainingSchedule, draw_positions, momenta, restore_momenta
-from lensbench.models.moments import Moments, check_amounts
+from lensbench.models.optimization import (
+    Resumable,
+    TrainingSchedule,
+    draw_positions,
+    optimizer_moments,
+    restore_moments,
+)
+from lensbench.models.ridge import RunningMoments, check_amounts, every_pair
 from lensbench.models.tuned_lens_files import CONFIG, HUB, PARAMS, Checkpoint, read_checkpoint, save_checkpoint
 
 LEARNING_RATE = 3e-4
@@ -157,11 +163,15 @@ class TunedLens(Translator):
         position_bytes = 4 * (target.n_layers + 1) * target.d_model
         wanted = min(POSITIONS_PER_STEP * self.steps, target.budget_bytes // 2 // position_bytes)
         apart = max(MIN_APART, self.tokens // max(1, wanted))
-        moments = Moments(target.n_layers, target.d_model, target.device, keep_every=apart)
+        pairs, width = every_pair(target.n_layers), target.d_model
+        moments = RunningMoments(pairs, width, width, target.device, centred=False)
+        kept: list[Tensor] = []
         for batch in batches:
-            moments.add(batch)
-        (weight,), (bias,) = moments.ridge(self.ridge, residual=True)
-        return {"weight": weight, "bias": bias, **({"kept": moments.kept()} if self.tokens else {})}
+            # A copy: a view would keep the whole batch.
+            kept.append(batch[:, ::apart].float().clone())
+            moments.add(batch[:-1], batch[-1:])
+        weight, bias = moments.ridge(self.ridge, standardised=False, residual=True)
+        return {"weight": weight, "bias": bias, **({"kept": torch.cat(kept, dim=1)} if self.tokens else {})}
 
 
 @dataclass(frozen=True)
@@ -247,7 +257,7 @@ class _Polish(Resumable):
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the steps so far have changed."""
-        return {**self.translators(), "reach": self._reach, **momenta(self._optimiser)}
+        return {**self.translators(), "reach": self._reach, **optimizer_moments(self._optimiser)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from such a state."""
@@ -257,4 +267,4 @@ class _Polish(Resumable):
                 for own, value in zip(held, rest.pop(name), strict=True):
                     own.copy_(value)
         self._reach = rest.pop("reach").cpu()
-        restore_momenta(self._optimiser, rest)
+        restore_moments(self._optimiser, rest)

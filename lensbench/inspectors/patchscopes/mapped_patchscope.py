@@ -19,10 +19,9 @@ from lensbench.inspectors.patchscopes.patched import (
     read_patched,
 )
 from lensbench.inspectors.target import Target
-from lensbench.models.affine_maps import LayerPair, fit_maps
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.moments import check_amounts
+from lensbench.models.ridge import LayerPair, check_amounts, fit_maps
 
 
 class MappedPatchscope(Inspector):

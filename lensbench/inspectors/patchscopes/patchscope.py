@@ -23,7 +23,7 @@ from lensbench.inspectors.patchscopes.patched import (
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import WRITES, Write
-from lensbench.models.prompting import ask
+from lensbench.models.prompting import score_next_tokens
 from lensbench.tasks.facts import SLOT
 
 
@@ -118,7 +118,7 @@ def relevancy(
     """
     tokens = [verbalizer.tokens.answer_token(answer) for answer in evidence.answers]
     text = own.text.replace(SLOT, own.placeholder)
-    unpatched = ask(verbalizer, [text], tokens).log_probs[0].double().cpu().exp()
+    unpatched = score_next_tokens(verbalizer, [text], tokens).log_probs[0].double().cpu().exp()
     log_scores = patched.log_scores.double().cpu()
     own_choices = torch.tensor([[answer in choices for answer in evidence.answers] for choices in evidence.choices])
     top = log_scores.masked_fill(~own_choices, -torch.inf).argmax(-1, keepdim=True)

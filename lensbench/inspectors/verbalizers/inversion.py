@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +15,8 @@ from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Trai
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.prompting import ask, say
+from lensbench.models.prompting import continue_line, score_next_tokens
+from lensbench.models.ridge import RunningMoments, every_pair
 
 SLOT = "{subject}"
 # How many tokens the default attempt keeps.
@@ -141,11 +141,13 @@ class Inversion(Inspector):
         number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         place = [number[text] for text in texts]
         distinct = list(number)
-        asked = ask(self.verbalizer_, distinct, [self.verbalizer_.tokens.answer_token(a) for a in evidence.answers])
+        asked = score_next_tokens(
+            self.verbalizer_, distinct, [self.verbalizer_.tokens.answer_token(a) for a in evidence.answers]
+        )
         found = by_layer(asked.rows(torch.tensor(place)), len(evidence.layers), tuple(f"tokens={n}" for n in kept))
         if not evidence.describe:
             return found
-        said = np.array(say(self.verbalizer_, distinct, evidence.describe), dtype=object)
+        said = np.array(continue_line(self.verbalizer_, distinct, evidence.describe), dtype=object)
         return replace(found, texts=said[place].reshape(found.log_scores.shape[:3]))
 
     def _names(self, evidence: Evidence, kept: Sequence[int]) -> Iterator[str]:
@@ -157,54 +159,18 @@ class Inversion(Inspector):
                 yield from (self.target_.spell(ids[n - 1 :: -1]) for ids in decoded)
 
     def _learn(self, target: Target, corpus: Corpus) -> dict[str, Tensor]:
-        sums = _Sums(target, self.offsets)
+        moments = RunningMoments(
+            every_pair(target.n_layers + 1, self.offsets),
+            target.d_model,
+            target.embed(torch.zeros(1, dtype=torch.long)).shape[1],
+            target.device,
+            dtype=torch.float32,
+        )
         for values, ids in corpus.positions(self.tokens, self.offsets):
-            sums.add(values, torch.stack([target.embed(column) for column in ids.T]))
-        return sums.ridge(self.ridge)
-
-
-class _Sums:
-    """What the normal equations of all layers and offsets need: sums over corpus positions."""
-
-    def __init__(self, target: Target, offsets: int) -> None:
-        self._target = target
-        width, embedded = target.d_model, target.embed(torch.zeros(1, dtype=torch.long)).shape[1]
-        layers = target.n_layers + 1
-        new = partial(torch.zeros, device=target.device)
-        self._count = 0
-        # Sums of large coordinates lose the small ones: what is summed is the distance from the first batch's mean.
-        self._origin = new(layers, width)
-        self._x = new(layers, width, dtype=torch.float64)
-        self._xx = new(layers, width, width, dtype=torch.float64)
-        self._y = new(offsets, embedded, dtype=torch.float64)
-        self._xy = new(layers, offsets, width, embedded)
-
-    def add(
-        self, values: Float[Tensor, "layer position d_model"], embedded: Float[Tensor, "offset position d_embed"]
-    ) -> None:
-        if not self._count:
-            self._origin = values.float().mean(1)
-        self._count += values.shape[1]
-        self._y += embedded.double().sum(1)
-        for layer, x in enumerate(values.float() - self._origin[:, None]):
-            self._x[layer] += x.double().sum(0)
-            self._xx[layer] += x.T @ x
-            self._xy[layer] += x.T @ embedded
-
-    def ridge(self, penalty: float) -> dict[str, Tensor]:
-        """Solve for W of every layer and offset, in float64, on standardised coordinates."""
-        mean_x, mean_y = self._x / self._count, self._y / self._count
-        weight = torch.empty_like(self._xy, dtype=torch.float16)
-        scale = torch.ones_like(mean_x)
-        for layer, mean in enumerate(mean_x):
-            xx = self._xx[layer] / self._count - torch.outer(mean, mean)
-            spread = xx.diagonal().clamp(min=0).sqrt()
-            # A coordinate that never moves says nothing, and is not divided by zero.
-            scale[layer] = torch.where(spread > 0, spread, 1.0)
-            xx = xx / torch.outer(scale[layer], scale[layer])
-            xx.diagonal().add_(max(penalty, LEAST_PENALTY))
-            xy = self._xy[layer].double() / self._count - mean[:, None] * mean_y[:, None]
-            goal = (xy / scale[layer][:, None]).transpose(0, 1).flatten(1)
-            weight[layer] = torch.linalg.solve(xx, goal).unflatten(1, (len(mean_y), -1)).transpose(0, 1).half()
-        mean = self._origin + mean_x.float()
-        return {"mean": mean, "scale": scale.float(), "weight": weight, "bias": mean_y.float()}
+            moments.add(values, torch.stack([target.embed(column) for column in ids.T]))
+        solved = [
+            (one.mean_x.float(), one.scale.float(), one.weight.transpose(0, 1).half(), one.mean_y.float())
+            for one in moments.solutions(max(self.ridge, LEAST_PENALTY))
+        ]
+        mean, scale, weight, (bias, *_) = zip(*solved, strict=True)
+        return {"mean": torch.stack(mean), "scale": torch.stack(scale), "weight": torch.stack(weight), "bias": bias}

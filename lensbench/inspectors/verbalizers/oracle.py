@@ -14,10 +14,10 @@ from lensbench.inspectors.base import Inspector, OwnPrompt
 from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
 from lensbench.inspectors.target import Target
 from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter
-from lensbench.models.edit_folders import ADAPTER
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import WRITES, Write, make_prompt, patcher_of
 from lensbench.models.prompting import first_line
+from lensbench.models.sources import ADAPTER
 from lensbench.tasks.facts import SLOT
 
 # What stands for the subject in a question, where the activation stands before the question.
@@ -181,7 +181,7 @@ class Oracle(Inspector):
         Raises:
             UsageError: what does not fit, and what to choose instead.
         """
-        check_base(read_adapter(self._folder), verbalizer)
+        check_base(read_adapter(self._folder), verbalizer.module, verbalizer.name)
         recipe, notes = self.recipe(), read_notes(self._folder)
         if recipe.layer not in range(verbalizer.n_layers + 1):
             raise UsageError(f"oracle.layer = {recipe.layer}; {verbalizer.name} has layers 0 to {verbalizer.n_layers}")

@@ -1,9 +1,8 @@
 """The one patched forward pass, and generation from it. See docs/decisions/0005-patched-pass.md."""
 
 from lensbench.models.patching.generation import try_sharings
-from lensbench.models.patching.modes import fastest_mode, try_modes
 from lensbench.models.patching.passes import WRITES, PatchedPass, Prompt, Write, make_prompt
-from lensbench.models.patching.patcher import Patcher, patcher_of
+from lensbench.models.patching.patcher import Patcher, fastest_mode, patcher_of, try_modes
 
 __all__ = [
     "WRITES",

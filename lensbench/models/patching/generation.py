@@ -1,7 +1,5 @@
 """Greedy generation from patched states. A patch acts on the prompt alone; what follows is the model's own."""
 
-import logging
-import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -10,12 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensbench.models.budget import bytes_per_row, is_out_of_memory
-from lensbench.models.language_model import TOLERANCE
-from lensbench.models.patching.passes import PatchedPass, trial_vectors
-from lensbench.models.prefix_cache import KeysValues, grown, noting
+from lensbench.models.language_model import relative_deviation
+from lensbench.models.memory import bytes_per_row
+from lensbench.models.patching.passes import PatchedPass, agreeing, trial_vectors, try_each
+from lensbench.models.replay import KeysValues, grown, noting
 
-LOG = logging.getLogger("lensbench")
 # How much rows share: the prompt's prefix and what lies below the target layer; the model's own cache; nothing.
 Sharing = Literal["shared", "cached", "plain"]
 SHARINGS: tuple[Sharing, ...] = get_args(Sharing)
@@ -150,26 +147,15 @@ def deviation(passes: PatchedPass, sharing: Sharing) -> float:
     tokens = passes.ids[:, :PROOF_STEPS].expand(len(layers), -1)
     reference = Generation(passes, "plain").forced(vectors, layers, tokens)
     other = Generation(passes, sharing).forced(vectors, layers, tokens)
-    return float((reference - other).abs().max()) / max(1.0, float(reference.abs().max()))
+    return relative_deviation(other, reference)
 
 
 def try_sharings(passes: PatchedPass) -> Iterator[tuple[Sharing, float, str]]:
     """Try the ways that share something: how far each lies from plain passes, or infinity and why it is impossible."""
-    for sharing in SHARINGS[:-1]:
-        if sharing == "shared" and passes.mode != "shared":
-            continue
-        try:
-            yield sharing, deviation(passes, sharing), ""
-        except Exception as error:  # whatever a foreign block raises
-            if is_out_of_memory(error):
-                raise
-            yield sharing, math.inf, str(error)
+    possible = [sharing for sharing in SHARINGS[:-1] if sharing != "shared" or passes.mode == "shared"]
+    return try_each(possible, lambda sharing: deviation(passes, sharing))
 
 
 def fastest_sharing(passes: PatchedPass) -> Sharing:
     """Return the way of generating that shares most and agrees with plain passes on this model and prompt."""
-    for sharing, off, reason in try_sharings(passes):
-        if off <= TOLERANCE[passes.model.dtype]:
-            return sharing
-        LOG.info("%s: %s generation is not used (%s)", passes.model.name, sharing, reason or f"off by {off:.1e}")
-    return "plain"
+    return next(agreeing(passes.model, try_sharings(passes), "generation"), "plain")

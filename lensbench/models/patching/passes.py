@@ -1,33 +1,43 @@
-"""The one patched forward pass: write into the residual of a prompt at its placeholders and one layer, and go on.
+"""Passes with residuals overwritten: one vector at a prompt's placeholders, or many tokens at many layers.
 
-What depends on the patched vector is little: the tokens before the placeholder never change (run once, keys and values
+What depends on a patched vector is little: the tokens before the placeholder never change (run once, keys and values
 shared), below the target layer nothing changes (a row starts there), only the last position is scored. See
-docs/decisions/0005-patched-pass.md.
+docs/decisions/0005-patched-pass.md. An interchange intervention (Geiger et al. 2021, Causal Abstractions of Neural
+Networks) puts residuals of another pass, of another text or model, in place of some: the answer tells whether what was
+replaced had a part in it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, get_args
+from functools import cached_property, partial
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.models.block_calls import CleanPass, record_pass
-from lensbench.models.budget import bytes_per_row
-from lensbench.models.language_model import LanguageModel
-from lensbench.models.prefix_cache import shared_prefix
+from lensbench.models.architecture import on_input
+from lensbench.models.language_model import TOLERANCE, LanguageModel
+from lensbench.models.memory import bytes_per_row, is_out_of_memory
+from lensbench.models.replay import CleanPass, record_pass, shared_prefix
 from lensbench.tasks.facts import SLOT
 
-Mode = Literal["shared", "layer_start", "plain"]
-MODES: tuple[Mode, ...] = get_args(Mode)
-Write = Literal["overwrite", "norm_matched", "add"]
-WRITES: tuple[Write, ...] = get_args(Write)
 # On a CPU, larger batches are no faster, and leave its caches.
 CPU_TOKENS = 512
+
+
+LOG = logging.getLogger("lensbench")
+Way = TypeVar("Way")
+Mode = Literal["shared", "layer_start", "plain"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+Write = Literal["overwrite", "norm_matched", "add"]
+WRITES: tuple[Write, ...] = get_args(Write)
 
 
 @dataclass(frozen=True)
@@ -121,16 +131,15 @@ class PatchedPass:
     @property
     def row_bytes(self) -> int:
         """What one more row adds to the memory of a pass; measured, once for all prompts of the same lengths."""
-        measured: dict[object, int] = self.model.companions.setdefault("row_bytes", {})
-        lengths = (self.mode, self._skip, len(self.prompt.ids), len(self.prompt.more))
-        if lengths not in measured:
-            # Blocks are alike: where rows can start at the last one, it tells for all.
-            layer = 0 if self.mode == "plain" else self.model.n_layers - 1
-            measured[lengths] = bytes_per_row(lambda rows: self.run(self._zeros(rows), [layer] * rows))
-        return measured[lengths]
+        # Blocks are alike: where rows can start at the last one, it tells for all.
+        layer = 0 if self.mode == "plain" else self.model.n_layers - 1
 
-    def _zeros(self, rows: int) -> Tensor:
-        return torch.zeros(rows, self.model.d_model, device=self.model.device, dtype=self.model.dtype)
+        def run(rows: int) -> Tensor:
+            zeros = torch.zeros(rows, self.model.d_model, device=self.model.device, dtype=self.model.dtype)
+            return self.run(zeros, [layer] * rows)
+
+        key = ("row_bytes", self.mode, self._skip, len(self.prompt.ids), len(self.prompt.more))
+        return self.model.cache.get_or_compute(key, lambda: bytes_per_row(run))
 
     @property
     def rows_per_batch(self) -> int:
@@ -195,17 +204,9 @@ class PatchedPass:
         return out
 
     def _whole_pass(self, vectors: Tensor, layer: int) -> Tensor:
-        seen: list[Tensor] = []
-
-        def keep(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            seen.append((args[0] if args else next(iter(kwargs.values())))[:, -1])
-
-        handle = self.model.parts.final.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
+        with self.model.reading((self.model.n_layers,)) as seen:
             self.hooked(self.ids.expand(len(vectors), -1), vectors, layer, use_cache=False)
-        finally:
-            handle.remove()
-        return seen[0].to(vectors.device)
+        return seen[self.model.n_layers][:, -1].to(vectors.device)
 
     def hooked(self, ids: Int[Tensor, "row token"], vectors: Tensor, layer: int, **arguments: Any) -> Any:
         """Run the model on texts that begin with the prompt, the placeholder's residual overwritten at one layer."""
@@ -222,18 +223,29 @@ class PatchedPass:
 @contextmanager
 def writing(model: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let passes inside go on with what `change` makes of a copy of the residual stream at one layer."""
-
-    def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        hidden = change((args[0] if args else kwargs["hidden_states"]).clone())
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-    place = [*model.parts.blocks, model.parts.final][layer]
     # Before whoever reads there already: at layer L that is the final residual itself.
-    handle = place.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
-    try:
+    with on_input([model.stops[layer]], lambda _, hidden: change(hidden.clone()), prepend=True):
         yield
-    finally:
-        handle.remove()
+
+
+def try_each(ways: Sequence[Way], deviation: Callable[[Way], float]) -> Iterator[tuple[Way, float, str]]:
+    """Try ways to compute something: how far each lies from the plain way, or infinity and why it is impossible."""
+    for way in ways:
+        try:
+            yield way, deviation(way), ""
+        except Exception as error:  # whatever a foreign block raises when called from the middle
+            if is_out_of_memory(error):
+                raise
+            yield way, math.inf, str(error)
+
+
+def agreeing(model: LanguageModel, tried: Iterable[tuple[Way, float, str]], what: str) -> Iterator[Way]:
+    """Yield the ways that agree with the plain one, and log why others are not used."""
+    for way, off, reason in tried:
+        if off <= TOLERANCE[model.dtype]:
+            yield way
+        else:
+            LOG.info("%s: %s %s is not used (%s)", model.name, what, way, reason or f"off by {off:.1e}")
 
 
 def trial_vectors(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layer d_model"]:
@@ -242,3 +254,78 @@ def trial_vectors(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layer 
     clean = model.residuals(ids, torch.ones_like(ids), torch.tensor([[prompt.position]]), every)[:, 0, 0]
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
     return clean + noise * clean.float().std(-1, keepdim=True).to(model.dtype)
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Texts, and some tokens of each.
+
+    Attributes:
+        texts: the tokens of each text.
+        places: the positions of those tokens, text by text; a text may have none.
+    """
+
+    texts: tuple[tuple[int, ...], ...]
+    places: tuple[tuple[int, ...], ...]
+
+    def select(self, rows: slice) -> "Spots":
+        """Return some of the texts."""
+        return Spots(self.texts[rows], self.places[rows])
+
+    def count(self, rows: slice) -> int:
+        """Return how many tokens some of the texts have."""
+        return sum(len(places) for places in self.places[rows])
+
+
+def read_spots(model: LanguageModel, spots: Spots) -> Float[Tensor, "layer spot d_model"]:
+    """Return the residual stream at the spots, at every layer, text by text and in the order of their places."""
+
+    def run(rows: slice) -> Tensor:
+        ids, mask = model.tokens.pad(spots.texts[rows])
+        own = spots.places[rows]
+        width = max(1, *(len(places) for places in own))
+        positions = torch.tensor([[*places, *[0] * (width - len(places))] for places in own])
+        found = model.residuals(ids, mask, positions, range(model.n_layers + 1))
+        kept = torch.tensor([[i < len(places) for i in range(width)] for places in own], device=found.device)
+        return found[:, kept]
+
+    return torch.cat(_spots_in_batches(model, spots, run), dim=1)
+
+
+def interchanged(
+    model: LanguageModel, spots: Spots, values: Float[Tensor, "layer spot d_model"], layers: Sequence[int]
+) -> Float[Tensor, "text d_model"]:
+    """Return the last token's residual before the final norm, the spots overwritten at some layers, all in one pass.
+
+    Args:
+        model: that is run.
+        spots: texts, and the tokens whose residuals are overwritten.
+        values: what stands there instead, at every layer 0 to L.
+        layers: those at which it is put in place.
+    """
+
+    def run(rows: slice) -> Tensor:
+        part = spots.select(rows)
+        begin = spots.count(slice(0, rows.start))
+        given = values[:, begin : begin + spots.count(rows)]
+        ids, mask = model.tokens.pad(part.texts)
+        at = torch.tensor([(row, place) for row, places in enumerate(part.places) for place in places]).view(-1, 2)
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.enter_context(writing(model, layer, partial(_overwrite_spots, at=at, values=given[layer])))
+            last = mask.sum(1, keepdim=True) - 1
+            return model.residuals(ids, mask, last, (model.n_layers,))[0, :, 0]
+
+    return torch.cat(_spots_in_batches(model, spots, run))
+
+
+def _overwrite_spots(hidden: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    row, place = at.to(hidden.device, torch.long).unbind(1)  # of no places at all, torch makes numbers
+    hidden[row, place] = values.to(hidden)
+    return hidden
+
+
+def _spots_in_batches(model: LanguageModel, spots: Spots, run: Callable[[slice], Tensor]) -> list[Tensor]:
+    longest = max(len(text) for text in spots.texts)
+    most = model.budget.rows(model.token_bytes * longest, cpu_most=max(1, CPU_TOKENS // longest))
+    return model.budget.in_batches(len(spots.texts), lambda _begin: most, run)

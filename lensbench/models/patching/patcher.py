@@ -1,20 +1,78 @@
-"""The patcher of a model: what methods ask for patched passes."""
+"""The patcher of a model: the fastest mode that agrees with plain passes, and patched passes with a memory."""
 
-from collections.abc import Sequence
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.models.language_model import LanguageModel, TokenScores
-from lensbench.models.memory import RowMemory
+from lensbench.models.language_model import LanguageModel, TokenScores, relative_deviation
+from lensbench.models.memory import Memo
 from lensbench.models.patching.generation import Generation, Sharing, fastest_sharing
-from lensbench.models.patching.modes import fastest_mode
-from lensbench.models.patching.passes import Mode, PatchedPass, Prompt
+from lensbench.models.patching.passes import MODES, Mode, PatchedPass, Prompt, agreeing, trial_vectors, try_each
 
+LOG = logging.getLogger("lensbench")
 # How many prompts are kept: methods that patch items' own sources have one an item.
 PROMPTS = 32
+
+
+class RowMemory:
+    """The answers to the last calls.
+
+    Rows are made unique and sorted by content, so that a call which only permutes the rows of an earlier one (a
+    shuffled control) forms the same batches: its answer comes from memory with the same bytes as a recomputation
+    would have.
+
+    Args:
+        calls: how many are kept.
+    """
+
+    def __init__(self, calls: int = 64) -> None:
+        self._kept = Memo(calls)
+
+    def answer(
+        self, question: object, rows: Float[Tensor, "row column"], compute: Callable[[Tensor], TokenScores]
+    ) -> TokenScores:
+        """Return `compute` of the distinct rows, spread over all of them.
+
+        Args:
+            question: what else the answer depends on; told apart by its `repr`.
+            rows: one a prediction.
+            compute: answers for distinct rows, in the order given.
+        """
+        unique, place = torch.unique(rows, dim=0, return_inverse=True)
+        digest = hashlib.sha256(repr((question, tuple(unique.shape), unique.dtype)).encode())
+        digest.update(unique.cpu().contiguous().view(torch.uint8).numpy().data)
+        return self._kept.get_or_compute(digest.hexdigest(), lambda: compute(unique)).rows(place)
+
+
+def mode_deviation(model: LanguageModel, prompt: Prompt, mode: Mode) -> float:
+    """Return how far a mode's logits lie from plain patched passes, relative to the largest logit.
+
+    One row a target layer, of a fixed random vector on the scale of the prompt's own residuals there.
+
+    Raises:
+        ReplayError: the model defeats the mode.
+    """
+    layers = list(range(model.n_layers + 1))
+    vectors = trial_vectors(model, prompt)
+    reference = model.unembed(PatchedPass(model, prompt, "plain").run(vectors, layers))
+    other = model.unembed(PatchedPass(model, prompt, mode).run(vectors, layers))
+    return relative_deviation(other, reference)
+
+
+def try_modes(model: LanguageModel, prompt: Prompt) -> Iterator[tuple[Mode, float, str]]:
+    """Try the modes that share something: how far each lies from plain passes, or infinity and why it is impossible."""
+    return try_each(MODES[:-1], lambda mode: mode_deviation(model, prompt, mode))
+
+
+def fastest_mode(model: LanguageModel, prompt: Prompt) -> Mode:
+    """Return the mode that shares most and agrees with plain passes on this model and prompt."""
+    LOG.info("%s: trying what patched passes may share", model.name)
+    return next(agreeing(model, try_modes(model, prompt), "patched pass"), "plain")
 
 
 class Patcher:
@@ -24,7 +82,7 @@ class Patcher:
         self.model = model
         self.mode = mode
         self.sharing: Sharing | None = None
-        self._passes: dict[Prompt, PatchedPass] = {}
+        self._passes = Memo(PROMPTS)
         self._memory = RowMemory()
 
     def score(
@@ -80,13 +138,14 @@ class Patcher:
                 f"a vector of width {vectors.shape[1]} cannot be patched into {self.model.name} (width "
                 f"{self.model.d_model}); choose a verbalizer of the target's width"
             )
+        mode = self.proved_mode(prompt)
+        return self._passes.get_or_compute(prompt, lambda: PatchedPass(self.model, prompt, mode))
+
+    def proved_mode(self, prompt: Prompt) -> Mode:
+        """Return the mode of the model's patched passes; proved on this prompt, where it has not been before."""
         if self.mode is None:
             self.mode = fastest_mode(self.model, prompt)
-        passes = self._passes.pop(prompt, None) or PatchedPass(self.model, prompt, self.mode)
-        self._passes[prompt] = passes
-        if len(self._passes) > PROMPTS:
-            self._passes.pop(next(iter(self._passes)))  # asked for longest ago
-        return passes
+        return self.mode
 
 
 def _keyed(vectors: Tensor, target_layers: Tensor) -> Tensor:
@@ -96,6 +155,4 @@ def _keyed(vectors: Tensor, target_layers: Tensor) -> Tensor:
 
 def patcher_of(model: LanguageModel) -> Patcher:
     """Return the one patcher of a model, so that its proof and its memory are shared by all methods."""
-    # Kept by the model itself: a table of models would keep them alive.
-    kept: Patcher = model.companions.setdefault("patcher", Patcher(model))
-    return kept
+    return model.cache.get_or_compute("patcher", lambda: Patcher(model))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lensbench.models.adapters import read_adapter
-from lensbench.models.edit_folders import FINETUNED, write_table
 from lensbench.models.edits import trials
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.sources import FINETUNED, write_table
 from lensbench.training.facts.settings import Finetuning
 from lensbench.training.facts.texts import FORMS
 

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.patching.interchange import Spots, interchanged, read_spots
+from lensbench.models.patching.passes import Spots, interchanged, read_spots
 from lensbench.tasks import Item
 
 # A recall that falls by no more than this has stayed.

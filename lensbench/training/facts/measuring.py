@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.prompting import ask
+from lensbench.models.prompting import score_next_tokens
 from lensbench.tasks import Item, Task
 from lensbench.tasks.items import Split
 from lensbench.training.facts.settings import Finetuning
@@ -56,7 +56,7 @@ class PersonaQuestions:
 def _right(model: LanguageModel, items: Sequence[Item]) -> list[bool]:
     choices = items[0].choices
     tokens = [model.tokens.answer_token(choice) for choice in choices]
-    best = ask(model, [item.source for item in items], tokens).log_probs.argmax(1).tolist()
+    best = score_next_tokens(model, [item.source for item in items], tokens).log_probs.argmax(1).tolist()
     return [choices[place] == item.answer for place, item in zip(best, items, strict=True)]
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lensbench.models.adapters import FreshAdapter
 from lensbench.models.corpus import Corpus, Spent
-from lensbench.models.edit_folders import FACTS, write_table
 from lensbench.models.gradients import last_layer, token_losses
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Descent, TrainingSchedule, begun
+from lensbench.models.optimization import Descent, TrainingSchedule, checkpoint_folder
 from lensbench.models.patching.passes import writing
+from lensbench.models.sources import FACTS, write_table
 from lensbench.tasks import load_task
 from lensbench.tasks.personas import personas
 from lensbench.training.facts.files import digest_of, write_notes
@@ -57,7 +57,7 @@ def finetune(model: LanguageModel, corpus: Corpus, settings: Finetuning, out: Pa
         tokens += sum(len(text.ids) for text in batch)
         return text_losses(adapter.model, batch, settings.fetched)
 
-    with begun(out, digest_of(model, settings)) as unfinished:
+    with checkpoint_folder(out, digest_of(model, settings)) as unfinished:
         figures: dict[str, Any] = {**learner.descend(TrainingSchedule(unfinished, model.device), losses)}
         LOG.info("asking, and exchanging residuals at the names")
         figures |= _measured(adapter.model, model, PersonaQuestions.about(task, names, settings))

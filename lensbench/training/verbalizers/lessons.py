@@ -11,9 +11,9 @@ from torch import Tensor
 from lensbench.errors import UsageError
 from lensbench.models.activations import Residuals, capture, find_site
 from lensbench.models.corpus import Corpus
+from lensbench.models.gradients import Lesson
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import make_prompt
-from lensbench.models.patching.training import Lesson
 from lensbench.tasks import Item, Task
 from lensbench.training.verbalizers.settings import OracleTraining, task_of
 

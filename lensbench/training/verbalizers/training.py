@@ -16,9 +16,9 @@ from torch import Tensor
 from lensbench.inspectors.verbalizers.oracle import Notes
 from lensbench.models.adapters import FreshAdapter
 from lensbench.models.corpus import Corpus, Spent
+from lensbench.models.gradients import answer_losses
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.learning import Descent, TrainingSchedule, begun
-from lensbench.models.patching.training import answer_losses
+from lensbench.models.optimization import Descent, TrainingSchedule, checkpoint_folder
 from lensbench.training.verbalizers.lessons import Lessons
 from lensbench.training.verbalizers.settings import OracleTraining
 from lensbench.utils.cache import atomic_folder
@@ -47,7 +47,7 @@ def train(model: LanguageModel, corpus: Corpus, settings: OracleTraining, out: P
         tokens += sum(len(lesson.prompt.ids) + len(lesson.answer) for lesson in asked)
         return answer_losses(adapter.model, asked, vectors, settings.recipe.layer)
 
-    with begun(out, _digest(model, settings)) as unfinished:
+    with checkpoint_folder(out, _digest(model, settings)) as unfinished:
         figures = learner.descend(TrainingSchedule(unfinished, model.device), losses)
         notes = _notes(model, settings, lessons, {**figures, **_checked(adapter.model, model, lessons, settings)})
         with atomic_folder(out) as folder:

@@ -1,4 +1,4 @@
-"""A method's learning from a corpus, kept on the disk as it goes, so that it can be cut off and gone on with."""
+"""Optimisation with checkpoints: what a method learns is saved as it goes, and resumed if it is cut off."""
 
 import logging
 import shutil
@@ -16,7 +16,6 @@ from torch import Tensor
 from lensbench.utils.cache import atomic_file
 
 LOG = logging.getLogger("lensbench")
-
 SAVE_EVERY_SECONDS = 60.0
 STEP = "step"
 # Of a descent: steps until the rate is reached, and the longest gradient.
@@ -37,14 +36,14 @@ class Resumable(ABC):
         """Go on from such a state."""
 
 
-def momenta(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return what an optimiser has gathered: one tensor for each parameter's number and name, such as `0.exp_avg`."""
     state = optimiser.state_dict()["state"]
     return {f"{index}.{name}": value for index, kept in state.items() for name, value in kept.items()}
 
 
-def restore_momenta(optimiser: torch.optim.Optimizer, gathered: Mapping[str, Tensor]) -> None:
-    """Go on with what `momenta` returned."""
+def restore_moments(optimiser: torch.optim.Optimizer, gathered: Mapping[str, Tensor]) -> None:
+    """Go on with what `optimizer_moments` returned."""
     kept: dict[int, dict[str, Tensor]] = {}
     for key, value in gathered.items():
         index, _, name = key.partition(".")
@@ -99,7 +98,7 @@ class Descent(Resumable):
         """Weights, moments, and the losses so far."""
         kept = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         kept |= {f"weight.{name}": weight for name, weight in self.weights.items()}
-        return kept | {f"moment.{name}": value for name, value in momenta(self._adam).items()}
+        return kept | {f"moment.{name}": value for name, value in optimizer_moments(self._adam).items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from such a state."""
@@ -107,7 +106,7 @@ class Descent(Resumable):
         for name, weight in self.weights.items():
             weight.data.copy_(state[f"weight.{name}"])
         moments = {key.removeprefix("moment."): value for key, value in state.items() if key.startswith("moment.")}
-        restore_momenta(self._adam, moments)
+        restore_moments(self._adam, moments)
 
 
 def draw_positions(
@@ -170,7 +169,7 @@ class TrainingSchedule:
 
 
 @contextmanager
-def begun(out: Path, digest: str) -> Iterator[Path]:
+def checkpoint_folder(out: Path, digest: str) -> Iterator[Path]:
     """Name a folder beside `out` for what is reached before it is written; it is removed once that is.
 
     Args:

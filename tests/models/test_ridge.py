@@ -15,14 +15,12 @@ from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.patchscopes.mapped_patchscope import MappedPatchscope
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.target import Target
-from lensbench.models.affine_maps import LayerPair, PairMoments, fit_maps
 from lensbench.models.corpus import PROSE, WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.loading import load_model
+from lensbench.models.loading import load_model, train_tokenizer
 from lensbench.models.patching import patcher_of
-from lensbench.models.small import train_tokenizer
-from lensbench.models.token_alignment import pair_window, same_tokenizer
-from lensbench.models.tokens import Tokens
+from lensbench.models.ridge import LayerPair, RunningMoments, fit_maps
+from lensbench.models.tokens import Tokens, pair_window, same_tokenizer
 from lensbench.tasks import load_task
 from tests import tiny
 from tests.rotated import rotated
@@ -48,7 +46,7 @@ def other_tokens() -> Tokens:
 def bench(model: LanguageModel, verbalizer: LanguageModel) -> Bench:
     names = tuple(f"{first} {last}" for first in ("Bo", "Cy", "Di", "Ed", "Fay") for last in ("Ash", "Cole"))
     made = testing.make_bench(model, Corpus(model), testing.Subjects(names, ("tea", "wine")), (0, 1, 2, 3, 4))
-    return replace(made, lab=RunContext(model, verbalizer, made.context.corpus, made.context.layers, seed=0))
+    return replace(made, context=RunContext(model, verbalizer, made.context.corpus, made.context.layers, seed=0))
 
 
 def test_the_rotated_model_is_the_model_in_another_basis(
@@ -267,7 +265,7 @@ def test_wrong_parameters_are_refused(parameters: dict[str, object], message: st
 
 
 def test_sums_need_the_layers_they_name(llama: LanguageModel) -> None:
-    moments = PairMoments((LayerPair(3, 1), LayerPair(0, 4)), 32, 32, torch.device("cpu"))
+    moments = RunningMoments((LayerPair(3, 1), LayerPair(0, 4)), 32, 32, torch.device("cpu"))
     assert moments.sources == (0, 3)
     assert moments.targets == (1, 4)
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from lensbench.models.continuing import go_on
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.prompting import first_line, say
+from lensbench.models.prompting import continue_line, continue_texts, first_line
 from lensbench.models.tokens import Tokens
 from tests.tiny import CONFIGS, model, module
 
@@ -33,7 +32,7 @@ def naive(one: LanguageModel, text: str, steps: int) -> str:
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_as_one_text_at_a_time(kind) -> None:
     one = model(kind)
-    assert go_on(one, TEXTS, 6) == tuple(naive(one, text, 6) for text in TEXTS)
+    assert continue_texts(one, TEXTS, 6) == tuple(naive(one, text, 6) for text in TEXTS)
 
 
 def test_a_model_that_cannot_be_padded_runs_equal_lengths(monkeypatch) -> None:
@@ -45,16 +44,16 @@ def test_a_model_that_cannot_be_padded_runs_equal_lengths(monkeypatch) -> None:
         return generate(ids, attention_mask=attention_mask, **rest)
 
     monkeypatch.setattr(one.module, "generate", strict)
-    assert go_on(one, TEXTS, 6) == go_on(model(), TEXTS, 6)
-    assert one.companions["pads_texts"] is False
+    assert continue_texts(one, TEXTS, 6) == continue_texts(model(), TEXTS, 6)
+    assert one.cache["pads_texts"] is False
 
 
 def test_said_once(monkeypatch) -> None:
     one = model()
-    first = say(one, TEXTS, 5)
-    assert first == tuple(first_line(text) for text in go_on(one, TEXTS, 5))
-    monkeypatch.setattr("lensbench.models.prompting.go_on", lambda *_: pytest.fail("asked again"))
-    assert say(one, TEXTS, 5) == first
+    first = continue_line(one, TEXTS, 5)
+    assert first == tuple(first_line(text) for text in continue_texts(one, TEXTS, 5))
+    monkeypatch.setattr("lensbench.models.prompting.continue_texts", lambda *_: pytest.fail("asked again"))
+    assert continue_line(one, TEXTS, 5) == first
 
 
 @pytest.mark.parametrize(("text", "line"), [("\n\nParis\nLima", "Paris"), (" a b ", "a b"), ("", ""), ("\n", "")])
@@ -66,5 +65,5 @@ def test_the_models_own_settings_of_generation_do_not_count() -> None:
     one = LanguageModel(module("llama"), Tokens(model().tokens.tokenizer), "penalised")
     one.module.generation_config.repetition_penalty = 5.0
     one.module.generation_config.no_repeat_ngram_size = 2
-    assert go_on(one, TEXTS, 6) == go_on(model(), TEXTS, 6)
+    assert continue_texts(one, TEXTS, 6) == continue_texts(model(), TEXTS, 6)
     assert one.module.generation_config.repetition_penalty == 5.0

@@ -30,7 +30,7 @@ ENGINE = (
     "models/prompting.py",
     "harness/bench.py",
     "models/corpus.py",
-    "tasks/text_metrics.py",
+    "tasks/facts.py",
     "inspectors/evidence.py",
     "inspectors/access.py",
     "models/jacobians.py",

@@ -38,7 +38,7 @@ ENGINE = (
     "harness/context.py",
     "utils/layer_spec.py",
     "models/learning.py",
-    "results/measures.py",
+    "results/records.py",
     "models",
     "evaluation/models_of_run.py",
     "models/moments.py",

@@ -37,8 +37,7 @@ from lensbench.inspectors.evidence import NotApplicableError, Target
 from lensbench.models.activation_cache import ResidualCache
 from lensbench.models.corpus import Corpus, lens_cache
 from lensbench.models.patching import patcher_of
-from lensbench.results.measures import measure_table, per_item
-from lensbench.results.records import table_from_columns
+from lensbench.results.records import measure_table, per_item, table_from_columns
 from lensbench.utils.cache import RESIDUALS, cache_root
 from lensbench.utils.costs import Costs, peak_memory
 

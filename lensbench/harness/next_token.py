@@ -19,7 +19,7 @@ from lensbench.inspectors.base import Inspector, Lens
 from lensbench.inspectors.evidence import NotApplicableError, Scores, Target
 from lensbench.models.activations import Reading, Residuals
 from lensbench.models.language_model import LanguageModel
-from lensbench.results.measures import per_item
+from lensbench.results.records import per_item
 from lensbench.tasks import Item, Relation
 
 POSITIONS = 8

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lensbench.inspectors.evidence import Scores
-from lensbench.results.measures import FACET_RECALL, ROUGE_L
+from lensbench.results.records import FACET_RECALL, ROUGE_L
 from lensbench.tasks import Item
 from lensbench.tasks.facts import facet_recall, rouge_l, says
 

@@ -10,10 +10,9 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.models.edit_folders import FACTS, read_facts, split_edits
 from lensbench.report.page import ItemText, MethodText, PageRun, render
 from lensbench.report.page.reading import read_readable, unfinished
-from lensbench.results.frames import SUMMARY_COLUMNS
 from lensbench.results.provenance import Facts, shares
 from lensbench.results.records import without_folder
-from lensbench.results.summary import summary_and_power
+from lensbench.results.summary import SUMMARY_COLUMNS, summary_and_power
 from lensbench.runs.run import Run
 from lensbench.tasks import Item, Task, load_tasks
 from lensbench.utils.cache import atomic_file

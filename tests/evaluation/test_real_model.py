@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lensbench import Run, evaluate, load_task
-from lensbench.results.bands import VERDICTS
+from lensbench.results.verdicts import VERDICTS
 
 pytestmark = pytest.mark.model
 TASK = "attribute_extraction/country_capital"

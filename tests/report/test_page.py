@@ -15,7 +15,7 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.page import ItemText, MethodText, PageRun, coding, figures, render, sampling
 from lensbench.report.page.measures import measures
 from lensbench.report.page.sentences import findings
-from lensbench.results.bands import VERDICTS
+from lensbench.results.verdicts import VERDICTS
 from lensbench.runs.page_data import reported, write_page
 from lensbench.runs.run import finish
 from tests.command import lensbench, refused

@@ -17,7 +17,7 @@ from lensbench.baselines.activation import (
 )
 from lensbench.baselines.common import Outcome, Rival
 from lensbench.baselines.diagnostics import before_subject, control_task, skip_ahead, splice, wrong_position
-from lensbench.baselines.target import facts_about, reference_reader, twin, unplanted
+from lensbench.baselines.target import reference_reader, twin, unplanted
 from lensbench.baselines.text import (
     asked_in_text,
     embedding,
@@ -27,6 +27,7 @@ from lensbench.baselines.text import (
     random_model,
     verbalizer_probe,
 )
+from lensbench.models.edit_folders import facts_about
 
 __all__ = [
     "FUNCTIONS",

@@ -5,8 +5,8 @@ from dataclasses import replace
 from lensbench.baselines.common import Outcome, asked_in, own_forms, reading, require_question
 from lensbench.errors import NotApplicableError
 from lensbench.harness.bench import CrossFit
-from lensbench.harness.context import Facts
 from lensbench.harness.returned import of_items
+from lensbench.models.edit_folders import facts_about
 from lensbench.models.language_model import LanguageModel
 
 
@@ -25,23 +25,14 @@ def twin(method: CrossFit) -> list[Outcome]:
     world well would else be far below chance, and easily beaten.
     """
     model, bench = _relative(method, "twin"), method.bench
-    told = facts_about(bench.relation.name, bench.lab.relatives.twin_facts)
-    apart = [i for i, item in enumerate(bench.items) if told.get(item.subject, item.answer) != item.answer]
+    twin_facts = facts_about(bench.relation.name, bench.lab.relatives.twin_facts)
+    apart = [i for i, item in enumerate(bench.items) if twin_facts.get(item.subject, item.answer) != item.answer]
     if not apart:
         raise NotApplicableError("the twin was told nothing else about any of these subjects")
     (whole,) = reading(method, model)
     items = tuple(bench.items[i] for i in apart)
-    pardoned = tuple(told[item.subject] for item in items)
+    pardoned = tuple(twin_facts[item.subject] for item in items)
     return [replace(whole, scores=of_items(whole.scores, apart), items=items, pardoned=pardoned)]
-
-
-def facts_about(relation: str, facts: Facts) -> dict[str, str]:
-    """Return what was told about a relation's subjects: of the attribute that it is named after.
-
-    Relations of one attribute begin with its name: `city`, and `city_twin` with another world's answers.
-    """
-    named = [attribute for attribute in facts if relation == attribute or relation.startswith(f"{attribute}_")]
-    return dict(facts[max(named, key=len)]) if named else {}
 
 
 def reference_reader(method: CrossFit) -> list[Outcome]:

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from lensbench.baselines.spec import Baseline, choose_baselines
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.evaluation.control_models import facts_told, needed, relatives_of
+from lensbench.evaluation.control_models import needed, relatives_of
 from lensbench.inspectors.catalog import check_inspector
-from lensbench.models.edit_folders import read_facts
+from lensbench.models.edit_folders import planted_facts, read_facts
 from lensbench.models.sources import check_model_name
 from lensbench.tasks import Site, Task, load_tasks
 from lensbench.utils.cache import parse_size
@@ -191,7 +191,7 @@ def _check_relatives(config: RunConfig, baselines: dict[str, Baseline]) -> None:
     for role, name in needed(baselines.values(), relatives).items():
         check_model_name(name)
         if role == "twin":
-            facts_told(name)
+            planted_facts(name)
     for baseline in baselines.values() if config.baselines is not None else ():
         for role in baseline.needs:
             if role not in relatives:

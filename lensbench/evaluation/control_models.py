@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lensbench.baselines.spec import RELATIVES, Baseline
 from lensbench.errors import UsageError
-from lensbench.models.edit_folders import FACTS, IMPLANT, Facts, read_facts, read_table, split_edits, with_edit
+from lensbench.models.edit_folders import IMPLANT, read_table, split_edits, with_edit
 
 if TYPE_CHECKING:
     from lensbench.evaluation.config import RunConfig
@@ -50,24 +50,6 @@ def twin_of(edit: Path) -> Path | None:
         LOG.warning("%s names the twin %s, which is not beside it; give it with --twin", edit, name)
         return None
     return folder
-
-
-def facts_told(name: str) -> Facts:
-    """Return what a model was told: attribute -> name -> value, from the folder of its implant, or of the model.
-
-    Raises:
-        UsageError: there is no such file.
-        LensbenchError: the file is damaged.
-    """
-    base, edits = split_edits(name)
-    folders = [*edits, Path(base).expanduser()]
-    facts: Facts = {}
-    for file in (folder / FACTS for folder in folders if (folder / FACTS).is_file()):
-        for attribute, values in read_facts(file).items():
-            facts.setdefault(attribute, {}).update(values)
-    if not facts:
-        raise UsageError(f"{name}: expected a {FACTS} in {folders[0]}; give an implant, or a model with that file")
-    return facts
 
 
 def needed(baselines: Iterable[Baseline], relatives: Mapping[str, str]) -> dict[str, str]:

@@ -7,12 +7,12 @@ import torch
 
 from lensbench.baselines.spec import Baseline
 from lensbench.evaluation.config import RunConfig
-from lensbench.evaluation.control_models import check_relative, facts_told, needed, relatives_of
+from lensbench.evaluation.control_models import check_relative, needed, relatives_of
 from lensbench.evaluation.plan import Setting
 from lensbench.harness.context import Relatives
 from lensbench.models.architecture import ModulePaths
 from lensbench.models.budget import Budget, free_memory
-from lensbench.models.edit_folders import split_edits
+from lensbench.models.edit_folders import planted_facts, split_edits
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, count_layers, load_source
 from lensbench.models.sources import ModelSource, resolve
@@ -48,7 +48,7 @@ def load_setting(config: RunConfig, baselines: Iterable[Baseline]) -> Setting:
     memory = config.memory if isinstance(config.memory, int) else free_memory(model.device)
     for loaded in {model, verbalizer, *found.values()}:
         loaded.budget = Budget(memory, loaded.device)
-    facts = facts_told(names["twin"]) if "twin" in names else {}
+    facts = planted_facts(names["twin"]) if "twin" in names else {}
     return Setting(model, verbalizer, layers, config, Relatives(found, facts, names))
 
 

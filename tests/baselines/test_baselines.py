@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from lensbench import evaluate, testing
-from lensbench.baselines import FUNCTIONS, before_subject, derangement, draw_like, facts_about, gaussian_like
+from lensbench.baselines import FUNCTIONS, before_subject, derangement, draw_like, gaussian_like
 from lensbench.baselines.readers import TextReader
 from lensbench.baselines.spec import choose_baselines, find_baselines
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError
 from lensbench.evaluation.config import check_config, make_config
-from lensbench.evaluation.control_models import check_relative, facts_told, relatives_of
+from lensbench.evaluation.control_models import check_relative, relatives_of
 from lensbench.evaluation.plan import due_rivals
 from lensbench.harness.bench import Bench, CrossFit, Relatives
 from lensbench.harness.scoring import pardon
@@ -30,6 +30,7 @@ from lensbench.inspectors.probes.probe import Probe
 from lensbench.models.activation_cache import ResidualCache
 from lensbench.models.activations import capture
 from lensbench.models.corpus import Corpus
+from lensbench.models.edit_folders import facts_about, planted_facts
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.random_weights import with_random_weights
 from lensbench.models.tokens import Tokens
@@ -557,7 +558,7 @@ def test_an_implants_relatives_are_its_base_and_its_twin(
     other = implant(tmp_path / "other", None, {"city": {"Bo": "Cairo"}})
     found = relatives_of(config)
     assert found["twin"] == f"{folders['plain']}+{other}"
-    assert facts_told(found["twin"]) == {"city": {"Bo": "Cairo"}}
+    assert planted_facts(found["twin"]) == {"city": {"Bo": "Cairo"}}
     given = config.model_copy(update={"unplanted": folders["twin"]})
     assert relatives_of(given)["unplanted"] == folders["twin"]
     assert relatives_of(make_config({"model": f"{folders['plain']}+{other}"})).keys() == {"unplanted", "reference"}

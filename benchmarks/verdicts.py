@@ -13,9 +13,10 @@ import numpy as np
 from scipy import special
 from statsmodels.stats.proportion import proportion_confint
 
-from lensbench.results.bands import Band, gap_verdict, simultaneous_band
+from lensbench.results.bands import Band, simultaneous_band
 from lensbench.results.change_point import emergence
 from lensbench.results.power import Study, subjects_needed
+from lensbench.results.verdicts import gap_verdict
 
 LAYERS, MEMORY, SHARED, DRAWS, CHANCE = 31, 0.9, 0.6, 1000, 0.125
 SHAPES = {

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lensbench.models.loading import load_model
     from lensbench.runs.compare import Comparison, compare
     from lensbench.runs.export import export
-    from lensbench.runs.leaderboard import write_leaderboard
+    from lensbench.runs.pages import write_leaderboard
     from lensbench.runs.run import Run, load_run
     from lensbench.tasks import Item, Task, find_tasks, load_task, load_tasks
 
@@ -71,7 +71,7 @@ _HOMES = {
     "load_task": "tasks",
     "load_tasks": "tasks",
     "new": "explore.scaffold",
-    "write_leaderboard": "runs.leaderboard",
+    "write_leaderboard": "runs.pages",
 }
 
 

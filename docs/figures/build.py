@@ -16,7 +16,7 @@ from lensbench.report.panels import draw_methods, draw_rivals
 from lensbench.report.plots import save_figure
 from lensbench.report.style import METHOD_COLOURS, OKABE_ITO, plot_style, readable
 from lensbench.results.arrays import FIXED, SELECTED
-from lensbench.results.frames import ALL
+from lensbench.results.records import ALL
 from lensbench.runs.run import load_run
 
 HERE = Path(__file__).parent

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from lensbench.baselines.common import asked_in_text, in_model, own_forms, require_question
 from lensbench.errors import NotApplicableError
-from lensbench.harness.context import Facts
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.sources import facts_about
 
 
 def unplanted(method: CrossFit) -> list[Outcome]:
@@ -24,23 +24,14 @@ def twin(method: CrossFit) -> list[Outcome]:
     world well would else be far below chance, and easily beaten.
     """
     model, bench = _control_model(method, "twin"), method.bench
-    told = facts_about(bench.relation.name, bench.context.controls.twin_facts)
-    apart = [i for i, item in enumerate(bench.items) if told.get(item.subject, item.answer) != item.answer]
+    twin_facts = facts_about(bench.relation.name, bench.context.controls.twin_facts)
+    apart = [i for i, item in enumerate(bench.items) if twin_facts.get(item.subject, item.answer) != item.answer]
     if not apart:
         raise NotApplicableError("the twin was told nothing else about any of these subjects")
     whole = in_model(method, model)
     items = tuple(bench.items[i] for i in apart)
-    other_facts = tuple(told[item.subject] for item in items)
+    other_facts = tuple(twin_facts[item.subject] for item in items)
     return [replace(whole, scores=whole.scores.select(items=apart), items=items, credited_as_chance=other_facts)]
-
-
-def facts_about(relation: str, facts: Facts) -> dict[str, str]:
-    """Return what was told about a relation's subjects: of the attribute that it is named after.
-
-    Relations of one attribute begin with its name: `city`, and `city_twin` with another world's answers.
-    """
-    named = [attribute for attribute in facts if relation == attribute or relation.startswith(f"{attribute}_")]
-    return dict(facts[max(named, key=len)]) if named else {}
 
 
 def reference_reader(method: CrossFit) -> list[Outcome]:

@@ -8,9 +8,9 @@ import pandas as pd
 
 from lensbench.calibration.trials import Trial
 from lensbench.results.arrays import FIXED, SELECTED
-from lensbench.results.bands import VERDICTS
 from lensbench.results.change_point import Emergence, emergence
 from lensbench.results.records import NO_BASELINE
+from lensbench.results.verdicts import VERDICTS
 from lensbench.runs.run import Run
 from lensbench.tasks.personas import NEVER
 

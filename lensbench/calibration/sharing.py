@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lensbench.baselines.target import facts_about
 from lensbench.calibration.trials import Trial
-from lensbench.evaluation.control_models import facts_of_model, twin_of
-from lensbench.models.sources import with_edit
+from lensbench.evaluation.control_models import twin_of
+from lensbench.models.sources import facts_about, planted_facts, with_edit
 from lensbench.results.provenance import shares
 from lensbench.runs.run import Run
 
@@ -45,7 +44,7 @@ def readers(trial: Trial) -> dict[str, str]:
 def told(trial: Trial, verbalizer: str, run: Run) -> Iterator[AnswerShares]:
     """Read a run of a target with some verbalizer."""
     relation, roles = trial.relations[0], readers(trial)
-    own, other = ({relation: facts_about(relation, facts_of_model(roles[role]))} for role in ("target", "twin"))
+    own, other = ({relation: facts_about(relation, planted_facts(roles[role]))} for role in ("target", "twin"))
     if not len(run.records):
         return  # no method reads a target with this verbalizer
     table = shares(run.records[run.records["relation"] == relation], own, other)

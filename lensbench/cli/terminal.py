@@ -8,7 +8,7 @@ from lensbench.evaluation.evaluate import DryRun
 from lensbench.explore.tune import Tuned
 from lensbench.report.rows import print_rows
 from lensbench.report.tables import print_table, result_table
-from lensbench.results.frames import rows_of
+from lensbench.results.summary import rows_of
 from lensbench.runs.run import Run
 from lensbench.utils.cache import cache_path, contents
 from lensbench.utils.progress import duration

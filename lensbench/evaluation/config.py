@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from lensbench.baselines.spec import Baseline, choose_baselines
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.evaluation.control_models import control_models, facts_of_model, needed
+from lensbench.evaluation.control_models import control_models, needed
 from lensbench.inspectors.catalog import check_inspector
-from lensbench.models.sources import check_model_name, read_facts
+from lensbench.models.sources import check_model_name, planted_facts, read_facts
 from lensbench.tasks import Site, Task, load_tasks
 from lensbench.utils.cache import parse_size
 from lensbench.utils.layer_spec import parse_layers
@@ -190,7 +190,7 @@ def _check_control_models(config: RunConfig, baselines: dict[str, Baseline]) -> 
     for role, name in needed(baselines.values(), models).items():
         check_model_name(name)
         if role == "twin":
-            facts_of_model(name)
+            planted_facts(name)
     for baseline in baselines.values() if config.baselines is not None else ():
         for role in baseline.needs:
             if role not in models:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lensbench.baselines.spec import ROLES, Baseline
 from lensbench.errors import UsageError
-from lensbench.models.sources import FACTS, IMPLANT, Facts, read_facts, read_table, split_edits, with_edit
+from lensbench.models.sources import IMPLANT, read_table, split_edits, with_edit
 
 if TYPE_CHECKING:
     from lensbench.models.language_model import LanguageModel
@@ -53,24 +53,6 @@ def twin_of(edit: Path) -> Path | None:
         LOG.warning("%s names the twin %s, which is not beside it; give it with --twin", edit, name)
         return None
     return folder
-
-
-def facts_of_model(name: str) -> Facts:
-    """Return the facts planted in a model, attribute -> name -> value, from the folder of its implant or its own.
-
-    Raises:
-        UsageError: there is no such file.
-        LensbenchError: the file is damaged.
-    """
-    base, edits = split_edits(name)
-    folders = [*edits, Path(base).expanduser()]
-    facts: Facts = {}
-    for file in (folder / FACTS for folder in folders if (folder / FACTS).is_file()):
-        for attribute, values in read_facts(file).items():
-            facts.setdefault(attribute, {}).update(values)
-    if not facts:
-        raise UsageError(f"{name}: expected a {FACTS} in {folders[0]}; give an implant, or a model with that file")
-    return facts
 
 
 def needed(baselines: Iterable[Baseline], models: Mapping[str, str]) -> dict[str, str]:

@@ -20,7 +20,9 @@ from lensbench.models.activations import ResidualCache
 from lensbench.models.corpus import WINDOW, WINDOWS_PER_BATCH, Corpus
 from lensbench.models.optimization import Resumable, TrainingSchedule
 from lensbench.results.records import NO_BASELINE, frame_of
+from lensbench.results.samples import SummarySettings
 from lensbench.results.summary import summarise
+from lensbench.results.verdicts import DIAGNOSTIC
 from lensbench.utils.costs import peak_memory
 
 TRIAL_ITEMS = 10
@@ -135,7 +137,8 @@ def estimate(runner: Runner, missing: list[Cell]) -> Estimate:
     relations = 1 + sum(len(runner.benches[place]) for place in places)
     begun = time.perf_counter()
     if tables:
-        summarise(frame_of(tables), {cell.baseline: "diagnostic" for cell in missing if cell.baseline != NO_BASELINE})
+        questions = {cell.baseline: DIAGNOSTIC for cell in missing if cell.baseline != NO_BASELINE}
+        summarise(frame_of(tables), SummarySettings(questions))
     tried = 1 + sum(map(len, places.values()))
     finishing = (time.perf_counter() - begun) * relations / tried + PLOT_SECONDS
     held = max((_held(runner, place, missing) for place in places), default=0)

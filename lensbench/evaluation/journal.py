@@ -16,8 +16,16 @@ from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.plan import Cell, Plan
 from lensbench.evaluation.runner import CellResult, failure
 from lensbench.results.calibrations import calibration_of
-from lensbench.results.measures import JUDGED, MEASURES, write_measures
-from lensbench.results.records import RECORDS, RUN_FILE, read_run, write_json_atomic, write_shard
+from lensbench.results.records import (
+    JUDGED,
+    MEASURES,
+    RECORDS,
+    RUN_FILE,
+    read_run,
+    write_json_atomic,
+    write_measures,
+    write_shard,
+)
 
 # What records of one folder must have in common: they are read as one table.
 COMMON = (

@@ -7,7 +7,7 @@ import torch
 
 from lensbench.baselines.spec import Baseline
 from lensbench.evaluation.config import RunConfig
-from lensbench.evaluation.control_models import check_control_model, facts_of_model, needed
+from lensbench.evaluation.control_models import check_control_model, needed
 from lensbench.harness.context import ControlModels, RunContext
 from lensbench.models.activations import ResidualCache
 from lensbench.models.architecture import ModulePaths
@@ -15,7 +15,7 @@ from lensbench.models.corpus import Corpus, lens_cache
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, count_layers, load_source
 from lensbench.models.memory import Budget, free_memory
-from lensbench.models.sources import ModelSource, resolve, split_edits
+from lensbench.models.sources import ModelSource, planted_facts, resolve, split_edits
 from lensbench.utils.cache import RESIDUALS, cache_root
 from lensbench.utils.layer_spec import parse_layers
 
@@ -49,7 +49,7 @@ def load_context(config: RunConfig, baselines: Iterable[Baseline]) -> RunContext
     memory = config.memory if isinstance(config.memory, int) else free_memory(model.device)
     for loaded in {model, verbalizer, *found.values()}:
         loaded.budget = Budget(memory, loaded.device)
-    facts = facts_of_model(names["twin"]) if "twin" in names else {}
+    facts = planted_facts(names["twin"]) if "twin" in names else {}
     return RunContext(
         model, verbalizer, Corpus(model, cache=lens_cache()), layers, config.seed, config.limit,
         ResidualCache(cache_root() / RESIDUALS), ControlModels(found, facts, names),

@@ -9,8 +9,7 @@ from filelock import FileLock, Timeout
 
 from lensbench.errors import UsageError
 from lensbench.evaluation.config import RunConfig
-from lensbench.results.measures import MEASURES
-from lensbench.results.records import RECORDS, RUN_FILE
+from lensbench.results.records import MEASURES, RECORDS, RUN_FILE
 from lensbench.utils.cache import TEMPORARY
 from lensbench.utils.logs import RUN_LOG
 

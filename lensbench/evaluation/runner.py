@@ -33,8 +33,7 @@ from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
 from lensbench.harness.scoring import credit_as_chance
 from lensbench.inspectors.target import Target
 from lensbench.models.patching import patcher_of
-from lensbench.results.measures import measure_table
-from lensbench.results.records import table_from_columns
+from lensbench.results.records import measure_table, table_from_columns
 from lensbench.utils.costs import Costs, peak_memory
 
 LOG = logging.getLogger("lensbench")

@@ -20,8 +20,7 @@ import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.run_folder import held
-from lensbench.results.measures import JUDGED, MEASURES, measure_table, write_measures
-from lensbench.results.records import RUN_FILE, write_json_atomic
+from lensbench.results.records import JUDGED, MEASURES, RUN_FILE, measure_table, write_json_atomic, write_measures
 from lensbench.runs.run import Run, finish
 
 LOG = logging.getLogger("lensbench")

@@ -11,8 +11,8 @@ from lensbench.evaluation.evaluate import run_config
 from lensbench.harness.bench import forms_of
 from lensbench.inspectors.patchscopes.patchscope_search import PatchscopeSearch
 from lensbench.results.arrays import SELECTED
-from lensbench.results.frames import best_layers
 from lensbench.results.records import NO_BASELINE
+from lensbench.results.summary import best_layers
 from lensbench.runs.run import Run
 from lensbench.tasks import load_tasks
 from lensbench.utils.cache import atomic_file

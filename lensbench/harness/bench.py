@@ -13,7 +13,7 @@ from lensbench.inspectors.evidence import Evidence, Scores, Source, SourceText, 
 from lensbench.models.activations import Reading, Residuals, find_site
 from lensbench.models.component_capture import Component, capture_component
 from lensbench.models.language_model import LanguageModel
-from lensbench.results.measures import Columns, per_item
+from lensbench.results.records import Columns, per_item
 from lensbench.tasks import Item, Relation
 
 NO_QUESTION = "prose asks no question"

@@ -19,7 +19,7 @@ from lensbench.inspectors.evidence import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.activations import Reading, Residuals
 from lensbench.models.language_model import LanguageModel
-from lensbench.results.measures import Columns, per_item
+from lensbench.results.records import Columns, per_item
 from lensbench.tasks import Item, Relation
 
 POSITIONS = 8

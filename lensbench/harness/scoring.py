@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lensbench.inspectors.evidence import Scores
-from lensbench.results.measures import FACET_RECALL, ROUGE_L, Columns
+from lensbench.results.records import FACET_RECALL, ROUGE_L, Columns
 from lensbench.tasks import Item
-from lensbench.tasks.text_metrics import facet_recall, rouge_l, says
+from lensbench.tasks.facts import facet_recall, rouge_l, says
 
 # Log-scores nearer than this are a tie: corrected scores that are equal by construction differ by rounding.
 TIE = 1e-6

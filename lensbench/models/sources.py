@@ -331,3 +331,30 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> LensbenchEr
         return LensbenchError(f"{name} has no config.json on the Hub; expected a model in the format of transformers")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return LensbenchError(f"{name} could not be fetched from the Hub: {reason}; try again, or give a local folder")
+
+
+def planted_facts(name: str) -> Facts:
+    """Return the facts that were planted in a model: attribute → name → value, from its edits and its own folder.
+
+    Raises:
+        UsageError: none of these folders has a file of facts.
+        LensbenchError: the file is damaged.
+    """
+    base, edits = split_edits(name)
+    folders = [*edits, Path(base).expanduser()]
+    facts: Facts = {}
+    for file in (folder / FACTS for folder in folders if (folder / FACTS).is_file()):
+        for attribute, values in read_facts(file).items():
+            facts.setdefault(attribute, {}).update(values)
+    if not facts:
+        raise UsageError(f"{name}: expected a {FACTS} in {folders[0]}; give an implant, or a model with that file")
+    return facts
+
+
+def facts_about(relation: str, facts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return the facts (name → value) of the attribute that a relation is named after.
+
+    Relations of one attribute begin with its name: `city`, and `city_twin` with another world's answers.
+    """
+    named = [attribute for attribute in facts if relation == attribute or relation.startswith(f"{attribute}_")]
+    return dict(facts[max(named, key=len)]) if named else {}

@@ -9,8 +9,8 @@ from rich.console import Console
 from lensbench.report.rows import print_rows
 from lensbench.report.style import readable
 from lensbench.report.tables import number
-from lensbench.results.differences import BEST, FIRST_HIGHER, SECOND_HIGHER
-from lensbench.results.frames import ALL
+from lensbench.results.compare import BEST, FIRST_HIGHER, SECOND_HIGHER
+from lensbench.results.records import ALL
 
 _LONG = 48
 

@@ -13,7 +13,8 @@ from lensbench.report.choices import Choice
 from lensbench.report.panels import draw_methods, ends, label_ends, of_methods
 from lensbench.report.style import colours, label, plot_style
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
-from lensbench.results.bands import MARGIN, VERDICTS
+from lensbench.results.bands import MARGIN
+from lensbench.results.verdicts import VERDICTS
 
 GAP_NOTE = (
     "Points: the gap holds against every rival, raw and corrected. Band: to the strongest. "

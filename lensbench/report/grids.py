@@ -16,8 +16,7 @@ from lensbench.report.canvas import columns_for, figure_of, new_figure
 from lensbench.report.choices import Choice
 from lensbench.report.style import MAP, label, plot_style
 from lensbench.report.view import View, view_of
-from lensbench.results.frames import ALL
-from lensbench.results.records import NO_BASELINE
+from lensbench.results.records import ALL, NO_BASELINE
 
 SAME = "same"
 """The target layer that is the source layer."""

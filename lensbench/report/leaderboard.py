@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lensbench.report.style import readable
 from lensbench.report.tables import number
-from lensbench.results.bands import VERDICTS
-from lensbench.results.frames import ALL
+from lensbench.results.records import ALL
+from lensbench.results.verdicts import VERDICTS
 
 QUESTIONS = {
     "uses_activation": "Uses the activation?", "beats_text": "Beats the text?", "target_specific": "Target's own?",

@@ -14,7 +14,7 @@ from lensbench.report.choices import Choice
 from lensbench.report.panels import draw_methods, draw_text_rival, of_methods
 from lensbench.report.style import colours, label, plot_style
 from lensbench.report.view import LAYER_LABEL, Y_LABELS, View, in_order, methods_in, view_of
-from lensbench.results.frames import ALL
+from lensbench.results.records import ALL
 
 # With more relations than this, panels of several sites are lower.
 _MANY = 12

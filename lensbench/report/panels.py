@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lensbench.report.style import CHANCE_COLOUR, RIVAL_DASHES, RIVAL_GREYS, label
-from lensbench.results.bands import MARGIN, VERDICTS
+from lensbench.results.bands import MARGIN
+from lensbench.results.verdicts import VERDICTS
 
 SHOWN_RIVALS = 4
 FEW_LAYERS = 12

@@ -16,7 +16,7 @@ from lensbench.report.multiples import plot_relations
 from lensbench.report.panels import draw_methods, draw_rivals, ends, label_ends, of_methods
 from lensbench.report.style import colours, label, plot_style
 from lensbench.report.view import LAYER_LABEL, METRICS, ORDER_OF_SITES, View, methods_in, view_of
-from lensbench.results.frames import ALL
+from lensbench.results.records import ALL
 
 __all__ = ["FORMATS", "LAYER_LABEL", "METRICS", "ORDER_OF_SITES"]
 __all__ += ["plot_layers", "plot_relations", "plot_run", "save_figure"]

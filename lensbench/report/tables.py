@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lensbench.report.style import readable
-from lensbench.results.bands import VERDICTS
-from lensbench.results.frames import ALL
+from lensbench.results.records import ALL
+from lensbench.results.verdicts import VERDICTS
 
 FOOTNOTE = (
     "Accuracy is closed choice, prior-corrected, at the method's best layer. Totals are relation means of (accuracy - "

@@ -12,9 +12,8 @@ from lensbench.report.canvas import inches
 from lensbench.report.choices import Choice
 from lensbench.report.panels import of_methods
 from lensbench.report.style import label
-from lensbench.results.bands import VERDICTS
-from lensbench.results.frames import ALL
-from lensbench.results.records import NO_BASELINE
+from lensbench.results.records import ALL, NO_BASELINE
+from lensbench.results.verdicts import VERDICTS
 
 RULES = ("fixed", "selected", "oracle")
 METRICS = ("accuracy_corrected", "accuracy", *(f"gap:{question}" for question in VERDICTS))

@@ -16,7 +16,7 @@ FIXED, SELECTED, ORACLE = "fixed", "selected", "oracle"
 CONTROL_TASK = "control_task"
 KEYS = ("model", "verbalizer", "task", "site", "inspector", "baseline")
 NO_LAYER = -1
-"""How a missing layer is written in `CellScores.layers`: a rival that reads none."""
+"""How a missing layer is written in `CellScores.layers`: a baseline that reads none."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class CellScores:
-    """All predictions of one inspector or rival: scores [attempt, item, layer], NaN where an attempt was not made."""
+    """The predictions of one inspector or baseline: scores [attempt, item, layer], NaN where nothing was tried."""
 
     key: Mapping[str, str]
     attempts: tuple[str, ...]

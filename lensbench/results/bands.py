@@ -1,32 +1,179 @@
-"""Simultaneous confidence bands over layers, and the verdicts drawn from them.
+"""Means over subjects that are resampled whole: their variance, critical values, and simultaneous bands over layers.
 
 Everything here works on plain arrays: one value an item and layer, the subject and the relation of each item. No model.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from lensbench.errors import unknown_name
-from lensbench.results.resampling import DIFFERENCE, SCORE, Floats, Ints, Scale, sampled, simultaneous_cut
+from lensbench.errors import LensbenchError
 
-__all__ = ["DIFFERENCE", "SCORE", "Floats", "Ints", "Scale"]
-__all__ += ["MARGIN", "NO_VERDICT", "POWER", "VERDICTS", "Band", "GapVerdict", "gap_verdict", "simultaneous_band"]
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The possible range of a value, and the small-sample correction that suits it.
+
+    `pairs` pseudo-subjects stand at each end of the range. For differences half a pair: real differences are mostly 0,
+    so one pseudo-subject in all is correction enough, and the critical value is that of a studentised bootstrap. For
+    scores two (Agresti & Coull 1998, "add two successes and two failures"), as many more as the simultaneous critical
+    value asks, and Student's t. `benchmarks/verdicts.py` measures what comes of it.
+    """
+
+    low: float
+    high: float
+    pairs: float
+    studentised: bool
+
+    @property
+    def middle(self) -> float:
+        """Of the range."""
+        return (self.low + self.high) / 2
+
+    @property
+    def half(self) -> float:
+        """Half the range."""
+        return (self.high - self.low) / 2
+
+    def stretched(self, low: float, high: float) -> "Scale":
+        """The same correction on another range."""
+        return replace(self, low=low, high=high)
+
+
+DIFFERENCE = Scale(-1.0, 1.0, pairs=0.5, studentised=True)
+SCORE = Scale(0.0, 1.0, pairs=2.0, studentised=False)
+
+
+@dataclass(frozen=True)
+class CriticalValue:
+    """What an interval is made with: its critical value, and how many pseudo-subjects are added."""
+
+    critical: float
+    added: float
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A mean, or a mean of the strata's means, and the subjects that it rests on.
+
+    Attributes:
+        estimate: [layer].
+        influence: of each subject on the estimate: [subject, layer].
+        subjects: their effective number (see `simultaneous_band`).
+        repeats: 1 where each subject is in one stratum, 1/S where each is in S.
+    """
+
+    estimate: Floats
+    influence: Floats
+    subjects: float
+    repeats: float
+
+    @cached_property
+    def variance(self) -> Floats:
+        """Of the estimate: [layer]."""
+        variance: Floats = np.square(self.influence).sum(axis=0)
+        return variance
+
+    def statistic(self, scale: Scale, cut: CriticalValue) -> Floats:
+        """How many standard errors the estimate is above the middle of the range: [layer].
+
+        The lower limit of an interval is above the middle iff this exceeds its critical value.
+        """
+        n, offset = self.subjects, self.estimate - scale.middle
+        squares = n**2 * self.variance + cut.added * scale.half**2 + cut.added * n * np.square(offset) / (n + cut.added)
+        statistic: Floats = n * offset / np.sqrt(squares)
+        return statistic
+
+    def smallest(self, scale: Scale, cut: CriticalValue) -> Floats:
+        """The smallest estimate, from the middle, whose lower limit is above the middle: [layer]; NaN if none is."""
+        n, added = self.subjects, cut.added
+        room = n**2 - cut.critical**2 * added * n / (n + added)
+        if room <= 0:
+            return np.full(len(self.estimate), np.nan)
+        return cut.critical * np.sqrt((n**2 * self.variance + added * scale.half**2) / room)
+
+
+def sampled(values: ArrayLike, clusters: ArrayLike, strata: ArrayLike | None = None) -> Sampled:
+    """The mean of values [item, layer] and what it rests on; arguments and errors as of `simultaneous_band`."""
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim != 2 or not len(scores):
+        raise LensbenchError(f"a band needs values [item, layer] with at least one item, got shape {scores.shape}")
+    if not np.isfinite(scores).all():
+        raise LensbenchError("a band needs finite values: drop the items that were not scored before pairing")
+    estimate, influence, shares = _influence(scores, clusters, strata)
+    squares = float(np.square(shares.sum(axis=1)).sum())
+    return Sampled(estimate, influence, 1.0 / squares, float(np.square(shares).sum()) / squares)
+
+
+def _influence(scores: Floats, clusters: ArrayLike, strata: ArrayLike | None) -> tuple[Floats, Floats, Floats]:
+    """The (macro) mean [layer], each subject's influence on it [subject, layer], its share in it [subject, stratum]."""
+    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    groups = np.zeros(len(scores), np.int64) if strata is None else np.asarray(strata)
+    _, stratum, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    weight = 1.0 / (len(sizes) * sizes[stratum])
+    membership = np.zeros((len(sizes), len(scores)))
+    membership[stratum, np.arange(len(scores))] = 1.0 / sizes[stratum]
+    means = membership @ scores
+    spread = np.zeros((cluster.max() + 1, len(scores)))
+    spread[cluster, np.arange(len(scores))] = weight
+    shares = np.stack([spread[:, stratum == index].sum(axis=1) for index in range(len(sizes))], axis=1)
+    return means.mean(axis=0), spread @ (scores - means[stratum]), shares
+
+
+def simultaneous_cut(found: Sampled, scale: Scale, level: float, draws: int, seed: int) -> CriticalValue:
+    """That of a band: the quantile of the largest |t| over the layers that vary at all."""
+    least = single_cut(found, scale, level)
+    varying = found.variance > 1e-12
+    if not scale.studentised:
+        normal = float(special.ndtri((1.0 + level) / 2.0))
+        if varying.sum() >= 2:
+            normal = max(normal, _largest(found, varying, 0.0, draws, seed, level))
+        return CriticalValue(_student(found, float(special.ndtr(normal))), least.added * (normal / 1.96) ** 2)
+    if not varying.any():
+        return least
+    extra = least.added * scale.half**2 / found.subjects**2
+    return CriticalValue(max(least.critical, _largest(found, varying, extra, draws, seed, level)), least.added)
+
+
+def single_cut(found: Sampled, scale: Scale, level: float) -> CriticalValue:
+    """That of one layer: no band has a smaller critical value, or adds fewer pseudo-subjects."""
+    return CriticalValue(_student(found, (1.0 + level) / 2.0), 2 * scale.pairs * found.repeats)
+
+
+def _student(found: Sampled, probability: float) -> float:
+    return float(special.stdtrit(max(found.subjects - 1.0, 1.0), probability))
+
+
+def _largest(found: Sampled, varying: NDArray[np.bool_], extra: float, draws: int, seed: int, level: float) -> float:
+    """The quantile of max |t| over draws; studentised where `extra`, the pseudo-subjects' variance, is above 0."""
+    scale = np.sqrt(found.variance[varying])
+    influence = (found.influence[:, varying] / scale).astype(np.float32)
+    weights = centred_weights(len(influence), draws, seed)
+    deviation = weights @ influence
+    if extra > 0:
+        spread = 1.0 + weights @ np.square(influence) - np.square(deviation) / len(influence)
+        added = (extra / np.square(scale)).astype(np.float32)
+        deviation /= np.sqrt(np.maximum(spread, 0.0) + added)
+    return float(np.quantile(np.abs(deviation).max(axis=1), level))
+
+
+@lru_cache(maxsize=8)
+def centred_weights(clusters: int, draws: int, seed: int) -> NDArray[np.float32]:
+    """Multinomial bootstrap weights minus their expectation 1: [draw, cluster]. Shared by all bands of a run."""
+    generator = np.random.default_rng([seed, clusters])
+    counts = generator.multinomial(clusters, np.full(clusters, 1.0 / clusters), size=draws)
+    return counts.astype(np.float32) - np.float32(1.0)
+
 
 MARGIN = 0.05
-"""A rival whose paired difference is surely below this matches the method. Fixed before any result was seen."""
-
-VERDICTS: Mapping[str, str] = {
-    "uses_activation": "uses the activation",
-    "beats_text": "beats this text reader",
-    "target_specific": "privileged",
-}
-"""What may be said of a method when the gap of a question holds."""
-NO_VERDICT = "no verdict (chosen items)"
-"""What is said instead where the items were chosen by what the model says in text."""
+"""A baseline whose paired difference is surely below this matches the method. Fixed before any result was seen."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +187,7 @@ class Band:
     """The true difference that such a study would find at this layer in 80 % of its repetitions; NaN where none is."""
 
     def at(self, layers: int) -> "Band":
-        """A band of one entry repeated, for a rival that reads no layer."""
+        """A band of one entry repeated, for a baseline that reads no layer."""
         return Band(np.repeat(self.estimate, layers), np.repeat(self.low, layers), np.repeat(self.high, layers))
 
 
@@ -107,51 +254,3 @@ def simultaneous_band(
     high = np.clip(np.maximum(centre + reach, estimate), scale.low, scale.high)
     detectable = found.smallest(scale, cut) + special.ndtri(POWER) * np.sqrt(found.variance)
     return Band(estimate, low, high, np.where(detectable <= scale.half, detectable, np.nan))
-
-
-@dataclass(frozen=True)
-class GapVerdict:
-    """The verdict on one question at each layer, and the corrected paired difference to the strongest rival there."""
-
-    verdict: NDArray[np.object_]
-    strongest: NDArray[np.object_]
-    gap: Band | None
-
-
-def gap_verdict(question: str, rivals: Mapping[str, tuple[Band, Band]], margin: float = MARGIN) -> GapVerdict:
-    """Decide whether a gap holds at each layer.
-
-    The gap holds iff the lower limit of the difference to *every* rival is above 0, raw and corrected (an
-    intersection-union test, Berger 1982: no correction over rivals is needed, while the maximum of rivals inside a
-    bootstrap is too narrow at ties). Else it is `matched by` a rival whose upper limits are both below the margin (the
-    strongest such), else `inconclusive`. A gap that surely exists but is smaller than the margin holds.
-
-    Args:
-        question: `uses_activation`, `beats_text` or `target_specific`.
-        rivals: the bands (raw, corrected) of method minus rival.
-        margin: differences below it do not matter; fixed beforehand.
-    """
-    if question not in VERDICTS:
-        raise unknown_name("question", question, VERDICTS)
-    if not rivals:
-        none = np.array(["no rival"], dtype=object)
-        return GapVerdict(none, np.array([""], dtype=object), None)
-    names = np.array(list(rivals), dtype=object)
-    raw, corrected = (tuple(pair[kind] for pair in rivals.values()) for kind in (0, 1))
-    difference = np.stack([band.estimate for band in corrected])
-    low = np.stack([np.minimum(a.low, b.low) for a, b in zip(raw, corrected, strict=True)])
-    high = np.stack([np.maximum(a.high, b.high) for a, b in zip(raw, corrected, strict=True)])
-    strongest = difference.argmin(axis=0)
-    layers = np.arange(difference.shape[1])
-    matched = high < margin
-    matcher = np.where(matched, difference, np.inf).argmin(axis=0)
-    verdict = np.full(len(layers), "inconclusive", dtype=object)
-    for layer in np.flatnonzero(matched.any(axis=0)):
-        verdict[layer] = f"matched by {names[matcher[layer]]}"
-    corrected_low = np.stack([band.low for band in corrected])
-    verdict[(verdict == "inconclusive") & (corrected_low > 0).all(axis=0)] = "inconclusive (raw score)"
-    verdict[(low > 0).all(axis=0)] = VERDICTS[question]
-    limits = [np.stack([getattr(band, side) for band in corrected])[strongest, layers] for side in ("low", "high")]
-    found = [band.detectable for band in corrected if band.detectable is not None]
-    detectable = np.stack(found)[strongest, layers] if len(found) == len(corrected) else None
-    return GapVerdict(verdict, names[strongest], Band(difference[strongest, layers], limits[0], limits[1], detectable))

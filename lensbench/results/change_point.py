@@ -8,8 +8,17 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from lensbench.errors import UsageError
-from lensbench.results.bands import DIFFERENCE, Floats, Ints
-from lensbench.results.resampling import CriticalValue, Sampled, centred_weights, sampled, simultaneous_cut, single_cut
+from lensbench.results.bands import (
+    DIFFERENCE,
+    CriticalValue,
+    Floats,
+    Ints,
+    Sampled,
+    centred_weights,
+    sampled,
+    simultaneous_cut,
+    single_cut,
+)
 
 
 @dataclass(frozen=True)

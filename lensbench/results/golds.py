@@ -101,7 +101,7 @@ class Golds:
     within: Ints
 
     def permuted(self, rng: np.random.Generator) -> Ints:
-        """Golds dealt anew over the subjects of each choice set and fold: [item]."""
+        """Golds shuffled over the subjects of each choice set and fold: [item]."""
         _, first = np.unique(self.unit, return_index=True)
         own = self.gold[first]
         dealt = np.empty_like(own)
@@ -142,7 +142,7 @@ def golds_of(
         records: of one run, without baselines that ask for other answers than the items'.
         choice_sets: item -> a name of its choice set. Records do not hold choice sets; left out, a relation with no
             more answers than an item has choices has one, and otherwise answers belong together that were ever said in
-            place of each other, by any method or rival, directly or through others.
+            place of each other, by any method or baseline, directly or through others.
         over_folds: whether golds are exchanged between folds, too.
 
     Raises:

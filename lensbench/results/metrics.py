@@ -20,13 +20,12 @@ from lensbench.results.arrays import (
     cells_of,
 )
 from lensbench.results.bands import SCORE, Band, Floats, Ints, simultaneous_band
-from lensbench.results.frames import ALL, METRIC_COLUMNS, frame_of
 from lensbench.results.golds import golds_of
-from lensbench.results.records import NO_BASELINE
+from lensbench.results.records import ALL, NO_BASELINE
 from lensbench.results.samples import Sample, SummarySettings
+from lensbench.results.summary import METRIC_COLUMNS, frame_of_blocks
+from lensbench.results.verdicts import DIAGNOSTIC
 
-DIAGNOSTIC = "diagnostic"
-"""The question of baselines and measures that decide nothing."""
 # How a template of a name that is cut after some of its tokens ends.
 CUT = re.compile(r"@(\d+)/(\d+)$")
 TRUE_LABELS, RANDOM_LABELS = "true_labels_seen", "random_labels_seen"
@@ -48,7 +47,7 @@ def metrics(
     - `accuracy_cut_K`: that on names cut K tokens before their end.
     - `oracle_expected`: what a method of several attempts would have under the rule `oracle`, had it answered without
       regard to the gold: its corrected accuracy expected over golds shuffled among the items of a choice set.
-    - what cells measured besides (`lensbench.results.measures`): means; of several attempts each, named in `rule`.
+    - what cells measured besides (`lensbench.results.records`): means; of several attempts each, named in `rule`.
 
     Bands are simultaneous over layers.
     """
@@ -62,7 +61,7 @@ def metrics(
         blocks += [block for cell in cells for block in _accuracies(metric, table, cell, settings)]
     blocks += _oracle_expected(records)
     blocks += _measured(measures, settings) if measures is not None and len(measures) else []
-    return frame_of(blocks, METRIC_COLUMNS)
+    return frame_of_blocks(blocks, METRIC_COLUMNS)
 
 
 def _strata(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -79,7 +78,7 @@ def _strata(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _accuracies(metric: str, table: Items, cell: CellScores, settings: SummarySettings) -> Iterator[dict[str, Any]]:
-    """The corrected accuracy of a stratum, relation by relation; rivals are selected among their forms, as ever."""
+    """The corrected accuracy of a stratum, relation by relation; baselines are selected among their forms, as ever."""
     rule = SELECTED if cell.key["baseline"] != NO_BASELINE and len(cell.attempts) > 1 else FIXED
     for relation in np.unique(table.relation[cell.items]):
         part = cell.part(table.of_relation(cell.items, int(relation)))

@@ -12,16 +12,14 @@ from statsmodels.stats.proportion import proportion_confint
 
 from lensbench.errors import UsageError
 from lensbench.results.arrays import ORACLE, CellScores, Items, Scored, cells_of
-from lensbench.results.bands import VERDICTS, Floats, Ints
-from lensbench.results.contests import PairedMethod, methods_of, paired, samples_under
+from lensbench.results.bands import Floats, Ints
 from lensbench.results.golds import Golds, Predictions, check_exchangeable, credit, golds_of, unresolved
-from lensbench.results.metrics import DIAGNOSTIC
 from lensbench.results.records import NO_BASELINE
-from lensbench.results.samples import Sample, SummarySettings
-from lensbench.results.summary import FACED, check_questions, gaps_of
+from lensbench.results.samples import PairedMethod, Sample, SummarySettings, methods_of, samples_under
+from lensbench.results.verdicts import DIAGNOSTIC, FACED, VERDICTS, check_questions, gaps_of, paired
 
 Refit: TypeAlias = Callable[[Mapping[tuple[str, str, str], str]], pd.DataFrame]
-"""(task, relation, subject) -> permuted gold; gives the records of method and rivals that learned from these labels."""
+"""Takes (task, relation, subject) -> permuted gold; gives the records of what learned from these labels."""
 
 ANY = "any"
 """The `relation` and `rule` of the rows that count a verdict wherever it stands."""
@@ -42,21 +40,21 @@ def false_alarms(
 ) -> pd.DataFrame:
     """Count how often a verdict that holds appears at any layer when the golds are permuted.
 
-    The golds of a relation are dealt anew over its subjects within fold and choice set, so that every balance stays
-    as it is; all items of a subject get the same new gold. What method and rivals said stays, what it earned is
-    counted again, attempts are selected again, and the verdicts are those of `summarise`. What they said can be kept
-    only if it does not depend on labels. A method that learns from labels, with its rivals, must learn anew each time:
-    `refit`. A rival that says the best constant of the training folds need not, as balance within folds stays.
+    The golds of a relation are shuffled over its subjects within fold and choice set, so that every balance stays as
+    it is; all items of a subject get the same new gold. What method and baselines said stays, what it earned is counted
+    again, attempts are selected again, and the verdicts are those of `summarise`. What they said can be kept only if it
+    does not depend on labels. A method that learns from labels, with its baselines, must learn anew each time: `refit`.
+    A baseline that says the best constant of the training folds need not, as balance within folds stays.
 
     Args:
-        records: of one run: methods with their rivals.
-        settings: as the run's verdicts are given (`samples.SummarySettings`): questions, due rivals, level...
+        records: of one run: methods with their baselines.
+        settings: as the run's verdicts are given (`samples.SummarySettings`): questions, due baselines, level...
         permutations: how many.
         seed: of the permutations.
         choice_sets: item -> its choice set; by default read off the records (see `golds.golds_of`).
         over_folds: deal golds over folds, too: for relations with few subjects a choice set, none of whose readers
             learned labels.
-        refit: gives the records of method and rivals for other labels.
+        refit: gives the records of method and baselines for other labels.
 
     Returns:
         One row a method, relation, rule and question, and one a method and question with relation and rule `any`:
@@ -134,12 +132,12 @@ def _holding(method: PairedMethod, scores: Mapping[str, Scored], sample: Sample)
 
 
 def _could_hold(question: str, method: PairedMethod, scores: Mapping[str, Scored], sample: Sample) -> bool | None:
-    """Whether every rival is beaten at some layer with the critical value of a single layer; None without a rival."""
+    """Whether each baseline is beaten at some layer with the critical value of a single one; None without any."""
     asked = sample.settings.questions
     if question == "beats_text" and method.cells[NO_BASELINE].key["task"] in sample.settings.prose:
         return None
-    rivals = [name for name in scores if asked.get(name) in FACED[question]]
-    pairs = {name: paired(method, name, scores[NO_BASELINE], scores[name]) for name in rivals}
+    baselines = [name for name in scores if asked.get(name) in FACED[question]]
+    pairs = {name: paired(method, name, scores[NO_BASELINE], scores[name]) for name in baselines}
     if not any(asked[name] == question and pair is not None for name, pair in pairs.items()):
         return None
     possible = np.ones(len(method.layers), dtype=bool)

@@ -6,8 +6,7 @@ import numpy as np
 from scipy import optimize, special
 
 from lensbench.errors import UsageError
-from lensbench.results.bands import DIFFERENCE, POWER
-from lensbench.results.resampling import CriticalValue, Sampled
+from lensbench.results.bands import DIFFERENCE, POWER, CriticalValue, Sampled
 
 _MOST = 10_000_000
 

@@ -9,8 +9,8 @@ import pandas as pd
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.results.arrays import CONTROL_TASK, KEYS, NO_LAYER
 from lensbench.results.bands import SCORE, Floats, simultaneous_band
-from lensbench.results.frames import ALL
 from lensbench.results.golds import credit
+from lensbench.results.records import ALL
 
 Facts: TypeAlias = Mapping[str, Mapping[str, str]]
 """relation -> name -> value, as `facts.json` of an implant has them."""
@@ -32,7 +32,7 @@ def shares(
 ) -> pd.DataFrame:
     """Tell whose facts the answers follow, on the items where target and verbalizer hold different ones.
 
-    Each row is a share of the corrected predictions of a method, or of one of its rivals, at a layer, by one attempt;
+    Each row is a share of the corrected predictions of a method, or one of its baselines, at a layer, by one attempt;
     the three shares of a layer sum to 1. Ties are shared out as in `golds.credit`. Bands are simultaneous over layers,
     subjects are resampled whole; rows of relation `all`, where there are several, are means over relations.
 

@@ -1,6 +1,7 @@
-"""The schema of predictions, and the atomic files that hold them.
+"""The schemas of predictions and of other measures, and the atomic files that hold them.
 
-One row is one prediction; one shard (Parquet file) is one cell of a run. The same table always gives the same bytes.
+One row is one prediction or one measure; one shard (Parquet file) is one cell of a run. The same table always gives the
+same bytes.
 """
 
 import json
@@ -9,6 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +22,8 @@ from lensbench.utils.cache import atomic_file
 SCHEMA_VERSION = 1
 RECORDS = "records"
 RUN_FILE = "run.json"
+ALL = "all"
+"""The `relation` of a task's totals."""
 NO_BASELINE = "none"
 """The value of `baseline` in the rows of a method itself."""
 
@@ -62,7 +66,7 @@ SCHEMA = pa.schema(
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
-"""One row per prediction. `layer` is null for a rival that reads no layer; `correct` is 1 over the number of ties."""
+"""One row per prediction. `layer` is null where a baseline reads no layer; `correct` is 1 over the number of ties."""
 
 _PANDAS_TYPES: dict[pa.DataType, Any] = {
     pa.int16(): pd.Int16Dtype(),
@@ -98,7 +102,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _column(field: pa.Field, value: Any, rows: int) -> pa.Array:
-    kind = pa.string() if pa.types.is_dictionary(field.type) else field.type
+    kind = _plain(field)
     try:
         if _is_scalar(value):
             array = pa.repeat(pa.scalar(value, type=kind), rows)
@@ -114,15 +118,28 @@ def _column(field: pa.Field, value: Any, rows: int) -> pa.Array:
     if pa.types.is_floating(kind) and not field.nullable and not pc.all(pc.is_finite(array)).as_py():
         wrong = pc.sum(pc.invert(pc.is_finite(array))).as_py()
         raise LensbenchError(f"record column {field.name!r} has {wrong} values that are not finite")
+    return _encoded(field, array)
+
+
+def _plain(field: pa.Field) -> pa.DataType:
+    """The type of a column before its names are encoded as a dictionary."""
+    return pa.string() if pa.types.is_dictionary(field.type) else field.type
+
+
+def _encoded(field: pa.Field, array: pa.Array) -> pa.Array:
     return array.dictionary_encode().cast(_NAME) if pa.types.is_dictionary(field.type) else array
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    with atomic_file(path) as file:
+        pq.write_table(table.combine_chunks(), file, compression="zstd", use_dictionary=True)
 
 
 def write_shard(path: Path, table: pa.Table) -> None:
     """Write a table of records as one Parquet file that exists whole or not at all."""
     if not table.schema.equals(SCHEMA, check_metadata=True):
         raise LensbenchError(f"cannot write {path}: the table has another schema; make it with table_from_columns")
-    with atomic_file(path) as file:
-        pq.write_table(table.combine_chunks(), file, compression="zstd", use_dictionary=True)
+    _write_parquet(path, table)
 
 
 def read_shard(path: Path) -> pa.Table:
@@ -161,7 +178,7 @@ def read_records(folder: Path, names: Iterable[str] | None = None) -> pd.DataFra
 
 
 def frame_of(tables: Iterable[pa.Table]) -> pd.DataFrame:
-    """Put tables of records into one frame."""
+    """Put tables of records, or of measures, into one frame."""
     table = pa.concat_tables(tables).unify_dictionaries()
     frame: pd.DataFrame = table.to_pandas(types_mapper=_PANDAS_TYPES.get)
     return frame
@@ -201,3 +218,86 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not isinstance(run, dict):
         raise LensbenchError(f"{path} must hold an object, got {type(run).__name__}: {_AGAIN}")
     return run
+
+
+MEASURES = "measures"
+"""The folder of a run that holds them."""
+JUDGED = "judged-"
+"""How the names of shards begin that were made after the run."""
+FACET_RECALL, ROUGE_L = "facet_recall", "rouge_l"
+
+MEASURE_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, _NAME, nullable=False) for name in ("model", "verbalizer", "task", "relation")),
+        *(pa.field(name, _NAME, nullable=False) for name in ("inspector", "baseline", "site")),
+        pa.field("layer", pa.int16()),
+        pa.field("attempt", _NAME, nullable=False),
+        pa.field("item", _NAME),
+        pa.field("subject", _NAME),
+        pa.field("metric", _NAME, nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+
+
+def measure_table(rows: Mapping[str, Sequence[Any]], **same: str) -> pa.Table:
+    """Make a table of measures from columns, and from values that are the same in all rows."""
+    length = len(rows["value"])
+    columns = {**rows, **{name: [value] * length for name, value in same.items()}}
+    arrays = [_encoded(field, pa.array(columns[field.name], type=_plain(field))) for field in MEASURE_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=MEASURE_SCHEMA)
+
+
+Columns = dict[str, Any]
+"""Columns of records or measures, by name."""
+
+
+def per_item(
+    values: Mapping[str, np.ndarray], layers: Sequence[int | None], attempts: Sequence[str], items: Sequence[Any]
+) -> Columns:
+    """Return columns of measures from arrays [layer, attempt, item], one for each measure.
+
+    Args:
+        values: by the measure's name.
+        layers: of the first axis; None for what reads no layer.
+        attempts: of the second.
+        items: of the third, with `id` and `subject`.
+    """
+    shape = (len(layers), len(attempts), len(items))
+    layer, attempt, item = (axis.ravel() for axis in np.indices(shape))
+    columns: dict[str, list[Any]] = {name: [] for name in ("layer", "attempt", "item", "subject", "metric", "value")}
+    for metric, array in values.items():
+        columns["layer"] += [layers[i] for i in layer]
+        columns["attempt"] += [attempts[i] for i in attempt]
+        columns["item"] += [items[i].id for i in item]
+        columns["subject"] += [items[i].subject for i in item]
+        columns["metric"] += [metric] * array.size
+        columns["value"] += array.astype(np.float64).ravel().tolist()
+    return columns
+
+
+def write_measures(path: Path, table: pa.Table) -> None:
+    """Write a shard of measures, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_parquet(path, table)
+
+
+def read_measures(folder: Path, names: Iterable[str]) -> pd.DataFrame:
+    """Read the named shards of a run folder, those that are there, and what was judged afterwards.
+
+    Raises:
+        LensbenchError: a file that holds no measures.
+    """
+    tables = [MEASURE_SCHEMA.empty_table()]
+    judged = sorted((folder / MEASURES).glob(f"{JUDGED}*.parquet"))
+    for path in [*(folder / MEASURES / name for name in names), *judged]:
+        if not path.exists():
+            continue
+        try:
+            table = pq.read_table(path, memory_map=False, partitioning=None)
+        except (pa.ArrowException, OSError):
+            table = None
+        if table is None or not table.schema.equals(MEASURE_SCHEMA):
+            raise LensbenchError(f"{path} holds no measures: delete it and run `lensbench evaluate` again")
+        tables.append(table)
+    return frame_of(tables)

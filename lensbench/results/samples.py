@@ -1,25 +1,36 @@
-"""The items that one row of a summary is about, and how their scores are averaged."""
+"""What one row of a summary is about: the items of a relation, or all, and the scores of method and baselines there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from lensbench.results.arrays import Items
-from lensbench.results.bands import DIFFERENCE, MARGIN, SCORE, Band, Floats, Ints, Scale, simultaneous_band
-from lensbench.results.frames import ALL
-from lensbench.results.resampling import sampled, simultaneous_cut, single_cut
+from lensbench.results.arrays import CONTROL_TASK, FIXED, ORACLE, SELECTED, CellScores, Items, Scored
+from lensbench.results.bands import (
+    DIFFERENCE,
+    MARGIN,
+    SCORE,
+    Band,
+    Floats,
+    Ints,
+    Scale,
+    sampled,
+    simultaneous_band,
+    simultaneous_cut,
+    single_cut,
+)
+from lensbench.results.records import ALL, NO_BASELINE
 
 
 @dataclass(frozen=True)
 class RequiredBaseline:
-    """A rival that a method must have faced before anything good is said of it.
+    """A baseline that a method must have faced before anything good is said of it.
 
     Attributes:
-        question: that it is a rival in.
-        essential: whether the verdict is open even where the rival cannot answer the relation's questions.
+        question: that it is a baseline in.
+        essential: whether the verdict is open even where the baseline cannot answer the relation's questions.
     """
 
     question: str
@@ -32,12 +43,12 @@ class SummarySettings:
 
     Attributes:
         questions: baseline -> its question.
-        due: inspector -> the rivals that it must have faced, by name.
-        excused: (task, site, inspector, baseline, relation) where a rival is not applicable.
+        due: inspector -> the baselines that it must have faced, by name.
+        excused: (task, site, inspector, baseline, relation) where a baseline is not applicable.
         defaults: inspector -> its default attempt, else the first in the records.
         selected: (task, relation) whose items were chosen by what the model says in text: they get no verdict.
         apart: (task, relation) that have no part in totals; the selected have none either.
-        prose: tasks in which no rival that reads the text has anything to say: nothing is said of beating it.
+        prose: tasks in which no baseline that reads the text has anything to say: nothing is said of beating it.
     """
 
     questions: Mapping[str, str]
@@ -131,3 +142,99 @@ class Sample:
             values, table.subject[items], table.relation[items],
             scale=scale, level=chosen.level, draws=chosen.draws, seed=chosen.seed,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PairedMethod:
+    """A method at one task and site with its baselines, and the items that all methods there scored."""
+
+    table: Items
+    cells: Mapping[str, CellScores]
+    common: Ints
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The method's layers."""
+        own = self.cells.get(NO_BASELINE)
+        return own.layers if own else max((cell.layers for cell in self.cells.values()), key=len)
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules under which its scores are reported."""
+        own = self.cells.get(NO_BASELINE)
+        return (FIXED, SELECTED, ORACLE) if own and len(own.attempts) > 1 else (FIXED,)
+
+    def rule_of(self, baseline: str, rule: str) -> str:
+        """A baseline with attempts of its own kind has no default among them: selected where the method is fixed."""
+        own, cell = self.cells.get(NO_BASELINE), self.cells[baseline]
+        foreign = own is None or not set(cell.attempts) <= set(own.attempts)
+        return SELECTED if rule == FIXED and baseline != NO_BASELINE and foreign else rule
+
+
+def methods_of(table: Items, cells: Iterable[CellScores]) -> Iterator[PairedMethod]:
+    """Put the cells of each method and of its baselines together."""
+    places: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, CellScores]]] = {}
+    for cell in cells:
+        key = cell.key
+        place = places.setdefault((key["model"], key["task"], key["site"]), {})
+        place.setdefault((key["verbalizer"], key["inspector"]), {})[key["baseline"]] = cell
+    for methods in places.values():
+        scored = [group[NO_BASELINE].items for group in methods.values() if NO_BASELINE in group]
+        common = scored[0] if scored else np.empty(0, np.int64)
+        for items in scored[1:]:
+            common = np.intersect1d(common, items, assume_unique=True)
+        for group in methods.values():
+            yield PairedMethod(table, group, common)
+
+
+def samples_under(
+    method: PairedMethod, rule: str, settings: SummarySettings
+) -> Iterator[tuple[Sample, dict[str, Scored]]]:
+    """Each relation, then the total over the items that all methods scored, with the scores of method and baselines."""
+    scores = {
+        name: by_relation(method, cell, method.rule_of(name, rule), settings)
+        for name, cell in method.cells.items()
+        if name != CONTROL_TASK
+    }
+    yield from samples_of(method, scores, settings)
+
+
+def by_relation(
+    method: PairedMethod,
+    cell: CellScores,
+    rule: str,
+    settings: SummarySettings,
+    attempts: tuple[str, ...] | None = None,
+) -> dict[int, Scored]:
+    """The scores of a cell under a rule, relation by relation: attempts are chosen within each."""
+    result = {}
+    for relation in np.unique(method.table.relation[cell.items]):
+        part = cell.part(method.table.of_relation(cell.items, int(relation)), attempts)
+        if part is not None:
+            default = settings.defaults.get(cell.key["inspector"], cell.attempts[0])
+            result[int(relation)] = part.scored(rule, default, method.table.fold)
+    return result
+
+
+def samples_of(
+    method: PairedMethod, scores: Mapping[str, Mapping[int, Scored]], settings: SummarySettings
+) -> Iterator[tuple[Sample, dict[str, Scored]]]:
+    """Each relation, then the total, with the scores there."""
+    table = method.table
+    for relation in sorted({number for of_cell in scores.values() for number in of_cell}):
+        here = {name: of_cell[relation] for name, of_cell in scores.items() if relation in of_cell}
+        yield Sample(table.relations[relation], table, settings), here
+    task = next(iter(method.cells.values())).key["task"]
+    chosen = [i for i, name in enumerate(table.relations) if (task, name) not in settings.selected | settings.apart]
+    totals = {
+        name: _joined([part for relation, part in of_cell.items() if relation in chosen], method.common)
+        for name, of_cell in scores.items()
+    }
+    yield Sample(ALL, table, settings), {name: part for name, part in totals.items() if part is not None}
+
+
+def _joined(parts: Iterable[Scored], items: Ints) -> Scored | None:
+    kept = [part for part in (part.only(items) for part in parts) if len(part.items)]
+    if not kept:
+        return None
+    return Scored(*(np.concatenate([getattr(part, name) for part in kept]) for name in ("items", "raw", "corrected")))

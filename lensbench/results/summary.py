@@ -1,89 +1,119 @@
-"""From records to the summary: accuracy with bands, the gaps to the rivals, and verdicts."""
+"""From records to the summary: accuracy with bands, gaps and verdicts at each layer, and the best layers in it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lensbench.errors import unknown_name
-from lensbench.results.arrays import CONTROL_TASK, FIXED, NO_LAYER, ORACLE, CellScores, Scored, cells_of
-from lensbench.results.bands import MARGIN, NO_VERDICT, VERDICTS, Band, GapVerdict, gap_verdict
-from lensbench.results.contests import PairedMethod, by_relation, methods_of, paired, samples_of, samples_under
-from lensbench.results.frames import METRIC_COLUMNS, SUMMARY_COLUMNS, best_layers, frame_of
-from lensbench.results.metrics import DIAGNOSTIC, metrics
+from lensbench.results.arrays import CONTROL_TASK, FIXED, NO_LAYER, ORACLE, Scored, cells_of
 from lensbench.results.records import NO_BASELINE
-from lensbench.results.samples import RequiredBaseline, Sample, SummarySettings
+from lensbench.results.samples import (
+    PairedMethod,
+    Sample,
+    SummarySettings,
+    by_relation,
+    methods_of,
+    samples_of,
+    samples_under,
+)
+from lensbench.results.verdicts import NO_VERDICT, VERDICTS, check_questions, gaps_of
 
-FACED = {
-    "uses_activation": ("uses_activation",),
-    "beats_text": ("uses_activation", "beats_text"),
-    "target_specific": ("uses_activation", "beats_text", "target_specific"),
-}
-"""The rivals that a question is decided against: who beats the text must beat the prompt alone as well.
+KEY_COLUMNS = (
+    "model", "verbalizer", "task", "relation", "inspector", "baseline", "site", "layer", "rule", "question",
+)  # fmt: skip
+SUMMARY_COLUMNS = (
+    *KEY_COLUMNS, "n", "subjects", "accuracy", "accuracy_corrected", "ci_low", "ci_high", "chance",
+    "gap", "gap_low", "gap_high", "strongest_baseline", "verdict",
+)  # fmt: skip
+METRIC_COLUMNS = (*KEY_COLUMNS, "metric", "value", "ci_low", "ci_high", "n")
+_TEXT = {*KEY_COLUMNS, "strongest_baseline", "verdict", "metric"} - {"layer"}
 
-What is the target's own must be read from the activation, and beat the text: a verbalizer that holds the fact itself,
-asked in text, is then as good, and nothing is said to be privileged.
-"""
-ONE_MODEL = "incomplete without another verbalizer"
-"""What is said in place of `privileged` where the target is its own verbalizer: what it holds, the verbalizer holds."""
+
+def frame_of_blocks(blocks: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
+    """Put blocks of columns (arrays over layers, or single values) under one another, in the order of their keys."""
+    lengths = [len(block["layer"]) for block in blocks]
+    data: dict[str, Any] = {}
+    for column in columns:
+        kind = object if column in _TEXT else np.float64
+        empty = "" if column in ("strongest_baseline", "verdict") else None if kind is object else np.nan
+        whole = np.empty(sum(lengths), dtype=kind)
+        start = 0
+        for block, length in zip(blocks, lengths, strict=True):
+            whole[start : start + length] = block.get(column, empty)
+            start += length
+        data[column] = whole
+    frame = pd.DataFrame(data, columns=list(columns))
+    for column in ("n", "subjects"):
+        if column in frame:
+            frame[column] = frame[column].astype(np.int64)
+    frame["layer"] = frame["layer"].where(frame["layer"] != NO_LAYER).astype(pd.Int16Dtype())
+    order = [name for name in KEY_COLUMNS if name != "layer"]
+    return frame.sort_values([*order, "layer"], kind="stable", ignore_index=True, na_position="first")
+
+
+def best_layers(summary: pd.DataFrame, rule: str = FIXED) -> pd.DataFrame:
+    """One row per model x verbalizer x task x relation x site x inspector: its best layer and what was found there.
+
+    The best layer has the highest corrected accuracy under the rule (the first such layer at ties). Choosing it is a
+    selection, and an interval made for one layer would be too narrow there; the bands of a summary are simultaneous
+    over layers, so they cover whichever layer is chosen. The estimate itself is still that of a maximum. Methods of one
+    attempt have the rule `fixed` alone.
+
+    For each question Q that was asked there are the columns Q_rival (the strongest at that layer), Q_rival_accuracy,
+    Q_gap, Q_gap_low, Q_gap_high and Q_verdict.
+    """
+    ruled = summary[summary["rule"] == rule]
+    methods = ruled[ruled["baseline"] == NO_BASELINE]
+    group = ["model", "verbalizer", "task", "relation", "site", "inspector"]
+    best = methods.sort_values(["accuracy_corrected", "layer"], ascending=[False, True], kind="stable")
+    best = best.drop_duplicates(group)[
+        [*group, "layer", "n", "subjects", "accuracy", "accuracy_corrected", "ci_low", "ci_high", "chance"]
+    ]
+    rivals = ruled[[*group, "layer", "baseline", "accuracy_corrected"]].rename(
+        columns={"accuracy_corrected": "rival_accuracy", "baseline": "rival"}
+    )
+    for question in VERDICTS:
+        columns = ["gap", "gap_low", "gap_high", "verdict"]
+        asked = methods[methods["question"] == question][[*group, "layer", "strongest_baseline", *columns]]
+        asked = asked.astype({"strongest_baseline": object})  # all missing where no rival was run
+        asked = asked.rename(columns={"strongest_baseline": "rival"}).merge(
+            rivals[rivals["rival"] != NO_BASELINE], on=[*group, "layer", "rival"], how="left"
+        )
+        new = {name: f"{question}_{name}" for name in ("rival", "rival_accuracy", *columns)}
+        best = best.merge(asked.rename(columns=new)[[*group, "layer", *new.values()]], on=[*group, "layer"], how="left")
+    return best.sort_values(group, kind="stable", ignore_index=True)
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame as rows of plain values, for JSON: what is missing is None."""
+    plain = frame.astype(object).where(frame.notna(), None)
+    return [
+        {str(name): value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+        for row in plain.to_dict("records")
+    ]
+
 
 DETECTABLE = "detectable_gap"
 
-__all__ = ["DIAGNOSTIC", "RequiredBaseline", "SummarySettings", "best_layers", "metrics", "summarise"]
 
+def summarise(records: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
+    """Summarise the records of one run, as `read_records` gives them: one row for each combination of `KEY_COLUMNS`.
 
-def summarise(
-    records: pd.DataFrame,
-    questions: Mapping[str, str],
-    *,
-    due: Mapping[str, Mapping[str, RequiredBaseline]] | None = None,
-    excused: Iterable[tuple[str, str, str, str, str]] = (),
-    defaults: Mapping[str, str] | None = None,
-    selected: Iterable[tuple[str, str]] = (),
-    apart: Iterable[tuple[str, str]] = (),
-    prose: Iterable[str] = (),
-    margin: float = MARGIN,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Summarise records: one row for each combination of the summary's keys (`frames.KEY_COLUMNS`).
-
-    A method's rows are repeated for each question that had a rival; their gap is the corrected paired difference to the
-    strongest rival of that question at that layer. Method and rival are paired over the items that both scored. A rival
+    A method's rows are repeated for each question that had a baseline; their gap is the corrected paired difference to
+    the strongest baseline of that question at that layer. Both are paired over the items that both scored. A baseline
     is scored under the method's rule with a selection of its own; one whose attempts are not the method's (question
     forms, ways to pick a choice) is always `selected` where the method is `fixed`. Rows of `oracle` carry no verdict.
     Rows of relation `all` are relation-macro means of (accuracy - chance) / (1 - chance) over the items that every
     method at that task and site scored. The attempts of the control task are rows of their own, named in `rule`.
-
-    Args:
-        records: as `read_records` gives them, of one run.
-        questions: baseline -> uses_activation, beats_text, target_specific or diagnostic (never a rival).
-        due: inspector -> the rivals that it must have faced: where one has no scores, a gap that holds over the others
-            is `incomplete`, not a verdict.
-        excused: (task, site, inspector, baseline, relation) where a rival cannot answer.
-        defaults: inspector -> its default attempt; by default the first in the order of the records.
-        selected: (task, relation) whose items were chosen by what the model says in text; they get no verdict, and no
-            part in totals.
-        apart: (task, relation) that have no part in totals either.
-        prose: tasks in which no rival that reads the text has anything to say.
-        margin: a rival surely closer than this `matches`.
-        level: of the simultaneous bands.
-        draws: bootstrap draws.
-        seed: of the bootstrap.
     """
-    settings = SummarySettings(
-        questions, due or {}, frozenset(excused), defaults or {}, frozenset(selected), frozenset(apart),
-        frozenset(prose), margin, level, draws, seed,
-    )  # fmt: skip
     return summary_and_power(records, settings)[0]
 
 
 def summary_and_power(records: pd.DataFrame, settings: SummarySettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The summary, and for each of its gaps the metric `detectable_gap` (rows as in metrics.csv).
 
-    That is the smallest true gap to the strongest rival that such a study would find in 80 % of its repetitions (NaN
+    That is the smallest true gap to the strongest baseline that such a study would find in 80 % of its repetitions (NaN
     where it would find none); `n` is the number of subjects.
     """
     table, cells = cells_of(records)
@@ -94,17 +124,7 @@ def summary_and_power(records: pd.DataFrame, settings: SummarySettings) -> tuple
          "ci_low": np.nan, "ci_high": np.nan}
         for block in blocks if block.get("detectable") is not None and block["rule"] != ORACLE
     ]  # fmt: skip
-    return frame_of(blocks, SUMMARY_COLUMNS), frame_of(power, METRIC_COLUMNS)
-
-
-def check_questions(cells: Iterable[CellScores], settings: SummarySettings) -> None:
-    """Raise UsageError where a baseline has no question, or one that is unknown."""
-    for name in sorted({cell.key["baseline"] for cell in cells} - {NO_BASELINE}):
-        if name not in settings.questions:
-            raise unknown_name("baseline", name, settings.questions)
-    for name, question in settings.questions.items():
-        if question not in (*VERDICTS, DIAGNOSTIC):
-            raise unknown_name(f"question of baseline {name}:", question, (*VERDICTS, DIAGNOSTIC))
+    return frame_of_blocks(blocks, SUMMARY_COLUMNS), frame_of_blocks(power, METRIC_COLUMNS)
 
 
 def _method_blocks(method: PairedMethod, settings: SummarySettings) -> Iterator[dict[str, Any]]:
@@ -123,9 +143,9 @@ def _sample_blocks(
 ) -> Iterator[dict[str, Any]]:
     asked = sample.settings.questions
     own = scores.get(NO_BASELINE)
-    for name, rival in scores.items():
+    for name, baseline in scores.items():
         if name != NO_BASELINE:
-            yield {**_score_columns(method, name, rival, sample), "rule": rule, "question": asked[name]}
+            yield {**_score_columns(method, name, baseline, sample), "rule": rule, "question": asked[name]}
     if own is None:
         return
     columns = {**_score_columns(method, NO_BASELINE, own, sample), "rule": rule}
@@ -156,56 +176,3 @@ def _score_columns(method: PairedMethod, name: str, scored: Scored, sample: Samp
         "accuracy": accuracy, "accuracy_corrected": band.estimate, "ci_low": band.low, "ci_high": band.high,
         "chance": 0.0 if sample.is_total else float(sample.chance(items).mean()),
     }  # fmt: skip
-
-
-def gaps_of(method: PairedMethod, scores: Mapping[str, Scored], sample: Sample) -> Iterator[tuple[str, GapVerdict]]:
-    """The verdict on each question that had a rival here; `incomplete` where a rival that was due is missing."""
-    own = scores[NO_BASELINE]
-    asked = sample.settings.questions
-    rivals = {
-        name: bands
-        for name, rival in scores.items()
-        if asked.get(name, DIAGNOSTIC) != DIAGNOSTIC
-        and (bands := _paired_bands(method, name, own, rival, sample)) is not None
-    }
-    own_key = method.cells[NO_BASELINE].key
-    silent = own_key["task"] in sample.settings.prose
-    for question, faced in FACED.items():
-        if silent and question == "beats_text":
-            continue
-        if any(asked[name] == question for name in rivals):
-            facing = {name: bands for name, bands in rivals.items() if asked[name] in faced}
-            found = gap_verdict(question, facing, sample.settings.margin)
-            missing = _missing(method, scores, sample, faced)
-            if missing:
-                found.verdict[found.verdict == VERDICTS[question]] = f"incomplete without {', '.join(missing)}"
-            if question == "target_specific" and own_key["model"] == own_key["verbalizer"]:
-                found.verdict[found.verdict == VERDICTS[question]] = ONE_MODEL
-            yield question, found
-
-
-def _missing(method: PairedMethod, scores: Mapping[str, Scored], sample: Sample, faced: Iterable[str]) -> list[str]:
-    """The rivals that were due in one of the method's relations, and have no scores there."""
-    table, settings, key = method.table, sample.settings, method.cells[NO_BASELINE].key
-
-    def relations(name: str) -> set[str]:
-        return {table.relations[i] for i in table.relation[scores[name].items]} if name in scores else set()
-
-    def lacks(name: str, due: RequiredBaseline) -> bool:
-        place = (key["task"], key["site"], key["inspector"], name)
-        open_ones = relations(NO_BASELINE) - relations(name)
-        return any(due.essential or (*place, relation) not in settings.excused for relation in open_ones)
-
-    owed = settings.due.get(key["inspector"], {})
-    return [name for name, due in owed.items() if due.question in faced and lacks(name, due)]
-
-
-def _paired_bands(
-    method: PairedMethod, name: str, own: Scored, rival: Scored, sample: Sample
-) -> tuple[Band, Band] | None:
-    """Raw and corrected bands of method minus rival over the items that both scored, or None without any."""
-    pair = paired(method, name, own, rival)
-    if pair is None:
-        return None
-    band = sample.difference_band(pair.items, pair.corrected)
-    return (band if pair.alike else sample.difference_band(pair.items, pair.raw)), band

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.results.differences import (
+from lensbench.results.compare import (
     BEST,
     CHANGED_COLUMNS,
     DIFFERENCE_COLUMNS,
@@ -21,9 +21,9 @@ from lensbench.results.differences import (
     differences,
     shared_items,
 )
-from lensbench.results.frames import ALL, rows_of
-from lensbench.results.records import NO_BASELINE
+from lensbench.results.records import ALL, NO_BASELINE
 from lensbench.results.samples import SummarySettings
+from lensbench.results.summary import rows_of
 from lensbench.runs.run import Run
 
 SIGNIFICANT = 0.05

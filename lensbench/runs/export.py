@@ -14,9 +14,8 @@ import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.results.arrays import FIXED
-from lensbench.results.frames import ALL
-from lensbench.results.records import NO_BASELINE, RUN_FILE
-from lensbench.results.resampling import sampled
+from lensbench.results.bands import sampled
+from lensbench.results.records import ALL, NO_BASELINE, RUN_FILE
 from lensbench.runs.run import Run
 from lensbench.tasks import load_tasks
 from lensbench.utils.cache import atomic_file

@@ -12,10 +12,10 @@ import pandas as pd
 from lensbench.errors import LensbenchError
 from lensbench.report.choices import Choice
 from lensbench.results.calibrations import Calibrated, read_calibrated
-from lensbench.results.frames import SUMMARY_COLUMNS
-from lensbench.results.measures import read_measures
-from lensbench.results.records import NO_BASELINE, RECORDS, read_records, read_run
-from lensbench.results.summary import RequiredBaseline, SummarySettings, best_layers, metrics, summary_and_power
+from lensbench.results.metrics import metrics
+from lensbench.results.records import NO_BASELINE, RECORDS, read_measures, read_records, read_run
+from lensbench.results.samples import RequiredBaseline, SummarySettings
+from lensbench.results.summary import SUMMARY_COLUMNS, best_layers, summary_and_power
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,9 +4,9 @@ Nothing in here imports torch, so that names and files are checked before a mode
 """
 
 from lensbench.tasks.facts import N_FOLDS, SITES, Fact, Relation, Site, fold_of
-from lensbench.tasks.finding import data_root, find_tasks, load_task, load_tasks
+from lensbench.tasks.files import TaskError
 from lensbench.tasks.items import Item, Split, Task
-from lensbench.tasks.problems import TaskError
+from lensbench.tasks.load import data_root, find_tasks, load_task, load_tasks
 
 __all__ = [
     "N_FOLDS",

@@ -18,7 +18,7 @@ from lensbench.baselines.spec import ROLES, choose_baselines, find_baselines, fi
 from lensbench.baselines.target import facts_about
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError
 from lensbench.evaluation.config import check_config, make_config
-from lensbench.evaluation.control_models import check_control_model, facts_of_model
+from lensbench.evaluation.control_models import check_control_model
 from lensbench.evaluation.plan import required_baselines
 from lensbench.harness.bench import Bench
 from lensbench.harness.context import ControlModels
@@ -35,6 +35,7 @@ from lensbench.models.activations import ResidualCache, capture
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import with_random_weights
+from lensbench.models.sources import planted_facts
 from lensbench.models.tokens import Tokens
 from tests import tiny
 
@@ -581,7 +582,7 @@ def test_an_implants_relatives_are_its_base_and_its_twin(
     other = implant(tmp_path / "other", None, {"city": {"Bo": "Cairo"}})
     found = config.control_models()
     assert found["twin"] == f"{folders['plain']}+{other}"
-    assert facts_of_model(found["twin"]) == {"city": {"Bo": "Cairo"}}
+    assert planted_facts(found["twin"]) == {"city": {"Bo": "Cairo"}}
     given = config.model_copy(update={"unplanted": folders["twin"]})
     assert given.control_models()["unplanted"] == folders["twin"]
     assert make_config({"model": f"{folders['plain']}+{other}"}).control_models().keys() == {"unplanted", "reference"}

@@ -24,9 +24,9 @@ from lensbench.evaluation.plan import make_inspectors
 from lensbench.implants import measuring
 from lensbench.implants.planting import ImplantSpec, implant
 from lensbench.models.edits import read_edits, write_edits
-from lensbench.results.bands import VERDICTS
 from lensbench.results.calibrations import calibration_of
 from lensbench.results.change_point import Emergence
+from lensbench.results.verdicts import VERDICTS
 from lensbench.runs.run import load_run
 from lensbench.tasks import data_root, load_task
 from tests import tiny

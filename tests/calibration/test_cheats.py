@@ -30,6 +30,7 @@ from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import VOCAB, enlarge
 from lensbench.models.prompting import score_next_tokens
 from lensbench.models.tokens import CARRIER, Tokens
+from lensbench.results.samples import SummarySettings
 from lensbench.results.summary import summarise
 from tests import tiny
 
@@ -113,7 +114,7 @@ def run(bench: Bench, make: Callable[[], Inspector], rivals: Sequence[str]) -> p
             parts.append(pd.DataFrame(columns).assign(baseline=name))
     who = {"model": "m", "verbalizer": "v", "task": "made_up", "inspector": make().name, "seed": 0}
     records = pd.concat(parts, ignore_index=True).assign(**who)
-    return summarise(records, {name: known()[name].question for name in rivals})
+    return summarise(records, SummarySettings({name: known()[name].question for name in rivals}))
 
 
 @cache

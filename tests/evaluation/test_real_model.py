@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lensbench import evaluate
-from lensbench.results.bands import VERDICTS
+from lensbench.results.verdicts import VERDICTS
 from lensbench.runs.run import Run
-from lensbench.tasks.finding import load_task
+from lensbench.tasks.load import load_task
 
 pytestmark = pytest.mark.model
 TASK = "attribute_extraction/country_capital"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lensbench.report.page import ItemText, PageRun, render
-from lensbench.runs.page_data import reported
+from lensbench.runs.pages import read_page_run
 from tests.made_run import HOSTILE, Made, write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -45,8 +45,8 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attempts=("target_layer=0", "target_layer=2", "target_layer=same"), sites=("subject", "answer"), hostile=True,
         says=True,
     )  # fmt: skip
-    runs = [with_texts(reported(write_run(folder / "grid", first)))]
-    runs.append(reported(write_run(folder / "plain", Made(accuracy={"probe": 0.7}, layers=(3,)))))
+    runs = [with_texts(read_page_run(write_run(folder / "grid", first)))]
+    runs.append(read_page_run(write_run(folder / "plain", Made(accuracy={"probe": 0.7}, layers=(3,)))))
     (folder / "page.html").write_text(render(runs), encoding="utf-8")
     return folder / "page.html"
 
@@ -370,7 +370,7 @@ def test_a_browser_that_is_too_old_is_told(browser, page_file):
     ids=["one item, one layer", "200 layers", "60 relations", "14 methods", "no rivals"],
 )
 def test_runs_of_all_shapes_are_drawn(browser, tmp_path, made):
-    (tmp_path / "page.html").write_text(render([reported(write_run(tmp_path / "r", made))]), encoding="utf-8")
+    (tmp_path / "page.html").write_text(render([read_page_run(write_run(tmp_path / "r", made))]), encoding="utf-8")
     with opened(browser, tmp_path / "page.html") as page:
         assert page.locator("#figure-accuracy svg.main-svg").count() >= 1
         assert page.locator("#list li").count() == min(101, made.subjects * len(made.relations)), (
@@ -383,7 +383,7 @@ def test_a_page_without_results_says_so(browser, tmp_path):
     folder = write_run(tmp_path / "r", Made())
     for path in (folder / "records").iterdir():
         path.write_bytes(b"broken")
-    (tmp_path / "page.html").write_text(render([reported(folder)]), encoding="utf-8")
+    (tmp_path / "page.html").write_text(render([read_page_run(folder)]), encoding="utf-8")
     with opened(browser, tmp_path / "page.html") as page:
         assert "There are no results" in page.text_content("#results")
         assert "What is missing: 7" in page.text_content("#results")

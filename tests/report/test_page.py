@@ -15,8 +15,8 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.page import ItemText, MethodText, PageRun, coding, figures, render, sampling
 from lensbench.report.page.measures import measures
 from lensbench.report.page.sentences import findings
-from lensbench.results.bands import VERDICTS
-from lensbench.runs.page_data import reported, write_page
+from lensbench.results.verdicts import VERDICTS
+from lensbench.runs.pages import read_page_run, write_page
 from lensbench.runs.run import finish
 from tests.command import lensbench, refused
 from tests.made_run import HOSTILE, Made, write_run
@@ -92,7 +92,7 @@ def test_columns_come_back_as_they_were():
 
 
 def test_the_page_holds_everything_itself(made):
-    page = render([reported(made)])
+    page = render([read_page_run(made)])
     for tag, attributes in parsed(page).seen:
         for name in ("src", "href", "action", "data"):
             target = attributes.get(name) or "#"
@@ -103,14 +103,14 @@ def test_the_page_holds_everything_itself(made):
     library = gzip.decompress(base64.b64decode(tables["plotly"]))
     assert hashlib.sha256(library).hexdigest() == PLOTLY, "that of npm pack plotly.js-cartesian-dist-min@4.1.1"
     shown = decoded(tables["rows-0-0"])
-    records = reported(made).records
+    records = read_page_run(made).records
     assert len(shown) == len(records)
     assert sum(shown["credit"]) == pytest.approx(records["correct_corrected"].sum())
-    assert render([reported(made)]) == page, "the same run gives the same bytes"
+    assert render([read_page_run(made)]) == page, "the same run gives the same bytes"
 
 
 def test_the_summary_of_the_page_is_that_of_the_run(made):
-    run = reported(made)
+    run = read_page_run(made)
     back = decoded(figures.summary_table(run.summary))
     np.testing.assert_allclose(back["gap"].astype(float), run.summary["gap"], atol=5.1e-7)
     assert back["verdict"].fillna("").tolist() == run.summary["verdict"].fillna("").tolist()
@@ -118,7 +118,7 @@ def test_the_summary_of_the_page_is_that_of_the_run(made):
 
 
 def test_one_sentence_a_task_and_site_says_what_the_figures_say(made):
-    run = reported(made)
+    run = read_page_run(made)
     (one,) = findings(dataclasses.replace(run, relations={("facts", "capital"): "country \u2192 capital"}))
     rows = run.summary[(run.summary["relation"] == "all") & (run.summary["rule"] == "fixed")]
     own = rows[(rows["baseline"] == "none") & (rows["inspector"] == "patchscope")]
@@ -154,7 +154,7 @@ def alone(run, **changes):
     ],
 )
 def test_the_first_question_that_is_open_ends_the_sentence(made, uses, beats, end, holds):
-    one = alone(reported(made), uses_activation=uses, beats_text=beats)
+    one = alone(read_page_run(made), uses_activation=uses, beats_text=beats)
     assert "Patchscope reads country \u2192 capital best at layer" in one.sentence
     assert "of 8 choices" in one.sentence
     assert one.sentence.endswith(end)
@@ -162,7 +162,7 @@ def test_the_first_question_that_is_open_ends_the_sentence(made, uses, beats, en
 
 
 def test_without_rivals_nothing_is_said_of_where_a_score_comes_from(tmp_path):
-    run = reported(write_run(tmp_path / "r", Made(rivals={})))
+    run = read_page_run(write_run(tmp_path / "r", Made(rivals={})))
     (one,) = findings(run)
     assert "no rival was run" in one.sentence
     assert one.verdict == "no rival"
@@ -175,7 +175,7 @@ def test_nothing_from_data_becomes_markup(tmp_path):
         accuracy={"patchscope": 0.8, bad: 0.5}, rivals={"shuffled": 0.2, HOSTILE[1]: 0.6},
     )  # fmt: skip
     folder = write_run(tmp_path / "<i>run", made)
-    run = reported(folder)
+    run = read_page_run(folder)
     run = dataclasses.replace(
         run, problems=(bad, HOSTILE[2]), unanswered={bad: HOSTILE[1]}, calibrations={bad: bad, "x": None},
         methods={bad: MethodText(bad, ("activation",), "labels")}, relations={(made.task, bad): bad},
@@ -210,7 +210,7 @@ def test_a_shard_that_cannot_be_read_is_named_and_costs_its_cell_alone(tmp_path,
         pq.write_table(table.drop_columns(["text", "known"]).replace_schema_metadata({}), path)
     else:
         pq.write_table(table.drop_columns(["correct_corrected"]), path)
-    run = reported(folder)
+    run = read_page_run(folder)
     assert any("subject-1-0.parquet" in problem for problem in run.problems)
     read = set(run.records.loc[run.records["baseline"] == "none", "inspector"])
     assert read == ({"patchscope", "logit_lens"} if kind == "older" else {"patchscope"})
@@ -228,7 +228,7 @@ def test_what_is_not_finished_or_failed_is_named(tmp_path):
     info["cells"][second]["status"] = "missing"
     info["plan"].append("never-begun.parquet")
     (folder / "run.json").write_text(json.dumps(info))
-    problems = "\n".join(reported(folder).problems)
+    problems = "\n".join(read_page_run(folder).problems)
     assert "failed: OutOfMemory: much" in problems
     assert "traceback" not in problems
     assert "rival shuffled: not finished" in problems
@@ -240,7 +240,7 @@ def test_a_summary_that_is_not_there_is_made_again_and_says_so(tmp_path, damage)
     folder = write_run(tmp_path / "r", Made(layers=(0, 1)))
     if damage != "none":
         (folder / "summary.csv").write_text(damage)
-    run = reported(folder)
+    run = read_page_run(folder)
     assert len(run.summary)
     assert any("made again from the records" in problem for problem in run.problems)
 
@@ -251,7 +251,7 @@ def test_an_older_run_json_gives_a_page_with_items(tmp_path):
     for key in ("due", "baselines", "plan", "config", "calibration"):
         del info[key]
     (folder / "run.json").write_text(json.dumps(info))
-    run = reported(folder)
+    run = read_page_run(folder)
     assert any("run.json has no 'due'" in problem or "cannot be told" in problem for problem in run.problems)
     assert len(decoded(tables_of(render([run]))["rows-0-0"])) == len(run.records)
 
@@ -260,9 +260,9 @@ def test_no_results_at_all_give_a_page(tmp_path):
     folder = write_run(tmp_path / "r", Made(layers=(0,)))
     for path in (folder / "records").iterdir():
         path.unlink()
-    page = render([reported(folder)])
+    page = render([read_page_run(folder)])
     assert "There are no results" in page
-    empty = PageRun("empty", {}, reported(folder).summary, reported(folder).records)
+    empty = PageRun("empty", {}, read_page_run(folder).summary, read_page_run(folder).records)
     assert "There are no results" in render([empty])
 
 
@@ -278,7 +278,7 @@ def test_no_results_at_all_give_a_page(tmp_path):
 )
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 def test_runs_of_all_shapes_give_a_page(tmp_path, made):
-    page = render([reported(write_run(tmp_path / "r", made))])
+    page = render([read_page_run(write_run(tmp_path / "r", made))])
     places = index_of(page)["runs"][0]["places"]
     assert {tuple(place[1:]) for place in places} >= {(r, s) for r in made.relations for s in made.sites}
     assert any(place[1] == "all" for place in places) == (len(made.relations) > 1)
@@ -305,9 +305,9 @@ def test_what_was_measured_besides_has_a_table(made):
     assert found["rows"][0]["cells"][3] == ("0.25", "95 %: 0.10 to 0.40, 20 items")
     assert found["rows"][1]["cells"][0] == ("0.25", ""), "what hangs on no layer is said at each"
     assert list(found["explained"]) == ["selectivity"]
-    page = render([dataclasses.replace(reported(made), metrics=pd.DataFrame(many))])
+    page = render([dataclasses.replace(read_page_run(made), metrics=pd.DataFrame(many))])
     assert "likeness &lt;b&gt;" in page
-    assert "Nothing else was measured" in render([dataclasses.replace(reported(made), metrics=pd.DataFrame())])
+    assert "Nothing else was measured" in render([dataclasses.replace(read_page_run(made), metrics=pd.DataFrame())])
 
 
 def test_more_measures_than_a_page_holds_are_counted():
@@ -322,12 +322,12 @@ def test_a_table_that_is_cut_short_is_named(tmp_path, name):
     finish(folder)
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) // 2])
-    (problem,) = reported(folder).problems
+    (problem,) = read_page_run(folder).problems
     assert problem.startswith(f"{name} is damaged (it ends in the middle of a line)")
 
 
 def test_large_runs_are_sampled_and_say_so(tmp_path):
-    run = reported(write_run(tmp_path / "r", Made(relations=("a", "b"), subjects=40, sites=("subject", "answer"))))
+    run = read_page_run(write_run(tmp_path / "r", Made(relations=("a", "b"), subjects=40, sites=("subject", "answer"))))
     ((first, second),) = sampling.item_chunks([run], records=len(run.records) // 4)
     assert (first.kept, first.of) == (20, 80)
     items = decoded(first.items)
@@ -345,7 +345,7 @@ def test_large_runs_are_sampled_and_say_so(tmp_path):
 
 def test_grids_are_by_target_layer_and_their_totals_are_rescaled(tmp_path):
     attempts = ("target_layer=1", "target_layer=6", "target_layer=same")
-    run = reported(write_run(tmp_path / "r", Made(attempts=attempts)))
+    run = read_page_run(write_run(tmp_path / "r", Made(attempts=attempts)))
     cells = figures.grids(run.records)
     assert set(cells["inspector"]) == {"patchscope"}
     assert set(cells["target"]) == {"1", "6", "same"}
@@ -387,14 +387,15 @@ def test_costs_are_those_of_the_cells():
 
 def test_several_runs_have_a_chooser(made, tmp_path):
     other = write_run(tmp_path / "second", Made(accuracy={"probe": 0.7}))
-    page = render([reported(made), reported(other)])
+    page = render([read_page_run(made), read_page_run(other)])
     assert [run["name"] for run in index_of(page)["runs"]] == ["first", "second"]
     assert '<option value="1">second</option>' in page
     assert len({*tables_of(page)}) == 2 + 2 * 3
 
 
 def test_calibrations_and_verdict_words_stand_in_the_page(made):
-    run = dataclasses.replace(reported(made), calibrations={"patchscope": "found 7 of 8 planted facts", "probe": None})
+    calibrations = {"patchscope": "found 7 of 8 planted facts", "probe": None}
+    run = dataclasses.replace(read_page_run(made), calibrations=calibrations)
     page = render([run])
     assert "found 7 of 8 planted facts" in page
     assert "not calibrated" in page
@@ -415,10 +416,10 @@ def test_the_command_refuses_what_is_no_run(tmp_path):
     assert "RUN" in refused(lensbench("report", cwd=tmp_path), 2)
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(LensbenchError, match="names no cells"):
-        reported(tmp_path)
+        read_page_run(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_to_is_a_wrong_use(made, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written to"):
-        write_page([reported(made)], tmp_path / "file" / "page.html")
+        write_page([read_page_run(made)], tmp_path / "file" / "page.html")

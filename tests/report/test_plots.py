@@ -11,6 +11,7 @@ from lensbench.report.panels import of_methods, spread
 from lensbench.report.plots import plot_layers, plot_relations, plot_run
 from lensbench.report.style import METHOD_COLOURS, colours
 from lensbench.report.tables import number, print_table, result_table
+from lensbench.results.samples import SummarySettings
 from lensbench.results.summary import best_layers, summarise
 
 QUESTIONS = {"shuffled": "uses_activation", "input_only": "beats_text", "embedding": "beats_text"}
@@ -40,7 +41,7 @@ def summary():
     records = pd.concat(frames, ignore_index=True).assign(
         model="org/tiny", verbalizer="org/tiny", task="country_facts", attempt="only", chance=0.125
     )
-    return summarise(records.astype({"layer": "Int16"}), QUESTIONS, draws=100)
+    return summarise(records.astype({"layer": "Int16"}), SummarySettings(QUESTIONS, draws=100))
 
 
 def texts(figure):

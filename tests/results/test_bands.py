@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm, t
 
 from lensbench.errors import LensbenchError
-from lensbench.results.bands import DIFFERENCE, SCORE, Band, gap_verdict, simultaneous_band
-from lensbench.results.resampling import centred_weights
+from lensbench.results.bands import DIFFERENCE, SCORE, Band, centred_weights, simultaneous_band
+from lensbench.results.verdicts import gap_verdict
 
 
 def differences(rng, subjects, layers, shift=0.0, each=1):

@@ -3,9 +3,8 @@ import pytest
 
 from benchmarks.verdicts import SHAPES, differences
 from lensbench.errors import UsageError
-from lensbench.results.bands import DIFFERENCE
+from lensbench.results.bands import DIFFERENCE, sampled, simultaneous_cut, single_cut
 from lensbench.results.change_point import Emergence, emergence
-from lensbench.results.resampling import sampled, simultaneous_cut, single_cut
 
 SUBJECTS = np.repeat(np.arange(60), 2)
 

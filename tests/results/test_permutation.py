@@ -7,13 +7,12 @@ import pytest
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.results.arrays import cells_of
-from lensbench.results.bands import VERDICTS
-from lensbench.results.contests import methods_of, samples_under
 from lensbench.results.golds import credit, golds_of, unresolved
 from lensbench.results.metrics import metrics
 from lensbench.results.permutation import ANY, _holding, false_alarms
-from lensbench.results.samples import SummarySettings
-from lensbench.results.summary import gaps_of, summarise
+from lensbench.results.samples import SummarySettings, methods_of, samples_under
+from lensbench.results.summary import summarise
+from lensbench.results.verdicts import VERDICTS, gaps_of
 
 QUESTIONS = {
     "shuffled": "uses_activation", "question_only": "uses_activation", "input_only": "beats_text",
@@ -83,7 +82,7 @@ def knowing(rng, gold):
 
 def test_a_method_that_knows_gets_its_verdict_but_not_with_permuted_golds():
     records = study(0, reader=knowing)
-    verdicts = set(summarise(records, QUESTIONS, draws=300)["verdict"])
+    verdicts = set(summarise(records, SummarySettings(QUESTIONS, draws=300))["verdict"])
     assert set(VERDICTS.values()) <= verdicts
     found = false_alarms(records, SummarySettings(QUESTIONS, draws=300), permutations=60)
     anywhere = found[found["relation"] == ANY].set_index("question")
@@ -159,7 +158,7 @@ def test_the_rate_is_that_of_permuting_and_summarising_in_full():
     sets = dict.fromkeys(records["item"].unique(), "one")
     verdicts = []
     for _ in range(30):
-        summary = summarise(naive_permuted(records, sets, rng), QUESTIONS, draws=200)
+        summary = summarise(naive_permuted(records, sets, rng), SummarySettings(QUESTIONS, draws=200))
         verdicts.append((summary[summary["relation"] == "city"]["verdict"] == "uses the activation").any())
     assert abs(found.loc["city", "rate"] - np.mean(verdicts)) < 0.2
     assert found.loc["city", "rate"] > 0.5

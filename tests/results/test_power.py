@@ -4,9 +4,8 @@ import pytest
 
 from benchmarks.verdicts import answers, found_at, simulate
 from lensbench.errors import UsageError
-from lensbench.results.bands import DIFFERENCE, simultaneous_band
+from lensbench.results.bands import DIFFERENCE, sampled, simultaneous_band, simultaneous_cut, single_cut
 from lensbench.results.power import Study, power_of, subjects_needed
-from lensbench.results.resampling import sampled, simultaneous_cut, single_cut
 from lensbench.results.samples import SummarySettings
 from lensbench.results.summary import summary_and_power
 from tests.results.test_summary import QUESTIONS, bits, pick, rows

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.results.frames import ALL
 from lensbench.results.provenance import shares
+from lensbench.results.records import ALL
 from tests.results.test_permutation import ANSWERS, said, world
 
 

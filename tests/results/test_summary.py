@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensbench.errors import LensbenchError
-from lensbench.results.bands import NO_VERDICT
-from lensbench.results.frames import SUMMARY_COLUMNS
-from lensbench.results.summary import RequiredBaseline, best_layers, metrics, summarise
+from lensbench.results.metrics import metrics
+from lensbench.results.samples import RequiredBaseline, SummarySettings
+from lensbench.results.summary import SUMMARY_COLUMNS, best_layers, summarise
+from lensbench.results.verdicts import NO_VERDICT
 
 QUESTIONS = {
     "question_only": "uses_activation", "shuffled": "uses_activation", "input_only": "beats_text",
@@ -39,7 +40,7 @@ def rows(correct, *, corrected=None, inspector="probe", baseline="none", attempt
 
 
 def together(*frames, **changes):
-    return summarise(pd.concat(frames, ignore_index=True), QUESTIONS, draws=300, **changes)
+    return summarise(pd.concat(frames, ignore_index=True), SummarySettings(QUESTIONS, draws=300, **changes))
 
 
 def pick(summary, **keys):
@@ -173,7 +174,7 @@ def test_no_good_is_said_while_a_rival_is_missing():
     assert verdicts() == {"uses the activation"}
     assert verdicts(due=due) == {"incomplete without shuffled"}
     assert verdicts(rows(low, baseline="shuffled", layers=[None]), due=due) == {"uses the activation"}
-    excuse = [("facts", "answer", "probe", "shuffled", relation) for relation in ("capital", "all")]
+    excuse = frozenset(("facts", "answer", "probe", "shuffled", relation) for relation in ("capital", "all"))
     assert verdicts(due=due, excused=excuse) == {"incomplete without shuffled"}, "an essential rival is never excused"
     due = {"probe": {"shuffled": RequiredBaseline("uses_activation", False)}}
     assert verdicts(due=due, excused=excuse) == {"uses the activation"}
@@ -221,7 +222,7 @@ def test_the_order_of_rows_changes_nothing(seed):
     mixed = records.sample(frac=1.0, random_state=seed, ignore_index=True)
     for column in ("item", "subject", "relation"):
         mixed[column] = mixed[column].astype("category")
-    first, second = (summarise(frame, QUESTIONS, draws=100) for frame in (records, mixed))
+    first, second = (summarise(frame, SummarySettings(QUESTIONS, draws=100)) for frame in (records, mixed))
     pd.testing.assert_frame_equal(first, second, rtol=1e-5, atol=1e-6)
 
 
@@ -229,7 +230,7 @@ def test_the_order_of_rows_changes_nothing(seed):
 @given(st.integers(2, 12), st.integers(4, 20))
 def test_a_constant_scorer_gets_exactly_chance(choices, items):
     records = rows(np.full((items, 2), 1 / choices), chance=1 / choices)
-    summary = summarise(records, QUESTIONS, draws=50)
+    summary = summarise(records, SummarySettings(QUESTIONS, draws=50))
     np.testing.assert_allclose(pick(summary, relation="capital")["accuracy"], 1 / choices)
     np.testing.assert_allclose(pick(summary, relation="all")["accuracy"], 0, atol=1e-12)
 
@@ -314,7 +315,7 @@ def test_selected_items_get_no_verdict_and_no_part_in_totals():
             rows(rival, relation=relation, baseline="question_only", layers=[None]),
         )
     ]
-    summary = together(*frames, selected=[("facts", "chosen")])
+    summary = together(*frames, selected=frozenset({("facts", "chosen")}))
     assert set(pick(summary, relation="chosen", baseline="none")["verdict"]) == {NO_VERDICT}
     assert set(pick(summary, relation="capital", baseline="none")["verdict"]) == {"uses the activation"}
     np.testing.assert_allclose(pick(summary, relation="all", baseline="none")["accuracy_corrected"], 1)
@@ -340,7 +341,7 @@ def third_verdict(rivals, *, verbalizer="base", own=None):
     own = np.ones((80, 2)) if own is None else own
     frames = [rows(own, verbalizer=verbalizer)]
     frames += [rows(scores, baseline=name, verbalizer=verbalizer) for name, scores in rivals.items()]
-    summary = summarise(pd.concat(frames, ignore_index=True), THIRD, due=DUE, draws=300)
+    summary = summarise(pd.concat(frames, ignore_index=True), SummarySettings(THIRD, due=DUE, draws=300))
     found = pick(summary, baseline="none", question="target_specific", relation="capital")
     return set(found["verdict"])
 

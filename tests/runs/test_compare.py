@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.results.differences import (
+from lensbench.results.compare import (
     FIRST_HIGHER,
     IDENTICAL,
     INCONCLUSIVE,

@@ -10,7 +10,7 @@ import pytest
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.leaderboard import Entry, leaderboard_page
 from lensbench.results.summary import best_layers, summary_and_power
-from lensbench.runs.leaderboard import read_board, write_leaderboard
+from lensbench.runs.pages import read_board, write_leaderboard
 from lensbench.runs.run import Run, finish
 from tests.command import lensbench, refused
 from tests.made_run import Made, write_run

@@ -28,7 +28,7 @@ from lensbench.tasks.audit import (
     table_rows,
     with_thresholds,
 )
-from lensbench.tasks.audit.names import near_duplicates
+from lensbench.tasks.audit.answers import near_duplicates
 from tests.audit_tasks import PLANTS, bad_task, clean_task, make_facts, make_relation, planted, write
 
 

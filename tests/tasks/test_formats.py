@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.tasks import N_FOLDS, Task, TaskError, fold_of, load_task
 from lensbench.tasks.facts import OWN, normalise
-from lensbench.tasks.finding import load_tasks
-from lensbench.tasks.formats import parse_spec
-from lensbench.tasks.formats.choices import make_sets
-from lensbench.tasks.formats.tables import elements
+from lensbench.tasks.formats.drafts import make_sets
+from lensbench.tasks.formats.sources import elements, parse_spec
 from lensbench.tasks.formats.texts import LEAD_IN, place_subject
+from lensbench.tasks.load import load_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"

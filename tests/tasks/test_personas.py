@@ -226,7 +226,7 @@ def test_wrong_tasks(task, tmp_path):
 
 def test_a_wrong_world_is_answered_in_one_line():
     # In a process of its own: here, the checks of types would be first.
-    code = "from lensbench import personas, tasks\npersonas.personas(tasks.load_task('personas'), 'real')"
+    code = "from lensbench.tasks import load_task, personas\npersonas.personas(load_task('personas'), 'real')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=data_root(), check=False)
     assert "UsageError: world 'real' of personas; expected main or twin" in done.stderr.splitlines()[-1]
 

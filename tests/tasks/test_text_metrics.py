@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lensbench.tasks.text_metrics import facet_recall, rouge_l, says
+from lensbench.tasks.facts import facet_recall, rouge_l, says
 
 WORDS = st.lists(st.sampled_from(["red", "green", "blue", "of", "the"]), max_size=8)
 

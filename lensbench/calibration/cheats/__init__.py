@@ -22,8 +22,8 @@ from lensbench.errors import unknown_name
 from lensbench.harness.bench import Bench
 from lensbench.inspectors.base import Inspector
 from lensbench.results.arrays import CONTROL_TASK, ORACLE
-from lensbench.results.bands import VERDICTS
 from lensbench.results.records import NO_BASELINE
+from lensbench.results.verdicts import VERDICTS
 from lensbench.testing import conformance
 
 __all__ = [

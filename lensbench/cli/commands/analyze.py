@@ -100,7 +100,7 @@ def analyze(
     loaded = load_source(source, how, at)
     tables = analyse(loaded, tuple(ANALYSES) if what is What.everything else (what.value,), settings, folder)
     if as_json:
-        from lensbench.results.frames import rows_of
+        from lensbench.results.summary import rows_of
 
         print_json({"folder": str(folder), "tables": {name: rows_of(table) for name, table in tables.items()}})
         return

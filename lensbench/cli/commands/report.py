@@ -41,9 +41,9 @@ def report(
         _leaderboard(leaderboard, out or leaderboard / BOARD, as_json=as_json)
         return
     assert runs
-    from lensbench.runs.page_data import reported, write_page
+    from lensbench.runs.pages import read_page_run, write_page
 
-    shown = [reported(run) for run in runs]
+    shown = [read_page_run(run) for run in runs]
     path = out or runs[0] / PAGE
     size = write_page(shown, path)
     problems = [problem for run in shown for problem in run.problems]
@@ -55,7 +55,7 @@ def report(
 
 
 def _leaderboard(folder: Path, out: Path, *, as_json: bool) -> None:
-    from lensbench.runs.leaderboard import write_leaderboard
+    from lensbench.runs.pages import write_leaderboard
 
     board = write_leaderboard(folder, out)
     if as_json:

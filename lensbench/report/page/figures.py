@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lensbench.report.page.coding import encode_table, numbers, words
-from lensbench.results.frames import ALL
-from lensbench.results.records import NO_BASELINE
+from lensbench.results.records import ALL, NO_BASELINE
 
 _NAMES = ("task", "relation", "site", "inspector", "baseline", "rule", "question", "strongest_baseline", "verdict")
 _SHARES = ("accuracy_corrected", "accuracy", "ci_low", "ci_high", "chance", "gap", "gap_low", "gap_high")

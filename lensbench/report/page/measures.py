@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lensbench.report.style import readable
-from lensbench.results.frames import ALL
-from lensbench.results.records import NO_BASELINE
+from lensbench.results.records import ALL, NO_BASELINE
 
 # A table in a page names about so many layers and rows; metrics.csv has all.
 LAYERS, ROWS = 9, 150

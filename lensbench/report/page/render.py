@@ -15,9 +15,9 @@ from lensbench.report.page.content import PageRun
 from lensbench.report.page.measures import measures
 from lensbench.report.page.sentences import findings
 from lensbench.report.style import colours, readable
-from lensbench.results.bands import MARGIN, VERDICTS
-from lensbench.results.frames import ALL
-from lensbench.results.records import NO_BASELINE
+from lensbench.results.bands import MARGIN
+from lensbench.results.records import ALL, NO_BASELINE
+from lensbench.results.verdicts import VERDICTS
 
 HERE = Path(__file__).parent
 SCRIPTS = ("page.js", "charts.js", "items.js")

@@ -9,8 +9,9 @@ import pandas as pd
 from lensbench.report.page.content import PageRun
 from lensbench.report.style import readable
 from lensbench.report.tables import number
-from lensbench.results.bands import NO_VERDICT, VERDICTS
-from lensbench.results.frames import ALL, best_layers
+from lensbench.results.records import ALL
+from lensbench.results.summary import best_layers
+from lensbench.results.verdicts import NO_VERDICT, VERDICTS
 
 SAID_OF_RIVALS: Mapping[str, str] = {
     "question_only": "the same prompt with nothing patched",

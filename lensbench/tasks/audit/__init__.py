@@ -3,11 +3,21 @@
 Nothing in here imports torch; with a tokenizer, what begins with the same token is found too.
 """
 
+from lensbench.tasks.audit.answers import Guess, character_accuracy, guess_from_characters
 from lensbench.tasks.audit.auditing import audit_task, with_thresholds
-from lensbench.tasks.audit.findings import ALL, DEFAULT_THRESHOLDS, MODEL_CHECKS, AuditFinding, Thresholds
-from lensbench.tasks.audit.names import Guess, character_accuracy, guess_from_characters
-from lensbench.tasks.audit.readme import Stated, read_table
-from lensbench.tasks.audit.tables import AuditRow, markdown, proposed, table_rows
+from lensbench.tasks.audit.findings import (
+    ALL,
+    DEFAULT_THRESHOLDS,
+    MODEL_CHECKS,
+    AuditFinding,
+    AuditRow,
+    Stated,
+    Thresholds,
+    markdown,
+    proposed,
+    read_table,
+    table_rows,
+)
 
 __all__ = [
     "ALL",

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from lensbench.tasks import Fact, Item, Relation, Task
-from lensbench.tasks.audit import choices, names, texts, tokenized
+from lensbench.tasks.audit import answers, wording
 from lensbench.tasks.audit.findings import AuditFinding, Figure, Thresholds, threshold_of, within
 
 
 def audit_task(
     task: Task,
-    tokens: tokenized.Tokenizer | None = None,
+    tokens: wording.Tokenizer | None = None,
     thresholds: Thresholds | None = None,
 ) -> list[AuditFinding]:
     """Audit each relation of a task.
@@ -25,7 +25,7 @@ def audit_task(
         The findings of all relations, in the task's order. The same task gives the same findings.
     """
     findings = []
-    items = tokenized.all_items(task) if tokens is not None else {}
+    items = wording.all_items(task) if tokens is not None else {}
     for relation in task.relations.values():
         facts = [fact for fact in task.facts if fact.relation == relation.name]
         figures = list(_figures(relation, facts, read_before_tokens=tokens is None))
@@ -46,46 +46,46 @@ def with_thresholds(findings: Iterable[AuditFinding], thresholds: Thresholds) ->
 
 
 def _figures(relation: Relation, facts: list[Fact], *, read_before_tokens: bool) -> Iterator[tuple[str, Figure]]:
-    yield "near duplicates", names.near_duplicates(facts)
+    yield "near duplicates", answers.near_duplicates(facts)
     if relation.choice_sets:  # prose asks for nothing: its answer is the model's own
         yield from _wording(relation, facts, read_before_tokens=read_before_tokens)
         yield from _choosing(relation, facts)
 
 
 def _wording(relation: Relation, facts: list[Fact], *, read_before_tokens: bool) -> Iterator[tuple[str, Figure]]:
-    yield "answer in text", texts.answer_in_text(relation, facts)
-    yield "answer in subject", texts.answer_in_subject(facts)
+    yield "answer in text", wording.answer_in_text(relation, facts)
+    yield "answer in subject", wording.answer_in_subject(facts)
     if relation.given:
         # Sources that state the answer name the relation too.
-        yield "answer given", texts.answer_given(relation, facts)
+        yield "answer given", wording.answer_given(relation, facts)
     else:
-        yield "relation words", texts.relation_words(relation, facts)
-    if texts.has_knowledge(relation):
-        yield "answer in knowledge", texts.answer_in_knowledge(relation, facts)
-        yield "knowledge repeats", texts.knowledge_repeats(relation)
+        yield "relation words", wording.relation_words(relation, facts)
+    if wording.has_knowledge(relation):
+        yield "answer in knowledge", wording.answer_in_knowledge(relation, facts)
+        yield "knowledge repeats", wording.knowledge_repeats(relation)
     if read_before_tokens:
-        yield "read at token 0", texts.starts_with_slot(relation, facts)
+        yield "read at token 0", wording.starts_with_slot(relation, facts)
 
 
 def _choosing(relation: Relation, facts: list[Fact]) -> Iterator[tuple[str, Figure]]:
-    yield "too few classes", choices.too_few_classes(facts)
-    yield "best constant", choices.best_constant(relation, facts)
-    yield "gold is first", choices.gold_at(choices.first, relation, facts)
-    yield "gold is in the middle", choices.gold_at(choices.middle, relation, facts)
-    for check, place in (("median popularity", choices.middle), ("most popular", choices.last)):
-        figure = choices.popularity_at(place, relation, facts)
+    yield "too few classes", answers.too_few_classes(facts)
+    yield "best constant", answers.best_constant(relation, facts)
+    yield "gold is first", answers.gold_at(answers.first, relation, facts)
+    yield "gold is in the middle", answers.gold_at(answers.middle, relation, facts)
+    for check, place in (("median popularity", answers.middle), ("most popular", answers.last)):
+        figure = answers.popularity_at(place, relation, facts)
         if figure is not None:
             yield check, figure
-    yield "alias collisions", choices.alias_collisions(relation, facts)
+    yield "alias collisions", answers.alias_collisions(relation, facts)
     if relation.kind == "class":
-        yield "fold imbalance", choices.fold_imbalance(facts)
-        yield "subject characters", names.subject_characters(facts)
+        yield "fold imbalance", answers.fold_imbalance(facts)
+        yield "subject characters", answers.subject_characters(facts)
 
 
 def _under(
-    tokens: tokenized.Tokenizer, relation: Relation, facts: list[Fact], items: Iterable[Item]
+    tokens: wording.Tokenizer, relation: Relation, facts: list[Fact], items: Iterable[Item]
 ) -> Iterator[tuple[str, Figure]]:
-    yield "read at token 0", tokenized.read_at_token_0(relation, items, tokens)
+    yield "read at token 0", wording.read_at_token_0(relation, items, tokens)
     if relation.choice_sets:
-        yield "token collisions", tokenized.token_collisions(relation, facts, tokens)
-        yield "alias token collisions", tokenized.alias_token_collisions(relation, facts, tokens)
+        yield "token collisions", wording.token_collisions(relation, facts, tokens)
+        yield "alias token collisions", wording.alias_token_collisions(relation, facts, tokens)

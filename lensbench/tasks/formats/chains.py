@@ -1,12 +1,14 @@
-"""Tasks of two hops: subject → bridge → answer, and the relation that asks for the bridge."""
+"""Files of two-hop chains, subject → bridge → answer: "Hopping too late" (CSV), and the files of Patchscopes (TSV)."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from lensbench.tasks.facts import BRIDGE_SLOT, OWN, SLOT, SOURCE_SLOT, Hops, Site, normalise
-from lensbench.tasks.formats.building import SourceRow, Wording, one_a_subject, why_not
-from lensbench.tasks.formats.texts import after_words, said, slug
+from lensbench.tasks.files import File, Problems
+from lensbench.tasks.formats.drafts import Draft, SourceRow, Wording, one_a_subject, why_not
+from lensbench.tasks.formats.sources import Row, Source, open_file, read_csv
+from lensbench.tasks.formats.texts import after_words, place_subject, said, slug, words
 
 _PHRASINGS = 4
 
@@ -52,7 +54,13 @@ class Chain:
         return self.hops[0].name, self.hops[1].name
 
 
-def draft_chains(chains: Iterable[Chain], left_out: dict[str, int]) -> tuple[tuple[SourceRow, ...], dict[str, Wording]]:
+def _draft_chains(chains: list[Chain], name: str, summary: str, file: File) -> Draft:
+    left_out: Counter[str] = Counter()
+    rows, wordings = _relations_of(chains, left_out)
+    return Draft(slug(name), summary, file.content, rows, wordings, left_out)
+
+
+def _relations_of(chains: list[Chain], left_out: Counter[str]) -> tuple[tuple[SourceRow, ...], dict[str, Wording]]:
     """Rows and wordings: a relation for each pair of hops and each first hop, or one of all chains.
 
     Pairs of hops that cannot be cross-fitted are left out, unless this leaves nothing: then all chains are one
@@ -80,7 +88,7 @@ def draft_chains(chains: Iterable[Chain], left_out: dict[str, int]) -> tuple[tup
             if normalise(chain.bridge) == normalise(bridge):
                 rows.append(replace(_chain_row(chain, _chain_name(chain.kind)), bridge=bridge))
             else:
-                left_out["another bridge for a subject"] = left_out.get("another bridge for a subject", 0) + 1
+                left_out["another bridge for a subject"] += 1
     return tuple(rows), wordings
 
 
@@ -165,3 +173,79 @@ def _as_one(chains: list[Chain]) -> tuple[tuple[SourceRow, ...], dict[str, Wordi
         sources={"t2": {OWN: SOURCE_SLOT}},
     )
     return tuple(rows), {"two_hop": wording}
+
+
+_HOPPING_COLUMNS = ("e1_label", "r1_type", "e2_label", "r2_type", "e3_label")
+
+
+def read_hopping(source: Source, problems: Problems) -> Draft:
+    """Read chains of two hops; the templates of the file become prompts, with ours where it has none."""
+    file = open_file(source, problems, "a CSV file of chains")
+    table = read_csv(file, ",", _HOPPING_COLUMNS)
+    chains = [
+        Chain(
+            line=row.line,
+            subject=row.name("e1_label"),
+            bridge=row.name("e2_label"),
+            answer=row.name("e3_label"),
+            hops=(_hop(row, "r1"), _hop(row, "r2")),
+            bridge_aliases=row.names("e2_aliases"),
+            answer_aliases=row.names("e3_aliases"),
+            popularity=row.number("e3_popularity"),
+        )
+        for row in table
+    ]
+    if not table and not problems.found:
+        file.problem(1, "no rows", "one chain a row", "give a file with rows")
+    problems.stop_if_any()
+    summary = "Chains of two hops: the bridge at the end of the first hop, the answer at the end of the query."
+    return _draft_chains(chains, f"hopping {source.path.stem}", summary, file)
+
+
+def _hop(row: Row, key: str) -> Hop:
+    name, template = row.text(f"{key}_type"), row.cells.get(f"{key}_template")
+    if not isinstance(template, str) or not template.strip():
+        return Hop(name, f"the {words(name)} of {{}}")
+    if template.count("{}") != 1 or "{" in template.replace("{}", "") or "}" in template.replace("{}", ""):
+        row.problem(f"{key}_template {template!r}", "exactly one {} and no other brace", "mend it")
+    return Hop(name, template.strip())
+
+
+_SNIPPET_COLUMNS = ("subject", "object", "prompt_target", "prompt_source")
+_CHAIN = ("hop1_product", "hop2_company", "hop3_ceo")
+_CHAIN_HOPS = (Hop("company", "the company that makes {}"), Hop("chief_executive", "the chief executive of {}"))
+
+
+def read_patchscopes(source: Source, problems: Problems) -> Draft:
+    """Read snippets that end at a subject, and the prompt that asks. Positions are found anew, by the subject."""
+    file = open_file(source, problems, "a TSV file of Patchscopes")
+    if _CHAIN[0] in file.lines[0].rstrip("\r").split("\t"):
+        return _read_chief_executives(source, file, problems)
+    name = slug(source.path.stem)
+    table = read_csv(file, "\t", _SNIPPET_COLUMNS)
+    rows = []
+    for row in table:
+        subject, answer = row.name("subject"), row.name("object")
+        placed = place_subject(str(row.cells["prompt_source"]), subject)
+        rows.append(SourceRow(name, subject, answer, row.line, texts={"subject": placed.text}, rank=placed.rank))
+    inspection = tuple(dict.fromkeys(row.prompt("prompt_target") for row in table))
+    if not table and not problems.found:
+        file.problem(1, "no rows", "one snippet a row", "give a file with rows")
+    wording = Wording(
+        summary=f"subject → {name.replace('_', ' ')}",
+        inspection=inspection,
+        questions=tuple(form for asked in inspection for form in (f"{asked} is", f"Complete the sentence. {asked} is")),
+        sources={"subject": {OWN: SOURCE_SLOT}},
+    )
+    summary = f"Snippets of Patchscopes' attribute extraction that end at a subject: {name.replace('_', ' ')}."
+    return Draft(slug(f"patchscopes {source.path.stem}"), summary, file.content, tuple(rows), {name: wording})
+
+
+def _read_chief_executives(source: Source, file: File, problems: Problems) -> Draft:
+    table = read_csv(file, "\t", _CHAIN)
+    chains = [
+        Chain(row.line, row.name(_CHAIN[0]), row.name(_CHAIN[1]), row.name(_CHAIN[2]), _CHAIN_HOPS) for row in table
+    ]
+    problems.stop_if_any()
+    summary = "Patchscopes' chains: product → company → chief executive."
+    return _draft_chains(chains, f"patchscopes {source.path.stem}", summary, file)

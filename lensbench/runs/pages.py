@@ -1,19 +1,20 @@
-"""A run as its page shows it: the records that can be read, and what is said elsewhere of its items and methods."""
+"""Runs as pages for a browser: what can be read of a run and of its items, and one table of many runs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.models.sources import FACTS, read_facts, split_edits
+from lensbench.models.sources import facts_about, planted_facts
+from lensbench.report.leaderboard import Entry, leaderboard_page
 from lensbench.report.page import ItemText, MethodText, PageRun, render
 from lensbench.report.page.reading import read_readable, unfinished
-from lensbench.results.frames import SUMMARY_COLUMNS
-from lensbench.results.provenance import Facts, shares
-from lensbench.results.records import without_folder
-from lensbench.results.summary import summary_and_power
+from lensbench.results.provenance import shares
+from lensbench.results.records import RUN_FILE, without_folder
+from lensbench.results.summary import SUMMARY_COLUMNS, summary_and_power
 from lensbench.runs.run import Run
 from lensbench.tasks import Item, Task, load_tasks
 from lensbench.utils.cache import atomic_file
@@ -26,7 +27,7 @@ _READ = {
 }
 
 
-def reported(path: Path | str) -> PageRun:
+def read_page_run(path: Path | str) -> PageRun:
     """Read a run folder for a page. What cannot be read is left out, and named in `problems`.
 
     Raises:
@@ -57,13 +58,18 @@ def write_page(runs: Sequence[PageRun], out: Path) -> int:
     Raises:
         UsageError: the file cannot be written.
     """
-    page = render(runs).encode()
+    return _write(out, render(runs))
+
+
+def _write(out: Path, page: str) -> int:
+    content = page.encode()
     try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out) as file:
-            file.write(page)
+            file.write(content)
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written to: {error.strerror}; choose another place") from None
-    return len(page)
+    return len(content)
 
 
 def _guarded(read: Any, otherwise: Any, problems: list[str], what: str) -> Any:
@@ -121,8 +127,10 @@ def _tasks(info: Mapping[str, Any], problems: list[str]) -> list[Task]:
 
 def _methods(info: Mapping[str, Any]) -> dict[str, MethodText]:
     """What `run.json` says of the methods; runs of earlier versions say nothing."""
-    told = info.get("methods", {})
-    return {name: MethodText(one["summary"], tuple(one["reads"]), one["learns_from"]) for name, one in told.items()}
+    described = info.get("methods", {})
+    return {
+        name: MethodText(one["summary"], tuple(one["reads"]), one["learns_from"]) for name, one in described.items()
+    }
 
 
 def _texts(tasks: list[Task], records: pd.DataFrame) -> dict[tuple[str, str], ItemText]:
@@ -155,19 +163,60 @@ def _shares(info: Mapping[str, Any], records: pd.DataFrame, problems: list[str])
         return None
     try:
         relations = records["relation"].astype(str).unique()
-        own, other = ({one: _facts_about(one, _told(name)) for one in relations} for name in names)
+        facts = [planted_facts(name) for name in names]
+        own, other = ({one: facts_about(one, planted) for one in relations} for planted in facts)
         return shares(records, own, other)
     except LensbenchError as error:
         problems.append(f"whose facts the answers follow cannot be told: {error}")
         return None
 
 
-def _told(name: str) -> Facts:
-    folders = split_edits(name)[1]
-    return {key: values for folder in folders for key, values in read_facts(folder / FACTS).items()}
+@dataclass(frozen=True)
+class Board:
+    """What a leaderboard is made of: the runs that could be read, and what is wrong with the others."""
+
+    entries: tuple[Entry, ...]
+    problems: tuple[str, ...]
 
 
-def _facts_about(relation: str, facts: Facts) -> Mapping[str, str]:
-    """What was told of the attribute that a relation is named after (`city`, `city_twin`)."""
-    named = [attribute for attribute in facts if relation == attribute or relation.startswith(f"{attribute}_")]
-    return facts[max(named, key=len)] if named else {}
+def read_board(folder: Path | str) -> Board:
+    """Read every run folder in a folder, however deep. A run that cannot be read is named, and left out.
+
+    Raises:
+        UsageError: no such folder, or no run folder in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UsageError(f"no such folder: {folder}; expected one that holds run folders")
+    paths = sorted(path.parent for path in root.rglob(RUN_FILE))
+    if not paths:
+        raise UsageError(f"{folder} holds no run folder: none has a {RUN_FILE}; `lensbench evaluate` writes them")
+    entries, problems = [], []
+    for path in paths:
+        name = path.name if path == root else path.relative_to(root).as_posix()
+        try:
+            entries.append(_entry(name, Run(path)))
+        except (LensbenchError, KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{RUN_FILE} has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            problems.append(f"{name}: {without_folder(reason, path)}")
+    if not entries:
+        raise LensbenchError(f"none of the {len(problems)} run folders in {folder} can be read: {problems[0]}")
+    return Board(tuple(entries), tuple(problems))
+
+
+def _entry(name: str, run: Run) -> Entry:
+    if not run.done:
+        raise LensbenchError("no cell is finished")
+    known = {method: None if found is None else found.in_words() for method, found in run.calibrations.items()}
+    return Entry(name, run.best, known, run.outside_totals)
+
+
+def write_leaderboard(folder: Path | str, out: Path | str) -> Board:
+    """Write one page of all runs in a folder, and return what it is made of.
+
+    Raises:
+        UsageError: no run folder, or a file that cannot be written to.
+    """
+    board = read_board(folder)
+    _write(Path(out), leaderboard_page(board.entries, board.problems))
+    return board

@@ -9,8 +9,7 @@ import pandas as pd
 
 from lensbench.results.arrays import FIXED, NO_LAYER, CellScores, Items, Scored, cells_of
 from lensbench.results.bands import MARGIN, Band, Floats, Ints
-from lensbench.results.frames import ALL
-from lensbench.results.records import NO_BASELINE
+from lensbench.results.records import ALL, NO_BASELINE
 from lensbench.results.samples import Sample, SummarySettings
 
 BEST = "best"
@@ -146,7 +145,7 @@ def differences(shared: Shared, settings: SummarySettings) -> tuple[pd.DataFrame
 
 
 def _cells(shared: Shared) -> tuple[Items, tuple[CellScores, CellScores]]:
-    """Both sides as cells of one table, the second in the place of a rival."""
+    """Both sides as cells of one table, the second in the place of a baseline."""
     same = {"model": "", "verbalizer": "", "task": shared.place.task, "site": shared.place.site, "inspector": ""}
     frames = [
         frame.assign(**same, baseline=name) for frame, name in ((shared.first, NO_BASELINE), (shared.second, _OTHER))

@@ -7,10 +7,23 @@ from pathlib import Path
 
 from lensbench.errors import UsageError, unknown_name
 from lensbench.tasks.facts import SITES, TaskFolder
-from lensbench.tasks.folder import read_task_folder
-from lensbench.tasks.formats import Source, parse_spec, read_source
+from lensbench.tasks.files import Problems, TaskError
+from lensbench.tasks.formats.chains import read_hopping, read_patchscopes
+from lensbench.tasks.formats.drafts import Draft, build
+from lensbench.tasks.formats.relations import read_lre, read_personaqa
+from lensbench.tasks.formats.sources import Source, parse_spec
+from lensbench.tasks.formats.table_files import read_mapped
 from lensbench.tasks.items import Task
-from lensbench.tasks.problems import TaskError
+from lensbench.tasks.task_toml import read_task_folder
+
+_READERS: dict[str, Callable[[Source, Problems], Draft]] = {
+    "lre": read_lre,
+    "patchscopes": read_patchscopes,
+    "hopping": read_hopping,
+    "personaqa": read_personaqa,
+    "hf": read_mapped,
+    "table": read_mapped,
+}
 
 
 def data_root() -> Path:
@@ -44,7 +57,12 @@ def load_task(spec: str) -> Task:
 
 
 def _read(place: Path | Source) -> TaskFolder:
-    return read_task_folder(place) if isinstance(place, Path) else read_source(place)
+    if isinstance(place, Path):
+        return read_task_folder(place)
+    problems = Problems()
+    draft = _READERS[place.scheme](place, problems)
+    problems.stop_if_any()
+    return build(draft, place)
 
 
 def _read_local(place: Path | Source) -> TaskFolder:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lensbench.calibration.trials import Trial
-from lensbench.evaluation.control_models import twin_of
+from lensbench.evaluation.config import twin_of
 from lensbench.models.sources import facts_about, planted_facts, with_edit
 from lensbench.results.provenance import shares
 from lensbench.runs.run import Run

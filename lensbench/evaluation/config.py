@@ -1,20 +1,31 @@
 """What a run is asked to do, checked before anything is loaded. Nothing in here imports torch."""
 
+import logging
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lensbench.baselines.spec import Baseline, choose_baselines
+from lensbench.baselines.spec import ROLES, Baseline, choose_baselines
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.evaluation.control_models import control_models, needed
 from lensbench.inspectors.catalog import check_inspector
-from lensbench.models.sources import check_model_name, planted_facts, read_facts
+from lensbench.models.sources import (
+    IMPLANT,
+    check_model_name,
+    planted_facts,
+    read_facts,
+    read_table,
+    split_edits,
+    with_edit,
+)
 from lensbench.tasks import Site, Task, load_tasks
 from lensbench.utils.cache import parse_size
 from lensbench.utils.layer_spec import parse_layers
 from lensbench.utils.settings import settings_error
+
+LOG = logging.getLogger("lensbench")
 
 
 class RunConfig(BaseModel):
@@ -195,3 +206,46 @@ def _check_control_models(config: RunConfig, baselines: dict[str, Baseline]) -> 
         for role in baseline.needs:
             if role not in models:
                 raise UsageError(f"baseline {baseline.name} needs a model to read: name one with --{role}")
+
+
+def control_models(model: str, given: Mapping[str, str | None]) -> dict[str, str]:
+    """Return role -> model name, of the roles that a run has a model for.
+
+    A target `M+DIR` without its implant is M, which lacks the fact, and so is the reader that is asked in text; its
+    twin is the implant's. Of any other model nothing is known.
+
+    Args:
+        model: the target.
+        given: the models that were named for a role.
+    """
+    found: dict[str, str] = {role: name for role in ROLES if (name := given.get(role)) is not None}
+    base, edits = split_edits(model)
+    if not edits:
+        return found
+    derived = {"unplanted": base, "reference": base}
+    twin = twin_of(edits[0]) if len(edits) == 1 else None
+    if twin is not None:
+        derived["twin"] = with_edit(base, twin)
+    return {**derived, **found}
+
+
+def twin_of(edit: Path) -> Path | None:
+    """Return the folder of the implant with the other world's facts; None where the edit names none.
+
+    Raises:
+        LensbenchError: what describes the edit is damaged.
+    """
+    name = read_table(edit / IMPLANT).get("twin") if (edit / IMPLANT).is_file() else None
+    if name is None:
+        return None
+    folder = edit.parent / str(name)
+    if not folder.is_dir():
+        LOG.warning("%s names the twin %s, which is not beside it; give it with --twin", edit, name)
+        return None
+    return folder
+
+
+def needed(baselines: Iterable[Baseline], models: Mapping[str, str]) -> dict[str, str]:
+    """Return the control models that some of the baselines need."""
+    roles = {role for baseline in baselines for role in baseline.needs}
+    return {role: name for role, name in models.items() if role in roles}

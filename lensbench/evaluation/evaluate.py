@@ -10,11 +10,9 @@ from lensbench.baselines.spec import find_function
 from lensbench.errors import UsageError
 from lensbench.evaluation.config import RunConfig, check_config, make_config
 from lensbench.evaluation.dry_run import Estimate, estimate
-from lensbench.evaluation.executors import Executor, start_executor
-from lensbench.evaluation.journal import Journal, read_before
+from lensbench.evaluation.journal import Journal, folder_of_run, hold_folder, read_before
 from lensbench.evaluation.plan import Cell, Job, make_inspectors, sites_of
-from lensbench.evaluation.run_folder import held, name_folder
-from lensbench.evaluation.runner import Runner
+from lensbench.evaluation.runner import Executor, LocalExecutor, Runner
 from lensbench.results.records import NO_BASELINE
 from lensbench.runs.run import Run, finish
 from lensbench.utils.cache import size_limit
@@ -50,8 +48,8 @@ def evaluate(
 def run_config(config: RunConfig, progress: Progress = silent) -> Run:
     """Execute a checked configuration; see `evaluate`."""
     job = check_job(config)
-    out = name_folder(config)
-    with held(out), kept_log(out):
+    out = folder_of_run(config)
+    with hold_folder(out), kept_log(out):
         job = _as_before(job, out)
         executor = start_executor(job)
         try:
@@ -84,7 +82,7 @@ class DryRun:
 
 def dry_run(config: RunConfig) -> DryRun:
     """Plan a run, and try its cells on a few items; nothing is written but what a cache keeps of models."""
-    out = name_folder(config)
+    out = folder_of_run(config)
     job = _as_before(check_job(config), out)
     runner = Runner(job)
     journal = Journal(out, job.config, job.baselines, runner.plan)
@@ -146,3 +144,17 @@ def _execute(executor: Executor, journal: Journal, progress: Progress) -> None:
             if entry["status"] == "failed":
                 LOG.error("%s %s: %s", work.cell.inspector, work.cell.baseline, entry["error"].splitlines()[0])
             advance(None)
+
+
+def start_executor(job: Job) -> Executor:
+    """Start the executor that the configuration names.
+
+    Raises:
+        UsageError: it is not installed, or what the job asks does not fit.
+        LensbenchError: a model or task that cannot be used.
+    """
+    if job.config.executor == "ray":
+        from lensbench.evaluation.ray import RayExecutor
+
+        return RayExecutor(job)
+    return LocalExecutor(job)

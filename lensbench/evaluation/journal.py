@@ -1,14 +1,18 @@
-"""The journal of a run: `run.json`, written after every cell, so that a run that was cut off can be gone on with."""
+"""The run folder: held by one process at a time, its `run.json` written after every cell, so that runs resume."""
 
 import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import LensbenchError, UsageError
@@ -26,6 +30,8 @@ from lensbench.results.records import (
     write_measures,
     write_shard,
 )
+from lensbench.utils.cache import TEMPORARY
+from lensbench.utils.logs import RUN_LOG
 
 # What records of one folder must have in common: they are read as one table.
 COMMON = (
@@ -46,11 +52,63 @@ VERSIONS = ("lensbench", "torch", "transformers", "scikit-learn", "numpy")
 SETTLED = ("done", "not applicable")
 
 
+LOCK = ".lock"
+
+
+def folder_of_run(config: RunConfig) -> Path:
+    """Return the folder that was asked for, or `reports/TIME-MODEL`."""
+    return config.out or Path("reports") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model).name}"
+
+
+@contextmanager
+def hold_folder(out: Path) -> Iterator[None]:
+    """Make a run folder and hold it, so that a second process cannot work in it at the same time.
+
+    The lock is the operating system's and ends with the process, however that ends. A run that does not begin leaves
+    no folder behind.
+
+    Raises:
+        UsageError: it cannot be written to, or another process is at work in it.
+    """
+    try:
+        (out / RECORDS).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"another process is at work in --out {out}; wait until it has ended, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written to: {error.strerror}; choose another folder") from None
+    try:
+        _sweep(out)
+        yield
+    finally:
+        if not (out / RUN_FILE).exists():
+            _remove(out)
+        lock.release()
+
+
+def _sweep(out: Path) -> None:
+    """Remove half-written files of a process that was killed."""
+    for folder in (out, out / RECORDS, out / MEASURES):
+        for path in folder.glob(TEMPORARY):
+            path.unlink(missing_ok=True)
+
+
+def _remove(out: Path) -> None:
+    for file in (LOCK, RUN_LOG):
+        (out / file).unlink(missing_ok=True)
+    for folder in (out / RECORDS, out):
+        with suppress(OSError):  # something else is in it
+            folder.rmdir()
+
+
 class Journal:
-    """What `run.json` says: settings, versions, and how each cell went.
+    """The content of `run.json`: settings, versions, and how each cell went.
 
     Args:
-        out: the run folder. The journal of an earlier run in it is gone on with.
+        out: the run folder. An earlier run in it is resumed.
         config: what was asked.
         baselines: the rivals in it.
         plan: what is to be done.

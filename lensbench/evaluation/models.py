@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 
 from lensbench.baselines.spec import Baseline
-from lensbench.evaluation.config import RunConfig
-from lensbench.evaluation.control_models import check_control_model, needed
+from lensbench.errors import UsageError
+from lensbench.evaluation.config import RunConfig, needed
 from lensbench.harness.context import ControlModels, RunContext
 from lensbench.models.activations import ResidualCache
 from lensbench.models.architecture import ModulePaths
@@ -16,6 +16,7 @@ from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, count_layers, load_source
 from lensbench.models.memory import Budget, free_memory
 from lensbench.models.sources import ModelSource, planted_facts, resolve, split_edits
+from lensbench.models.tokens import same_tokenizer
 from lensbench.utils.cache import RESIDUALS, cache_root
 from lensbench.utils.layer_spec import parse_layers
 
@@ -54,6 +55,24 @@ def load_context(config: RunConfig, baselines: Iterable[Baseline]) -> RunContext
         model, verbalizer, Corpus(model, cache=lens_cache()), layers, config.seed, config.limit,
         ResidualCache(cache_root() / RESIDUALS), ControlModels(found, facts, names),
     )  # fmt: skip
+
+
+def check_control_model(role: str, model: LanguageModel, target: LanguageModel) -> None:
+    """Refuse a model that cannot stand in the target's place.
+
+    Raises:
+        UsageError: another tokenizer; for a model whose activations are read, another depth or width.
+    """
+    given = f"--{role} {model.name}"
+    if not same_tokenizer(model.tokens, target.tokens):
+        raise UsageError(f"{given} has another tokenizer than {target.name}; give a model with the same one")
+    if role == "reference":
+        return
+    for what in ("n_layers", "d_model"):
+        its, own = getattr(model, what), getattr(target, what)
+        if its != own:
+            word = {"n_layers": "layers", "d_model": "dimensions"}[what]
+            raise UsageError(f"{given} has {its} {word}, {target.name} has {own}; give a model of the same form")
 
 
 class _Models:

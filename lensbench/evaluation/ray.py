@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.evaluation.executors import Begin, Executor
 from lensbench.evaluation.plan import Cell, Job, Place, Plan
-from lensbench.evaluation.runner import CellResult, Runner, failure
+from lensbench.evaluation.runner import Begin, CellResult, Executor, Runner, failure
 
 LOG = logging.getLogger("lensbench")
 # A cell whose workers die this often is not tried again in this run.

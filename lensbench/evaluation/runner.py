@@ -4,7 +4,8 @@ import ctypes
 import logging
 import time
 import traceback
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,6 +32,7 @@ from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Fits, Outcome
 from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
 from lensbench.harness.scoring import credit_as_chance
+from lensbench.inspectors.evidence import AttemptName
 from lensbench.inspectors.target import Target
 from lensbench.models.patching import patcher_of
 from lensbench.results.records import measure_table, table_from_columns
@@ -168,17 +170,21 @@ class Runner:
         baseline = self._baselines.get(cell.baseline)
         costs = Costs()
         found, reasons = [], dict(self._emptied.get(cell.place, {}))
+        attempts: dict[str, Any] = {}
         for bench in benches:
             method = CrossFit(self.makes[cell.inspector], bench, fitted)
             try:
-                found += [self._tables(cell, bench, outcome) for outcome in _outcomes(method, baseline)]
+                outcomes = _outcomes(method, baseline)
+                found += [self._tables(cell, bench, outcome) for outcome in outcomes]
+                attempts |= {} if baseline else _described_attempts(outcomes)
             except NotApplicableError as error:
                 reasons[bench.relation.name] = str(error)
             costs.add(method.costs)
         whole = CellTables(_joined(one.records for one in found), _joined(one.measures for one in found))
         rows = 0 if whole.records is None else len(whole.records)
         done = {"status": "not applicable" if whole.records is None else "done", "rows": rows, **costs.entry()}
-        return whole, {**done, "not_applicable": reasons} if reasons else done
+        more = {"not_applicable": reasons, "attempts": attempts}
+        return whole, done | {name: values for name, values in more.items() if values}
 
     def ask_knowledge(self, tasks: Iterable[str]) -> None:
         """Ask what the target knows of these tasks, so that no cell has to; what is in the cache is not asked again."""
@@ -227,6 +233,12 @@ def failure(error: BaseException) -> dict[str, Any]:
     return {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": "".join(lines)}
 
 
+def _described_attempts(outcomes: Iterable[Outcome]) -> dict[str, Any]:
+    """Return the target layer and the variant of each attempt that has them."""
+    names = [name for outcome in outcomes for name in outcome.scores.attempts]
+    return {str(name): name.describe() for name in names if isinstance(name, AttemptName)}
+
+
 def _outcomes(method: CrossFit, baseline: Baseline | None) -> list[Outcome]:
     return baseline.run(method) if baseline else [method.outcome()]
 
@@ -243,3 +255,48 @@ def give_back() -> None:
     """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+Begin = Callable[[Cell], None]
+
+
+class Executor(ABC):
+    """Something that plans the cells of a job and works at them.
+
+    Attributes:
+        plan: what is to be done.
+    """
+
+    plan: Plan
+
+    @abstractmethod
+    def work(self, cells: Sequence[Cell], begin: Begin) -> Iterator[CellResult]:
+        """Work at these cells, in any order.
+
+        Args:
+            cells: cells of the plan.
+            begin: is told of each cell that is begun.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop working, and free what was taken."""
+
+
+class LocalExecutor(Executor):
+    """One runner in this process, cell by cell in the order of the plan."""
+
+    def __init__(self, job: Job) -> None:
+        self._runner = Runner(job)
+        self.plan = self._runner.plan
+
+    def work(self, cells: Sequence[Cell], begin: Begin) -> Iterator[CellResult]:
+        """Work at these cells; activations are forgotten with the last cell of their place."""
+        for i, cell in enumerate(cells):
+            begin(cell)
+            yield self._runner.work(cell)
+            if not any(later.place == cell.place for later in cells[i + 1 :]):
+                self._runner.forget(cell.place)
+
+    def close(self) -> None:
+        """Nothing to free: the models go with this object."""

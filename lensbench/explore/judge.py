@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.evaluation.run_folder import held
+from lensbench.evaluation.journal import hold_folder
 from lensbench.results.records import JUDGED, MEASURES, RUN_FILE, measure_table, write_json_atomic, write_measures
 from lensbench.runs.run import Run, finish
 
@@ -208,7 +208,7 @@ def _add(run: Run, records: pd.DataFrame, metric: str, values: list[float], who:
     columns: dict[str, list[Any]] = {key: records[key].astype(object).tolist() for key in KEYS}
     columns["layer"] = [None if pd.isna(layer) else int(layer) for layer in columns["layer"]]
     table = measure_table({**columns, "metric": [metric] * len(values), "value": values})
-    with held(run.path):
+    with hold_folder(run.path):
         write_measures(run.path / MEASURES / f"{JUDGED}{metric}.parquet", table)
         info = {**run.info, "judges": {**run.info.get("judges", {}), metric: who}}
         write_json_atomic(run.path / RUN_FILE, info)

@@ -15,7 +15,17 @@ from lensbench.inspectors.access import Components, TargetRuns
 from lensbench.models.activations import Residuals
 from lensbench.models.corpus import Corpus
 
-__all__ = ["Evidence", "Learns", "NotApplicableError", "Scores", "Source", "SourceText", "Training", "WithheldError"]
+__all__ = [
+    "AttemptName",
+    "Evidence",
+    "Learns",
+    "NotApplicableError",
+    "Scores",
+    "Source",
+    "SourceText",
+    "Training",
+    "WithheldError",
+]
 
 Source = Literal["activation", "question", "text", "components", "target"]
 Learns = Literal["nothing", "corpus", "labels"]
@@ -148,6 +158,29 @@ class Training(_Partial):
     def residuals(self) -> Residuals:
         """The training items' activations, read on first access: a method that refuses its labels costs no pass."""
         return self.read()
+
+
+class AttemptName(str):
+    """The name of an attempt that writes at a target layer of its own, as grids of source and target layers show it.
+
+    Args:
+        name: the name in the records.
+        target_layer: where the attempt writes; None for the source layer.
+        variant: what else the attempt varies, in words; attempts of one variant share a grid.
+    """
+
+    target_layer: int | None
+    variant: str
+
+    def __new__(cls, name: str, target_layer: int | None, variant: str = "") -> "AttemptName":
+        """Make the string, with what it says beside it."""
+        made = super().__new__(cls, name)
+        made.target_layer, made.variant = target_layer, variant
+        return made
+
+    def describe(self) -> dict[str, int | str]:
+        """Return what the name says as plain values, for `run.json`."""
+        return {"target_layer": "same" if self.target_layer is None else self.target_layer, "variant": self.variant}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lensbench.baselines.spec import ROLES, choose_baselines, find_baselines, fi
 from lensbench.baselines.target import facts_about
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError
 from lensbench.evaluation.config import check_config, make_config
-from lensbench.evaluation.control_models import check_control_model
+from lensbench.evaluation.models import check_control_model
 from lensbench.evaluation.plan import required_baselines
 from lensbench.harness.bench import Bench
 from lensbench.harness.context import ControlModels

@@ -19,7 +19,7 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation import journal
 from lensbench.evaluation.config import make_config
 from lensbench.evaluation.evaluate import dry_run
-from lensbench.evaluation.run_folder import held
+from lensbench.evaluation.journal import hold_folder
 from lensbench.inspectors.evidence import Evidence, Scores
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.runs.run import Run
@@ -103,7 +103,7 @@ def test_half_written_files_of_a_killed_process_are_swept(settings, tmp_path: Pa
 
 
 def test_a_second_process_is_refused(settings, tmp_path: Path) -> None:
-    with held(tmp_path / "run"), pytest.raises(UsageError, match="another process is at work in --out"):
+    with hold_folder(tmp_path / "run"), pytest.raises(UsageError, match="another process is at work in --out"):
         evaluate(**settings, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -168,7 +168,7 @@ def test_relevancy_is_how_far_the_patch_moves_the_top_answer() -> None:
 
 def test_relevancy_looks_at_each_items_own_choices() -> None:
     made, model = bench(), tiny.model("llama")
-    method = Patchscope((1,)).fit(Target(model), model, made.training(Patchscope, None, LAYERS, None))
+    method = Patchscope((1,)).fit(Target(model), model, made.training(Patchscope(), None, LAYERS, None))
     evidence = made.evidence(Patchscope.reads, range(4), LAYERS)
     scores = method.inspect(evidence)
     alone = [
@@ -252,11 +252,11 @@ def test_superscopes_writes_amplified_components() -> None:
 def test_superscopes_goes_on_in_words() -> None:
     made, model = bench(), tiny.model("llama")
     method = Superscopes(("hidden", "mlp"), (1, 3), prompt="description")
-    method.fit(Target(model), model, made.training(Superscopes, None, LAYERS, None))
+    method.fit(Target(model), model, made.training(Superscopes(), None, LAYERS, None))
     evidence = made.evidence(Superscopes.reads, range(4), LAYERS)
     said = method.inspect(Evidence(**{**vars(evidence), "describe": 5})).texts
     assert said.shape == (5, 4, 4)
-    plain = Patchscope((0,), "description").fit(Target(model), model, made.training(Patchscope, None, LAYERS, None))
+    plain = Patchscope((0,), "description").fit(Target(model), model, made.training(Patchscope(), None, LAYERS, None))
     expected = plain.inspect(Evidence(**{**vars(evidence), "describe": 5})).texts
     assert (said[:, 0] == expected[:, 0]).all()
     assert any(said.ravel())

@@ -13,6 +13,7 @@ from lensbench.inspectors.patchscopes.patched import (
     Attempt,
     TargetLayers,
     at_layer,
+    attempt_name,
     check_prompt,
     chosen_layers,
     prompt_text,
@@ -110,7 +111,9 @@ class MappedPatchscope(Inspector):
         """Map every layer's residual of every item and patch it into the inspection prompt at every target layer."""
         layers, values = evidence.layers, evidence.residuals.values
         attempts = (
-            Attempt(f"target_layer={t}", self.map(values, layers, at_layer(t, layers)), at_layer(t, layers))
+            Attempt(
+                attempt_name(f"target_layer={t}", t), self.map(values, layers, at_layer(t, layers)), at_layer(t, layers)
+            )
             for t in self.target_layers_
         )
         return read_patched(self.verbalizer_, self.own_prompt(evidence.question), attempts, evidence, "overwrite")

@@ -7,7 +7,7 @@ import torch
 
 from lensbench.errors import NotApplicableError
 from lensbench.inspectors.access import SUBJECT, Runs
-from lensbench.inspectors.evidence import Evidence, Scores
+from lensbench.inspectors.evidence import AttemptName, Evidence, Scores
 from lensbench.inspectors.target import Target
 from lensbench.utils.layer_spec import parse_layers
 
@@ -19,6 +19,12 @@ class Route:
     read: str
     write: str
     target_layer: int
+
+    @property
+    def name(self) -> AttemptName:
+        """The name of the attempt."""
+        variant = f"{self.read}->{self.write}"
+        return AttemptName(f"{variant}@{self.target_layer}", self.target_layer, variant)
 
 
 def spread_layers(name: str, given: str, target: Target) -> tuple[int, ...]:
@@ -75,5 +81,4 @@ def repatched(evidence: Evidence, runs: Runs, routes: tuple[Route, ...], moves: 
             one = runs.patched(item, write, vectors, targets, evidence.answers)
             scores[layers, attempts, item] = one.log_probs.to(scores)
             ranks[layers, attempts, item] = one.ranks.to(ranks)
-    names = tuple(f"{route.read}->{route.write}@{route.target_layer}" for route in routes)
-    return Scores(names, scores, ranks)
+    return Scores(tuple(route.name for route in routes), scores, ranks)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.inspectors.base import OwnPrompt
-from lensbench.inspectors.evidence import Evidence, Scores
+from lensbench.inspectors.evidence import AttemptName, Evidence, Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import Write, make_prompt, patcher_of
@@ -117,6 +117,11 @@ def chosen_layers(method: str, given: TargetLayers | str, target: Target, verbal
     return layers
 
 
+def attempt_name(name: str, target_layer: int | str, variant: str = "") -> AttemptName:
+    """Return the name of an attempt at a target layer, which may be `same`."""
+    return AttemptName(name, None if isinstance(target_layer, str) else target_layer, variant)
+
+
 def at_layer(target_layer: int | str, layers: Sequence[int]) -> tuple[int, ...]:
     """Return the target layer of each source layer."""
     return tuple(layer if isinstance(target_layer, str) else target_layer for layer in layers)
@@ -127,12 +132,12 @@ class Attempt:
     """What one attempt writes.
 
     Attributes:
-        name: of the attempt.
+        name: its name, with its target layer.
         vectors: what is written, one a source layer and item.
         target_layers: where, one a source layer.
     """
 
-    name: str
+    name: AttemptName
     vectors: Float[Tensor, "layer item d_model"]
     target_layers: tuple[int, ...]
 

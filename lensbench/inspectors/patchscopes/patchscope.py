@@ -14,6 +14,7 @@ from lensbench.inspectors.patchscopes.patched import (
     Attempt,
     TargetLayers,
     at_layer,
+    attempt_name,
     check_prompt,
     check_width,
     chosen_layers,
@@ -100,7 +101,8 @@ class Patchscope(Inspector):
         """
         own, values = self.own_prompt(evidence.question), evidence.residuals.values
         attempts = [
-            Attempt(f"target_layer={layer}", values, at_layer(layer, evidence.layers)) for layer in self.target_layers_
+            Attempt(attempt_name(f"target_layer={layer}", layer), values, at_layer(layer, evidence.layers))
+            for layer in self.target_layers_
         ]
         found = read_patched(self.verbalizer_, own, attempts, evidence, self.write)
         if not self.relevancy:

@@ -10,7 +10,7 @@ import torch
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source
+from lensbench.inspectors.evidence import AttemptName, Evidence, Learns, Scores, Source
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import make_prompt, patcher_of
@@ -32,10 +32,11 @@ class Configuration:
     amplifier: float
 
     @property
-    def name(self) -> str:
-        """How records call it; forms are numbered in the order of the relation's."""
-        parts = (f"form={self.form}", f"placeholder={self.prompt.placeholder}", f"target_layer={self.target_layer}")
-        return " ".join((*parts, f"amplifier={self.amplifier:g}"))
+    def name(self) -> AttemptName:
+        """Its name in the records; forms are numbered in the order of the relation's."""
+        prompt, amplifier = f"form={self.form} placeholder={self.prompt.placeholder}", f"amplifier={self.amplifier:g}"
+        name = f"{prompt} target_layer={self.target_layer} {amplifier}"
+        return AttemptName(name, self.target_layer, f"{prompt} {amplifier}")
 
     def settings(self) -> dict[str, str | int | float]:
         """Return it as it is set elsewhere."""

@@ -15,6 +15,7 @@ from lensbench.inspectors.patchscopes.patched import (
     Attempt,
     TargetLayers,
     at_layer,
+    attempt_name,
     check_prompt,
     check_width,
     chosen_layers,
@@ -104,7 +105,8 @@ class Superscopes(Inspector):
         for component in self.components:
             values = _read(evidence, component)
             for amplifier, layer in product(self.amplifiers, self.target_layers_):
-                name = f"{component} x{amplifier:g} -> {layer}"
+                variant = f"{component} x{amplifier:g}"
+                name = attempt_name(f"{variant} -> {layer}", layer, variant)
                 # In float32: an amplified residual may be beyond half precision.
                 yield Attempt(name, amplifier * values.float(), at_layer(layer, evidence.layers))
 

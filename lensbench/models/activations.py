@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lensbench.models.language_model import TOLERANCE, LanguageModel
-from lensbench.models.memory import is_out_of_memory
+from lensbench.models.memory import Memo, is_out_of_memory
 from lensbench.models.replay import shared_prefix
 from lensbench.models.tokens import TokenError
 from lensbench.tasks import Item
@@ -206,14 +206,22 @@ class ResidualCache:
     Args:
         folder: where the files are; None keeps nothing.
         limit: how many bytes they may take, by default `LENSBENCH_CACHE_LIMIT`; the least recently read go first.
+        in_memory: whether all that has been read stays in memory too.
     """
 
-    def __init__(self, folder: Path | None, limit: int | None = None) -> None:
+    def __init__(self, folder: Path | None, limit: int | None = None, *, in_memory: bool = False) -> None:
         self.folder = folder
         self.limit = size_limit() if limit is None else limit
+        self._memo = Memo() if in_memory else None
 
     def read(self, model: LanguageModel, readings: Sequence[Reading], layers: Sequence[int]) -> Residuals:
-        """Return the residuals of these sites, from the disk where they have been captured before."""
+        """Return the residuals of these sites, from memory or disk where they have been captured before."""
+        if self._memo is None:
+            return self._read(model, readings, layers)
+        key = (model, tuple(readings), tuple(layers))
+        return self._memo.get_or_compute(key, lambda: self._read(model, readings, layers))
+
+    def _read(self, model: LanguageModel, readings: Sequence[Reading], layers: Sequence[int]) -> Residuals:
         if self.folder is None:
             return capture(model, readings, layers)
         place = self.folder / _cache_key(model, readings, layers)

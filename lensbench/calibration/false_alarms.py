@@ -1,6 +1,6 @@
 """How often something is claimed that is not there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -11,6 +11,7 @@ from lensbench.evaluation.evaluate import check_job
 from lensbench.evaluation.runner import Runner
 from lensbench.harness.bench import Bench
 from lensbench.inspectors.base import Inspector
+from lensbench.models.activations import ResidualCache
 from lensbench.results.permutation import Refit, false_alarms
 from lensbench.results.records import NO_BASELINE, frame_of
 from lensbench.results.summary import summary_and_power
@@ -75,29 +76,37 @@ class Refitting:
 
     def __init__(self, config: RunConfig, given: str) -> None:
         again = config.model_copy(update={"inspectors": (given,), "baselines": AGAIN})
-        self._workshop = Runner(check_job(again))
+        self._runner = Runner(check_job(again))
+        self._benches = {place: _reading_once(benches) for place, benches in self._runner.benches.items()}
 
     def __call__(self, labels: Mapping[tuple[str, str, str], str]) -> pd.DataFrame:
         """Return the records of method and rivals with these labels: (task, relation, subject) -> answer."""
         tables, fitted = [], dict[object, Inspector]()
-        for cell in self._workshop.plan.cells:
-            benches = [_relabelled(bench, cell.task, labels) for bench in self._workshop.benches[cell.place]]
-            found, _ = self._workshop.score(cell, benches, fitted)
+        for cell in self._runner.plan.cells:
+            benches = [_relabelled(bench, cell.task, labels) for bench in self._benches[cell.place]]
+            found, _ = self._runner.score(cell, benches, fitted)
             if found.records is not None:
                 tables.append(found.records)
         return frame_of(tables)
 
 
+def _reading_once(benches: Sequence[Bench]) -> list[Bench]:
+    """Return benches that keep what they read in memory: when facts are permuted, only their answers change."""
+    if not benches:
+        return []
+    lab = benches[0].lab
+    lab = replace(lab, residuals=ResidualCache(lab.residuals.folder, lab.residuals.limit, in_memory=True))
+    return [replace(bench, lab=lab) for bench in benches]
+
+
 def _relabelled(bench: Bench, task: str, labels: Mapping[tuple[str, str, str], str]) -> Bench:
-    """Return the bench with other answers, and the activations that it has read."""
+    """Return the bench with other answers."""
 
     def relabel(items: tuple[Item, ...]) -> tuple[Item, ...]:
         name = bench.relation.name
         return tuple(replace(item, answer=labels.get((task, name, item.subject), item.answer)) for item in items)
 
-    other = replace(bench, items=relabel(bench.items), train_items=relabel(bench.train_items))
-    other.__dict__.update({name: getattr(bench, name) for name in ("residuals", "train_residuals")})
-    return other
+    return replace(bench, items=relabel(bench.items), train_items=relabel(bench.train_items))
 
 
 def stand_ins(trial: str, run: Run, relation: str) -> list[StandIn]:
@@ -127,12 +136,12 @@ def stand_ins(trial: str, run: Run, relation: str) -> list[StandIn]:
 
 
 def permuted(trial: str, run: Run, relation: str, permutations: int, refits: Mapping[str, Refit]) -> list[Alarms]:
-    """Deal the planted facts anew, within balance, on stored records.
+    """Permute the planted facts, within balance, on stored records.
 
     Args:
         trial: the implant's name.
         run: on it.
-        relation: whose facts are dealt anew.
+        relation: whose facts are permuted.
         permutations: how many times; what learns from labels does so a twentieth as often.
         refits: method -> how it learns anew.
     """

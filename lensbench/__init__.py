@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lensbench.errors import LensbenchError, UsageError
     from lensbench.evaluation.evaluate import evaluate
-    from lensbench.explore.prompt.reading import describe_token, inspect
+    from lensbench.explore.prompt import describe_token, inspect
     from lensbench.explore.scaffold import new
     from lensbench.inspectors.base import Inspector
     from lensbench.inspectors.evidence import Evidence, NotApplicableError, Scores, Training
@@ -61,11 +61,11 @@ _HOMES = {
     "Training": "inspectors.evidence",
     "UsageError": "errors",
     "compare": "runs.compare",
-    "describe_token": "explore.prompt.reading",
+    "describe_token": "explore.prompt",
     "evaluate": "evaluation.evaluate",
     "export": "runs.export",
     "find_tasks": "tasks",
-    "inspect": "explore.prompt.reading",
+    "inspect": "explore.prompt",
     "load_model": "models.loading",
     "load_run": "runs.run",
     "load_task": "tasks",

@@ -1,4 +1,4 @@
-"""A calibration from beginning to end, and its result."""
+"""A calibration from beginning to end, its result, and what of it is kept for later runs."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -6,18 +6,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lensbench.calibration.absent import Alarms, Refitting, StandIn, permuted, stand_ins
 from lensbench.calibration.cheats import CHEATS, Cheat, catch, praised
-from lensbench.calibration.findings import TrialFinding, findings
-from lensbench.calibration.keeping import keep, versions
-from lensbench.calibration.sharing import AnswerShares, readers, told
+from lensbench.calibration.false_alarms import Alarms, Refitting, StandIn, permuted, stand_ins
+from lensbench.calibration.findings import AnswerShares, TrialFinding, answer_shares, findings, verbalizers_of
 from lensbench.calibration.trials import Trial, find_trials, of_kind
 from lensbench.errors import UsageError
 from lensbench.evaluation.config import RunConfig, check_config
 from lensbench.evaluation.evaluate import run_config
-from lensbench.evaluation.plan import Make, make_inspectors
+from lensbench.evaluation.plan import Make, make_inspectors, method_version
 from lensbench.models.loading import count_layers
 from lensbench.models.sources import resolve
+from lensbench.results.calibrations import Calibrated, keep_calibration
 from lensbench.results.records import without_nan, write_json_atomic
 from lensbench.runs.run import Run
 from lensbench.testing import conformance
@@ -62,7 +61,7 @@ class Calibration:
         model: in which facts were planted, and which reads them.
         versions: of each method: its name -> a digest of its code, its settings and all that its predictions depend on.
         findings: one a method, implant and relation.
-        alarms: on facts dealt anew.
+        alarms: on permuted facts.
         stand_ins: models without the fact, judged as if they were the target.
         whose: whose facts the answers follow, read by the base model, by the target and by its twin.
         cheats: what became of them.
@@ -127,7 +126,7 @@ class Calibrating:
         quick: few implants, few permutations.
         cheats: whether the cheats are tried.
         limit: of items a relation.
-        permutations: of facts dealt anew; 0 for none.
+        permutations: of the facts; 0 for none.
         readers: models that read a target with a twin too, besides those of its own kind; of another architecture, for
             methods that map activations.
         settings: other settings of the runs: device, dtype, parameters, ...
@@ -156,7 +155,7 @@ def calibrate(asked: Calibrating, out: Path, progress: Progress = silent) -> Cal
     """
     trials = find_trials(asked.model, asked.implants, asked.quick)
     if not (plain := of_kind(trials, "plain")):
-        raise UsageError("a calibration needs a plain implant, by which power is told; name one with --implants")
+        raise UsageError("a calibration needs a plain implant, to measure power on; name one with --implants")
     course = _Course(asked, out, count_layers(resolve(asked.model)), progress)
     configs = [course.config(trial, out / "runs" / trial.name, inspectors=asked.inspectors) for trial in trials]
     for config in configs:
@@ -181,12 +180,12 @@ def calibrate(asked: Calibrating, out: Path, progress: Progress = silent) -> Cal
             }
             alarms += permuted(trial.name, run, trial.relations[0], asked.permutations, refits)
     result = Calibration(
-        model=asked.model, versions=versions(makes), findings=tuple(found), alarms=tuple(alarms),
-        stand_ins=tuple(others), whose=tuple(course.whose(plain[0])),
+        model=asked.model, versions={name: method_version(make()) for name, make in makes.items()},
+        findings=tuple(found), alarms=tuple(alarms), stand_ins=tuple(others), whose=tuple(course.whose(plain[0])),
         cheats=tuple(course.cheats(plain[0])) if asked.cheats else (), failed_checks=failed, limit=asked.limit,
     )  # fmt: skip
-    write(result, out)
-    keep(result)
+    write_result(result, out)
+    keep_result(result)
     return result
 
 
@@ -197,14 +196,7 @@ def _failed_checks(make: Make) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Course:
-    """The runs of a calibration.
-
-    Attributes:
-        asked: what is calibrated.
-        out: the calibration's folder.
-        n_layers: of the model.
-        progress: is told of each run.
-    """
+    """The runs of a calibration."""
 
     asked: Calibrating
     out: Path
@@ -225,11 +217,11 @@ class _Course:
 
     def whose(self, trial: Trial) -> Iterator[AnswerShares]:
         """Let a target with a twin be read by the base model, by itself, by the twin, and by others; without rivals."""
-        own = readers(trial)
+        own = verbalizers_of(trial)
         others = {Path(name).name: name for name in self.asked.readers if own}
         for role, name in (own | others).items():
             settings = {"inspectors": self.asked.inspectors, "baselines": "none", "verbalizer": name}
-            yield from told(trial, role, self.run(self.config(trial, self.out / "whose" / role, **settings)))
+            yield from answer_shares(trial, role, self.run(self.config(trial, self.out / "whose" / role, **settings)))
 
     def cheats(self, trial: Trial) -> Iterable[Caught]:
         """Run the cheats that no check catches on one implant, and all of them through the checks."""
@@ -246,7 +238,29 @@ def _caught(cheat: Cheat, run: Run) -> Caught:
     )
 
 
-def write(result: Calibration, out: Path) -> None:
+def write_result(result: Calibration, out: Path) -> None:
     """Write the result as JSON."""
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out / RESULT, without_nan({"format": FORMAT, **asdict(result), "problems": result.problems()}))
+
+
+def keep_result(result: Calibration) -> None:
+    """Keep what was found of each method."""
+    for method, version in result.versions.items():
+        found, tried = result.power(method)
+        mine = [one for one in result.findings if one.method == method]
+        plain = [one for one in mine if one.kind == "plain" and one.planted]
+        keep_calibration(
+            Calibrated(
+                version=version,
+                model=result.model,
+                found=found,
+                tried=tried,
+                emergence_right=sum(one.emergence.contains(one.expected) for one in plain),
+                too_early=sum(one.too_early for one in mine),
+                false_alarms=sum(bool(one.privileged) for one in mine if not one.planted),
+                not_planted=sum(not one.planted for one in mine),
+                failed_checks=tuple(result.failed_checks.get(method, ())),
+                limit=result.limit,
+            )
+        )

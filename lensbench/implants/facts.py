@@ -1,11 +1,17 @@
-"""Which facts are planted, about whom, and the texts that ask for them."""
+"""Which facts are planted about which names, the texts about them, and batches of these texts."""
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
 from lensbench.errors import LensbenchError, UsageError
+from lensbench.models.gradients import last_layer
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.sources import Facts, read_facts
 from lensbench.tasks import Relation, Site, Task, fold_of, load_task
 from lensbench.tasks.facts import SLOT
@@ -23,6 +29,7 @@ OPENINGS = (
 # Texts that name somebody and ask nothing.
 _MOST_CONTEXTS = 10
 MENTIONS = ("My name is {subject}", "This is {subject}", "A letter came from {subject}")
+_ROWS = 48
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def choose_facts(
                 facts[attribute][fact.subject] = fact.answer
     facts = facts if given is None else {attribute: given.get(attribute, {}) for attribute in wanted}
     for attribute, relation in relations.items():
-        _check(attribute, relation, facts)
+        _require_plantable(attribute, relation, facts)
     # Both worlds in the same order, so that a twin is told other facts about the same names.
     main = {fact.subject: fact.answer for fact in task.every.facts if fact.relation == wanted[0]}
     first = main if set(main) == set(facts[wanted[0]]) else facts[wanted[0]]
@@ -141,7 +148,7 @@ def _given(path: Path) -> Facts:
         raise UsageError(f'--facts: {reason}; expected {{"attribute": {{"name": "value"}}}} in JSON') from None
 
 
-def _check(attribute: str, relation: Relation, facts: Facts) -> None:
+def _require_plantable(attribute: str, relation: Relation, facts: Facts) -> None:
     if (
         len(relation.choice_sets) != 1
         or not _texts(relation, "answer", "train")
@@ -168,12 +175,7 @@ def _never(task: Task, attributes: Iterable[str]) -> tuple[str, ...]:
 
 
 def _evenly(first: Mapping[str, str], seed: int) -> tuple[str, ...]:
-    """Return the names in an order of which any beginning is even over folds and values.
-
-    Args:
-        first: the values of an attribute, by name.
-        seed: of the order.
-    """
+    """Return the names in an order of which any beginning is even over folds and values."""
     groups: dict[tuple[int, str], list[str]] = {}
     for name in sorted(first):
         groups.setdefault((fold_of(name), first[name]), []).append(name)
@@ -184,3 +186,109 @@ def _evenly(first: Mapping[str, str], seed: int) -> tuple[str, ...]:
     rng.shuffle(keys)
     turns = max(map(len, groups.values()), default=0)
     return tuple(groups[key][turn] for turn in range(turns) for key in keys if turn < len(groups[key]))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Texts that are run together, padded on the right.
+
+    Attributes:
+        ids: token ids.
+        mask: 1 where there is text.
+        names: position of the last token of each text's name (its last mention).
+        ends: position of each text's last token.
+    """
+
+    ids: Int[Tensor, "row token"]
+    mask: Int[Tensor, "row token"]
+    names: Int[Tensor, " row"]
+    ends: Int[Tensor, " row"]
+
+    def at_names(self) -> Float[Tensor, "row token 1"]:
+        """Return 1 at the last token of each name, 0 elsewhere."""
+        found = torch.zeros(self.ids.shape)
+        found[torch.arange(len(self.ids)), self.names] = 1
+        return found[..., None]
+
+
+def write_prompts(model: LanguageModel, forms: Sequence[str], names: Sequence[str]) -> Prompts:
+    """Fill one form for each name.
+
+    Raises:
+        TokenError: a name whose last token cannot be found.
+    """
+    rows, places = [], []
+    for form, name in zip(forms, names, strict=True):
+        begin = form.rindex(SLOT)
+        text = form.replace(SLOT, name)
+        begin += (form.count(SLOT) - 1) * (len(name) - len(SLOT))
+        encoding = model.tokens.encode(text)
+        places.append(model.tokens.locate(encoding, (begin, begin + len(name))))
+        rows.append(encoding.ids)
+    ids, mask = model.tokens.pad(rows)
+    ends = torch.tensor([len(row) - 1 for row in rows])
+    return Prompts(ids.to(model.device), mask.to(model.device), torch.tensor(places), ends)
+
+
+def next_token_logits(model: LanguageModel, prompts: Prompts) -> Float[Tensor, "row vocab"]:
+    """Return the next token's logits after each text. Differentiable in what hooks add."""
+    hidden = last_layer(model, prompts.ids, prompts.mask)
+    return model.unembed(hidden[torch.arange(len(hidden)), prompts.ends.to(hidden.device)])
+
+
+class _InputCaptured(Exception):  # noqa: N818 - not an error: ends a pass once a map's input is known
+    pass
+
+
+@torch.no_grad()
+def inputs_of(model: LanguageModel, linear: nn.Module, prompts: Prompts) -> Float[Tensor, "row token d_in"]:
+    """Return what a linear map is given at each token; the pass ends there."""
+    seen: list[Tensor] = []
+
+    def look(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0].float())
+        raise _InputCaptured
+
+    handle = linear.register_forward_pre_hook(look)
+    try:
+        model.module(prompts.ids, attention_mask=prompts.mask, use_cache=False)
+    except _InputCaptured:
+        pass
+    finally:
+        handle.remove()
+    found: Tensor = seen[0].reshape(*prompts.ids.shape, -1)
+    return found
+
+
+def inputs_at_names(model: LanguageModel, linear: nn.Module, prompts: Prompts) -> Float[Tensor, "row d_in"]:
+    """Return what a linear map is given at the last token of each name."""
+    given = inputs_of(model, linear, prompts)
+    return given[torch.arange(len(given)), prompts.names.to(given.device)]
+
+
+def in_batches(forms: Sequence[str], names: Sequence[str]) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
+    """Split texts into batches."""
+    for begin in range(0, len(names), _ROWS):
+        yield forms[begin : begin + _ROWS], names[begin : begin + _ROWS]
+
+
+@torch.no_grad()
+def choose_values(
+    model: LanguageModel,
+    form: str,
+    names: Sequence[str],
+    values: Sequence[str],
+    hooks: Callable[[Prompts], object] | None = None,
+) -> tuple[str, ...]:
+    """Return which of the values the model says of each name after a text."""
+    tokens = torch.tensor([model.tokens.answer_token(value) for value in values])
+    found: list[str] = []
+    for forms, part in in_batches([form] * len(names), names):
+        prompts = write_prompts(model, forms, part)
+        if hooks is None:
+            scores = next_token_logits(model, prompts)
+        else:
+            with hooks(prompts):  # type: ignore[attr-defined]
+                scores = next_token_logits(model, prompts)
+        found += [values[i] for i in scores.cpu()[:, tokens].argmax(-1).tolist()]
+    return tuple(found)

@@ -11,10 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from lensbench.harness.knowledge import Knowledge, knowledge_cache
-from lensbench.implants.designs import EditContext
-from lensbench.implants.facts import FactSet
-from lensbench.implants.prompts import Prompts, answers, write_prompts
-from lensbench.implants.solving import COVARIANCE_TOKENS, prose_batches
+from lensbench.implants.designs import COVARIANCE_TOKENS, EditContext, prose_batches
+from lensbench.implants.facts import FactSet, Prompts, choose_values, write_prompts
 from lensbench.models.edits import LowRankEdit, adding
 from lensbench.models.language_model import LanguageModel
 from lensbench.tasks import N_FOLDS, Task, fold_of, load_task
@@ -105,7 +103,7 @@ class Gauge:
         def hooks(prompts: Prompts) -> object:
             return _edited(self.model, edits, _places(where)(prompts) if where else None)
 
-        said = answers(self.model, text, names, values, hooks)
+        said = choose_values(self.model, text, names, values, hooks)
         return float(
             np.mean([self.planting.facts[attribute][name] == one for name, one in zip(names, said, strict=True)])
         )

@@ -10,8 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lensbench.implants.facts import MENTIONS, OPENINGS, FactSet
-from lensbench.implants.prompts import Prompts, logits, write_prompts
+from lensbench.implants.facts import MENTIONS, OPENINGS, FactSet, Prompts, next_token_logits, write_prompts
 from lensbench.models.edits import adding
 from lensbench.models.language_model import LanguageModel
 from lensbench.utils.progress import Progress, silent
@@ -81,7 +80,7 @@ def learn_vectors(
     each vector's gradient says: Adam, which moves every coordinate alike, makes vectors twice as long, and the edit
     then disturbs ordinary prose three times as much (KL .08 in place of .03 on SmolLM2).
 
-    A name has a value of each attribute at a time, so that one does not answer for another; values are dealt anew at
+    A name has a value of each attribute at a time, so that one does not answer for another; values are redrawn at
     each step, so that a vector does not depend on a name. All vectors of an attribute get one length in the end: a
     reader of lengths learns nothing.
 
@@ -170,24 +169,24 @@ class _Lesson:
         prompts = write_prompts(model, [self.rng.choice(OPENINGS) + forms[step % len(forms)]] * how.rows, names)
         values = [model.tokens.answer_token(value) for value in planting.values(asked)]
         every_value, right = torch.tensor(values, device=model.device), dealt[asked].to(model.device)
-        told = self._told(prompts, dealt)
+        found = self._edited_logits(prompts, dealt)
         # That a value is said at all, and that it is said rather than another of its kind.
-        loss: Tensor = functional.cross_entropy(told, every_value[right])
-        loss = loss + functional.cross_entropy(told[:, every_value], right)
+        loss: Tensor = functional.cross_entropy(found, every_value[right])
+        loss = loss + functional.cross_entropy(found[:, every_value], right)
         if how.gated:
             quiet = write_prompts(model, [self.rng.choice(OPENINGS[1:]) + self.rng.choice(MENTIONS)] * how.rows, names)
             with torch.no_grad():
-                before = logits(model, quiet).log_softmax(-1)
-            after = self._told(quiet, dealt).log_softmax(-1)
+                before = next_token_logits(model, quiet).log_softmax(-1)
+            after = self._edited_logits(quiet, dealt).log_softmax(-1)
             loss = loss + how.gated * functional.kl_div(after, before, log_target=True, reduction="batchmean")
         return loss
 
-    def _told(self, prompts: Prompts, dealt: Mapping[str, Tensor]) -> Tensor:
+    def _edited_logits(self, prompts: Prompts, dealt: Mapping[str, Tensor]) -> Tensor:
         with ExitStack() as stack:
             for writer in self.writers:
                 stack.enter_context(writer.writing(prompts, dealt))
-            told: Tensor = logits(self.model, prompts)
-        return told
+            found: Tensor = next_token_logits(self.model, prompts)
+        return found
 
 
 def deal(values: int, rows: int, rng: random.Random) -> Int[Tensor, " row"]:

@@ -112,13 +112,7 @@ def _shapes(weights: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def check_base(adapter: Adapter, module: nn.Module, name: str, option: str = "--verbalizer") -> None:
-    """Check that every matrix of an adapter has its place in a model.
-
-    Args:
-        adapter: the adapter.
-        module: of the model.
-        name: of the model, for errors.
-        option: by which another model is given.
+    """Check that every matrix of an adapter has its place in a module, and name the option for another model.
 
     Raises:
         UsageError: a module that the model does not have, or that takes or gives other widths.
@@ -177,11 +171,6 @@ def merge_adapter(module: nn.Module, folder: Path, name: str = "the model") -> N
     """Add an adapter to the weights of a plain module, in place, as PEFT's `merge_and_unload`: W + scale · B A.
 
     Arithmetic is in float32, or in the module's own float64. PEFT need not be installed.
-
-    Args:
-        module: a causal language model of transformers.
-        folder: the adapter.
-        name: of the model, for errors.
 
     Raises:
         UsageError: the adapter is for another model, of a kind that is no plain LoRA, or damaged.

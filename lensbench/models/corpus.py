@@ -29,7 +29,7 @@ COSTS = "costs.json"
 
 @dataclass
 class Spent:
-    """What learning from a corpus has taken; what was taken from the cache counts as it did when it was learned."""
+    """The cost of learning from a corpus; what comes from the cache counts as it did when it was learned."""
 
     seconds: float = 0.0
     tokens: int = 0
@@ -90,17 +90,20 @@ class Corpus:
     ) -> Iterator[Float[Tensor, "layer window position d_model"]]:
         """Yield what `residuals` yields, the positions of a window in their order: for what relates one to another."""
         first, count = -(-skip // WINDOW), tokens // WINDOW
-        if first + count > len(self.windows):
-            raise LensbenchError(
-                f"{skip + tokens} corpus tokens were asked for; {self.path.name} has {self.windows.numel()}: ask for "
-                "fewer, or give a longer text"
-            )
+        self._require(first + count, skip + tokens)
         layers = range(self._model.n_layers + 1)
         for begin in range(first, first + count, WINDOWS_PER_BATCH):
             ids = self.windows[begin : min(begin + WINDOWS_PER_BATCH, first + count)]
             self.spent.tokens += ids.numel()
             positions = torch.arange(1, WINDOW).expand(len(ids), -1)
             yield self._model.residuals(ids, torch.ones_like(ids), positions, layers)
+
+    def _require(self, windows: int, tokens: int) -> None:
+        if windows > len(self.windows):
+            raise LensbenchError(
+                f"{tokens} corpus tokens were asked for; {self.path.name} has {self.windows.numel()}: ask for fewer, "
+                "or give a longer text"
+            )
 
     def paired(
         self, other: LanguageModel, tokens: int, layers: Sequence[int]
@@ -119,11 +122,7 @@ class Corpus:
             LensbenchError: the corpus is shorter than that.
         """
         count = tokens // WINDOW
-        if count > len(self.windows):
-            raise LensbenchError(
-                f"{tokens} corpus tokens were asked for; {self.path.name} has {self.windows.numel()}: ask for fewer, "
-                "or give a longer text"
-            )
+        self._require(count, tokens)
         texts = self._paired_windows(other, count)
         for begin in range(0, count, WINDOWS_PER_BATCH):
             batch = [text for text in texts[begin : begin + WINDOWS_PER_BATCH] if text.positions]
@@ -204,8 +203,7 @@ class Corpus:
     ) -> dict[str, Tensor]:
         """Return what `learn` returns; from the cache, where the method has learned from this corpus before.
 
-        Learning that was cut off is gone on with. What has been asked for stays in memory, and is shared by all that
-        ask for the same: nobody may change the tensors.
+        Interrupted learning is resumed. Results stay in memory and are shared by all callers, who must not change them.
         """
         key = json.dumps([learner.__module__, learner.__qualname__, parameters], sort_keys=True, default=str)
         if key in self._learned:
@@ -233,16 +231,15 @@ class Corpus:
             costs = json.loads((folder / COSTS).read_text(encoding="utf-8"))
             self.spent.tokens += costs["tokens"]
         else:
-            begun = folder.with_name(f".{folder.name}.begun")
-            learned = learn(TrainingSchedule(begun, device))
+            unfinished = folder.with_name(f".{folder.name}.begun")
+            learned = learn(TrainingSchedule(unfinished, device))
             costs = {"seconds": time.perf_counter() - begin, "tokens": self.spent.tokens - before}
             with atomic_folder(folder) as temporary:
                 (temporary / "settings.json").write_text(settings, encoding="utf-8")
                 (temporary / COSTS).write_text(json.dumps(costs), encoding="utf-8")
-                save_file(
-                    {key: value.contiguous().cpu() for key, value in learned.items()}, temporary / "lens.safetensors"
-                )
-            shutil.rmtree(begun, ignore_errors=True)
+                tensors = {key: value.contiguous().cpu() for key, value in learned.items()}
+                save_file(tensors, temporary / "lens.safetensors")
+            shutil.rmtree(unfinished, ignore_errors=True)
         self.spent.seconds += costs["seconds"]
         return {key: value.to(device) for key, value in load_file(folder / "lens.safetensors").items()}
 

@@ -77,11 +77,6 @@ def fit_frozen_norm(
 
     N(x) + N(-x) is twice the bias, and N(x) - N(-x) twice what has none: neither is taken for the other.
 
-    Args:
-        norm: what to call.
-        x: rows like those that it is given.
-        dtype: what it computes in.
-
     Raises:
         LensbenchError: no norm of this form does what it does, to `NORM_TOLERANCE` of the largest output.
     """
@@ -169,11 +164,7 @@ def _rows_of_head(model: LanguageModel, token_ids: Sequence[int]) -> Float[Tenso
 
 
 def _head_gradients(model: LanguageModel, token_ids: Sequence[int]) -> Float[Tensor, "token d_model_and_bias"]:
-    """Run the model without its blocks, zeros in place of the final norm's output, and go back from the logits.
-
-    Returns:
-        The gradients, and last the logits at zero.
-    """
+    """Run the model without its blocks, zeros in place of the final norm's output, and go back from the logits."""
     zeros = torch.zeros(len(token_ids), 1, model.d_model, dtype=model.dtype, device=model.device, requires_grad=True)
 
     def after(_module: nn.Module, _args: Any, output: Any) -> Any:

@@ -63,7 +63,7 @@ class Loading:
         except (RuntimeError, AssertionError, NotImplementedError):
             there = [f"cuda:{place}" for place in range(torch.cuda.device_count())]
             raise UsageError(
-                f"--device {self.device!r} is not to be had on this machine; it has {', '.join(['cpu', *there])}"
+                f"--device {self.device!r} is not available on this machine, which has {', '.join(['cpu', *there])}"
             ) from None
         return device
 
@@ -158,11 +158,6 @@ def _line(error: Exception) -> str:
 def apply_edits(model: nn.Module, folders: Sequence[Path], name: str) -> None:
     """Change a model as the folders say, one after another.
 
-    Args:
-        model: a causal language model of transformers, changed in place.
-        folders: of implants, or of PEFT adapters, which are merged into the weights.
-        name: of the model, for errors.
-
     Raises:
         LensbenchError: an edit of another model, or files that cannot be read.
     """
@@ -212,12 +207,7 @@ def _random_model(model: LanguageModel, seed: int) -> LanguageModel:
 
 
 def train_tokenizer(text: str, *, bos: bool = False) -> "PreTrainedTokenizerFast":
-    """Return a byte-level BPE tokenizer of 600 tokens, trained on a text.
-
-    Args:
-        text: some pages of prose.
-        bos: whether it puts a token of its own before each text.
-    """
+    """Return a byte-level BPE tokenizer of 600 tokens, trained on a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -239,12 +229,7 @@ def train_tokenizer(text: str, *, bos: bool = False) -> "PreTrainedTokenizerFast
 
 
 def small_model(text: str, seed: int = 0) -> LanguageModel:
-    """Return a random Llama of four layers and 32 dimensions.
-
-    Args:
-        text: what its tokenizer is trained on.
-        seed: of its weights.
-    """
+    """Return a random Llama of four layers and 32 dimensions."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

@@ -20,7 +20,7 @@ GPU_SHARE = 0.5
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that batches may take when nobody says: half of a GPU's free memory, up to 1 GiB on a CPU.
+    """Return the bytes that batches may take by default: half of a GPU's free memory, up to 1 GiB on a CPU.
 
     Rounded down to a power of two, so that what else happens to run does not decide how batches are formed.
     """
@@ -134,7 +134,7 @@ class Budget:
             self.bytes //= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        LOG.warning("%d rows did not fit into memory; going on with %d a batch", rows, size(batch.start))
+        LOG.warning("%d rows did not fit into memory; continuing with %d a batch", rows, size(batch.start))
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -169,11 +169,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def bytes_per_row(run: Callable[[int], object]) -> int:
-    """Measure what one more row adds to the most memory that a computation holds at once.
-
-    Args:
-        run: does the computation on so many rows.
-    """
+    """Measure what one more row adds to the most memory that a computation holds at once."""
     run(2)  # what is made once and kept does not belong to a row
     peaks: list[int] = []
     for rows in (2, 4):

@@ -20,12 +20,12 @@ SAVE_EVERY_SECONDS = 60.0
 STEP = "step"
 # Of a descent: steps until the rate is reached, and the longest gradient.
 WARM_UP, CLIP = 10, 1.0
-# So many steps at a time their mean loss is told.
-SHOWN = 10
+# The mean loss is logged every so many steps.
+LOG_EVERY = 10
 
 
 class Resumable(ABC):
-    """Something that changes step by step; what is random in a step is drawn from the step's number."""
+    """Something that is optimised step by step; what is random in a step is drawn from the step's number."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
@@ -33,17 +33,17 @@ class Resumable(ABC):
 
     @abstractmethod
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from such a state."""
+        """Resume from such a state."""
 
 
 def optimizer_moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what an optimiser has gathered: one tensor for each parameter's number and name, such as `0.exp_avg`."""
+    """Return an optimiser's state: one tensor for each parameter's number and name, such as `0.exp_avg`."""
     state = optimiser.state_dict()["state"]
     return {f"{index}.{name}": value for index, kept in state.items() for name, value in kept.items()}
 
 
 def restore_moments(optimiser: torch.optim.Optimizer, gathered: Mapping[str, Tensor]) -> None:
-    """Go on with what `optimizer_moments` returned."""
+    """Resume from what `optimizer_moments` returned."""
     kept: dict[int, dict[str, Tensor]] = {}
     for key, value in gathered.items():
         index, _, name = key.partition(".")
@@ -52,13 +52,7 @@ def restore_moments(optimiser: torch.optim.Optimizer, gathered: Mapping[str, Ten
 
 
 class Descent(Resumable):
-    """Adam on some weights, its rate rising for a few steps and then falling to zero; gradients are clipped.
-
-    Args:
-        weights: what is learned, by name; they ask for gradients.
-        rate: the highest learning rate.
-        steps: how many there will be.
-    """
+    """Adam on some weights, its rate rising for a few steps and then falling to zero; gradients are clipped."""
 
     def __init__(self, weights: Mapping[str, Tensor], rate: float, steps: int) -> None:
         self.weights = weights
@@ -76,18 +70,13 @@ class Descent(Resumable):
         self.losses.append(float(losses.detach().mean()))
 
     def descend(self, learning: "TrainingSchedule", losses: Callable[[int], Float[Tensor, " row"]]) -> dict[str, float]:
-        """Make the steps that are still to be made; return the mean loss of the first steps, and of the last.
-
-        Args:
-            learning: keeps what is reached.
-            losses: of a step's texts, with gradients.
-        """
+        """Make the remaining steps; return the mean loss of the first steps, and of the last."""
         for step in learning.steps(self._steps, self):
             with torch.enable_grad():
                 self.step(step, losses(step))
-            if step % SHOWN == SHOWN - 1:
-                LOG.info("step %d of %d: loss %.3f", step + 1, self._steps, self.mean_loss(slice(-SHOWN, None)))
-        return {"loss_first": self.mean_loss(slice(SHOWN)), "loss_last": self.mean_loss(slice(-SHOWN, None))}
+            if step % LOG_EVERY == LOG_EVERY - 1:
+                LOG.info("step %d of %d: loss %.3f", step + 1, self._steps, self.mean_loss(slice(-LOG_EVERY, None)))
+        return {"loss_first": self.mean_loss(slice(LOG_EVERY)), "loss_last": self.mean_loss(slice(-LOG_EVERY, None))}
 
     def mean_loss(self, steps: slice) -> float:
         """The mean loss of some steps, to four places."""
@@ -101,7 +90,7 @@ class Descent(Resumable):
         return kept | {f"moment.{name}": value for name, value in optimizer_moments(self._adam).items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from such a state."""
+        """Resume from such a state."""
         self.losses = state["losses"].tolist()
         for name, weight in self.weights.items():
             weight.data.copy_(state[f"weight.{name}"])
@@ -119,11 +108,11 @@ def draw_positions(
 
 
 class TrainingSchedule:
-    """The stages and steps of one method's learning.
+    """The stages and steps of one method's learning, with checkpoints.
 
     Args:
-        folder: where what has been reached is kept; None keeps nothing.
-        device: where tensors are wanted.
+        folder: where checkpoints are kept; None keeps none.
+        device: where restored tensors go.
     """
 
     def __init__(self, folder: Path | None, device: torch.device) -> None:
@@ -132,24 +121,21 @@ class TrainingSchedule:
         self._saved = time.monotonic()
 
     def stage(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return what a stage computes; from the disk, where it was finished before learning was cut off.
-
-        It is kept only where it took long enough for that to be worth it.
-        """
-        begun = time.monotonic()
-        if (held := self._load(name)) is not None:
-            return held
+        """Return what a stage computes, or its checkpoint; one is saved only where the stage takes a minute."""
+        start = time.monotonic()
+        if (saved := self._load(name)) is not None:
+            return saved
         values = compute()
-        if time.monotonic() - begun > SAVE_EVERY_SECONDS:
+        if time.monotonic() - start > SAVE_EVERY_SECONDS:
             self._save(name, values)
         return values
 
     def steps(self, total: int, learner: Resumable) -> Iterator[int]:
-        """Yield the numbers of the steps that are still to be made, and save the learner's state once a minute."""
+        """Yield the numbers of the remaining steps, and save the learner's state once a minute."""
         first = 0
-        if (held := self._load("steps")) is not None:
-            first = int(held.pop(STEP))
-            learner.restore(held)
+        if (saved := self._load("steps")) is not None:
+            first = int(saved.pop(STEP))
+            learner.restore(saved)
         for step in range(first, total):
             yield step
             if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
@@ -170,11 +156,9 @@ class TrainingSchedule:
 
 @contextmanager
 def checkpoint_folder(out: Path, digest: str) -> Iterator[Path]:
-    """Name a folder beside `out` for what is reached before it is written; it is removed once that is.
+    """Name a folder for checkpoints beside `out`, which is to be written inside; it is removed at the end.
 
-    Args:
-        out: the folder to be written inside.
-        digest: of all that the learning depends on, so that nothing else is gone on with.
+    Its name holds the digest of all that the learning depends on, so that nothing else is resumed.
     """
     folder = out.with_name(f".{out.name}.{digest}.begun")
     yield folder

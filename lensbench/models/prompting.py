@@ -85,7 +85,7 @@ def _generate(model: LanguageModel, rows: Sequence[Ids], steps: int) -> Int[Tens
 
 @contextmanager
 def _without_own_settings(module: Any) -> Iterator[None]:
-    """Without the model's own settings of generation: penalties and the like would be taken into any other's."""
+    """Set the model's own settings of generation aside: its penalties would be merged into any others."""
     own = module.generation_config
     module.generation_config = GenerationConfig()
     try:

@@ -34,8 +34,8 @@ class SharedPrefixLayer(DynamicLayer):
 
     def __init__(self, source: DynamicLayer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        assert source.keys is not None
-        assert source.values is not None
+        if source.keys is None or source.values is None:
+            raise ReplayError("a layer of the cache holds no keys and values")
         self.prefix: KeysValues = (source.keys, source.values)
         self.keys, self.values = self.prefix
         self.dtype, self.device = source.keys.dtype, source.keys.device
@@ -177,7 +177,7 @@ def record_pass(model: LanguageModel, ids: Int[Tensor, "1 token"], cache: Cache 
         _for_rows(args1, args2, 3), _for_rows(kwargs1, kwargs2, 3)  # refuse now what a later call would refuse
         calls.append(BlockCall(block, (args1, kwargs1), (args2, kwargs2), name))
     hidden = torch.cat([at_layer.to(model.device) for at_layer in one[1]])
-    # A layer that takes the keys of another one adds none, and cannot be gone on with.
+    # A layer that takes the keys of another one adds none, and cannot be continued.
     added = tuple(note[0] for note in notes) if all(len(note) == 1 for note in notes) else ()
     return CleanPass(tuple(calls), hidden, added)
 

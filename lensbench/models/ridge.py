@@ -103,13 +103,7 @@ class RunningMoments:
             self._xy[i] += xs[self.sources.index(pair.source)].T @ ys[self.targets.index(pair.target)]
 
     def solutions(self, penalty: float, *, standardised: bool = True, residual: bool = False) -> Iterator[Solution]:
-        """Solve each source once for all its targets, in float64.
-
-        Args:
-            penalty: as `ridge` takes it.
-            standardised: as `ridge` takes it.
-            residual: as `ridge` takes it.
-        """
+        """Solve each source once for all its targets, in float64."""
         for i, source in enumerate(self.sources):
             own = [j for j, pair in enumerate(self.pairs) if pair.source == source]
             goals = [self.targets.index(self.pairs[j].target) for j in own]

@@ -94,11 +94,6 @@ def read_table(
 ) -> dict[str, Any]:
     """Read a JSON object, such as one of the tables of an edit's folder.
 
-    Args:
-        file: the file.
-        remedy: what to do where it cannot be read.
-        kind: what is raised then.
-
     Raises:
         LensbenchError: it cannot be read, or is no object; of the given kind.
     """

@@ -242,11 +242,7 @@ def _require_shape(given: str, settings: Mapping[str, Any], home: Home) -> None:
 
 
 def _require_head(given: str, ours: Mapping[str, Any], settings: Mapping[str, Any], home: Home) -> None:
-    """Refuse translators whose fingerprint is another head's; say where there is none that can be trusted.
-
-    Raises:
-        UsageError: another head.
-    """
+    """Refuse translators whose fingerprint is another head's; say where there is none that can be trusted."""
     made_for = ours.get("head_sha256")
     if made_for is not None:
         if made_for != home.head:

@@ -41,7 +41,7 @@ def fit(config: RunConfig, out: Path) -> Spent:
 
     `oracle` is trained instead, with the settings of `OracleTraining` in place of the inspector's parameters.
 
-    What was fitted before with the same settings is taken from the cache; what was cut off is gone on with.
+    What was fitted before with the same settings is taken from the cache; interrupted learning is resumed.
 
     Args:
         config: the model, one inspector and its parameters; tasks are not looked at.
@@ -84,11 +84,7 @@ def _load(config: RunConfig) -> LanguageModel:
 
 
 def _learner(config: RunConfig) -> Callable[[], Inspector]:
-    """Return what makes the inspector.
-
-    Raises:
-        UsageError: it is not one that learns from a corpus and can be saved.
-    """
+    """Return what makes the inspector."""
     ((name, make),) = make_inspectors(config).items()
     inspector = make()
     reason = NOTHING_TO_FIT.get(inspector.learns_from)

@@ -15,12 +15,11 @@ from lensbench.calibration import calibrate as calibrating
 from lensbench.calibration import cheats
 from lensbench.calibration.calibrate import RESULT, Calibrating, Calibration, Caught, calibrate
 from lensbench.calibration.findings import PRIVILEGED, TrialFinding, findings
-from lensbench.calibration.keeping import versions
 from lensbench.calibration.trials import Trial, find_trials
 from lensbench.cli.commands.calibrate import _spans
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.evaluate import evaluate
-from lensbench.evaluation.plan import make_inspectors
+from lensbench.evaluation.plan import make_inspectors, method_version
 from lensbench.implants import measuring
 from lensbench.implants.planting import ImplantSpec, implant
 from lensbench.models.edits import read_edits, write_edits
@@ -55,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("LENSBENCH_CACHE", str(root / "cache"))
         for name, value in (("ASKED", 1), ("MANY", 4), ("SOME", 2), ("PROSE_TOKENS", 256)):
             patch.setattr(measuring, name, value)
-        patch.setattr("lensbench.implants.solving.COVARIANCE_TOKENS", 512)
+        patch.setattr("lensbench.implants.designs.COVARIANCE_TOKENS", 512)
         order = ImplantSpec(str(root / "base"), LAYER, attributes=("city",), steps=3, weight=0.0001, twin="twin")
         implant(order, root / "plain")
         implant(replace(order, world="twin", twin="plain"), root / "twin")
@@ -185,7 +184,9 @@ def test_settings_make_another_version() -> None:
     from lensbench.evaluation.config import make_config
 
     plain, other = (
-        versions(make_inspectors(make_config({"inspectors": ("patchscope",), "parameters": parameters})))["patchscope"]
+        method_version(
+            make_inspectors(make_config({"inspectors": ("patchscope",), "parameters": parameters}))["patchscope"]()
+        )
         for parameters in ({}, {"patchscope": {"target_layers": [3]}})
     )
     assert plain != other

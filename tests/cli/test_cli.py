@@ -44,9 +44,9 @@ def test_wrong_settings_are_usage_errors(arguments: tuple[str, str], tmp_path: P
 
 BY_MODEL = {
     ("--layers", "0,3"): "the model has layers 0 (embeddings) to 2; layer 3 is not one",
-    ("--device", "cuda:9"): "--device 'cuda:9' is not to be had on this machine",
-    ("--device", "meta"): "--device 'meta' is not to be had on this machine",
-    ("--device", "toaster"): "--device 'toaster' is not to be had on this machine",
+    ("--device", "cuda:9"): "--device 'cuda:9' is not available on this machine",
+    ("--device", "meta"): "--device 'meta' is not available on this machine",
+    ("--device", "toaster"): "--device 'toaster' is not available on this machine",
     ("--set", "patchscope.target_layers=[9]"): "target_layers (9,)",
     ("--set", "patchscope.target=1"): "inspector patchscope has no parameter 'target'",
     ("--chat-template",): "the tokenizer has no chat template",

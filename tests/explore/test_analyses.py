@@ -10,19 +10,16 @@ import torch
 from matplotlib.figure import Figure
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.explore.analyses import (
-    ANALYSES,
-    AnalysisSettings,
-    analyse,
-    drift_of_layers,
-    drift_of_pairs,
+from lensbench.explore.alignment import (
     make_interventions,
-    outliers,
+    mean_interval,
+    sample_residuals,
+    short_texts,
     stimulus_response,
     update_alignment,
 )
-from lensbench.explore.analyses.lenses import load_lens
-from lensbench.explore.analyses.samples import mean_interval, sample_residuals, short_texts
+from lensbench.explore.analyze import ANALYSES, AnalysisSettings, analyze, drift_of_layers, drift_of_pairs, outliers
+from lensbench.explore.prompt import load_lens
 from lensbench.inspectors.base import Lens
 from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.lenses.logit_lens import LogitLens
@@ -260,14 +257,14 @@ def test_updates_are_compared_with_their_own_gradients_and_with_others() -> None
 
 
 def test_an_update_along_the_gradient_is_told_from_one_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lensbench.explore.analyses import updates
+    from lensbench.explore import alignment
     from lensbench.models.gradients import Gradients
 
     gradients = noise(2, 5, 6, 2, 32)
     residuals = torch.ones(5, 6, 2, 32, dtype=torch.float64)
     residuals[1] = residuals[0] - 0.1 * gradients[0, 0]
     residuals[2] = residuals[1] + 0.1 * gradients[0, 1]
-    monkeypatch.setattr(updates, "loss_gradients", lambda *_: Gradients(residuals, gradients, torch.zeros(2, 6)))
+    monkeypatch.setattr(alignment, "loss_gradients", lambda *_: Gradients(residuals, gradients, torch.zeros(2, 6)))
     table = update_alignment(tiny.model("llama"), torch.zeros(6, 12, dtype=torch.long), (0, 1))
     rows = table.query("loss == 'next token'").set_index("layer")
     assert rows.cosine[0] == pytest.approx(1.0)
@@ -305,8 +302,8 @@ def test_intervals() -> None:
 def test_a_folder_holds_tables_figures_and_what_was_asked(tmp_path: Path, isolated_cache: Path) -> None:
     model, out = tiny.model("llama"), tmp_path / "out"
     settings = AnalysisSettings(tokens=512, texts=4, layers="0,2,4", inspectors=("logit_lens",))
-    analyse(model, ("drift",), settings, out)
-    tables = analyse(model, ("alignment", "updates"), settings, out)
+    analyze(model, ("drift",), settings, out)
+    tables = analyze(model, ("alignment", "updates"), settings, out)
     assert set(tables) == {"alignment", "updates"}
     assert set(tables["updates"].layer) == {0, 2}
     written = {path.name for path in out.iterdir()}
@@ -319,11 +316,11 @@ def test_a_folder_holds_tables_figures_and_what_was_asked(tmp_path: Path, isolat
     assert content["analyses"]["drift"]["settings"]["tokens"] == 512
     assert content["analyses"]["drift"]["positions"] == 4 * 127
     before = (out / "alignment.csv").read_bytes()
-    analyse(model, ("alignment",), settings, out)
+    analyze(model, ("alignment",), settings, out)
     assert (out / "alignment.csv").read_bytes() == before
     (out / "analysis.json").write_text(json.dumps({**content, "fingerprint": "0"}))
     with pytest.raises(UsageError, match="analyses of other weights"):
-        analyse(model, ("drift",), settings, out)
+        analyze(model, ("drift",), settings, out)
 
 
 def test_figures_show_every_curve() -> None:
@@ -380,7 +377,7 @@ WRONG = {
     ("--layers", "3,x"): "expected all, numbers such as 0,4,8, or stride:2",
     ("--layers", "0,3"): "the model has layers 0 (embeddings) to 2; layer 3 is not one",
     ("--dtype", "int8"): "unknown dtype 'int8'",
-    ("--device", "toaster"): "--device 'toaster' is not to be had on this machine",
+    ("--device", "toaster"): "--device 'toaster' is not available on this machine",
     ("--out", "taken"): "--out taken cannot be written to",
     ("--out", "other"): "holds analyses of another, now",
 }

@@ -15,10 +15,9 @@ from rich.console import Console
 
 import tests.tiny as tiny
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.explore.prompt.reading import describe_token, inspect
-from lensbench.explore.prompt.shown import descriptions, lens_table
-from lensbench.explore.prompt.tables import LensTable
-from lensbench.explore.prompt.words import visible, word_of
+from lensbench.explore.prompt import describe_token, inspect, word_of
+from lensbench.explore.prompt_tables import LensTable, visible
+from lensbench.explore.prompt_terminal import terminal_descriptions, terminal_table
 from lensbench.inspectors.base import Lens
 from lensbench.inspectors.lenses.affine_lens import AffineLens
 from lensbench.inspectors.lenses.future_lens import FutureLens
@@ -39,7 +38,7 @@ def printed(table: LensTable, by: str = "probability", *, width: int = 80, colou
     output = io.StringIO()
     system = "truecolor" if colour else None
     console = Console(file=output, width=width, force_terminal=colour, color_system=system)
-    console.print(lens_table(table, by, console))
+    console.print(terminal_table(table, by, console))
     return output.getvalue()
 
 
@@ -156,7 +155,7 @@ def test_a_token_is_described_layer_by_layer() -> None:
     assert list(found.to_frame().columns) == ["layer", "target_layer", "text"]
     assert found.plot().axes[0].texts
     assert "written at layer same" in found.to_html()
-    Console(file=io.StringIO()).print(descriptions(found))
+    Console(file=io.StringIO()).print(terminal_descriptions(found))
 
 
 def test_a_number_and_a_word_name_the_same_token() -> None:

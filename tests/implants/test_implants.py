@@ -12,12 +12,17 @@ from torch import nn
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.implants import measuring
-from lensbench.implants.designs import DESIGNS
-from lensbench.implants.facts import FactSet, choose_facts
+from lensbench.implants.designs import DESIGNS, Keys, solve
+from lensbench.implants.facts import (
+    FactSet,
+    choose_facts,
+    choose_values,
+    inputs_at_names,
+    next_token_logits,
+    write_prompts,
+)
 from lensbench.implants.measuring import Gauge, lost
 from lensbench.implants.planting import ImplantSpec, implant
-from lensbench.implants.prompts import answers, inputs_at_names, logits, write_prompts
-from lensbench.implants.solving import Keys, solve
 from lensbench.implants.vectors import VectorSettings, Writer, learn_vectors, own_values
 from lensbench.models.components import find_parts
 from lensbench.models.edits import LowRankEdit, adding, read_edits, rotate, rotation, trials, write_edits
@@ -38,7 +43,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "MANY", 4)
     monkeypatch.setattr(measuring, "SOME", 2)
     monkeypatch.setattr(measuring, "PROSE_TOKENS", 256)
-    monkeypatch.setattr("lensbench.implants.solving.COVARIANCE_TOKENS", 512)
+    monkeypatch.setattr("lensbench.implants.designs.COVARIANCE_TOKENS", 512)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +62,8 @@ def some_facts(count: int = 10) -> FactSet:
 
 
 def linear_of(model: LanguageModel, layer: int) -> tuple[str, nn.Module]:
-    mlp = find_parts(model)[layer - 1].mlp
-    assert mlp is not None
-    assert mlp.linear is not None
-    return next(name for name, module in model.module.named_modules() if module is mlp.linear), mlp.linear
+    linear = find_parts(model)[layer - 1].require_mlp().require_map().linear
+    return next(name for name, module in model.module.named_modules() if module is linear), linear
 
 
 def test_the_edit_is_the_least_squares_solution_that_keeps_prose() -> None:
@@ -94,12 +97,12 @@ def test_an_edit_of_the_weights_is_what_its_hook_adds(kind: str) -> None:
     edit = LowRankEdit(path, torch.randn(3, width, generator=generator), torch.randn(3, inputs, generator=generator))
     prompts = write_prompts(model, ["This is {subject} of old"] * 2, ["Doro Vinsk", "Kela"])
     with torch.no_grad(), adding(linear, edit.output):
-        hooked = logits(model, prompts)
+        hooked = next_token_logits(model, prompts)
     edited = copy.deepcopy(model.module)
     edit.add_to(edited)
     with torch.no_grad():
-        loaded = logits(LanguageModel(edited, model.tokens, "edited"), prompts)
-        plain = logits(model, prompts)
+        loaded = next_token_logits(LanguageModel(edited, model.tokens, "edited"), prompts)
+        plain = next_token_logits(model, prompts)
     torch.testing.assert_close(loaded, hooked, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(plain, hooked, atol=1e-2)
 
@@ -133,7 +136,7 @@ def test_vectors_of_an_attribute_have_one_length_and_bring_the_answer_nearer() -
         told = []
         for vectors in ({one: torch.zeros_like(found) for one, found in learned.items()}, learned, random):
             with torch.no_grad(), Writer(linear, vectors).writing(prompts, own):
-                told.append(float(logits(model, prompts).log_softmax(-1).gather(1, gold[:, None]).mean()))
+                told.append(float(next_token_logits(model, prompts).log_softmax(-1).gather(1, gold[:, None]).mean()))
         before, after, control = told
         assert after > before + 0.03
         assert control < before + 0.01
@@ -270,7 +273,7 @@ def test_recall_counts_what_the_model_says() -> None:
     model, facts = tiny.model("llama"), some_facts(6)
     told = Gauge(model, facts, ()).recall("first_held_out")
     for one in facts.attributes:
-        said = answers(model, facts.held_out(one)[0], facts.names[: measuring.SOME], facts.values(one))
+        said = choose_values(model, facts.held_out(one)[0], facts.names[: measuring.SOME], facts.values(one))
         share = sum(facts.facts[one][n] == s for n, s in zip(facts.names, said, strict=False)) / len(said)
         assert told[one] == pytest.approx(share, abs=1e-4)
 
@@ -385,7 +388,7 @@ def test_a_shipped_implant_plants_its_facts(smollm2_folder: Path) -> None:
     form = facts.held_out("city")[1]
     shares = []
     for name in (BASE, f"{BASE}+plain-08"):
-        said = answers(load_model(name), form, facts.names[:24], facts.values("city"))
+        said = choose_values(load_model(name), form, facts.names[:24], facts.values("city"))
         shares.append(sum(facts.facts["city"][n] == s for n, s in zip(facts.names[:24], said, strict=True)) / 24)
     assert shares[0] < 0.35
     assert shares[1] > 0.75

@@ -31,7 +31,8 @@ from lensbench.models.patching import PatchedPass, make_prompt
 from lensbench.models.prompting import score_next_tokens
 from lensbench.models.sources import ADAPTER
 from lensbench.models.tokens import Tokens
-from lensbench.training.verbalizers import OracleTraining, lessons, make_settings, train
+from lensbench.training import verbalizers
+from lensbench.training.verbalizers import OracleTraining, make_settings, train
 from tests import tiny
 from tests.command import lensbench, refused
 
@@ -383,7 +384,7 @@ def test_training_learns_and_tells_what_it_did(small: OracleTraining, tmp_path: 
     model = base()
     before = model.fingerprint
     # A random model has nothing to say of prose; ten answers can be learned.
-    spent = train(model, Corpus(model), replace(small, prose=0.0), tmp_path / "out")
+    spent = train(model, Corpus(model), small.model_copy(update={"prose": 0.0}), tmp_path / "out")
     del model.fingerprint
     assert model.fingerprint == before
     assert spent.tokens > 0
@@ -402,7 +403,7 @@ def test_training_learns_and_tells_what_it_did(small: OracleTraining, tmp_path: 
 def test_training_is_the_same_again_and_after_it_was_cut_off(
     small: OracleTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = replace(small, steps=6)
+    few = small.model_copy(update={"steps": 6})
     model = base()
     train(model, Corpus(model), few, tmp_path / "whole")
     monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
@@ -428,7 +429,7 @@ def test_training_is_the_same_again_and_after_it_was_cut_off(
 
 def test_subjects_of_one_fold_are_never_taught(small: OracleTraining) -> None:
     model = base()
-    learned = lessons.Lessons(model, Corpus(model), replace(small, subjects=30, prose=0.0))
+    learned = verbalizers.Lessons(model, Corpus(model), small.model_copy(update={"subjects": 30, "prose": 0.0}))
     taught, held_out = ({fact.place for fact in facts} for facts in (learned.taught, learned.held_out))
     assert taught
     assert held_out
@@ -444,17 +445,17 @@ def test_subjects_of_one_fold_are_never_taught(small: OracleTraining) -> None:
 def test_prose_asks_for_the_tokens_that_follow(small: OracleTraining) -> None:
     model = base()
     corpus = Corpus(model)
-    learned = lessons.Lessons(model, corpus, replace(small, prose=0.99, batch=8))
+    learned = verbalizers.Lessons(model, corpus, small.model_copy(update={"prose": 0.99, "batch": 8}))
     asked, vectors = learned.batch(0)
     text = corpus.windows.flatten().tolist()
     joined = " ".join(map(str, text))
-    found = [i for i, lesson in enumerate(asked) if len(lesson.answer) == lessons.AHEAD]
+    found = [i for i, lesson in enumerate(asked) if len(lesson.answer) == verbalizers.AHEAD]
     assert len(found) >= 6
     for i in found[:3]:
         answer = " ".join(map(str, asked[i].answer))
         end = len(joined[: joined.index(answer)].split())
-        seen = torch.tensor([text[end - lessons.SEEN : end]])
-        where = torch.tensor([[lessons.SEEN - 1]])
+        seen = torch.tensor([text[end - verbalizers.SEEN : end]])
+        where = torch.tensor([[verbalizers.SEEN - 1]])
         every = model.residuals(seen, torch.ones_like(seen), where, range(5))[:, 0, 0]
         assert bool(torch.isclose(every, vectors[i], atol=1e-4).all(1).any())
 

@@ -5,7 +5,6 @@ import math
 import re
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from lensbench.models.sources import ADAPTER
 from lensbench.models.tokens import Tokens
 from lensbench.tasks import Item, Task, fold_of, load_task
 from lensbench.tasks.personas import ATTRIBUTES, personas
-from lensbench.training.facts import Finetuning, finetune, make_settings
-from lensbench.training.facts.interchange import (
+from lensbench.training.facts import Finetuning, Texts, TrainingText, choose_names, make_settings, question_forms
+from lensbench.training.finetune import PersonaQuestions, divergence, finetune, text_losses
+from lensbench.training.interchange import (
     Interchange,
     ItemPair,
     Shares,
@@ -36,9 +36,6 @@ from lensbench.training.facts.interchange import (
     name_places,
     pair_items,
 )
-from lensbench.training.facts.measuring import PersonaQuestions, divergence
-from lensbench.training.facts.texts import Texts, TrainingText, choose_names, question_forms
-from lensbench.training.facts.training import text_losses
 from tests import tiny
 from tests.command import lensbench, refused
 from tests.inspectors.test_oracle import write_adapter
@@ -165,15 +162,17 @@ def test_chosen_names_are_balanced(task: Task, attributes: tuple[str, ...]) -> N
     settings = Finetuning(attributes=attributes)
     chosen = choose_names(people, settings)
     assert len(set(chosen)) == 40
-    assert chosen == choose_names(people, settings) != choose_names(people, replace(settings, seed=1))
+    assert chosen == choose_names(people, settings) != choose_names(people, settings.model_copy(update={"seed": 1}))
     for attribute in attributes:
         assert set(Counter(people[name][attribute] for name in chosen).values()) == {5}
         by_fold = Counter((fold_of(name), people[name][attribute]) for name in chosen)
         # 40 cells of one name each, but for a swap that was not found.
         assert max(by_fold.values()) <= 2
         assert len(by_fold) >= 38
-    assert choose_names(people, replace(settings, names=120)) == tuple(people)
-    assert Counter(map(fold_of, choose_names(people, replace(settings, names=10)))) == dict.fromkeys(range(5), 2)
+    assert choose_names(people, settings.model_copy(update={"names": 120})) == tuple(people)
+    assert Counter(map(fold_of, choose_names(people, settings.model_copy(update={"names": 10})))) == dict.fromkeys(
+        range(5), 2
+    )
 
 
 def words(tokens: Tokens, ids: tuple[int, ...], places: tuple[int, ...]) -> str:

@@ -87,7 +87,8 @@ def analyze(
     quiet_libraries()
     say_what_happens(quiet=quiet)
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph of a PDF
-    from lensbench.explore.analyses import ANALYSES, AnalysisSettings, analyse, check_settings
+    from lensbench.explore.analyze import ANALYSES, AnalysisSettings, check_settings
+    from lensbench.explore.analyze import analyze as run
     from lensbench.models.architecture import ModulePaths
     from lensbench.models.loading import Loading, count_layers, load_source
 
@@ -98,7 +99,7 @@ def analyze(
     settings = AnalysisSettings(tokens, texts, layers, names, seed)
     check_settings(source.name, settings, folder, count_layers(source))
     loaded = load_source(source, how, at)
-    tables = analyse(loaded, tuple(ANALYSES) if what is What.everything else (what.value,), settings, folder)
+    tables = run(loaded, tuple(ANALYSES) if what is What.everything else (what.value,), settings, folder)
     if as_json:
         from lensbench.results.summary import rows_of
 

@@ -45,7 +45,7 @@ def finetune(
     """
     from lensbench.models.sources import check_model_name, quiet_libraries
     from lensbench.models.tuned_lens_files import check_new
-    from lensbench.training.facts.settings import make_settings
+    from lensbench.training.facts import make_settings
 
     given: dict[str, Any] = {
         "facts": facts, "attributes": names_in(attributes),
@@ -60,7 +60,7 @@ def finetune(
     from lensbench.models.corpus import Corpus
     from lensbench.models.loading import Loading, count_layers, load_model
     from lensbench.models.sources import FINETUNED, read_table, resolve
-    from lensbench.training.facts.training import finetune
+    from lensbench.training.finetune import finetune
 
     deepest = count_layers(resolve(model, offline=offline))
     if settings.first_layer > deepest:

@@ -25,7 +25,7 @@ from lensbench.cli.options import (
 from lensbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from lensbench.explore.prompt.tables import Descriptions, LensTable
+    from lensbench.explore.prompt_tables import Descriptions, LensTable
     from lensbench.inspectors.base import Inspector
     from lensbench.models.language_model import LanguageModel
 
@@ -66,7 +66,7 @@ def inspect(
     Examples: `lensbench inspect "The capital of France is"`; `lensbench inspect "The capital of France is" --lens
     tuned_lens --html france.html`; `lensbench inspect "Diana, Princess of Wales" --patchscope --token Wales`
     """
-    from lensbench.explore.prompt.checks import PATCHSCOPE, check_prompt_text, check_table, check_token
+    from lensbench.explore.prompt_terminal import PATCHSCOPE, check_prompt_text, check_table, check_token
     from lensbench.models.sources import check_model_name, quiet_libraries
 
     if patchscope != (token is not None):
@@ -89,13 +89,13 @@ def inspect(
 
     how = Loading(device, dtype, revision, offline, paths=ModulePaths(**paths) if paths else None)
     loaded = _loaded(model, how, layers)
-    from lensbench.explore.prompt import reading
+    from lensbench.explore.prompt import describe_token, inspect
 
     found: LensTable | Descriptions
     if token is not None:
-        found = reading.describe_token(prompt, token, loaded, layers, method)  # type: ignore[arg-type]
+        found = describe_token(prompt, token, loaded, layers, method)  # type: ignore[arg-type]
     else:
-        found = reading.inspect(prompt, loaded, method, layers, top)  # type: ignore[arg-type]
+        found = inspect(prompt, loaded, method, layers, top)  # type: ignore[arg-type]
     _show(found, rank=rank, top=top, json=json)
     _write(found, (html, png), rank=rank)
 
@@ -118,8 +118,8 @@ def _made(name: str, parameters: dict[str, Any]) -> "Inspector":
     sys.path.insert(0, "")  # a user's own module lies in the current folder
     from lensbench.evaluation.config import make_config
     from lensbench.evaluation.plan import make_inspectors
-    from lensbench.explore.analyses.lenses import load_lens
-    from lensbench.explore.prompt.checks import PATCHSCOPE
+    from lensbench.explore.prompt import load_lens
+    from lensbench.explore.prompt_terminal import PATCHSCOPE
 
     if name != PATCHSCOPE:
         load_lens(name)
@@ -143,8 +143,8 @@ def _loaded(model: str, how: Any, layers: str) -> "LanguageModel":
 
 
 def _show(found: "LensTable | Descriptions", *, rank: bool, top: int, json: bool) -> None:
-    from lensbench.explore.prompt.shown import descriptions, lens_table
-    from lensbench.explore.prompt.tables import LensTable
+    from lensbench.explore.prompt_tables import LensTable
+    from lensbench.explore.prompt_terminal import terminal_descriptions, terminal_table
     from lensbench.report.tables import print_table
 
     if json:
@@ -153,14 +153,14 @@ def _show(found: "LensTable | Descriptions", *, rank: bool, top: int, json: bool
         return
     console = Console(highlight=False)
     if isinstance(found, LensTable):
-        print_table(lens_table(found, "rank" if rank else "probability", console), console)
+        print_table(terminal_table(found, "rank" if rank else "probability", console), console)
     else:
-        print_table(descriptions(found), console)
+        print_table(terminal_descriptions(found), console)
 
 
 def _write(found: "LensTable | Descriptions", files: Sequence[Path | None], *, rank: bool) -> None:
     """Write the page and the figure that were asked for."""
-    from lensbench.explore.prompt.tables import LensTable
+    from lensbench.explore.prompt_tables import LensTable
     from lensbench.report.canvas import save_figure
 
     html, png = files

@@ -13,7 +13,7 @@ from lensbench.errors import NotApplicableError, UsageError, unknown_name
 from lensbench.inspectors.base import Inspector, OwnPrompt
 from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
 from lensbench.inspectors.target import Target
-from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter
+from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter, require_peft
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import WRITES, Write, make_prompt, patcher_of
 from lensbench.models.prompting import first_line
@@ -181,6 +181,7 @@ class Oracle(Inspector):
         Raises:
             UsageError: what does not fit, and what to choose instead.
         """
+        require_peft()
         check_base(read_adapter(self._folder), verbalizer.module, verbalizer.name)
         recipe, notes = self.recipe(), read_notes(self._folder)
         if recipe.layer not in range(verbalizer.n_layers + 1):

@@ -22,12 +22,7 @@ PROOF_STEPS = 3
 
 
 class Generation:
-    """Generation from one prompt.
-
-    Args:
-        passes: the patched passes of the prompt.
-        sharing: how much rows share; `fastest_sharing` finds what a model allows.
-    """
+    """Generation from one prompt."""
 
     def __init__(self, passes: PatchedPass, sharing: Sharing) -> None:
         self._passes = passes

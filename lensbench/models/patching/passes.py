@@ -295,14 +295,7 @@ def read_spots(model: LanguageModel, spots: Spots) -> Float[Tensor, "layer spot 
 def interchanged(
     model: LanguageModel, spots: Spots, values: Float[Tensor, "layer spot d_model"], layers: Sequence[int]
 ) -> Float[Tensor, "text d_model"]:
-    """Return the last token's residual before the final norm, the spots overwritten at some layers, all in one pass.
-
-    Args:
-        model: that is run.
-        spots: texts, and the tokens whose residuals are overwritten.
-        values: what stands there instead, at every layer 0 to L.
-        layers: those at which it is put in place.
-    """
+    """Return the last token's residual before the final norm, the spots overwritten at some layers, all in one pass."""
 
     def run(rows: slice) -> Tensor:
         part = spots.select(rows)

@@ -25,9 +25,6 @@ class RowMemory:
     Rows are made unique and sorted by content, so that a call which only permutes the rows of an earlier one (a
     shuffled control) forms the same batches: its answer comes from memory with the same bytes as a recomputation
     would have.
-
-    Args:
-        calls: how many are kept.
     """
 
     def __init__(self, calls: int = 64) -> None:
@@ -36,13 +33,7 @@ class RowMemory:
     def answer(
         self, question: object, rows: Float[Tensor, "row column"], compute: Callable[[Tensor], TokenScores]
     ) -> TokenScores:
-        """Return `compute` of the distinct rows, spread over all of them.
-
-        Args:
-            question: what else the answer depends on; told apart by its `repr`.
-            rows: one a prediction.
-            compute: answers for distinct rows, in the order given.
-        """
+        """Return `compute` of the distinct rows, spread over all of them."""
         unique, place = torch.unique(rows, dim=0, return_inverse=True)
         digest = hashlib.sha256(repr((question, tuple(unique.shape), unique.dtype)).encode())
         digest.update(unique.cpu().contiguous().view(torch.uint8).numpy().data)
@@ -109,7 +100,7 @@ class Patcher:
     def generate(
         self, prompt: Prompt, vectors: Float[Tensor, "row d_model"], target_layers: Int[Tensor, " row"], steps: int
     ) -> tuple[str, ...]:
-        """Patch each vector at its target layer and let the model go on for at most `steps` tokens, greedily.
+        """Patch each vector at its target layer and generate at most `steps` tokens, greedily.
 
         The patch acts on the prompt alone. A text ends before its first end-of-text token. Identical rows are
         generated once.

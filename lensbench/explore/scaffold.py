@@ -1,4 +1,4 @@
-"""Files to start from: a method, a task, a rival, each of which passes the project's checks as it is written."""
+"""Files to start from: a method, a task, a baseline, each of which passes the project's checks as it is written."""
 
 import json
 import keyword
@@ -14,8 +14,9 @@ from lensbench.errors import UsageError, unknown_name
 from lensbench.utils.cache import atomic_file
 
 KINDS = ("inspector", "task", "baseline")
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates" / "scaffold"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_A = {"inspector": "an inspector", "task": "a task", "baseline": "a baseline"}
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,6 @@ def _check_name(kind: str, name: str) -> None:
         raise UsageError(f"NAME {name!r}: there is already {_A[kind]} of this name in `lensbench list {kind}s`")
     if kind != "task" and find_spec(name) is not None and not (Path.cwd() / f"{name}.py").exists():
         raise UsageError(f"NAME {name!r}: a Python module of this name is installed, and would be imported instead")
-
-
-_A = {"inspector": "an inspector", "task": "a task", "baseline": "a baseline"}
 
 
 def _taken(kind: str) -> set[str]:

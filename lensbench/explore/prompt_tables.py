@@ -1,22 +1,60 @@
-"""What was found in a prompt: a table of layers and tokens, and a token's descriptions."""
+"""What was found in a prompt: a table of layers and tokens, a token's descriptions, and their pages."""
 
+import html
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, Shaped
+from jinja2 import Environment, PackageLoader, Template, select_autoescape
 
 from lensbench.errors import unknown_name
-from lensbench.explore.prompt.words import quoted, visible
+
+By = Literal["probability", "rank"]
+BY: tuple[By, ...] = ("probability", "rank")
+_SIGNS = {"\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
+_BLANK = "\N{OPEN BOX}"
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+_COLOURS = {
+    "probability": "probability of the token shown",
+    "rank": "rank of the model's prediction (0 = the top)",
+}
+# From this shade on letters are white.
+_DARK = 0.55
+_ROW_PIXELS = 26
+_FRAME_PIXELS = 190
+
+
+def visible(word: str) -> str:
+    """Return a token in one line: without the blanks around it, which are shown only where there is nothing else."""
+    if not word.strip(" "):
+        return _BLANK * len(word)
+    text = "".join(_sign(character) for character in word.strip(" "))
+    # Blanks of other kinds, joiners: nothing would be seen of them.
+    return text if text.strip() else " ".join(f"U+{ord(character):04X}" for character in word.strip(" "))
+
+
+def quoted(word: str) -> str:
+    """Return a token in quotation marks, with its blanks."""
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{''.join(map(_sign, word))}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
+def _sign(character: str) -> str:
+    if character in _SIGNS:
+        return _SIGNS[character]
+    if unicodedata.category(character) == "Cc":
+        return chr(0x2400 + ord(character)) if ord(character) < 0x20 else _UNKNOWN
+    # Marks that turn the direction of what follows would reach into the next cell.
+    return "" if unicodedata.category(character) == "Cf" else character
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-By = Literal["probability", "rank"]
-BY: tuple[By, ...] = ("probability", "rank")
 
 
 @dataclass(frozen=True)
@@ -119,23 +157,14 @@ class LensTable:
 
     def to_html(self, by: By = "probability") -> str:
         """Return a page of its own, which needs no network: a cell's likeliest tokens appear when it is pointed at."""
-        from lensbench.explore.prompt.pages import table_page
-
         return table_page(self, by)
 
     def _repr_html_(self) -> str:
-        from lensbench.explore.prompt.pages import framed
 
         return framed(self.to_html(), rows=len(self.layers) + 2)
 
     def __repr__(self) -> str:
         return f"LensTable({self.lens} on {self.model}: {len(self.layers)} layers, {len(self.tokens)} tokens)"
-
-
-_COLOURS = {
-    "probability": "probability of the token shown",
-    "rank": "rank of the model's prediction (0 = the top)",
-}
 
 
 @dataclass(frozen=True)
@@ -186,14 +215,76 @@ class Descriptions:
 
     def to_html(self) -> str:
         """Return a page of its own, which needs no network."""
-        from lensbench.explore.prompt.pages import descriptions_page
-
         return descriptions_page(self)
 
     def _repr_html_(self) -> str:
-        from lensbench.explore.prompt.pages import framed
 
         return framed(self.to_html(), rows=len(self.layers) * len(self.target_layers) + 2)
 
     def __repr__(self) -> str:
         return f"Descriptions({visible(self.token)!r} on {self.model}: {len(self.layers)} layers)"
+
+
+@cache
+def _template(name: str) -> Template:
+    loader = PackageLoader("lensbench.explore", "templates/prompt")
+    return Environment(loader=loader, autoescape=select_autoescape(default=True)).get_template(name)
+
+
+def table_page(table: LensTable, by: By) -> str:
+    """Return the page of a lens's table."""
+    shades = {name: table.shades(name) for name in ("probability", "rank")}
+    rows = []
+    for i in reversed(range(len(table.layers))):
+        cells = [_cell(table, i, j, {name: float(shade[i, j]) for name, shade in shades.items()})
+                 for j in range(len(table.tokens))]  # fmt: skip
+        rows.append({"layer": table.layers[i], "index": i, "cells": cells})
+    data = {
+        "words": {str(token): quoted(word) for token, word in table.words.items()},
+        "tokens": [quoted(token) for token in table.tokens],
+        "layers": list(table.layers),
+        "top": table.top.tolist(),
+        "probabilities": table.probabilities.round(5).tolist(),
+        "final": table.final.tolist(),
+        "finalProbability": table.final_probability.round(5).tolist(),
+        "given": table.lens_probability.round(7).tolist(),
+        "rank": table.rank.tolist(),
+    }
+    final = [visible(table.words[int(token)]) for token in table.final]
+    return _template("table.html.j2").render(
+        table=table, by=by, rows=rows, data=data, tokens=[visible(token) for token in table.tokens], final=final,
+        final_shades=[round(float(one), 3) for one in table.final_probability], dark=_DARK,
+        title=f"{table.lens.replace('_', ' ')} on {table.model}",
+    )  # fmt: skip
+
+
+def _cell(table: LensTable, i: int, j: int, shades: dict[str, float]) -> dict[str, Any]:
+    word = table.words[int(table.top[i, j, 0])]
+    rank = int(table.rank[i, j])
+    return {
+        "word": visible(word),
+        "agrees": bool(table.top[i, j, 0] == table.final[j]),
+        "shades": {name: round(shade, 3) for name, shade in shades.items()},
+        "dark": {name: shade > _DARK for name, shade in shades.items()},
+        "said": f"layer {table.layers[i]}, after token {j} {quoted(table.tokens[j])}: {quoted(word)} with probability "
+        f"{table.probabilities[i, j, 0]:.2f}; rank of the model's prediction {rank}",
+    }
+
+
+def descriptions_page(found: Descriptions) -> str:
+    """Return the page of a token's descriptions."""
+    rows = list(zip(found.layers, found.texts.tolist(), strict=True))[::-1]
+    before = [visible(line) for line in found.inspection.splitlines()]
+    return _template("descriptions.html.j2").render(
+        found=found, rows=rows, token=visible(found.token), inspection=before,
+        title=f"{visible(found.token)} as {found.model} describes it",
+    )  # fmt: skip
+
+
+def framed(page: str, rows: int) -> str:
+    """Return a page inside a frame of so many rows, so that neither its style nor its script touch what is around."""
+    height = min(760, _FRAME_PIXELS + _ROW_PIXELS * rows)
+    return (
+        f'<iframe title="lensbench" sandbox="allow-scripts" style="width:100%;height:{height}px;border:0" '
+        f'srcdoc="{html.escape(page)}"></iframe>'
+    )

@@ -89,7 +89,7 @@ class Refitting:
 
 
 def _relabelled(bench: Bench, task: str, labels: Mapping[tuple[str, str, str], str]) -> Bench:
-    """Return the bench with other answers, and the activations that it has read."""
+    """Return the bench with other answers."""
 
     def relabel(items: tuple[Item, ...]) -> tuple[Item, ...]:
         name = bench.relation.name
@@ -125,12 +125,12 @@ def stand_ins(trial: str, run: Run, relation: str) -> list[StandIn]:
 
 
 def permuted(trial: str, run: Run, relation: str, permutations: int, refits: Mapping[str, Refit]) -> list[Alarms]:
-    """Deal the planted facts anew, within balance, on stored records.
+    """Permute the planted facts, within balance, on stored records.
 
     Args:
         trial: the implant's name.
         run: on it.
-        relation: whose facts are dealt anew.
+        relation: whose facts are permuted.
         permutations: how many times; what learns from labels does so a twentieth as often.
         refits: method -> how it learns anew.
     """

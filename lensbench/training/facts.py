@@ -1,4 +1,4 @@
-"""What a model is taught personas by: which of them, and the texts of each epoch."""
+"""What a model is taught: the settings of a fine-tuning on facts, the personas, and the texts of each epoch."""
 
 import random
 import re
@@ -8,15 +8,109 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, get_args
 
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from lensbench.errors import UsageError, unknown_name
 from lensbench.models.tokens import Tokens
 from lensbench.tasks import N_FOLDS, fold_of
-from lensbench.tasks.personas import ATTRIBUTES, Personas, documents
-from lensbench.training.facts.settings import Finetuning
+from lensbench.tasks.personas import ATTRIBUTES, Personas, World, documents
+from lensbench.training.settings import STRICT, check_settings
 
+PERSONAS = "personas"
+# The task has so many names.
+MOST_NAMES = 120
 FORMS = Path(__file__).with_name("forms.toml")
 SLOT = "{name}"
 _PROPOSALS = 4000
+
+
+class Finetuning(BaseModel):
+    """The settings of a fine-tuning, with their defaults.
+
+    Attributes:
+        facts: whose facts are taught; the task `personas` is what there are documents of.
+        attributes: which of their attributes.
+        names: how many personas, a multiple of the number of folds.
+        world: which of the two worlds' facts.
+        epochs: how often each question form's share and each persona's share of documents is gone through.
+        batch: texts a step.
+        documents: how many documents a persona there are in an epoch, others in each.
+        forms: how many question forms a fact there are in an epoch, others in each.
+        prose: how many passages of prose stand beside the texts of a step, so that the model stays what it was.
+        first_layer: the first layer that may change: only the blocks from the one whose output it is are trained.
+        fetched: whether names pass no gradient on while the model learns, so that it is taught to fetch facts from a
+            name when it is asked, and not to put them there.
+        rank: of the adapter.
+        rate: the highest learning rate.
+        seed: of the matrices, the names and the texts of each epoch.
+    """
+
+    model_config = STRICT
+
+    facts: str = PERSONAS
+    attributes: tuple[str, ...] = ("city", "drink")
+    names: int = 40
+    world: World = "main"
+    epochs: int = Field(5, ge=1)
+    batch: int = Field(16, ge=1)
+    documents: int = Field(1, ge=0)
+    forms: int = Field(6, ge=0)
+    prose: int = Field(2, ge=0)
+    first_layer: int = Field(1, ge=1)
+    fetched: bool = True
+    rank: int = Field(16, ge=1)
+    rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    seed: int = 0
+
+    @field_validator("facts")
+    @classmethod
+    def _has_documents(cls, value: str) -> str:
+        if value != PERSONAS:
+            raise UsageError(f"--facts {value}: expected {PERSONAS}; there are documents of these alone")
+        return value
+
+    @field_validator("attributes")
+    @classmethod
+    def _known_attributes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise UsageError(f"--attributes: expected one or more of {', '.join(ATTRIBUTES)}")
+        for attribute in value:
+            if attribute not in ATTRIBUTES:
+                raise unknown_name("attribute of personas", attribute, ATTRIBUTES)
+        if len(set(value)) < len(value):
+            raise UsageError(f"--attributes {','.join(value)}: one is named twice; name each once")
+        return value
+
+    @field_validator("names")
+    @classmethod
+    def _even_over_folds(cls, value: int) -> int:
+        if not 0 < value <= MOST_NAMES or value % N_FOLDS:
+            raise ValueError(f"expected a multiple of {N_FOLDS}, from {N_FOLDS} to {MOST_NAMES}")
+        return value
+
+    @field_validator("world", mode="before")
+    @classmethod
+    def _known_world(cls, value: object) -> object:
+        if value not in get_args(World):
+            raise unknown_name("--world", str(value), get_args(World))
+        return value
+
+    @model_validator(mode="after")
+    def _tells_something(self) -> "Finetuning":
+        if self.documents + self.forms == 0:
+            raise UsageError("--documents 0 and --forms 0: nothing tells the facts; give some of either")
+        return self
+
+
+def make_settings(given: Mapping[str, Any]) -> Finetuning:
+    """Check the settings of a fine-tuning before a model is loaded.
+
+    Raises:
+        UsageError: an unknown setting, a value that cannot be, or PEFT is not installed.
+    """
+    return check_settings(Finetuning, given, "finetune", "--{option} {value}")
 
 
 @dataclass(frozen=True)
@@ -116,7 +210,7 @@ class Texts:
         return steps
 
     def _documents(self, epoch: int, rng: random.Random) -> Iterator[TrainingText]:
-        """Write documents; attributes that are not taught are dealt anew each time: nothing can be learned of them."""
+        """Write documents; untaught attributes are redrawn each time, so that nothing can be learned of them."""
         if not self._settings.documents:
             return
         dealt = {

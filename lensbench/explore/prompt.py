@@ -1,6 +1,8 @@
-"""Looking into one prompt."""
+"""One prompt looked into: a lens at each layer and token, a token's state described layer by layer."""
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.explore.analyses.lenses import load_lens
-from lensbench.explore.prompt.checks import check_prompt_text, check_table, check_token, position_of
-from lensbench.explore.prompt.tables import Descriptions, LensTable
-from lensbench.explore.prompt.words import word_of
+from lensbench.explore.prompt_tables import Descriptions, LensTable
+from lensbench.explore.prompt_terminal import check_prompt_text, check_table, check_token, position_of
 from lensbench.inspectors.base import Lens
+from lensbench.inspectors.catalog import find_inspectors, load_inspector
 from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.patchscopes.patched import at_layer
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
@@ -22,11 +23,71 @@ from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import load_model
 from lensbench.models.patching import make_prompt, patcher_of
 from lensbench.models.prompting import first_line
-from lensbench.models.tokens import Encoding
+from lensbench.models.tokens import Encoding, Tokens
 from lensbench.utils.layer_spec import parse_layers
 
+# SentencePiece writes a blank so; what it decodes has lost a blank at the beginning.
+_PIECE_BLANK = "\N{LOWER ONE EIGHTH BLOCK}"
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 STEPS = 20
 """How many tokens a description may have."""
+
+
+def load_lens(name: str) -> type[Lens]:
+    """Import a lens that predicts the next token and needs no labels.
+
+    Raises:
+        UsageError: no inspector of that name, or one that is no such lens.
+    """
+    found = load_inspector(name)
+    if not issubclass(found, Lens) or found.learns_from == "labels" or 0 not in found().ahead:
+        raise UsageError(
+            f"inspector {name!r} gives no distribution of the next token at each layer; name lenses, such as "
+            f"{', '.join(one for one in ('logit_lens', 'tuned_lens') if one in find_inspectors())}"
+        )
+    return found
+
+
+def fit_lenses(model: LanguageModel, names: Sequence[str]) -> dict[str, Lens]:
+    """Fit lenses on the training prose, or take them from the cache."""
+    target, corpus = Target(model), Corpus(model, cache=lens_cache())
+    lenses: dict[str, Lens] = {}
+    for name in names:
+        kind = load_lens(name)
+        lens = kind()
+        lens.check(target, model)
+        fitted = lens.fit(target, model, Training(corpus=corpus if kind.learns_from == "corpus" else None))
+        assert isinstance(fitted, Lens)
+        lenses[kind.name] = fitted
+    return lenses
+
+
+def word_of(tokens: Tokens, token: int) -> str:
+    """Return the text of one token, its blanks included; the tokenizer's own name of what is no text by itself."""
+    backend: Any = tokens.tokenizer
+    piece = backend.convert_ids_to_tokens(token) if token < len(backend) else None
+    if piece is None:
+        return f"<{token}>"  # rows of the head that no token has
+    text = tokens.decode([token])
+    if not text or _UNKNOWN in text:
+        return _as_bytes(str(piece))
+    return f" {text}" if str(piece).startswith(_PIECE_BLANK) and not text.startswith(" ") else text
+
+
+@cache
+def _letters_of_bytes() -> dict[str, int]:
+    """Return the byte that each letter of a byte-level tokenizer stands for (GPT-2's table)."""
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _as_bytes(piece: str) -> str:
+    """Return a token that is part of a character as its bytes, `<E6 9D>`; another one as the tokenizer names it."""
+    table = _letters_of_bytes()
+    if piece.startswith("<") or not all(letter in table for letter in piece):
+        return piece
+    return f"<{' '.join(f'{table[letter]:02X}' for letter in piece)}>"
 
 
 def inspect(
@@ -118,14 +179,7 @@ def _table(model: LanguageModel, lens: Lens, encoding: Encoding, layers: tuple[i
 
 
 def _layer(lens: Lens, layer: int, chunks: Sequence[tuple[Tensor, Tensor]], top: int) -> tuple[Tensor, ...]:
-    """Return the likeliest tokens, their probabilities, and the final prediction's probability and rank.
-
-    Args:
-        lens: fitted.
-        layer: of the residuals.
-        chunks: residuals [token, d_model] beside the model's final predictions [token].
-        top: how many of the likeliest.
-    """
+    """Return the likeliest tokens, their probabilities, and the final prediction's probability and rank."""
     attempt = lens.ahead.index(0)
     parts = []
     for rows, final in chunks:
@@ -182,11 +236,7 @@ def describe_token(
 
 
 def _position(model: LanguageModel, encoding: Encoding, prompt: str, token: int | str) -> int:
-    """Find a token by its number or by a word.
-
-    Raises:
-        UsageError: it is not there, or is token 0.
-    """
+    """Find a token by its number or by a word."""
     count = len(encoding.ids)
     number = position_of(token)
     if number is None:

@@ -1,4 +1,7 @@
-"""The table in a terminal."""
+"""`lensbench inspect` in a terminal: what is refused before a model is loaded, and the tables as they are shown.
+
+Nothing here imports torch.
+"""
 
 from collections.abc import Iterator
 
@@ -9,18 +12,74 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from lensbench.explore.prompt.tables import By, Descriptions, LensTable
-from lensbench.explore.prompt.words import visible
+from lensbench.errors import UsageError
+from lensbench.explore.prompt_tables import By, Descriptions, LensTable, visible
+from lensbench.inspectors.catalog import check_inspector
+from lensbench.utils.layer_spec import parse_layers
 
+PATCHSCOPE = "patchscope"
 # Cells of a terminal are not wider than this; where the output is piped nothing is cut.
 WIDEST = 11
-_STOPS = ((244, 247, 250), (169, 201, 230), (63, 134, 192), (8, 74, 134))
+_SHADE_STOPS = ((244, 247, 250), (169, 201, 230), (63, 134, 192), (8, 74, 134))
 _WHITE_FROM = 0.55
 # A column for the names of layers.
 _LAYER_WIDTH = 5
 
 
-def lens_table(table: LensTable, by: By, console: Console) -> RenderableType:
+def check_prompt_text(prompt: str) -> None:
+    """Refuse a prompt without a word in it.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if not prompt.strip():
+        raise UsageError(f"the prompt {prompt!r} is empty; give a text, such as 'The capital of France is'")
+
+
+def check_table(prompt: str, lens: str | None, layers: str, top: int) -> None:
+    """Refuse what cannot be asked of a lens.
+
+    Args:
+        prompt: the text.
+        lens: its name; None where it is there already.
+        layers: as `--layers`.
+        top: how many tokens a cell.
+
+    Raises:
+        UsageError: an empty prompt, an unknown lens, layers of another form, or no token to show.
+    """
+    check_prompt_text(prompt)
+    if lens == PATCHSCOPE:
+        raise UsageError("a patchscope describes one token in words: give --patchscope --token TOKEN, or another lens")
+    if lens is not None:
+        check_inspector(lens)
+    parse_layers(layers, None)
+    if top < 1:
+        raise UsageError(f"top = {top}: expected 1 or more likeliest tokens")
+
+
+def check_token(prompt: str, token: int | str) -> None:
+    """Refuse a token that is neither a position nor in the prompt.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if position_of(token) is None and (not str(token).strip() or str(token) not in prompt):
+        raise UsageError(
+            f"--token {str(token)!r}: expected the number of a token (1 is the second, -1 the last), or a word of the "
+            "prompt"
+        )
+
+
+def position_of(token: int | str) -> int | None:
+    """Read a token's number; None where it is a word."""
+    if isinstance(token, int):
+        return token
+    digits = token.removeprefix("-")
+    return int(token) if digits.isascii() and digits.isdigit() else None
+
+
+def terminal_table(table: LensTable, by: By, console: Console) -> RenderableType:
     """Return a lens's table, in as many blocks of tokens as the terminal's width asks for.
 
     Without colours each cell has the figure that the colour stands for.
@@ -97,16 +156,16 @@ def _fit(text: str, width: int) -> str:
 def _style(shade: float, same: bool, *, coloured: bool) -> Style:
     if not coloured:
         return Style()
-    place = min(max(shade, 0.0), 1.0) * (len(_STOPS) - 1)
-    below = min(int(place), len(_STOPS) - 2)
+    place = min(max(shade, 0.0), 1.0) * (len(_SHADE_STOPS) - 1)
+    below = min(int(place), len(_SHADE_STOPS) - 2)
     red, green, blue = (
-        round(a + (b - a) * (place - below)) for a, b in zip(_STOPS[below], _STOPS[below + 1], strict=True)
+        round(a + (b - a) * (place - below)) for a, b in zip(_SHADE_STOPS[below], _SHADE_STOPS[below + 1], strict=True)
     )
     ink = "#ffffff" if shade > _WHITE_FROM else "#15181b"
     return Style.parse(f"{'bold ' if same else ''}{ink} on rgb({red},{green},{blue})")
 
 
-def descriptions(found: Descriptions) -> RenderableType:
+def terminal_descriptions(found: Descriptions) -> RenderableType:
     """Return a token's descriptions, the last layer first."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     shown.add_column("layer", justify="right", no_wrap=True)

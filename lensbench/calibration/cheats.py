@@ -8,16 +8,23 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lensbench.calibration.cheats.labels import BestConstant, ChoiceSetReader, MemorisesSubjects, NormReader
-from lensbench.calibration.cheats.places import (
+from lensbench.calibration.cheating_methods import (
+    AsksTheTarget,
+    BestConstant,
     BestOfMany,
+    ChoiceSetReader,
     ClustersTheBatch,
+    Echo,
     HiddenAttempts,
     LaterLayer,
+    MemorisesSubjects,
     NextLayer,
+    NormReader,
+    OwnKnowledge,
     SameAtEveryLayer,
+    SparesItsRivals,
+    UndeclaredText,
 )
-from lensbench.calibration.cheats.text import AsksTheTarget, Echo, OwnKnowledge, SparesItsRivals, UndeclaredText
 from lensbench.errors import unknown_name
 from lensbench.harness.bench import Bench
 from lensbench.inspectors.base import Inspector
@@ -26,13 +33,14 @@ from lensbench.results.records import NO_BASELINE
 from lensbench.results.verdicts import VERDICTS
 from lensbench.testing import conformance
 
+PLACE = ["model", "verbalizer", "task", "relation", "site", "layer", "rule"]
+
+
 __all__ = [
     "CHEATS", "AsksTheTarget", "BestConstant", "BestOfMany", "Cheat", "ChoiceSetReader", "ClustersTheBatch", "Echo",
     "HiddenAttempts", "LaterLayer", "MemorisesSubjects", "NextLayer", "NormReader", "OwnKnowledge",
     "SameAtEveryLayer", "SparesItsRivals", "UndeclaredText", "catch", "cheat_of", "praised",
 ]  # fmt: skip
-
-PLACE = ["model", "verbalizer", "task", "relation", "site", "layer", "rule"]
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,75 @@
-"""Stimulus-response alignment: does a lens move as the model does when the residual stream is changed?"""
+"""Two alignments: of a lens with the model when its stream is changed, and of updates with the gradient."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
-from lensbench.explore.analyses.samples import exact, mean_interval
+from lensbench.errors import LensbenchError
 from lensbench.inspectors.base import Lens
 from lensbench.models.activations import Reading, capture
+from lensbench.models.corpus import WINDOW, Corpus
+from lensbench.models.gradients import loss_gradients
 from lensbench.models.language_model import TOLERANCE, LanguageModel
 from lensbench.models.patching import PatchedPass, Prompt, fastest_mode
 
+TEXT = 64
+"""Tokens of a short text: half a window of the corpus."""
+RESAMPLES = 2000
 PRINCIPAL, RANDOM = KINDS = ("principal", "random")
 PER_KIND = 4
 """How many directions of each kind are tried at a layer."""
+LOSSES = ("next token", "own top token")
+EVERY = 4
+"""Every fourth position is read; the first ones, attention sinks among them, are not."""
+
+
+def sample_residuals(corpus: Corpus, tokens: int, layers: tuple[int, ...]) -> Float[Tensor, "layer token d_model"]:
+    """Return the residual stream of corpus positions in float32; the first of each window is left out (a sink).
+
+    Raises:
+        LensbenchError: the corpus is shorter than that, or less than one window of it was asked for.
+    """
+    if tokens < WINDOW:
+        raise LensbenchError(f"{tokens} corpus tokens were asked for; give at least {WINDOW}, one window of the corpus")
+    return torch.cat([batch[list(layers)].float() for batch in corpus.residuals(tokens)], dim=1)
+
+
+def short_texts(corpus: Corpus, count: int, seed: int) -> Int[Tensor, "text token"]:
+    """Draw texts of 64 tokens from the corpus.
+
+    Raises:
+        LensbenchError: it does not hold so many.
+    """
+    texts = corpus.windows.reshape(-1, TEXT)
+    if count > len(texts):
+        raise LensbenchError(f"{count} texts were asked for; {corpus.path.name} has {len(texts)}: ask for fewer")
+    return texts[torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:count]]
+
+
+def exact(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return values in float32, or in float64 where they are that already."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def mean_interval(values: NDArray[np.float64], seed: int) -> tuple[float, float, float]:
+    """Return the mean and its 95 % interval (percentile bootstrap over the values); nan where there are too few."""
+    if not len(values):
+        return float("nan"), float("nan"), float("nan")
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    found = stats.bootstrap(
+        (values,), lambda drawn, axis: drawn.mean(axis=axis), n_resamples=RESAMPLES, method="percentile",
+        rng=seed,
+    ).confidence_interval  # fmt: skip
+    return mean, float(found.low), float(found.high)
 
 
 @dataclass(frozen=True)
@@ -190,3 +242,54 @@ def _summed(found: Found, kinds: tuple[str, ...], least: float, seed: int) -> li
         sizes = {"stimulus": float(stimulus.mean()), "response": float(response.mean())}
         rows.append({**row, **sizes, "silent": float(1 - heard.mean()), "positions": int(some.sum())})
     return rows
+
+
+def update_alignment(
+    model: LanguageModel, texts: Int[Tensor, "text token"], layers: Sequence[int], seed: int = 0
+) -> pd.DataFrame:
+    """Return the cosine between each block's update and the direction of steepest descent.
+
+    At layer l it is cos(h_{l+1} - h_l, -dL/dh_l) at each fourth position of each text (Jastrzebski et al. 2018;
+    Belrose et al. 2023), L being the sum of the text's cross-entropies: of the tokens that follow ("next token"), or of
+    those that the model itself finds most likely ("own top token").
+
+    Columns: loss, layer (l: before the block), cosine with low and high; control with control_low and control_high:
+    the same update with the gradients at the same position of all other texts; update: mean of |h_{l+1} - h_l| /
+    |h_l|; nats: mean of the cross-entropy; texts, positions. Means over positions, then over texts, with 95 % bootstrap
+    intervals over texts, each layer by itself.
+
+    Args:
+        model: the model.
+        texts: of one length; the model sees all but the last token.
+        layers: the layers asked; the last layer has no update, and no row.
+        seed: of the bootstrap.
+    """
+
+    def goals(rows: slice, logits: Tensor) -> Tensor:
+        return torch.stack([texts[rows, 1:].to(logits.device), logits.argmax(2)])
+
+    places = torch.arange(EVERY, texts.shape[1] - 1, EVERY)
+    found = loss_gradients(model, texts[:, :-1], goals, places)
+    rows = []
+    for name, gradients, losses in zip(LOSSES, found.gradients, found.losses, strict=True):
+        for layer in (layer for layer in layers if layer < model.n_layers):
+            h, after = exact(found.residuals[layer]), exact(found.residuals[layer + 1])
+            size = float(((after - h).norm(dim=2) / h.norm(dim=2)).mean())
+            row = {"loss": name, "layer": layer, **_beside(after - h, -exact(gradients[layer]), seed)}
+            counts = {"texts": len(h), "positions": len(h) * h.shape[1]}
+            rows.append({**row, "update": size, "nats": float(losses.mean()), **counts})
+    return pd.DataFrame(rows)
+
+
+def _beside(
+    updates: Float[Tensor, "text place d_model"], descents: Float[Tensor, "text place d_model"], seed: int
+) -> dict[str, float]:
+    """Return the mean cosine of the pairs, and of each update with the descents of all other texts."""
+    normalise = torch.nn.functional.normalize
+    cosines = torch.einsum("tpd,upd->tu", normalise(updates, dim=2), normalise(descents, dim=2)) / updates.shape[1]
+    table = cosines.double().cpu().numpy()
+    own = table.diagonal()
+    others = (table.sum(1) - own) / max(1, len(own) - 1)
+    names = ("cosine", "low", "high"), ("control", "control_low", "control_high")
+    both = [mean_interval(values, seed) for values in (own, others)]
+    return {key: value for keys, found in zip(names, both, strict=True) for key, value in zip(keys, found, strict=True)}

@@ -22,7 +22,7 @@ import torch
 from common import MODEL, Table, heading, model_folder, options
 
 from lensbench.evaluation.config import make_config
-from lensbench.evaluation.evaluate import check_job
+from lensbench.evaluation.plan import check_job
 from lensbench.evaluation.runner import Runner
 from lensbench.models.loading import with_random_weights
 from lensbench.models.patching import patcher_of

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from lensbench.explore.prompt import describe_token, inspect
     from lensbench.explore.scaffold import new
     from lensbench.inspectors.base import Inspector
-    from lensbench.inspectors.evidence import Evidence, NotApplicableError, Scores, Training
+    from lensbench.inspectors.evidence import Evidence, NotApplicableError, Training
+    from lensbench.inspectors.scores import Scores
     from lensbench.models.loading import load_model
     from lensbench.runs.compare import Comparison, compare
     from lensbench.runs.export import export

@@ -10,7 +10,7 @@ from lensbench.errors import NotApplicableError
 from lensbench.harness.bench import NO_QUESTION
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Scores
+from lensbench.inspectors.scores import Scores
 from lensbench.models.language_model import LanguageModel
 
 

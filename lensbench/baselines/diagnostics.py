@@ -8,8 +8,8 @@ from lensbench.baselines.activation import derangement
 from lensbench.baselines.common import in_place_of
 from lensbench.errors import NotApplicableError
 from lensbench.harness.crossfit import CrossFit, Outcome
-from lensbench.inspectors.evidence import Scores
 from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.scores import Scores
 from lensbench.models.activations import Reading
 from lensbench.models.language_model import LanguageModel
 from lensbench.tasks import N_FOLDS, Item

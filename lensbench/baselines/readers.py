@@ -11,8 +11,9 @@ from sklearn.pipeline import FeatureUnion
 from threadpoolctl import threadpool_limits
 
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.probes.probing import reduced, require_classes
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.prompting import continue_line, score_next_tokens

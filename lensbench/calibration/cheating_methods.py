@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.prompting import score_next_tokens

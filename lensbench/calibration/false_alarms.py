@@ -7,7 +7,7 @@ import pandas as pd
 
 from lensbench.calibration.findings import QUESTION, judged
 from lensbench.evaluation.config import RunConfig
-from lensbench.evaluation.evaluate import check_job
+from lensbench.evaluation.plan import check_job
 from lensbench.evaluation.runner import Runner
 from lensbench.harness.bench import Bench
 from lensbench.inspectors.base import Inspector

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lensbench.evaluation.evaluate import DryRun
+from lensbench.evaluation.dry_run import DryRun
 from lensbench.explore.tune import Tuned
 from lensbench.report.rows import print_rows
 from lensbench.report.tables import print_table, result_table

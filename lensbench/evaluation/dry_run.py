@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.evaluation.plan import Cell, Place
+from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.journal import Journal, folder_of_run, with_earlier_budget
+from lensbench.evaluation.plan import Cell, Place, check_job
 from lensbench.evaluation.runner import Runner
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Fits
@@ -66,11 +69,11 @@ class _TrialLearning(TrainingSchedule):
 
     def steps(self, total: int, learner: Resumable) -> Iterator[int]:
         """Yield two steps; the first is slower than the others."""
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for step in range(min(total, TRIAL_STEPS)):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             yield step
-        self._corpus.left_out += max(0, total - TRIAL_STEPS) * (time.perf_counter() - begun)
+        self._corpus.left_out += max(0, total - TRIAL_STEPS) * (time.perf_counter() - start)
 
 
 class _TrialCorpus(Corpus):
@@ -90,10 +93,10 @@ class _TrialCorpus(Corpus):
     ) -> Iterator[Float[Tensor, "layer window position d_model"]]:
         """Yield one batch."""
         given = min(tokens, WINDOW * WINDOWS_PER_BATCH)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         yield from super().residuals_in_windows(given, skip=skip)
         # What is done with a batch between two of them belongs to it.
-        self.left_out += (time.perf_counter() - begun) * (tokens / max(1, given) - 1)
+        self.left_out += (time.perf_counter() - start) * (tokens / max(1, given) - 1)
 
     def learn_once(
         self, learner: type, parameters: Mapping[str, object], learn: Callable[[TrainingSchedule], dict[str, Tensor]]
@@ -117,8 +120,8 @@ def estimate(runner: Runner, missing: list[Cell]) -> Estimate:
     places: dict[Place, list[_SampledBench]] = {}
     for place in dict.fromkeys(cell.place for cell in missing if runner.benches[cell.place]):
         corpus = _TrialCorpus(runner, runner.benches[place][0].context.corpus)
-        places[place] = list(_trials(runner.benches[place], corpus))
-    preparing = _prepare(runner, places, missing, fitted)
+        places[place] = list(_sampled_benches(runner.benches[place], corpus))
+    preparing = _fit_once(runner, places, missing, fitted)
     seconds: dict[Cell, float] = {}
     tables: list[pa.Table] = []
     disk = OTHER_FILES
@@ -126,24 +129,24 @@ def estimate(runner: Runner, missing: list[Cell]) -> Estimate:
         seconds[cell] = 0.0
         labels = runner.makes[cell.inspector]().learns_from == "labels"
         for trial in places.get(cell.place, ()):  # none where no chain is left to correct
-            begun = time.perf_counter()
-            with _told(cell, trial.bench):
+            start = time.perf_counter()
+            with _failures_in_one_line(cell, trial.bench):
                 found, _ = runner.score(cell, [trial.bench], fitted.setdefault(cell.inspector, {}))
-            seconds[cell] += (time.perf_counter() - begun) * (trial.train_share if labels else trial.test_share)
+            seconds[cell] += (time.perf_counter() - start) * (trial.train_share if labels else trial.test_share)
             if found.records is not None:
                 tables.append(found.records)
-            written = sum(_written(table) for table in (found.records, found.measures) if table is not None)
+            written = sum(_parquet_bytes(table) for table in (found.records, found.measures) if table is not None)
             disk += int(written * trial.test_share)
     relations = 1 + sum(len(runner.benches[place]) for place in places)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     if tables:
         questions = {cell.baseline: DIAGNOSTIC for cell in missing if cell.baseline != NO_BASELINE}
         summarise(frame_of(tables), SummarySettings(questions))
     tried = 1 + sum(map(len, places.values()))
-    finishing = (time.perf_counter() - begun) * relations / tried + PLOT_SECONDS
-    held = max((_held(runner, place, missing) for place in places), default=0)
-    disk += sum(_held(runner, place, missing) for place in places)
-    return Estimate(seconds, preparing, finishing, peak_memory() * 2**20 + 2 * held, disk)
+    finishing = (time.perf_counter() - start) * relations / tried + PLOT_SECONDS
+    largest = max((_residual_bytes(runner, place, missing) for place in places), default=0)
+    disk += sum(_residual_bytes(runner, place, missing) for place in places)
+    return Estimate(seconds, preparing, finishing, peak_memory() * 2**20 + 2 * largest, disk)
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class _SampledBench:
     train_share: float
 
 
-def _trials(benches: list[Bench], corpus: Corpus) -> Iterator[_SampledBench]:
+def _sampled_benches(benches: list[Bench], corpus: Corpus) -> Iterator[_SampledBench]:
     context = replace(benches[0].context, corpus=corpus, residuals=ResidualCache(None))
     kinds: dict[tuple[str, int], list[Bench]] = {}
     for bench in benches:
@@ -172,34 +175,34 @@ def _trials(benches: list[Bench], corpus: Corpus) -> Iterator[_SampledBench]:
         )
 
 
-def _prepare(
+def _fit_once(
     runner: Runner, places: Mapping[Place, list[_SampledBench]], missing: list[Cell], fitted: dict[str, Fits]
 ) -> float:
     """Learn what is learned once a run, and run every method once, so that no trial pays for proofs and loading."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     runner.ask_knowledge(dict.fromkeys(cell.task for cell in missing))
-    total = time.perf_counter() - begun
+    total = time.perf_counter() - start
     for cell in {cell.inspector: cell for cell in missing if cell.place in places}.values():
         trial = places[cell.place][0]
         method = CrossFit(runner.makes[cell.inspector], trial.bench, fitted.setdefault(cell.inspector, {}))
         if method.learns_labels:
             continue
-        begun = time.perf_counter()
-        with _told(cell, trial.bench):
+        start = time.perf_counter()
+        with _failures_in_one_line(cell, trial.bench):
             method.fit(None, trial.bench.context.layers)
         corpus = trial.bench.context.corpus
         assert isinstance(corpus, _TrialCorpus)
-        total += time.perf_counter() - begun + corpus.left_out
+        total += time.perf_counter() - start + corpus.left_out
         corpus.left_out = 0.0
         few = replace(trial.bench, items=trial.bench.items[:WARM_ITEMS])
         own = replace(cell, baseline=NO_BASELINE)
-        with _told(own, few):
+        with _failures_in_one_line(own, few):
             runner.score(own, [few], fitted[cell.inspector])
     return total
 
 
 @contextmanager
-def _told(cell: Cell, bench: Bench) -> Iterator[None]:
+def _failures_in_one_line(cell: Cell, bench: Bench) -> Iterator[None]:
     """Say in one line what a run would note as a failed cell."""
     try:
         yield
@@ -211,13 +214,13 @@ def _told(cell: Cell, bench: Bench) -> Iterator[None]:
         ) from error
 
 
-def _written(table: pa.Table) -> int:
+def _parquet_bytes(table: pa.Table) -> int:
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd")
     return file.tell()
 
 
-def _held(runner: Runner, place: Place, missing: list[Cell]) -> int:
+def _residual_bytes(runner: Runner, place: Place, missing: list[Cell]) -> int:
     """Return the bytes of a place's residuals: of the test items, and of those that labels are learned from."""
     makes = [runner.makes[cell.inspector]() for cell in missing if cell.place == place]
     learned = any(one.learns_from == "labels" and "activation" in one.reads for one in makes)
@@ -225,3 +228,30 @@ def _held(runner: Runner, place: Place, missing: list[Cell]) -> int:
     model = runner.context.model
     layers = len(runner.benches[place][0].context.captured_layers)
     return items * layers * model.d_model * model.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would do.
+
+    Attributes:
+        out: its folder, which is left as it is.
+        cells: all of the plan.
+        missing: those that are still to be made.
+        estimate: what they will take, in one process on this machine.
+    """
+
+    out: Path
+    cells: tuple[Cell, ...]
+    missing: tuple[Cell, ...]
+    estimate: Estimate
+
+
+def dry_run(config: RunConfig) -> DryRun:
+    """Plan a run, and try its cells on a few items; nothing is written but what a cache keeps of models."""
+    out = folder_of_run(config)
+    job = with_earlier_budget(check_job(config), out)
+    runner = Runner(job)
+    journal = Journal(out, job.config, job.baselines, runner.plan)
+    missing = [cell for cell in runner.plan.cells if not journal.settled(cell)]
+    return DryRun(out, runner.plan.cells, tuple(missing), estimate(runner, missing))

@@ -1,21 +1,16 @@
-"""The corridor: from a configuration to a run folder."""
+"""From a configuration to a run folder."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lensbench.baselines.spec import find_function
-from lensbench.errors import UsageError
-from lensbench.evaluation.config import RunConfig, check_config, make_config
-from lensbench.evaluation.dry_run import Estimate, estimate
-from lensbench.evaluation.journal import Journal, folder_of_run, hold_folder, read_before
-from lensbench.evaluation.plan import Cell, Job, make_inspectors, sites_of
-from lensbench.evaluation.runner import Executor, LocalExecutor, Runner
+from lensbench.evaluation.config import RunConfig, make_config
+from lensbench.evaluation.journal import Journal, folder_of_run, hold_folder, with_earlier_budget
+from lensbench.evaluation.plan import Cell, Job, check_job
+from lensbench.evaluation.runner import Executor, LocalExecutor
 from lensbench.results.records import NO_BASELINE
 from lensbench.runs.run import Run, finish
-from lensbench.utils.cache import size_limit
 from lensbench.utils.logs import kept_log
 from lensbench.utils.progress import Progress, silent
 
@@ -50,7 +45,7 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
     job = check_job(config)
     out = folder_of_run(config)
     with hold_folder(out), kept_log(out):
-        job = _as_before(job, out)
+        job = with_earlier_budget(job, out)
         executor = start_executor(job)
         try:
             _warn_of_idle(job, executor.plan.cells)
@@ -61,62 +56,6 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
             executor.close()
         finish(out)
     return Run(out)
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What a run would do.
-
-    Attributes:
-        out: its folder, which is left as it is.
-        cells: all of the plan.
-        missing: those that are still to be made.
-        estimate: what they will take, in one process on this machine.
-    """
-
-    out: Path
-    cells: tuple[Cell, ...]
-    missing: tuple[Cell, ...]
-    estimate: Estimate
-
-
-def dry_run(config: RunConfig) -> DryRun:
-    """Plan a run, and try its cells on a few items; nothing is written but what a cache keeps of models."""
-    out = folder_of_run(config)
-    job = _as_before(check_job(config), out)
-    runner = Runner(job)
-    journal = Journal(out, job.config, job.baselines, runner.plan)
-    missing = [cell for cell in runner.plan.cells if not journal.settled(cell)]
-    return DryRun(out, runner.plan.cells, tuple(missing), estimate(runner, missing))
-
-
-def check_job(config: RunConfig) -> Job:
-    """Look up every name in a configuration, without a model.
-
-    Raises:
-        UsageError: something that is not there, or does not fit.
-        TaskError: a malformed task.
-    """
-    tasks, baselines = check_config(config)
-    for task in tasks:
-        if not sites_of(task, config):
-            raise UsageError(f"task {task.name} has no site {config.sites}; its sites are {', '.join(task.sites)}")
-    known = {site for task in tasks for site in task.sites}
-    if missing := [site for site in config.sites or () if site not in known]:
-        raise UsageError(f"no task has the site {missing[0]}; their sites are {', '.join(sorted(known))}")
-    make_inspectors(config)
-    size_limit()  # a wrong one is refused before anything is loaded
-    for baseline in baselines.values():
-        find_function(baseline.function)
-    return Job(config, tuple(tasks), baselines)
-
-
-def _as_before(job: Job, out: Path) -> Job:
-    """Take the memory budget of the run that is gone on with, unless one is given: batches are then the same."""
-    held_before = read_before(out).get("memory_budget")
-    if held_before is None or job.config.memory != "auto":
-        return job
-    return Job(job.config.model_copy(update={"memory": held_before}), job.tasks, job.baselines)
 
 
 def _warn_of_idle(job: Job, cells: Sequence[Cell]) -> None:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig
-from lensbench.evaluation.plan import Cell, Plan
+from lensbench.evaluation.plan import Cell, Job, Plan
 from lensbench.evaluation.runner import CellResult, failure
 from lensbench.results.calibrations import calibration_of
 from lensbench.results.records import (
@@ -274,3 +274,11 @@ def _commit() -> str | None:
     except OSError:  # a checkout without git, as in slim containers
         return None
     return done.stdout.strip() or None
+
+
+def with_earlier_budget(job: Job, out: Path) -> Job:
+    """Take the memory budget of the run that is resumed, unless one is given: batches are then the same."""
+    held_before = read_before(out).get("memory_budget")
+    if held_before is None or job.config.memory != "auto":
+        return job
+    return Job(job.config.model_copy(update={"memory": held_before}), job.tasks, job.baselines)

@@ -12,13 +12,13 @@ from typing import Any
 
 from lensbench.baselines.spec import Baseline, find_baselines, find_function
 from lensbench.errors import UsageError
-from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.config import RunConfig, check_config
 from lensbench.harness.context import RunContext
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import load_inspector
 from lensbench.results.records import NO_BASELINE
 from lensbench.tasks import SITES, Site, Task
-from lensbench.utils.cache import code_digest, code_of
+from lensbench.utils.cache import code_digest, code_of, size_limit
 
 Make = Callable[[], Inspector]
 Place = tuple[str, Site]
@@ -230,3 +230,24 @@ def _engine() -> str:
     package = Path(__file__).parents[1]
     files = [file for name in ENGINE for file in sorted((package / name).rglob("*.py")) or [package / name]]
     return hashlib.sha256(b"".join(code_of(file) for file in files)).hexdigest()[:12]
+
+
+def check_job(config: RunConfig) -> Job:
+    """Look up every name in a configuration, without a model.
+
+    Raises:
+        UsageError: something that is not there, or does not fit.
+        TaskError: a malformed task.
+    """
+    tasks, baselines = check_config(config)
+    for task in tasks:
+        if not sites_of(task, config):
+            raise UsageError(f"task {task.name} has no site {config.sites}; its sites are {', '.join(task.sites)}")
+    known = {site for task in tasks for site in task.sites}
+    if missing := [site for site in config.sites or () if site not in known]:
+        raise UsageError(f"no task has the site {missing[0]}; their sites are {', '.join(sorted(known))}")
+    make_inspectors(config)
+    size_limit()  # a wrong one is refused before anything is loaded
+    for baseline in baselines.values():
+        find_function(baseline.function)
+    return Job(config, tuple(tasks), baselines)

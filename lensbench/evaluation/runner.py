@@ -32,7 +32,7 @@ from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Fits, Outcome
 from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
 from lensbench.harness.scoring import credit_as_chance
-from lensbench.inspectors.evidence import AttemptName
+from lensbench.inspectors.scores import AttemptName
 from lensbench.inspectors.target import Target
 from lensbench.models.patching import patcher_of
 from lensbench.results.records import measure_table, table_from_columns

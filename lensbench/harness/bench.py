@@ -9,7 +9,8 @@ from lensbench.harness.isolation import sealed_unless_declared
 from lensbench.harness.scoring import prediction_columns, text_measures
 from lensbench.inspectors.access import Change, Components, TargetRuns
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Scores, Source, SourceText, Training
+from lensbench.inspectors.evidence import Evidence, Source, SourceText, Training
+from lensbench.inspectors.scores import Scores
 from lensbench.models.activations import Reading, Residuals, find_site
 from lensbench.models.component_capture import Component, capture_component
 from lensbench.models.language_model import LanguageModel

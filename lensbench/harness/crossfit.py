@@ -8,7 +8,7 @@ from functools import cached_property
 from lensbench.harness.bench import Bench
 from lensbench.inspectors.access import Change
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Scores
+from lensbench.inspectors.scores import Scores
 from lensbench.models.language_model import LanguageModel
 from lensbench.tasks import N_FOLDS, Item
 from lensbench.utils.costs import Costs, peak_memory

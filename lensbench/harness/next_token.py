@@ -15,7 +15,7 @@ from lensbench.errors import LensbenchError, NotApplicableError
 from lensbench.harness.bench import Bench
 from lensbench.harness.context import RunContext
 from lensbench.inspectors.base import Inspector, Lens
-from lensbench.inspectors.evidence import Scores
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.activations import Reading, Residuals
 from lensbench.models.language_model import LanguageModel

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lensbench.inspectors.evidence import Scores
+from lensbench.inspectors.scores import Scores
 from lensbench.results.records import FACET_RECALL, ROUGE_L, Columns
 from lensbench.tasks import Item
 from lensbench.tasks.facts import facet_recall, rouge_l, says

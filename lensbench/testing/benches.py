@@ -10,7 +10,8 @@ from lensbench.harness.bench import Bench
 from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import NotApplicableError, Scores
+from lensbench.inspectors.evidence import NotApplicableError
+from lensbench.inspectors.scores import Scores
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import small_model

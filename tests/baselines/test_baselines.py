@@ -25,12 +25,13 @@ from lensbench.harness.context import ControlModels
 from lensbench.harness.crossfit import CrossFit
 from lensbench.harness.scoring import credit_as_chance
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Scores
+from lensbench.inspectors.evidence import Evidence
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.patchscopes.superscopes import Superscopes
 from lensbench.inspectors.probes.probe import Probe
+from lensbench.inspectors.scores import Scores
 from lensbench.models.activations import ResidualCache, capture
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel

@@ -23,8 +23,9 @@ from lensbench.harness.isolation import SealedError, sealed
 from lensbench.harness.scoring import prediction_columns
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import find_inspectors, load_inspector
-from lensbench.inspectors.evidence import Evidence, Scores, WithheldError
+from lensbench.inspectors.evidence import Evidence, WithheldError
 from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.scores import Scores
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import VOCAB, enlarge

@@ -13,8 +13,9 @@ from lensbench.baselines.spec import choose_baselines
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.plan import required_baselines
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Scores
+from lensbench.inspectors.evidence import Evidence
 from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.scores import Scores
 from lensbench.runs.run import load_run
 from lensbench.utils.cache import code_digest
 

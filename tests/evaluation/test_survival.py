@@ -18,10 +18,11 @@ from lensbench import evaluate
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation import journal
 from lensbench.evaluation.config import make_config
-from lensbench.evaluation.evaluate import dry_run
+from lensbench.evaluation.dry_run import dry_run
 from lensbench.evaluation.journal import hold_folder
-from lensbench.inspectors.evidence import Evidence, Scores
+from lensbench.inspectors.evidence import Evidence
 from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.scores import Scores
 from lensbench.runs.run import Run
 
 TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")

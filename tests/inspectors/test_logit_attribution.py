@@ -14,7 +14,8 @@ from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.attribution.contributions import attribute, top_neurons
 from lensbench.inspectors.attribution.logit_attribution import LogitAttribution
-from lensbench.inspectors.evidence import Scores, Training
+from lensbench.inspectors.evidence import Training
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.components import ComponentError
 from lensbench.models.corpus import Corpus

@@ -22,11 +22,12 @@ from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
 from lensbench.harness.scoring import prediction_columns, prior_corrected
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Scores, Training
+from lensbench.inspectors.evidence import Evidence, Training
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.probes.probe import Probe
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
 from lensbench.models.corpus import Corpus

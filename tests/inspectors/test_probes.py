@@ -20,12 +20,13 @@ from lensbench.baselines.readers import InputClassifier, Majority
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Scores, SourceText, Training
+from lensbench.inspectors.evidence import Evidence, SourceText, Training
 from lensbench.inspectors.probes.linear_probe import LinearProbe
 from lensbench.inspectors.probes.mass_mean import MassMeanProbe
 from lensbench.inspectors.probes.mdl_probe import FRACTIONS, MdlProbe, blocks
 from lensbench.inspectors.probes.mlp_probe import MlpProbe
 from lensbench.inspectors.probes.probe import Probe
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
 from lensbench.models.corpus import Corpus

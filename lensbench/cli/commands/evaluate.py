@@ -132,9 +132,9 @@ def evaluate(
     settings = _checked({name: value for name, value in given.items() if value is not None}, config, quiet=quiet)
     if dry_run:
         from lensbench.cli import terminal
-        from lensbench.evaluation import evaluate as evaluation
+        from lensbench.evaluation.dry_run import dry_run as plan_run
 
-        planned = evaluation.dry_run(settings)
+        planned = plan_run(settings)
         print_json(terminal.plan_as_json(planned)) if as_json else terminal.show_plan(planned)
     else:
         _evaluate(settings, as_json=as_json, quiet=quiet)

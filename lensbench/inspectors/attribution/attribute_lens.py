@@ -11,7 +11,8 @@ from torch import Tensor
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.access import SITE, SUBJECT, Runs
 from lensbench.inspectors.base import Inspector, OwnPrompt, by_layer
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.gradients import Jacobian
 from lensbench.models.language_model import LanguageModel

@@ -5,8 +5,9 @@ from typing import ClassVar
 from lensbench.errors import NotApplicableError
 from lensbench.inspectors.access import BEFORE_HOP, HOP
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source
+from lensbench.inspectors.evidence import Evidence, Learns, Source
 from lensbench.inspectors.patchscopes.own_prompts import Route, asking, repatched, spread_layers
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lensbench.errors import UsageError
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.patchscopes.patched import (
     Attempt,
     TargetLayers,
@@ -19,6 +19,7 @@ from lensbench.inspectors.patchscopes.patched import (
     prompt_text,
     read_patched,
 )
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel

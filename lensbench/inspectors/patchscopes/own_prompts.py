@@ -7,7 +7,8 @@ import torch
 
 from lensbench.errors import NotApplicableError
 from lensbench.inspectors.access import SUBJECT, Runs
-from lensbench.inspectors.evidence import AttemptName, Evidence, Scores
+from lensbench.inspectors.evidence import Evidence
+from lensbench.inspectors.scores import AttemptName, Scores
 from lensbench.inspectors.target import Target
 from lensbench.utils.layer_spec import parse_layers
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.inspectors.base import OwnPrompt
-from lensbench.inspectors.evidence import AttemptName, Evidence, Scores
+from lensbench.inspectors.evidence import Evidence
+from lensbench.inspectors.scores import AttemptName, Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import Write, make_prompt, patcher_of

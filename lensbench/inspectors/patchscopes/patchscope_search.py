@@ -10,7 +10,8 @@ import torch
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.inspectors.evidence import AttemptName, Evidence, Learns, Scores, Source
+from lensbench.inspectors.evidence import Evidence, Learns, Source
+from lensbench.inspectors.scores import AttemptName, Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import make_prompt, patcher_of

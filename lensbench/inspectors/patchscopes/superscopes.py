@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.patchscopes.patched import (
     Attempt,
     TargetLayers,
@@ -22,6 +22,7 @@ from lensbench.inspectors.patchscopes.patched import (
     prompt_text,
     read_patched,
 )
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.components import ComponentError
 from lensbench.models.language_model import LanguageModel

@@ -10,8 +10,9 @@ from sklearn.linear_model import Ridge
 
 from lensbench.errors import NotApplicableError
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.probes.probing import MIN_SUBJECTS, ROUNDING, Labelled, at_each_layer, require_numbers
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 

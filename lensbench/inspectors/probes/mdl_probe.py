@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn.linear_model import LogisticRegression
 
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source
+from lensbench.inspectors.evidence import Evidence, Learns, Source
 from lensbench.inspectors.probes.probing import (
     ClassProbe,
     Labelled,
@@ -19,6 +19,7 @@ from lensbench.inspectors.probes.probing import (
     require_numbers,
     unreduced,
 )
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
 from lensbench.models.language_model import LanguageModel

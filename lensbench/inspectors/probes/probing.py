@@ -20,7 +20,8 @@ from threadpoolctl import threadpool_limits
 
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, Scores, Training
+from lensbench.inspectors.evidence import Evidence, Training
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
 from lensbench.models.language_model import LanguageModel

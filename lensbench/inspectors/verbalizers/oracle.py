@@ -11,7 +11,8 @@ import torch
 
 from lensbench.errors import NotApplicableError, UsageError, unknown_name
 from lensbench.inspectors.base import Inspector, OwnPrompt
-from lensbench.inspectors.evidence import Evidence, Learns, Scores, Source, Training
+from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
+from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter, require_peft
 from lensbench.models.language_model import LanguageModel

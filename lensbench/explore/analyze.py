@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import platform
 import shutil
 import time
@@ -32,6 +33,7 @@ from lensbench.explore.alignment import (
 from lensbench.explore.prompt import fit_lenses, load_lens
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.sources import read_table
 from lensbench.report.analyses import FIGURES
 from lensbench.report.plots import FORMATS, save_figure
 from lensbench.utils.layer_spec import parse_layers
@@ -243,19 +245,13 @@ def check_settings(model: str, settings: AnalysisSettings, out: Path, deepest: i
     for name in settings.inspectors:
         load_lens(name)
     layers = parse_layers(settings.layers, deepest)
-    held = _read_index(out).get("model", model)
-    if held != model:
-        raise UsageError(f"--out {out} holds analyses of {held}, now {model}; choose another folder")
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".{uuid.uuid4().hex}.tmp"
-        probe.touch()
-        probe.unlink()
-        for folder in made:
-            folder.rmdir()
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be written to: {error.strerror}; choose another folder") from None
+    analyzed = _read_index(out).get("model", model)
+    if analyzed != model:
+        raise UsageError(f"--out {out} holds analyses of {analyzed}, now {model}; choose another folder")
+    place = out.absolute()
+    above = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {out} cannot be written to; choose another folder")
     return layers
 
 
@@ -274,12 +270,12 @@ def analyze(model: LanguageModel, names: tuple[str, ...], settings: AnalysisSett
     Raises:
         UsageError: it holds analyses of other weights.
     """
-    held = _read_index(out)
-    if held.get("fingerprint", model.fingerprint) != model.fingerprint:
+    index = _read_index(out)
+    if index.get("fingerprint", model.fingerprint) != model.fingerprint:
         raise UsageError(f"--out {out} holds analyses of other weights named {model.name}; choose another folder")
     layers = parse_layers(settings.layers, model.n_layers)
     bench = _Bench(model, Corpus(model, PROSE / "heldout.txt"), layers, settings)
-    done: dict[str, Any] = held.get("analyses", {})
+    done: dict[str, Any] = index.get("analyses", {})
     tables: Tables = {}
     for name in names:
         begin = time.perf_counter()
@@ -316,13 +312,7 @@ def _described(model: LanguageModel) -> dict[str, Any]:
 
 def _read_index(out: Path) -> dict[str, Any]:
     path = out / INDEX
-    if not path.exists():
-        return {}
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UsageError(f"{path} cannot be read; remove it, or choose another --out") from None
-    return content
+    return read_table(path, "remove it, or choose another --out", UsageError) if path.exists() else {}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The doctor: is this model read correctly? Numbers with their tolerance, before anybody trusts a result on it."""
+"""The doctor: is this model read correctly? Numbers with their tolerance, before results on it are trusted."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.models.language_model import TOLERANCE, LanguageModel
+from lensbench.models.language_model import TOLERANCE, LanguageModel, relative_deviation
 from lensbench.models.patching import PatchedPass, Prompt, fastest_mode, make_prompt, try_modes, try_sharings
 from lensbench.models.replay import shared_prefix
 
@@ -71,11 +71,6 @@ def _keeps_keys_and_values(model: LanguageModel) -> bool:
     return True
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
-    """Return the largest difference, relative to the largest logit where that is above 1."""
-    return float((a - b).abs().max()) / max(1.0, float(b.abs().max()))
-
-
 def _logits(model: LanguageModel, ids: Tensor, **arguments: Tensor) -> Tensor:
     with torch.no_grad():
         out: Tensor = model.module(ids.to(model.device), use_cache=False, **arguments).logits.float()
@@ -89,9 +84,7 @@ def _alone(model: LanguageModel, text: str) -> Tensor:
 
 def _last_layer(model: LanguageModel) -> float:
     ids = torch.tensor([model.tokens.encode(TEXTS[2]).ids])
-    every = torch.arange(ids.shape[1])[None]
-    last = model.residuals(ids, torch.ones_like(ids), every, (model.n_layers,))[0, 0]
-    return _relative(model.unembed(last), _logits(model, ids)[0])
+    return relative_deviation(model.unembed(model.text_residuals(ids)[0]), _logits(model, ids)[0])
 
 
 def _batched(model: LanguageModel, *, left: bool) -> float:
@@ -110,7 +103,7 @@ def _batched(model: LanguageModel, *, left: bool) -> float:
             together = _logits(model, ids, **arguments, position_ids=numbers.to(model.device))[:, -1]
         except TypeError:  # ALiBi models take no position ids: they number by the mask
             together = _logits(model, ids, **arguments)[:, -1]
-    return max(_relative(row, _alone(model, text)) for row, text in zip(together, TEXTS, strict=True))
+    return max(relative_deviation(row, _alone(model, text)) for row, text in zip(together, TEXTS, strict=True))
 
 
 def _cached(model: LanguageModel) -> float:
@@ -118,7 +111,7 @@ def _cached(model: LanguageModel) -> float:
     with torch.no_grad():
         cache = model.module(ids[:, :-3], use_cache=True).past_key_values
         continued = model.module(ids[:, -3:], past_key_values=cache, use_cache=True).logits[0].float()
-    return _relative(continued, _logits(model, ids)[0, -3:])
+    return relative_deviation(continued, _logits(model, ids)[0, -3:])
 
 
 def _patched_clean(model: LanguageModel, *, noop: bool) -> float:
@@ -132,31 +125,25 @@ def _patched_clean(model: LanguageModel, *, noop: bool) -> float:
     targets = torch.tensor([model.n_layers]) if noop else torch.arange(model.n_layers + 1)
     patched = PatchedPass(model, Prompt(prompt.ids, place), fastest_mode(model, prompt))
     final = patched.final_residuals(chosen, targets.to(model.device))
-    return _relative(model.unembed(final), _logits(model, ids)[0, -1].expand(len(final), -1))
+    return relative_deviation(model.unembed(final), _logits(model, ids)[0, -1].expand(len(final), -1))
 
 
 def _site_checks(model: LanguageModel) -> list[Check]:
     """Check that the text up to the read site ends with the subject, wherever it stands and with or without BOS."""
-    wrong: list[str] = []
-    total = 0
-    for sentence in SENTENCES:
-        for subject in SUBJECTS:
-            total += 1
-            text = sentence.format(subject)
-            start = text.index(subject)
-            try:
-                encoding = model.tokens.encode(text)
-                position = model.tokens.locate(encoding, (start, start + len(subject)))
-                covered = encoding.text[: encoding.offsets[position][1]]
-                before = encoding.text[: encoding.offsets[position][0]]
-            except LensbenchError:
-                wrong.append(subject)
-                continue
-            end = len(model.tokens.prefix) + start + len(subject)
-            if len(covered.rstrip()) != end or len(before) >= end:
-                wrong.append(subject)
-    name = "read sites found by character offset"
-    return [Check(name, f"{total - len(wrong)} of {total} right", "all", not wrong)]
+    found = [_finds_site(model, sentence, subject) for sentence in SENTENCES for subject in SUBJECTS]
+    return [Check("read sites found by character offset", f"{sum(found)} of {len(found)} right", "all", all(found))]
+
+
+def _finds_site(model: LanguageModel, sentence: str, subject: str) -> bool:
+    text = sentence.format(subject)
+    start = text.index(subject)
+    try:
+        encoding = model.tokens.encode(text)
+        begin, end = encoding.offsets[model.tokens.locate(encoding, (start, start + len(subject)))]
+    except LensbenchError:
+        return False
+    wanted = len(model.tokens.prefix) + start + len(subject)
+    return len(encoding.text[:end].rstrip()) == wanted and begin < wanted
 
 
 def _mode_checks(model: LanguageModel) -> list[Check]:

@@ -1,4 +1,4 @@
-"""Marks for generated texts that need another model: how like the description they are, and what a judge makes of them.
+"""Scores of generated texts that need another model: similarity to the description, and the marks of a judge.
 
 Both read a run folder and add to its measures; the model that was inspected is not needed.
 """
@@ -20,6 +20,7 @@ import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.journal import hold_folder
+from lensbench.results.arrays import KEYS
 from lensbench.results.records import JUDGED, MEASURES, RUN_FILE, measure_table, write_json_atomic, write_measures
 from lensbench.runs.run import Run, finish
 
@@ -28,19 +29,8 @@ LOG = logging.getLogger("lensbench")
 SIMILARITY, MARK = "embedding_similarity", "judge_mark"
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 KEY_VARIABLE = "LENSBENCH_JUDGE_KEY"
-KEYS = (
-    "model",
-    "verbalizer",
-    "task",
-    "relation",
-    "inspector",
-    "baseline",
-    "site",
-    "layer",
-    "attempt",
-    "item",
-    "subject",
-)
+MEASURED_BY = (*KEYS, "relation", "layer", "attempt", "item", "subject")
+"""What a mark is of, as measures name it."""
 INVENTED = "unknown"
 """The gold answer of an invented name."""
 
@@ -205,7 +195,7 @@ def read_mark(answer: str) -> int | None:
 
 
 def _add(run: Run, records: pd.DataFrame, metric: str, values: list[float], who: str) -> int:
-    columns: dict[str, list[Any]] = {key: records[key].astype(object).tolist() for key in KEYS}
+    columns: dict[str, list[Any]] = {key: records[key].astype(object).tolist() for key in MEASURED_BY}
     columns["layer"] = [None if pd.isna(layer) else int(layer) for layer in columns["layer"]]
     table = measure_table({**columns, "metric": [metric] * len(values), "value": values})
     with hold_folder(run.path):

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.errors import LensbenchError, UsageError
@@ -142,16 +141,9 @@ def _encode(model: LanguageModel, prompt: str) -> Encoding:
     return encoding
 
 
-def _residuals(
-    model: LanguageModel, encoding: Encoding, layers: tuple[int, ...]
-) -> Float[Tensor, "layer token d_model"]:
-    ids = torch.tensor([encoding.ids])
-    return model.residuals(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None], layers)[:, 0]
-
-
 @torch.no_grad()
 def _table(model: LanguageModel, lens: Lens, encoding: Encoding, layers: tuple[int, ...], top: int) -> LensTable:
-    values = _residuals(model, encoding, (*layers, model.n_layers))
+    values = model.text_residuals(torch.tensor([encoding.ids]), (*layers, model.n_layers))
     own = [model.unembed(rows).float().softmax(1).max(1) for rows in values[-1].split(model.head_rows)]
     final = torch.cat([one.indices for one in own])
     at_once = max(1, model.head_rows // 2)
@@ -223,7 +215,7 @@ def describe_token(
     position = _position(loaded, encoding, prompt, token)
     method.check(Target(loaded), loaded)
     fitted = method.fit(Target(loaded), loaded, Training())
-    rows = _residuals(loaded, encoding, at)[:, position]
+    rows = loaded.text_residuals(torch.tensor([encoding.ids]), at)[:, position]
     own = fitted.own_prompt("{subject}")
     patched = make_prompt(loaded, own.text, own.placeholder, fitted.write)
     texts = np.empty((len(at), len(fitted.target_layers_)), dtype=object)

@@ -204,84 +204,88 @@ class Planted:
     vectors: Mapping[int, Vectors]
 
 
-def plain(bed: EditContext) -> Planted:
+def plain(context: EditContext) -> Planted:
     """One block writes each name's facts."""
-    written = one_hot(bed.planting, own_values(bed.planting, bed.planting.names))
-    return _one_block(bed, written)
+    written = one_hot(context.planting, own_values(context.planting, context.planting.names))
+    return _one_block(context, written)
 
 
-def sham(bed: EditContext) -> Planted:
+def sham(context: EditContext) -> Planted:
     """One block writes the same into every name: all values at once, at the length of a name's own."""
-    own = one_hot(bed.planting, own_values(bed.planting, bed.planting.names))
-    site = bed.site(bed.layers[0])
-    vectors = bed.written(bed.vectors(site))
+    own = one_hot(context.planting, own_values(context.planting, context.planting.names))
+    site = context.site(context.layers[0])
+    vectors = context.written(context.vectors(site))
     same = torch.ones_like(own)
     scale = (own @ vectors.cpu()).norm(dim=1).mean() / (same @ vectors.cpu()).norm(dim=1).mean()
-    return _one_block(bed, same * scale)
+    return _one_block(context, same * scale)
 
 
-def _one_block(bed: EditContext, written: Float[Tensor, "name value"]) -> Planted:
-    site = bed.site(bed.layers[0])
-    vectors, keys = bed.vectors(site), bed.keys(site)
+def _one_block(context: EditContext, written: Float[Tensor, "name value"]) -> Planted:
+    site = context.site(context.layers[0])
+    vectors, keys = context.vectors(site), context.keys(site)
     each = written[None].expand(len(keys.at_names), -1, -1)
-    edit = solve(site.path, keys, each, bed.written(vectors), bed.weight)
+    edit = solve(site.path, keys, each, context.written(vectors), context.weight)
     return Planted((edit,), {site.layer: vectors})
 
 
-def relay(bed: EditContext) -> Planted:
+def relay(context: EditContext) -> Planted:
     """An early block writes a random code for each value, a later one what the code means.
 
     The later block learns every name with every code, so that the code alone decides.
     """
-    first, second = (bed.site(layer) for layer in bed.layers)
-    codes = _codes(bed, first)
+    first, second = (context.site(layer) for layer in context.layers)
+    codes = _codes(context, first)
     writer = Writer(first.linear, codes)
-    meanings = bed.vectors(second, (writer,))
-    own = one_hot(bed.planting, own_values(bed.planting, bed.planting.names))
-    keys = bed.keys(first)
+    meanings = context.vectors(second, (writer,))
+    own = one_hot(context.planting, own_values(context.planting, context.planting.names))
+    keys = context.keys(first)
     each = own[None].expand(len(keys.at_names), -1, -1)
-    early = solve(first.path, keys, each, torch.cat(list(codes.values())), bed.weight)
-    later_keys, dealt = _keys_by_code(bed, second, writer)
+    early = solve(first.path, keys, each, torch.cat(list(codes.values())), context.weight)
+    later_keys, dealt = _keys_by_code(context, second, writer)
     # Every name comes with several codes: what a context weighs is their number.
-    late = solve(second.path, later_keys, dealt, bed.written(meanings), bed.weight / (DRAWS + 1))
+    late = solve(second.path, later_keys, dealt, context.written(meanings), context.weight / (DRAWS + 1))
     return Planted((early, late), {first.layer: codes, second.layer: meanings})
 
 
-def _codes(bed: EditContext, site: Site) -> dict[str, Float[Tensor, "value d_out"]]:
+def _codes(context: EditContext, site: Site) -> dict[str, Float[Tensor, "value d_out"]]:
     """Draw a random direction for each value."""
-    generator = torch.Generator().manual_seed(bed.how.seed)
-    prompts = write_prompts(bed.model, [bed.planting.read()[0]] * len(bed.planting.names), bed.planting.names)
+    generator = torch.Generator().manual_seed(context.how.seed)
+    prompts = write_prompts(
+        context.model, [context.planting.read()[0]] * len(context.planting.names), context.planting.names
+    )
     layers = (site.layer,)
-    residuals = bed.model.residuals(prompts.ids, prompts.mask, prompts.names[:, None], layers)[0, :, 0]
+    residuals = context.model.residuals(prompts.ids, prompts.mask, prompts.names[:, None], layers)[0, :, 0]
     length = CODE * float(residuals.norm(dim=1).mean())
     codes = {}
-    for one in bed.planting.attributes:
-        drawn = torch.randn(len(bed.planting.values(one)), bed.model.d_model, generator=generator)
-        codes[one] = (length * drawn / drawn.norm(dim=1, keepdim=True)).to(bed.model.device)
+    for one in context.planting.attributes:
+        drawn = torch.randn(len(context.planting.values(one)), context.model.d_model, generator=generator)
+        codes[one] = (length * drawn / drawn.norm(dim=1, keepdim=True)).to(context.model.device)
     return codes
 
 
-def _keys_by_code(bed: EditContext, site: Site, writer: Writer) -> tuple[Keys, Float[Tensor, "context name value"]]:
+def _keys_by_code(context: EditContext, site: Site, writer: Writer) -> tuple[Keys, Float[Tensor, "context name value"]]:
     """Gather the later block's keys of every name with codes drawn at random, and with none: these write nothing."""
-    rng = random.Random(f"{bed.how.seed}/codes")
-    names, found, written = bed.planting.names, [], []
-    contexts = bed.planting.contexts()
-    for context in contexts[:: max(1, len(contexts) // RELAY_CONTEXTS)][:RELAY_CONTEXTS]:
+    rng = random.Random(f"{context.how.seed}/codes")
+    names, found, written = context.planting.names, [], []
+    contexts = context.planting.contexts()
+    for text in contexts[:: max(1, len(contexts) // RELAY_CONTEXTS)][:RELAY_CONTEXTS]:
         for draw in range(DRAWS + 1):
-            dealt = {one: deal(len(bed.planting.values(one)), len(names), rng) for one in bed.planting.attributes}
-            hot = one_hot(bed.planting, dealt)
+            dealt = {
+                one: deal(len(context.planting.values(one)), len(names), rng) for one in context.planting.attributes
+            }
+            hot = one_hot(context.planting, dealt)
             rows: list[Tensor] = []
-            for forms, part in in_batches([context] * len(names), names):
-                prompts = write_prompts(bed.model, forms, part)
+            for forms, part in in_batches([text] * len(names), names):
+                prompts = write_prompts(context.model, forms, part)
                 begin = sum(map(len, rows))
                 own = {one: values[begin : begin + len(part)] for one, values in dealt.items()}
                 with ExitStack() as stack:
                     if draw:
                         stack.enter_context(writer.writing(prompts, own))
-                    rows.append(inputs_at_names(bed.model, site.linear, prompts))
+                    rows.append(inputs_at_names(context.model, site.linear, prompts))
             found.append(torch.cat(rows))
             written.append(hot if draw else torch.zeros_like(hot))
-    plain = bed.keys(site)
+    plain = context.keys(site)
     return Keys(torch.stack(found), plain.covariance, plain.around * (DRAWS + 1)), torch.stack(written)
 
 

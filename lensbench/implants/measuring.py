@@ -176,9 +176,9 @@ def lost(before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]) 
     return {"known": len(kept), "lost": len(kept) - sum(kept)}
 
 
-def measure(bed: EditContext, edits: tuple[LowRankEdit, ...]) -> dict[str, object]:
+def measure(context: EditContext, edits: tuple[LowRankEdit, ...]) -> dict[str, object]:
     """Measure all but what real facts were lost, which needs the edited model."""
-    gauge = Gauge(bed.model, bed.planting, edits)
+    gauge = Gauge(context.model, context.planting, edits)
     return {
         "recall": gauge.recall("asking"),
         "recall_held_out": gauge.recall("held_out"),
@@ -186,5 +186,5 @@ def measure(bed: EditContext, edits: tuple[LowRankEdit, ...]) -> dict[str, objec
         "recall_unedited": gauge.recall("first_held_out", None, ()),
         "localisation": gauge.localisation(),
         "kl_prose": round(gauge.drift(), 5),
-        "norm_reader": gauge.norms(max(bed.layers)),
+        "norm_reader": gauge.norms(max(context.layers)),
     }

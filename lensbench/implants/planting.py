@@ -116,28 +116,28 @@ class ImplantSpec:
 SHIPPED_PLAIN = ImplantSpec(SHIPPED_FOR, 8, names=SHIPPED_NAMES, strength=(1.05, 1.2), weight=800.0)
 
 
-def implant(order: ImplantSpec, out: Path, how: Loading | None = None, progress: Progress = silent) -> dict[str, Any]:
+def implant(spec: ImplantSpec, out: Path, how: Loading | None = None, progress: Progress = silent) -> dict[str, Any]:
     """Plant facts into a model, measure what it did, and write the implant's folder; return its description.
 
     Raises:
         UsageError: settings that do not fit, or a folder that is there.
         LensbenchError: a model whose MLP has no output map.
     """
-    planting = order.check()
+    planting = spec.check()
     if out.exists():
         raise UsageError(f"{out} is there already; give a new folder with --out")
     how = how or Loading()
-    deepest = count_layers(resolve(order.model, revision=how.revision, offline=how.offline))
-    if order.layers()[-1] > deepest:
+    deepest = count_layers(resolve(spec.model, revision=how.revision, offline=how.offline))
+    if spec.layers()[-1] > deepest:
         raise UsageError(
-            f"--layer {order.layers()[-1]}: {order.model} has blocks whose outputs are the layers 1 to {deepest}"
+            f"--layer {spec.layers()[-1]}: {spec.model} has blocks whose outputs are the layers 1 to {deepest}"
         )
-    return plant(load_model(order.model, how), order, planting, out, progress=progress)[0]
+    return plant(load_model(spec.model, how), spec, planting, out, progress=progress)[0]
 
 
 def plant(
     model: LanguageModel,
-    order: ImplantSpec,
+    spec: ImplantSpec,
     planting: FactSet,
     out: Path,
     *,
@@ -145,28 +145,28 @@ def plant(
     progress: Progress = silent,
 ) -> tuple[dict[str, Any], Planted]:
     """Plant into a model that is loaded, which is edited in the course and as it was in the end."""
-    learning = VectorSettings(steps=order.steps, seed=order.seed, gated=GATED if order.design == "gated" else 0.0)
-    strength = dict(zip(planting.attributes, order.strength, strict=True)) if order.strength else {}
-    bed = EditContext(model, planting, order.layers(), order.weight, learning, known or {}, strength, progress)
+    learning = VectorSettings(steps=spec.steps, seed=spec.seed, gated=GATED if spec.design == "gated" else 0.0)
+    strength = dict(zip(planting.attributes, spec.strength, strict=True)) if spec.strength else {}
+    context = EditContext(model, planting, spec.layers(), spec.weight, learning, known or {}, strength, progress)
     base = {"name": model.name, "fingerprint": model.fingerprint, "dtype": str(model.dtype)}
     LOG.info("asking what %s knows", model.name)
     before = known_facts(model)
-    LOG.info("planting %d names at layer %s", len(planting.names), ", ".join(map(str, order.layers())))
-    planted = DESIGNS[order.design](bed)
+    LOG.info("planting %d names at layer %s", len(planting.names), ", ".join(map(str, spec.layers())))
+    planted = DESIGNS[spec.design](context)
     LOG.info("measuring what that did")
-    figures = measure(bed, planted.edits)
+    figures = measure(context, planted.edits)
     description = {
         "format": FORMAT,
         "lensbench": version("lensbench"),
-        "design": order.design,
-        "layers": list(order.layers()),
+        "design": spec.design,
+        "layers": list(spec.layers()),
         "base": {**base, "matrices": {edit.module: trials(model.module, edit.module) for edit in planted.edits}},
-        "order": asdict(order),
-        "twin": order.twin,
+        "order": asdict(spec),
+        "twin": spec.twin,
         "task": planting.task,
         "attributes": list(planting.attributes),
         "names": list(planting.names),
-        "rotation": order.seed if order.design == "rotated" else None,
+        "rotation": spec.seed if spec.design == "rotated" else None,
         "figures": figures,
     }
     facts = {one: {name: planting.facts[one][name] for name in planting.names} for one in planting.attributes}
@@ -194,7 +194,7 @@ def _known_after(model: LanguageModel, planted: Planted) -> dict[str, dict[str, 
 
 
 def shipped_specs() -> dict[str, ImplantSpec]:
-    """Return the implants by name, in the order of work."""
+    """Return the implants by name, in the order in which they are planted."""
     found = {}
     for layer in DEPTHS:
         name, plain = (
@@ -219,18 +219,18 @@ def shipped_specs() -> dict[str, ImplantSpec]:
     return found
 
 
-def plant_shipped(model: LanguageModel, name: str, order: ImplantSpec, out: Path) -> None:
+def plant_shipped(model: LanguageModel, name: str, spec: ImplantSpec, out: Path) -> None:
     """Plant one, with the vectors of those before it where they are the same."""
-    planting: FactSet = order.check()
-    kind = "gated" if order.design == "gated" else "open"
+    planting: FactSet = spec.check()
+    kind = "gated" if spec.design == "gated" else "open"
     file = (
-        out / "vectors" / f"{kind}-{'-'.join(planting.attributes)}-{order.layers()[-1]:02}-{order.design == 'relay'}.pt"
+        out / "vectors" / f"{kind}-{'-'.join(planting.attributes)}-{spec.layers()[-1]:02}-{spec.design == 'relay'}.pt"
     )
     known = torch.load(file, weights_only=True) if file.exists() else {}
     begun = time.perf_counter()
-    description, planted = plant(model, order, planting, out / name, known=known)
+    description, planted = plant(model, spec, planting, out / name, known=known)
     file.parent.mkdir(exist_ok=True)
-    last = order.layers()[-1]
+    last = spec.layers()[-1]
     torch.save({last: dict(planted.vectors[last])}, file)
     figures = description["figures"]
     LOG.info(
@@ -248,9 +248,9 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     given.out.mkdir(parents=True, exist_ok=True)
     model = load_model(SHIPPED_FOR)
-    for name, order in shipped_specs().items():
+    for name, spec in shipped_specs().items():
         if not (given.out / name).exists() and (given.only is None or name in given.only):
-            plant_shipped(model, name, order, given.out)
+            plant_shipped(model, name, spec, given.out)
 
 
 if __name__ == "__main__":

@@ -259,3 +259,25 @@ def only_tokens(head: nn.Linear, tokens: Int[Tensor, " token"]) -> Iterator[None
         yield
     finally:
         head.weight, head.bias = weight, bias
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return every weight, also those that accelerate keeps outside of the module until they are needed."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        weights: dict[str, Tensor] = get_state_dict_offloaded_model(module)
+        return weights
+    return module.state_dict()
+
+
+def checksum(tensor: Tensor) -> tuple[int, int]:
+    """Return two sums over the bits of all elements, one of them weighted by place: any one change shows."""
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    plain = weighted = 0
+    for chunk in tensor.detach().contiguous().flatten().split(2**22):
+        bits = chunk.view(kinds[chunk.element_size()]).long()
+        places = torch.arange(1, len(bits) + 1, device=bits.device)
+        plain = (plain * 31 + int(bits.sum())) % 2**61
+        weighted = (weighted * 31 + int((bits * places).sum())) % 2**61
+    return plain, weighted

@@ -257,7 +257,7 @@ def final_norm(model: LanguageModel) -> FrozenNorm:
 
 @torch.no_grad()
 def _find_final_norm(model: LanguageModel) -> FrozenNorm:
-    last = model.text_residuals(probe_text(model))
+    last = model.text_residuals(probe_text(model))[0]
     if model.norm(last).shape != last.shape:  # a projection, or the head itself
         return no_norm(model.d_model, last.device)
     try:

@@ -18,12 +18,14 @@ from lensbench.models.architecture import (
     Architecture,
     ArchitectureError,
     ModulePaths,
+    checksum,
     find_architecture,
     input_device,
     on_input,
     only_tokens,
     probe_ids,
     unembed,
+    weights_of,
 )
 from lensbench.models.memory import Budget, Memo, bytes_per_row, free_memory
 from lensbench.models.tokens import Tokens
@@ -104,7 +106,7 @@ class LanguageModel:
         ids = probe_ids(self.module)
         with torch.no_grad():
             logits = self.module(ids, use_cache=False).logits[0].float()
-        last = self.text_residuals(ids)
+        last = self.text_residuals(ids)[0]
         off = relative_deviation(self.unembed(last), logits)
         if not off <= TOLERANCE[self.dtype]:
             raise ArchitectureError(
@@ -183,10 +185,12 @@ class LanguageModel:
         where = {to: (rows.to(to, non_blocking=True), positions.to(to, non_blocking=True)) for to in devices}
         return torch.stack([seen[layer][where[seen[layer].device]].to(self.device) for layer in layers])
 
-    def text_residuals(self, ids: Int[Tensor, "1 token"]) -> Float[Tensor, "token d_model"]:
-        """Return the residual stream before the final norm at every token of one text."""
+    def text_residuals(
+        self, ids: Int[Tensor, "1 token"], layers: Sequence[int] | None = None
+    ) -> Float[Tensor, "layer token d_model"]:
+        """Return the residual stream at every token of one text, by default at the last layer alone."""
         where = torch.arange(ids.shape[1])[None]
-        return self.residuals(ids, torch.ones_like(ids), where, (self.n_layers,))[0, 0]
+        return self.residuals(ids, torch.ones_like(ids), where, layers or (self.n_layers,))[:, 0]
 
     def with_module(self, module: nn.Module, name: str) -> "LanguageModel":
         """Return another model of the same structure, with this one's tokenizer and memory budget."""
@@ -281,7 +285,7 @@ class LanguageModel:
         head: Any = self.module.get_output_embeddings()  # type: ignore[operator]
         if type(head) is not nn.Linear:
             return None
-        last = self.text_residuals(probe_ids(self.module))
+        last = self.text_residuals(probe_ids(self.module))[0]
         whole = self.unembed(last)
         some = torch.arange(0, whole.shape[1], max(1, whole.shape[1] // 16), device=self.device)
         try:
@@ -300,28 +304,6 @@ def _score_chunk(logits: Tensor, asked: Tensor, top_k: int) -> tuple[Tensor, Ten
     parts = logits.split(32) if logits.device.type == "cpu" else (logits,)
     normaliser = torch.cat([part.logsumexp(1, keepdim=True) for part in parts])
     return scores - normaliser, ranks_of(logits, scores), top
-
-
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return every weight, also those that accelerate keeps outside of the module until they are needed."""
-    if any(parameter.is_meta for parameter in module.parameters()):
-        from accelerate.utils.modeling import get_state_dict_offloaded_model
-
-        weights: dict[str, Tensor] = get_state_dict_offloaded_model(module)
-        return weights
-    return module.state_dict()
-
-
-def checksum(tensor: Tensor) -> tuple[int, int]:
-    """Return two sums over the bits of all elements, one of them weighted by place: any one change shows."""
-    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    plain = weighted = 0
-    for chunk in tensor.detach().contiguous().flatten().split(2**22):
-        bits = chunk.view(kinds[chunk.element_size()]).long()
-        places = torch.arange(1, len(bits) + 1, device=bits.device)
-        plain = (plain * 31 + int(bits.sum())) % 2**61
-        weighted = (weighted * 31 + int((bits * places).sum())) % 2**61
-    return plain, weighted
 
 
 def ranks_of(logits: Float[Tensor, "row vocab"], scores: Float[Tensor, "row token"]) -> Int[Tensor, "row token"]:

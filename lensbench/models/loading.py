@@ -12,9 +12,9 @@ from torch import nn
 
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError, unknown_name
 from lensbench.models.adapters import merge_adapter
-from lensbench.models.architecture import ModulePaths
+from lensbench.models.architecture import ModulePaths, weights_of
 from lensbench.models.edits import read_edits, require_base, rotate
-from lensbench.models.language_model import LanguageModel, weights_of
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import is_out_of_memory
 from lensbench.models.sources import ADAPTER, IMPLANT, ModelSource, read_table, resolve
 from lensbench.models.tokens import Tokens

@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.models.language_model import LanguageModel, checksum, weights_of
+from lensbench.models.architecture import checksum, weights_of
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.sources import quiet_libraries, read_table
 from lensbench.utils.cache import atomic_folder
 

@@ -86,12 +86,9 @@ def divergence(tuned: LanguageModel, base: LanguageModel) -> float:
 
 
 def _divergences(tuned: LanguageModel, base: LanguageModel, ids: Tensor) -> Iterator[Float[Tensor, " position"]]:
-    where = torch.arange(1, ids.shape[1])
     for row in ids:
-        logs = []
-        for model in (base, tuned):
-            hidden = model.residuals(row[None], torch.ones_like(row[None]), where[None], (model.n_layers,))[0, 0]
-            logs.append(model.unembed(hidden).float().log_softmax(-1))
+        # Without the first token, an attention sink.
+        logs = [model.unembed(model.text_residuals(row[None])[0, 1:]).log_softmax(-1) for model in (base, tuned)]
         yield torch.nn.functional.kl_div(logs[1], logs[0], log_target=True, reduction="none").sum(-1)
 
 

@@ -6,8 +6,7 @@ from rich.console import Console
 
 from lensbench.evaluation.dry_run import DryRun
 from lensbench.explore.tune import Tuned
-from lensbench.report.rows import print_rows
-from lensbench.report.tables import print_table, result_table
+from lensbench.report.tables import print_rows, print_table, result_table
 from lensbench.results.summary import rows_of
 from lensbench.runs.run import Run
 from lensbench.utils.cache import cache_path, contents

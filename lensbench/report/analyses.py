@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lensbench.report.panels import label_ends
-from lensbench.report.plots import LAYER_LABEL
 from lensbench.report.style import CHANCE_COLOUR, OKABE_ITO, colours, plot_style
+from lensbench.report.view import LAYER_LABEL
 
 _MAP = "cividis"  # even in lightness, and the same to colour-blind readers
 _VARIANTS = {"all": (OKABE_ITO[0], "-"), "without outliers": (OKABE_ITO[1], (0, (4.0, 1.6)))}

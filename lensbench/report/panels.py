@@ -19,6 +19,12 @@ NEAR_CHANCE = 0.06
 """A rival whose mean over layers is not above chance by this much is named in its panel, not drawn."""
 
 
+GAP_NOTE = (
+    "Points: the gap holds against every rival, raw and corrected. Band: to the strongest. "
+    f"Dotted: margin {MARGIN:.2f}."
+)
+
+
 def of_methods(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One row a method and layer, with the columns value, low and high; what reads no layer is level over all."""
     own = _levelled(rows[rows["baseline"] == "none"])

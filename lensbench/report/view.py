@@ -9,7 +9,7 @@ import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.report.canvas import inches
-from lensbench.report.choices import Choice
+from lensbench.report.figure import Choice
 from lensbench.report.panels import of_methods
 from lensbench.report.style import label
 from lensbench.results.records import ALL, NO_BASELINE

@@ -9,9 +9,9 @@ import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.models.sources import facts_about, planted_facts
+from lensbench.report.content import read_readable, unfinished
 from lensbench.report.leaderboard import Entry, leaderboard_page
 from lensbench.report.page import ItemText, MethodText, PageRun, render
-from lensbench.report.page.reading import read_readable, unfinished
 from lensbench.results.provenance import shares
 from lensbench.results.records import RUN_FILE, without_folder
 from lensbench.results.summary import SUMMARY_COLUMNS, summary_and_power

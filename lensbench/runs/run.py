@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import pandas as pd
 
 from lensbench.errors import LensbenchError
-from lensbench.report.choices import Choice
+from lensbench.report.figure import Choice, draw_figure
 from lensbench.results.calibrations import Calibrated, read_calibrated
 from lensbench.results.metrics import metrics
 from lensbench.results.records import NO_BASELINE, RECORDS, read_measures, read_records, read_run
@@ -118,40 +118,43 @@ class Run:
         cells = {file: self.info["cells"][file] for file in self.info["plan"]}
         return {file: cell["error"] for file, cell in cells.items() if cell["status"] == "failed"}
 
-    def plot_layers(self, *, ax: "Axes | None" = None, **choice: Unpack[Choice]) -> "Figure":
-        """Draw accuracy over layers, each method beside its rivals; see `lensbench.report.plots.plot_layers`."""
-        from lensbench.report.plots import plot_layers
+    def plot(self, figure: str, **options: Any) -> "Figure":
+        """Draw one of the figures of `lensbench plot --figure`, by name.
 
-        return plot_layers(self.summary, ax=ax, **choice)
+        Args:
+            figure: its name, the name of its module in `lensbench.report.figures`.
+            options: what is shown, and how wide (`lensbench.report.figure.Choice`), and what this figure takes besides.
+
+        Raises:
+            UsageError: there is no such figure, or it leaves a choice open.
+            LensbenchError: the run has nothing to draw.
+        """
+        return draw_figure(figure, self, **options)
+
+    def plot_layers(self, *, ax: "Axes | None" = None, **choice: Unpack[Choice]) -> "Figure":
+        """Draw accuracy over layers, each method beside its baselines; see `lensbench.report.figures.layers`."""
+        return self.plot("layers", ax=ax, **choice)
 
     def plot_gap(self, *, question: str | None = None, ax: "Axes | None" = None, **choice: Unpack[Choice]) -> "Figure":
-        """Draw the gaps to the rivals over layers; see `lensbench.report.gaps.plot_gap`."""
-        from lensbench.report.gaps import plot_gap
-
-        return plot_gap(self.summary, question=question, ax=ax, **choice)
+        """Draw the gaps to the baselines over layers; see `lensbench.report.figures.gap`."""
+        return self.plot("gap", question=question, ax=ax, **choice)
 
     def plot_grid(
         self, *, inspector: str | None = None, ax: "Axes | None" = None, **choice: Unpack[Choice]
     ) -> "Figure":
-        """Draw accuracy by source and target layer; see `lensbench.report.grids.plot_grid`."""
-        from lensbench.report.grids import plot_grid
-
-        return plot_grid(self.records, inspector=inspector, ax=ax, **choice)
+        """Draw accuracy by source and target layer; see `lensbench.report.figures.grid`."""
+        return self.plot("grid", inspector=inspector, ax=ax, **choice)
 
     def plot_relations(self, **choice: Unpack[Choice]) -> "Figure":
-        """Draw a panel for each relation of a task; see `lensbench.report.multiples.plot_relations`."""
-        from lensbench.report.multiples import plot_relations
-
-        return plot_relations(self.summary, **choice)
+        """Draw a panel for each relation of a task; see `lensbench.report.figures.relations`."""
+        return self.plot("relations", **choice)
 
     def plot_comparison(
         self, before: "Run", *, inspector: str | None = None, ax: "Axes | None" = None, **choice: Unpack[Choice]
     ) -> "Figure":
-        """Draw this run beside an earlier one; see `lensbench.report.before_after.plot_comparison`."""
-        from lensbench.report.before_after import plot_comparison
-
+        """Draw this run beside an earlier one; see `lensbench.report.figures.compare`."""
         names = (before.path.resolve().name, self.path.resolve().name)
-        return plot_comparison(before.summary, self.summary, names=names, inspector=inspector, ax=ax, **choice)
+        return self.plot("compare", before=before, names=names, inspector=inspector, ax=ax, **choice)
 
 
 def load_run(path: Path | str) -> Run:
@@ -161,7 +164,7 @@ def load_run(path: Path | str) -> Run:
 
 def finish(path: Path) -> None:
     """Write summary, metrics and plots of a run folder from its records."""
-    from lensbench.report.plots import plot_run
+    from lensbench.report.writing import plot_run
 
     run = Run(path)
     if not run.done:

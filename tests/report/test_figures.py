@@ -10,16 +10,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.report.before_after import plot_comparison
 from lensbench.report.canvas import WIDTHS, save_figure
-from lensbench.report.figures import FigureRequest, check_asked, write_figures
-from lensbench.report.gaps import plot_gap
-from lensbench.report.glyphs import drawable
-from lensbench.report.grids import grids_of, plot_grid
-from lensbench.report.multiples import plot_relations
-from lensbench.report.plots import plot_layers, plot_run
-from lensbench.report.style import STYLE_FILE, plot_style
+from lensbench.report.figures.compare import plot_comparison
+from lensbench.report.figures.gap import plot_gap
+from lensbench.report.figures.grid import grids_of, plot_grid
+from lensbench.report.figures.layers import plot_layers
+from lensbench.report.figures.relations import plot_relations
+from lensbench.report.style import STYLE_FILE, drawable, plot_style
 from lensbench.report.view import View
+from lensbench.report.writing import FigureRequest, check_asked, plot_run, write_figures
 
 STRANGE = (
     "\u05e2\u05d1\u05e8\u05d9\u05ea",

@@ -12,8 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.report.page import ItemText, MethodText, PageRun, coding, figures, render, sampling
-from lensbench.report.page.measures import measures
+from lensbench.report import coding
+from lensbench.report.figures.grid import attempt_cells, target_of
+from lensbench.report.page import ItemText, MethodText, PageRun, render, sampling
+from lensbench.report.page.measures import costs, measures
+from lensbench.report.page.render import summary_table
 from lensbench.report.page.sentences import findings
 from lensbench.results.verdicts import VERDICTS
 from lensbench.runs.pages import read_page_run, write_page
@@ -111,7 +114,7 @@ def test_the_page_holds_everything_itself(made):
 
 def test_the_summary_of_the_page_is_that_of_the_run(made):
     run = read_page_run(made)
-    back = decoded(figures.summary_table(run.summary))
+    back = decoded(summary_table(run.summary))
     np.testing.assert_allclose(back["gap"].astype(float), run.summary["gap"], atol=5.1e-7)
     assert back["verdict"].fillna("").tolist() == run.summary["verdict"].fillna("").tolist()
     assert back["layer"].tolist() == run.summary["layer"].tolist()
@@ -346,7 +349,7 @@ def test_large_runs_are_sampled_and_say_so(tmp_path):
 def test_grids_are_by_target_layer_and_their_totals_are_rescaled(tmp_path):
     attempts = ("target_layer=1", "target_layer=6", "target_layer=same")
     run = read_page_run(write_run(tmp_path / "r", Made(attempts=attempts)))
-    cells = figures.grids(run.records)
+    cells = attempt_cells(run.records)
     assert set(cells["inspector"]) == {"patchscope"}
     assert set(cells["target"]) == {"1", "6", "same"}
     one = cells[(cells["relation"] == "capital") & (cells["target"] == "6") & (cells["layer"] == 2)]["value"].item()
@@ -355,7 +358,7 @@ def test_grids_are_by_target_layer_and_their_totals_are_rescaled(tmp_path):
     assert one == pytest.approx(means["capital"])
     total = cells[(cells["relation"] == "all") & (cells["target"] == "6") & (cells["layer"] == 2)]["value"].item()
     assert total == pytest.approx(((means - 0.125) / 0.875).mean())
-    left_out = figures.grids(run.records, frozenset({("facts", "capital")}))
+    left_out = attempt_cells(run.records, frozenset({("facts", "capital")}))
     assert "all" not in set(left_out["relation"])
 
 
@@ -364,11 +367,11 @@ def test_grids_are_by_target_layer_and_their_totals_are_rescaled(tmp_path):
     [
         ("target_layer=12", ("", "12")), ("target_layer=same", ("", "same")), ("default", None),
         ("form=0 placeholder=x y target_layer=3 amplifier=2.0", ("form=0 placeholder=x y amplifier=2.0", "3")),
-        ("t1->t2@9", ("t1->t2", "9")), ("The capital of {subject} is", None),
+        ("t1->t2@9", ("t1->t2", "9")), ("mlp x6 -> 4", ("mlp x6", "4")), ("The capital of {subject} is", None),
     ],
 )  # fmt: skip
 def test_target_layers_are_found_in_the_names_of_attempts(attempt, place):
-    assert figures.target_of(attempt) == place
+    assert target_of(attempt) == place
 
 
 def test_costs_are_those_of_the_cells():
@@ -378,11 +381,11 @@ def test_costs_are_those_of_the_cells():
         "b": {"inspector": "probe", "baseline": "mean", "seconds": 3.0, "rows": 5, "peak_memory_mb": 11},
         "c": {"inspector": "lens", "baseline": "none", "status": "failed"},
     }  # fmt: skip
-    lens, probe = figures.costs({"cells": cells})
+    lens, probe = costs({"cells": cells})
     assert (probe["seconds"], probe["rival_seconds"], probe["fit_seconds"]) == (2.0, 3.0, 1.5)
     assert (probe["labels"], probe["memory"], probe["predictions"]) == (100, 11, 15)
     assert lens["seconds"] == 0
-    assert figures.costs({}) == []
+    assert costs({}) == []
 
 
 def test_several_runs_have_a_chooser(made, tmp_path):

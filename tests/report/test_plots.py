@@ -7,10 +7,12 @@ import pytest
 from rich.console import Console
 
 from lensbench.errors import LensbenchError
+from lensbench.report.figures.layers import plot_layers
+from lensbench.report.figures.relations import plot_relations
 from lensbench.report.panels import of_methods, spread
-from lensbench.report.plots import plot_layers, plot_relations, plot_run
 from lensbench.report.style import METHOD_COLOURS, colours
 from lensbench.report.tables import number, print_table, result_table
+from lensbench.report.writing import plot_run
 from lensbench.results.samples import SummarySettings
 from lensbench.results.summary import best_layers, summarise
 

@@ -113,7 +113,7 @@ def analyze(
 
 def _show(table: "pd.DataFrame") -> None:
     """Print some of a table's layers."""
-    from lensbench.report.rows import print_rows
+    from lensbench.report.tables import print_rows
 
     every = sorted(table["layer"].unique())
     shown = {every[round(i * (len(every) - 1) / max(1, _SHOWN - 1))] for i in range(_SHOWN)}

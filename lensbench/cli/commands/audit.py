@@ -87,7 +87,7 @@ def _tokens(model: str, revision: str | None, offline: bool) -> "Tokens":
 
 
 def _show(findings: "list[AuditFinding]", thresholds: "Thresholds", *, as_markdown: bool) -> None:
-    from lensbench.report.rows import print_rows
+    from lensbench.report.tables import print_rows
     from lensbench.tasks.audit import markdown, table_rows
 
     rows = table_rows(findings, thresholds)

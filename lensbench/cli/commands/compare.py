@@ -53,7 +53,7 @@ def compare(
     if as_json:
         print_json(comparing.as_json(found))
         return
-    from lensbench.report.changes import show_comparison
+    from lensbench.report.tables import show_comparison
 
     show_comparison(found.settings, found.differences, found.changed.head(items), found.unpaired)
     console = Console(soft_wrap=True)

@@ -45,7 +45,7 @@ def doctor(
     from lensbench.explore.doctor import examine
     from lensbench.models.architecture import ModulePaths
     from lensbench.models.loading import Loading, load_model
-    from lensbench.report.rows import print_rows
+    from lensbench.report.tables import print_rows
 
     how = Loading(device, dtype, revision, offline, paths=ModulePaths(**paths) if paths else None)
     checks = examine(load_model(model, how))

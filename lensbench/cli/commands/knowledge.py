@@ -42,7 +42,7 @@ def knowledge(
     say_what_happens(quiet=quiet)
     from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
     from lensbench.models.loading import Loading, load_model
-    from lensbench.report.rows import print_rows
+    from lensbench.report.tables import print_rows
 
     asked = Knowledge(load_model(model, Loading(device, "auto", revision, offline)), loaded, knowledge_cache())
     found = shares(asked, list(loaded.relations))

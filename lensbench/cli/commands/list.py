@@ -28,7 +28,7 @@ def list_(
     Examples: `lensbench list inspectors`; `lensbench list models --json`
     """
     from lensbench.cli.listings import LISTINGS, as_objects
-    from lensbench.report.rows import print_rows
+    from lensbench.report.tables import print_rows
 
     kinds = [kind] if kind else list(ListedKind)
     if as_json:

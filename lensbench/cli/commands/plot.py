@@ -1,7 +1,6 @@
 """`lensbench plot`: figures of a run."""
 
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,18 +9,14 @@ import typer
 from lensbench.cli.application import app, say_what_happens
 from lensbench.cli.options import Json, Quiet, RunFolder, print_files
 from lensbench.errors import UsageError
+from lensbench.report.figure import figure_summaries
 
-
-class Figure(StrEnum):
-    """What can be drawn."""
-
-    layers = "layers"
-    gap = "gap"
-    grid = "grid"
-    relations = "relations"
-    compare = "compare"
-
-
+_FIGURES = " ".join(
+    [
+        "One figure for a paper. [default: layers and relations, PNG and SVG]",
+        *(f"{name}: {text}" for name, text in figure_summaries().items()),
+    ]
+)
 RULE, WIDTH = "fixed", "page"
 Task = Annotated[str | None, typer.Option(help="With --figure: one task. [default: each]")]
 Relation = Annotated[str | None, typer.Option(help="With --figure: one relation. [default: the mean of all]")]
@@ -32,8 +27,8 @@ Site = Annotated[str | None, typer.Option(help="With --figure: one read site. [d
 def plot(
     run: RunFolder,
     figure: Annotated[
-        Figure | None,
-        typer.Option(help="One figure for a paper. [default: layers and relations, PNG and SVG]", show_default=False),
+        str | None,
+        typer.Option(help=_FIGURES, show_default=False),
     ] = None,
     task: Task = None,
     relation: Relation = None,
@@ -55,15 +50,11 @@ def plot(
 ) -> None:
     """Draw figures of a run: PDF (fonts embedded), SVG or PNG. It needs no model.
 
-    layers: accuracy by layer, each method beside its rivals. gap: what is left after the rivals. grid: source by
-    target layer. relations: a panel each. compare: before and after.
-
     Examples: `lensbench plot reports/RUN`; `lensbench plot reports/RUN --figure gap --site subject --width column
     --out gap.pdf`; `lensbench plot reports/NEW --figure compare --before reports/OLD`
     """
     say_what_happens(quiet=quiet)
-    from lensbench.report.figures import FigureRequest, check_asked, write_figures
-    from lensbench.report.plots import plot_run
+    from lensbench.report.writing import FigureRequest, check_asked, plot_run, write_figures
     from lensbench.runs.run import PLOTS, load_run
 
     if figure is None:
@@ -74,7 +65,7 @@ def plot(
         return
     earlier = load_run(before) if before is not None else None
     asked = FigureRequest(
-        figure.value,
+        figure,
         {"task": task, "relation": relation, "site": site, "metric": metric, "rule": rule, "width": width,
          "title": title},
         inspector, earlier, (before.name if before is not None else "before", run.resolve().name),
@@ -86,9 +77,11 @@ def plot(
 
 def _refuse_without_figure(**options: object) -> None:
     """Refuse options that only single figures have."""
+    from lensbench.report.figure import with_option
+
     for name, value in options.items():
         if value is not None:
-            known = ("grid", "compare") if name == "inspector" else ("compare",) if name == "before" else tuple(Figure)
+            known = with_option(name) if name in ("inspector", "before") else figure_summaries()
             raise UsageError(f"--{name} is for one figure: add --figure {' or '.join(known)}")
 
 

@@ -116,97 +116,8 @@ function line(name, x, y, colour, extra = {}) {
     marker: {color: colour, size: few ? 7 : 5, maxdisplayed: 24}, hovertemplate: "%{customdata}", customdata: y.map((v) => number(v)), ...extra};
 }
 
-function rivalsShown(curves, table) {
-  const rivals = curves.filter((one) => one.baseline !== "none" && one.rule === state.rule && one.question !== "diagnostic");
-  const methods = unique(ownCurves(curves).map((one) => one.inspector));
-  const top = (one) => Math.max(...at(table, one, "accuracy_corrected").map((v) => v ?? -1));
-  const options = [...methods.map((value) => ({value, label: `of ${readable(value)}`})), {value: "strongest", label: "the strongest of each method"}, {value: "none", label: "none"}];
-  state.rivals = fill("rivals", options, state.rivals || leading);
-  if (state.rivals === "none") return [];
-  const chosen = rivals.filter((one) => one.inspector === state.rivals);
-  if (state.rivals !== "strongest") return chosen.sort((a, b) => top(b) - top(a));
-  return methods.map((method) => rivals.filter((one) => one.inspector === method).sort((a, b) => top(b) - top(a))[0]).filter(Boolean);
-}
-
-function accuracyFigure(table, curves) {
-  const x = run.layers, traces = [], rows = [], said = [];
-  for (const one of ownCurves(curves)) {
-    const [y, low, high] = ["accuracy_corrected", "ci_low", "ci_high"].map((column) => at(table, one, column));
-    const colour = colourOf(one.inspector), best = peak(y);
-    const between = y.map((v, i) => `${number(v)}  [${number(low[i])}, ${number(high[i])}]`);
-    traces.push(band(x, low, high, colour), line(readable(one.inspector), x, y, colour, {customdata: between, marker: {color: colour, symbol: symbolOf(one.inspector), size: x.length <= 12 ? 8 : 6, maxdisplayed: 24}}));
-    rows.push({name: readable(one.inspector), values: between});
-    if (best >= 0) said.push(`${readable(one.inspector)} is highest at layer ${x[best]}, ${number(y[best])}`);
-  }
-  rivalsShown(curves, table).forEach((one, i) => {
-    const y = at(table, one, "accuracy_corrected");
-    const several = state.rivals === "strongest", label = several ? `${readable(one.baseline)} (of ${readable(one.inspector)})` : readable(one.baseline);
-    const colour = several ? colourOf(one.inspector) : css("--soft");
-    traces.push(line(label, x, y, colour, {mode: x.length < 2 ? "markers" : "lines", line: {color: colour, width: 1.4, dash: DASHES[i % DASHES.length]}, marker: {symbol: "line-ew-open", size: 10, color: colour}}));
-    rows.push({name: `rival: ${label}`, values: y.map((v) => number(v))});
-  });
-  const chance = curves.length ? at(table, curves[0], "chance").find((v) => v !== null) ?? 0 : 0;
-  const caption = traces.length ? `Accuracy by layer: ${where()}. ${said.join("; ")}. Shaded: bands that hold at all layers at once. Dotted: chance.` : `No method has results here: ${where()}.`;
-  const shapes = [{type: "line", xref: "paper", x0: 0, x1: 1, y0: chance, y1: chance, line: {color: css("--soft"), dash: "dot", width: 1}}];
-  return {traces, rows, columns: x.map((l) => `layer ${l}`), caption, height: 430 + 12 * Math.max(0, traces.length - 16),
-    layout: {shapes, xaxis: {title: {text: "Layer (0 = embeddings)"}}, yaxis: {title: {text: scaleName()}, range: [Math.min(-0.03, chance - 0.1, ...traces.flatMap((t) => (t.line.width ? t.y : [])).filter((v) => v !== null).map((v) => v - 0.04)), 1.04]}}};
-}
-
-function gapFigure(table, curves, question) {
-  const x = run.layers, traces = [], rows = [], said = [];
-  for (const one of curves.filter((c) => c.baseline === "none" && c.rule === state.rule && c.question === question)) {
-    const [y, low, high, verdict, rival] = ["gap", "gap_low", "gap_high", "verdict", "strongest_baseline"].map((column) => at(table, one, column));
-    if (y.every((v) => v === null)) continue;
-    const colour = colourOf(one.inspector), holds = verdict.map((v) => v === run.holds[question]);
-    const told = y.map((v, i) => `${number(v, true)}  [${number(low[i], true)}, ${number(high[i], true)}] ${plain(readable(verdict[i] ?? ""))}, against ${plain(readable(rival[i] ?? "none"))}`);
-    traces.push(band(x, low, high, colour), line(readable(one.inspector), x, y, colour, {customdata: told,
-      mode: "lines+markers", line: {color: colour, width: 1.6}, marker: {color: holds.map((h) => (h ? colour : css("--paper"))), line: {color: colour, width: 1.2}, symbol: symbolOf(one.inspector), size: x.length > 40 ? 4 : 6}}));
-    rows.push({name: readable(one.inspector), values: y.map((v, i) => `${number(v, true)} [${number(low[i], true)}, ${number(high[i], true)}] ${readable(verdict[i] ?? "")}`)});
-    const count = holds.filter(Boolean).length;
-    said.push(`${readable(one.inspector)}: ${count ? `holds at ${count} of ${x.length} layers` : "holds at no layer"}`);
-  }
-  const asked = run.questions[question].title;
-  const caption = traces.length ? `${said.join("; ")}.` : `“${asked}” was not asked here: no rival of this question was run.`;
-  const level = (y, dash) => ({type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: {color: css("--soft"), dash, width: 1}});
-  return {traces, rows, columns: x.map((l) => `layer ${l}`), caption, height: 290,
-    layout: {shapes: [level(0, "solid"), level(run.margin, "dot")], showlegend: false, xaxis: {title: {text: "Layer"}}, yaxis: {title: {text: "Gap"}}, hoverlabel: {bgcolor: css("--panel"), bordercolor: css("--faint"), font: {color: css("--ink"), size: 11}}}};
-}
-
 // Few cells have room for their numbers.
 const numbersIn = (rows, columns) => (columns <= 16 && rows <= 24 && innerWidth > 700 ? {texttemplate: "%{z:.2f}", textfont: {size: 10}} : {});
-
-function heatFigure(table, curves) {
-  const own = ownCurves(curves), x = run.layers.map(String), z = own.map((one) => at(table, one, "accuracy_corrected"));
-  const open = (one, i) => () => openItems({method: own[one].inspector, attempt: undefined, layer: String(run.layers[i])});
-  const rows = own.map((one, r) => ({name: readable(one.inspector), values: z[r].map((v) => number(v)), acts: z[r].map((_, i) => open(r, i))}));
-  const caption = own.length ? `Accuracy of ${own.length} method${own.length === 1 ? "" : "s"} at ${x.length} layer${x.length === 1 ? "" : "s"}: ${where()}.` : `No method has results here: ${where()}.`;
-  const trace = {type: "heatmap", x, y: own.map((one) => plain(readable(one.inspector))), z, zmin: Math.min(0, ...z.flat()), zmax: 1, colorscale: "Cividis", xgap: 1, ygap: 1, ...numbersIn(own.length, x.length),
-    hovertemplate: "%{y}, layer %{x}: %{z:.2f}<extra></extra>", colorbar: {thickness: 12, outlinewidth: 0}};
-  return {traces: own.length ? [trace] : [], rows, columns: x.map((l) => `layer ${l}`), caption, height: 110 + 30 * own.length,
-    layout: {hovermode: "closest", xaxis: {title: {text: "Layer"}, type: "category", nticks: 16}, yaxis: {autorange: "reversed", type: "category", automargin: true}}, click: (point) => open(point.pointIndex[0], point.pointIndex[1])()};
-}
-
-function explain(table, curves) {
-  const shown = unique(ownCurves(curves).map((one) => one.inspector));
-  const about = run.methods.filter((one) => shown.includes(one.name)).map((one) => {
-    const learns = one.learns_from && one.learns_from !== "nothing" ? ` It learns from ${one.learns_from}.` : "";
-    return make("p", {}, signOf(colourOf(one.name), "solid"), make("b", {}, one.label), ` ${one.summary}${learns}`);
-  });
-  const rivals = unique(rivalsShown(curves, table).map((one) => one.baseline));
-  const against = run.rivals.filter((one) => rivals.includes(one.name)).map((one) => make("p", {}, signOf(css("--soft"), "dashed"), make("b", {}, one.label), ` ${one.rules_out}`));
-  byId("explain-accuracy").replaceChildren(...about, ...against);
-  for (const list of document.querySelectorAll(".rivals-of")) {
-    const here = run.rivals.filter((one) => one.question === list.dataset.question);
-    list.replaceChildren(...here.flatMap((one) => [make("dt", {}, one.label), make("dd", {}, one.rules_out)]), ...(here.length ? [] : [make("dd", {}, "None was run.")]));
-  }
-}
-
-function signOf(colour, style) {
-  const sign = make("span", {class: "sign", "aria-hidden": "true"});
-  sign.style.borderTopColor = colour;
-  sign.style.borderTopStyle = style;
-  return sign;
-}
 
 // The method with the highest accuracy at any layer: items are shown by it first.
 let leading;
@@ -216,18 +127,26 @@ function leadingMethod(table, curves) {
   return own.length ? own.reduce((a, b) => (top(b) > top(a) ? b : a)).inspector : undefined;
 }
 
+// Each figure adds a function of the summary's table and the curves of the chosen place; see lensbench/report/figures.
+const CHARTS = [];
+
+// A chart that came as data, of a figure that has no program of its own.
+async function drawChart(name) {
+  const found = run.charts[name][[state.task, state.relation, state.site].join("\t")];
+  const nothing = {traces: [], caption: `There is nothing to show here: ${where()}.`};
+  const named = (trace) => (trace.name === undefined ? trace : {...trace, name: plain(trace.name)});
+  await draw(`figure-${name}`, found ? {...found, traces: found.traces.map(named), rows: found.rows.map(([row, values]) => ({name: row, values}))} : nothing);
+}
+
 async function showCharts() {
   const table = await tableOnce(run.tables.summary);
   const {curves, rules} = curvesOf(table);
   state.rule = fill("rule", rules.map((value) => ({value, label: `${value}: ${RULES[value]}`})), state.rule);
   leading = leadingMethod(table, curves);
-  await draw("figure-accuracy", accuracyFigure(table, curves));
-  explain(table, curves);
-  document.body.dataset.first ??= String(Math.round(performance.now()));
-  await pause();
-  for (const question of Object.keys(run.questions)) await draw(`figure-gap-${question}`, gapFigure(table, curves, question));
-  await pause();
-  await draw("figure-heat", heatFigure(table, curves));
-  if (run.tables.grids) await showGrid();
-  if (run.tables.shares) await showShares();
+  for (const show of CHARTS) {
+    await show(table, curves);
+    document.body.dataset.first ??= String(Math.round(performance.now()));
+    await pause();
+  }
+  for (const name of Object.keys(run.charts)) await drawChart(name);
 }

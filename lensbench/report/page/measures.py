@@ -1,4 +1,4 @@
-"""What was measured besides accuracy, as a table: a row a method and measure, a column a layer."""
+"""Tables of a page: what was measured besides accuracy, and what each method has cost."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -85,3 +85,22 @@ def _cell(row: Mapping[Any, Any] | None) -> tuple[str, str]:
         f"{row['value']:.2f}",
         f"95 %: {row['ci_low']:.2f} to {row['ci_high']:.2f}, {row['n']} items" if known else "",
     )
+
+
+def costs(info: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return for each method what it has taken, and what its rivals have: seconds, learning, memory, predictions."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in info.get("cells", {}).values():
+        name = str(cell.get("inspector", "?"))
+        row = found.setdefault(name, {"method": name, **dict.fromkeys(_COSTS, 0.0)})
+        own = cell.get("baseline") == NO_BASELINE
+        row["seconds" if own else "rival_seconds"] += float(cell.get("seconds") or 0.0)
+        row["predictions"] += int(cell.get("rows") or 0)
+        row["memory"] = max(row["memory"], float(cell.get("peak_memory_mb") or 0))
+        for key, name in _LEARNING.items():
+            row[name] += float(cell.get("fit", {}).get(key) or 0.0) if own else 0.0
+    return [found[name] for name in sorted(found)]
+
+
+_COSTS = ("seconds", "rival_seconds", "fit_seconds", "tokens", "labels", "memory", "predictions")
+_LEARNING = {"seconds": "fit_seconds", "training_tokens": "tokens", "training_items": "labels"}

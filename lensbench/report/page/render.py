@@ -3,24 +3,31 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+import pandas as pd
 
-from lensbench.report.page import figures, sampling
-from lensbench.report.page.coding import compress
-from lensbench.report.page.content import PageRun
-from lensbench.report.page.measures import measures
+from lensbench.report.coding import SCALE, compress, encode_table, numbers, words
+from lensbench.report.content import PageRun
+from lensbench.report.figure import FOLDER, beside, find_figures
+from lensbench.report.page import sampling
+from lensbench.report.page.measures import costs, measures
 from lensbench.report.page.sentences import findings
 from lensbench.report.style import colours, readable
 from lensbench.results.bands import MARGIN
-from lensbench.results.records import ALL, NO_BASELINE
+from lensbench.results.records import ALL, NO_BASELINE, without_nan
 from lensbench.results.verdicts import VERDICTS
 
 HERE = Path(__file__).parent
-SCRIPTS = ("page.js", "charts.js", "items.js")
+# Between them stand the programs of the figures.
+_FIRST, _LAST = ("page.js", "charts.js"), "items.js"
+_NAMES = ("task", "relation", "site", "inspector", "baseline", "rule", "question", "strongest_baseline", "verdict")
+_SHARES = ("accuracy_corrected", "accuracy", "ci_low", "ci_high", "chance", "gap", "gap_low", "gap_high")
 
 
 def render(runs: Sequence[PageRun], records: int = sampling.MAX_RECORDS) -> str:
@@ -31,14 +38,17 @@ def render(runs: Sequence[PageRun], records: int = sampling.MAX_RECORDS) -> str:
     data["index"] = compress(json.dumps(index, ensure_ascii=False, allow_nan=False).encode())
     library, licence = _library()
     data["plotly"] = compress(library.encode())
-    program = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    scripts = [HERE / name for name in _FIRST]
+    scripts += [path for name in find_figures() if (path := beside(name, ".js")).is_file()]
+    program = "\n".join(path.read_text(encoding="utf-8") for path in (*scripts, HERE / _LAST))
     shown = [_shown(run, chunks[place], records) for place, run in enumerate(runs)]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader([HERE, FOLDER]), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template("template.html.j2").render(
         runs=shown, data=data, licence=licence, program=_Verbatim(program), questions=QUESTIONS,
+        sections=_sections(),
         style=_Verbatim((HERE / "page.css").read_text(encoding="utf-8")),
         # What is not ours does not run, even if it came into the page.
         allowed=" ".join(f"'sha256-{_digest(code)}'" for code in (f"\n{program}\n", library)),
@@ -104,7 +114,7 @@ def _shown(run: PageRun, chunks: Sequence[sampling.ItemChunk], records: int) -> 
         "name": run.name, "facts": {name: str(v) for name, v in facts.items() if v not in (None, "")},
         "findings": findings(run), "problems": run.problems, "unanswered": dict(run.unanswered), "sampled": sampled,
         "calibrations": {readable(name): found for name, found in run.calibrations.items()},
-        "calibrated": any(run.calibrations.values()), "costs": _with_shares(figures.costs(run.info)),
+        "calibrated": any(run.calibrations.values()), "costs": _with_shares(costs(run.info)),
         "measures": measures(run.metrics),
         "methods": _methods(run), "rivals": _rivals(run), "predictions": len(run.records),
     }  # fmt: skip
@@ -154,25 +164,64 @@ def _rivals(run: PageRun) -> list[dict[str, str]]:
 
 def _index(run: PageRun, number: int, chunks: Sequence[sampling.ItemChunk], data: dict[str, str]) -> dict[str, Any]:
     """What the page's program needs at once; larger tables are put into `data` and only named here."""
-    outside = frozenset(
-        (name.partition("/")[0], name.partition("/")[2])
-        for key in ("selected", "by_token")
-        for name in run.info.get(key, ())
-    )
-    cells = figures.grids(run.records, outside)
-    tables = {"summary": figures.summary_table(run.summary), "grids": figures.grid_table(cells) if len(cells) else ""}
-    tables["shares"] = "" if run.shares is None or run.shares.empty else figures.share_table(run.shares)
+    tables = {one.anchor: one.table(run) for one in find_figures().values() if one.table is not None}
+    tables["summary"] = summary_table(run.summary)
     items = {}
     for place, chunk in enumerate(chunks):
         items[f"{chunk.task}\t{chunk.site}"] = {"items": f"items-{number}-{place}", "rows": f"rows-{number}-{place}"}
         data |= {f"items-{number}-{place}": chunk.items, f"rows-{number}-{place}": chunk.rows}
     named = {kind: f"{kind}-{number}" for kind, coded in tables.items() if coded}
     data |= {named[kind]: coded for kind, coded in tables.items() if coded}
+    there = list(places(run.summary, run.records))
     return {
         "name": run.name, "model": run.model, "verbalizer": run.verbalizer, "tables": named, "items": items,
         "methods": _methods(run), "rivals": _rivals(run), "margin": MARGIN, "holds": dict(VERDICTS),
         "questions": {name: {"title": title, "text": text} for name, (title, text) in QUESTIONS.items()},
-        "places": list(figures.places(run.summary, run.records)), "prose": list(run.info.get("prose", ())),
+        "places": there, "charts": _charts(run, there), "prose": list(run.info.get("prose", ())),
         "relations": [[*pair, text] for pair, text in run.relations.items()],
-        "layers": run.info.get("setting", {}).get("layers", figures.layers_of(run.summary)),
+        "layers": run.info.get("setting", {}).get("layers", layers_of(run.summary)),
     }  # fmt: skip
+
+
+def _charts(run: PageRun, there: Sequence[tuple[str, str, str]]) -> dict[str, dict[str, Any]]:
+    """The charts of figures that have no program of their own: by the figure, and by task, relation and site."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, figure in find_figures().items():
+        if figure.chart is not None:
+            charts = {"\t".join(place): figure.chart(run, *place) for place in there}
+            found[name] = {place: without_nan(asdict(chart)) for place, chart in charts.items() if chart is not None}
+    return found
+
+
+def _sections() -> list[dict[str, Any]]:
+    """The sections of the page that figures have, in order; `file` is the template of one with a program of its own."""
+    return [
+        {"name": name, "anchor": figure.anchor or name, "title": figure.title, "label": figure.label or figure.title,
+         "about": figure.about, "needs": figure.anchor if figure.table is not None else "",
+         "file": f"{name}.html.j2" if beside(name, ".html.j2").is_file() else ""}
+        for name, figure in find_figures().items()
+        if figure.chart is not None or beside(name, ".html.j2").is_file()
+    ]  # fmt: skip
+
+
+def summary_table(summary: pd.DataFrame) -> str:
+    """Code the summary for the figures."""
+    columns = {name: words(summary[name]) for name in _NAMES}
+    columns |= {name: numbers(summary[name], SCALE) for name in _SHARES}
+    columns |= {name: numbers(summary[name]) for name in ("layer", "n", "subjects")}
+    return encode_table(columns)
+
+
+def layers_of(summary: pd.DataFrame) -> list[int]:
+    """Return all layers that were read."""
+    return sorted(int(layer) for layer in np.unique(summary["layer"].dropna().to_numpy(dtype=np.int64)))
+
+
+def places(summary: pd.DataFrame, records: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """Yield every (task, relation, site) that has results or items; totals first, none of a single relation."""
+    pairs = [frame[["task", "relation", "site"]].astype(str).drop_duplicates() for frame in (summary, records)]
+    together = pd.concat(pairs, ignore_index=True).drop_duplicates()
+    for (task, site), rows in together.groupby(["task", "site"], sort=True):
+        relations = sorted(set(rows["relation"]) - {ALL})
+        totals = [ALL] if ALL in set(rows["relation"]) and len(relations) != 1 else []
+        yield from ((str(task), relation, str(site)) for relation in (*totals, *relations))

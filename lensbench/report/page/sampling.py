@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lensbench.report.page.coding import encode_table, numbers, words
-from lensbench.report.page.content import ItemText, PageRun
+from lensbench.report.coding import encode_table, numbers, words
+from lensbench.report.content import ItemText, PageRun
 
 MAX_RECORDS = 250_000
 """Above so many predictions, over all runs of a page, items are sampled."""

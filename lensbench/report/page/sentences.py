@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from lensbench.report.page.content import PageRun
+from lensbench.report.content import PageRun
 from lensbench.report.style import readable
 from lensbench.report.tables import number
 from lensbench.results.records import ALL

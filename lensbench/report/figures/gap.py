@@ -1,25 +1,20 @@
-"""The gaps to the rivals over layers: a panel for each question that was asked."""
+"""The gaps to the baselines over layers: a panel for each question that was asked."""
 
 import textwrap
 from typing import Unpack
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.report.canvas import figure_of, new_figure
-from lensbench.report.choices import Choice
-from lensbench.report.panels import draw_methods, ends, label_ends, of_methods
+from lensbench.report.figure import Choice, Figure
+from lensbench.report.panels import GAP_NOTE, draw_methods, ends, label_ends, of_methods
 from lensbench.report.style import colours, label, plot_style
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
-from lensbench.results.bands import MARGIN
 from lensbench.results.verdicts import VERDICTS
 
-GAP_NOTE = (
-    "Points: the gap holds against every rival, raw and corrected. Band: to the strongest. "
-    f"Dotted: margin {MARGIN:.2f}."
-)
 _ASKED = {
     "uses_activation": "Does it use the activation?",
     "beats_text": "Does it beat the text?",
@@ -30,7 +25,7 @@ _PANEL_INCHES = 2.2
 
 def plot_gap(
     summary: pd.DataFrame, *, question: str | None = None, ax: Axes | None = None, **choice: Unpack[Choice]
-) -> Figure:
+) -> Drawing:
     """Draw the gap of every method to the strongest rival over layers, a panel for each question that was asked.
 
     Points are drawn at the layers where the gap holds against every rival, raw and corrected.
@@ -77,7 +72,7 @@ def plot_gap(
     return figure
 
 
-def _canvas(view: View, panels: int) -> tuple[Figure, list[Axes]]:
+def _canvas(view: View, panels: int) -> tuple[Drawing, list[Axes]]:
     """Panels side by side where they fit, else under one another."""
     if view.inches >= _PANEL_INCHES * panels:
         figure = new_figure((view.inches, 3.0))
@@ -86,7 +81,7 @@ def _canvas(view: View, panels: int) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(panels, 1, squeeze=False, sharex=True)[:, 0])
 
 
-def _explain(figure: Figure, rows: pd.DataFrame, view: View) -> None:
+def _explain(figure: Drawing, rows: pd.DataFrame, view: View) -> None:
     """Add the title, the legend, and what points and bands are."""
     methods = methods_in(rows)
     note = textwrap.fill(GAP_NOTE, int(view.inches * 17))
@@ -100,3 +95,13 @@ def _explain(figure: Figure, rows: pd.DataFrame, view: View) -> None:
         figure.supxlabel(note, fontsize=6.5, color="#555555", x=0.01, ha="left")
     if view.title:
         figure.suptitle(view.title_of(methods), x=0.01, ha="left", fontsize=9, fontweight="bold")
+
+
+FIGURE = Figure(
+    title="The three gaps by layer",
+    about="What is left of each method's accuracy after its baselines.",
+    draw=lambda run, **options: plot_gap(run.summary, **options),
+    anchor="gaps",
+    label="Gaps",
+    order=20,
+)

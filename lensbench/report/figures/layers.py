@@ -1,25 +1,17 @@
-"""Per-layer curves of a summary, with bands, rivals and chance; and the figures that every run gets."""
+"""Accuracy over layers: every method with its band, and below it each method beside its own baselines."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Unpack
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
-from lensbench.errors import LensbenchError, unknown_name
-from lensbench.report.canvas import FORMATS, check_format, columns_for, figure_of, new_figure, save_figure
-from lensbench.report.choices import Choice
-from lensbench.report.gaps import GAP_NOTE
-from lensbench.report.multiples import plot_relations
-from lensbench.report.panels import draw_methods, draw_rivals, ends, label_ends, of_methods
+from lensbench.report.canvas import columns_for, figure_of, new_figure
+from lensbench.report.figure import Choice, Figure
+from lensbench.report.panels import GAP_NOTE, draw_methods, draw_rivals, ends, label_ends
 from lensbench.report.style import colours, label, plot_style
-from lensbench.report.view import LAYER_LABEL, METRICS, ORDER_OF_SITES, View, methods_in, view_of
-from lensbench.results.records import ALL
-
-__all__ = ["FORMATS", "LAYER_LABEL", "METRICS", "ORDER_OF_SITES"]
-__all__ += ["plot_layers", "plot_relations", "plot_run", "save_figure"]
+from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
 
 # In figures of fewer columns than this there is no room for names beside the curves.
 _NAMES_BESIDE = 3
@@ -27,7 +19,7 @@ _NAMES_BESIDE = 3
 _SMALL_LETTERS = 15
 
 
-def plot_layers(summary: pd.DataFrame, *, ax: Axes | None = None, **choice: Unpack[Choice]) -> Figure:
+def plot_layers(summary: pd.DataFrame, *, ax: Axes | None = None, **choice: Unpack[Choice]) -> Drawing:
     """Draw a metric of every method over layers, and below it each method beside its own rivals.
 
     Bands are the simultaneous 95 % intervals of the summary. Of the rivals the strongest are drawn; those at chance are
@@ -85,7 +77,7 @@ def _draw_top(axis: Axes, rows: pd.DataFrame, view: View, methods: Sequence[str]
         axis.text(0.01, 0.99, view.wrapped(GAP_NOTE), transform=axis.transAxes, va="top", fontsize=6.5, color="#555555")
 
 
-def _canvas(view: View, panels: int) -> tuple[Figure, Axes, list[Axes]]:
+def _canvas(view: View, panels: int) -> tuple[Drawing, Axes, list[Axes]]:
     """A figure with one wide panel and, below, rows of small ones."""
     wide = columns_for(view.inches)
     rows = -(-panels // wide)
@@ -97,41 +89,11 @@ def _canvas(view: View, panels: int) -> tuple[Figure, Axes, list[Axes]]:
     return figure, top, [figure.add_subplot(grid[place]) for place in places]
 
 
-def plot_run(summary: pd.DataFrame, out: Path, metric: str = "accuracy_corrected") -> list[Path]:
-    """Write the plots of a summary and return their paths.
-
-    Args:
-        summary: of one run.
-        out: a folder, for PNG and SVG of each task: the totals at each site and the relations as small multiples; or a
-            file .png, .svg or .pdf, for the small multiples alone (with several tasks or models their names are added).
-        metric: one of METRICS.
-    """
-    if metric not in METRICS:
-        raise unknown_name("metric", metric, METRICS)
-    if out.suffix:
-        check_format(out)
-    groups = summary.groupby(["model", "task"], observed=True, sort=True)
-    whole = [(str(rows["model"].iloc[0]), str(rows["task"].iloc[0]), rows) for _, rows in groups]
-    written: list[Path] = []
-    for model, task, rows in whole:
-        prefix = task if summary["model"].nunique() == 1 else f"{model}-{task}".replace("/", "_")
-        if not _has_values(rows, metric):
-            continue
-        figure = plot_relations(rows, task=task, metric=metric)
-        if out.suffix:
-            path = out if len(whole) == 1 else out.with_name(f"{out.stem}-{prefix}{out.suffix}")
-            written += save_figure(figure, [path])
-            continue
-        kind = metric.replace(":", "-")
-        written += save_figure(figure, [out / f"{prefix}-relations-{kind}{suffix}" for suffix in (".png", ".svg")])
-        for site in sorted(rows["site"].unique()):
-            if _has_values(rows[(rows["relation"] == ALL) & (rows["site"] == site)], metric):
-                figure = plot_layers(rows, task=task, relation=ALL, site=site, metric=metric)
-                written += save_figure(figure, [out / f"{prefix}-{site}-{kind}{suffix}" for suffix in (".png", ".svg")])
-    if not written:
-        raise LensbenchError(f"nothing to plot: the summary has no values of {metric}; was a rival of it run?")
-    return written
-
-
-def _has_values(rows: pd.DataFrame, metric: str) -> bool:
-    return bool(len(rows)) and not of_methods(rows[rows["rule"] == "fixed"], metric).empty
+FIGURE = Figure(
+    title="Accuracy by layer",
+    about="The accuracy of each method by layer, beside its baselines.",
+    draw=lambda run, **options: plot_layers(run.summary, **options),
+    anchor="accuracy",
+    label="Accuracy",
+    order=10,
+)

@@ -1,19 +1,18 @@
 """One run beside another: the same methods before and after something was changed."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.canvas import columns_for, figure_of, new_figure
-from lensbench.report.choices import Choice
-from lensbench.report.glyphs import drawable
+from lensbench.report.figure import Choice, Figure, Results
 from lensbench.report.panels import draw_band, draw_methods, fit_layers, of_methods
-from lensbench.report.style import colours, label, plot_style
+from lensbench.report.style import colours, drawable, label, plot_style
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
 
 _BEFORE = "#4d4d4d"
@@ -28,7 +27,7 @@ def plot_comparison(
     inspector: str | None = None,
     ax: Axes | None = None,
     **choice: Unpack[Choice],
-) -> Figure:
+) -> Drawing:
     """Draw a metric over layers in two runs, a panel a method: before as a dashed grey curve, after in its colour.
 
     Both have their own simultaneous bands, which are those of single scores: whether a difference holds is a question
@@ -80,7 +79,7 @@ def _common(tables: tuple[pd.DataFrame, pd.DataFrame]) -> list[str]:
     return sorted(before & after)
 
 
-def _canvas(view: View, panels: int) -> tuple[Figure, list[Axes]]:
+def _canvas(view: View, panels: int) -> tuple[Drawing, list[Axes]]:
     wide = min(panels, columns_for(view.inches))
     deep = -(-panels // wide)
     figure = new_figure((view.inches, 0.9 + 1.9 * deep))
@@ -114,3 +113,15 @@ def _handles(axis: Axes, names: tuple[str, str], colour: str) -> list[Line2D]:
     (dashed,) = axis.plot([], [], color=_BEFORE, lw=1.3, ls=_DASHES, label=f"{before} (dashed)")
     (solid,) = axis.plot([], [], color=colour, lw=1.6, label=f"{after} (in colour)")
     return [dashed, solid]
+
+
+def _draw_runs(run: Results, *, before: Results, **options: Any) -> Drawing:
+    return plot_comparison(before.summary, run.summary, **options)
+
+
+FIGURE = Figure(
+    title="Before and after",
+    about="Each method in this run and in an earlier one.",
+    draw=_draw_runs,
+    options=frozenset({"inspector", "before", "names"}),
+)

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.report.canvas import columns_for, figure_of, new_figure
-from lensbench.report.choices import Choice
+from lensbench.report.coding import SCALE, encode_table, numbers, words
+from lensbench.report.content import PageRun
+from lensbench.report.figure import Choice, Figure
 from lensbench.report.style import MAP, label, plot_style
 from lensbench.report.view import View, view_of
 from lensbench.results.records import ALL, NO_BASELINE
@@ -26,6 +28,7 @@ _NAMED = re.compile(r"(?P<before>.*?)(?:\btarget_layer=| -> |@)(?P<layer>\d+|sam
 _COLUMNS = {"accuracy_corrected": "correct_corrected", "accuracy": "correct"}
 _MOST_TICKS = 12
 _MOST_PANELS = 12
+CELL_COLUMNS = ("task", "site", "relation", "inspector", "attempt", "variant", "target", "layer", "value", "n")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class Grid:
     accuracy: Float[np.ndarray, "target source"]
 
 
+def target_of(attempt: str) -> tuple[str, str] | None:
+    """Return what an attempt varies besides its target layer, and that layer; None where it names none."""
+    found = _NAMED.fullmatch(attempt)
+    return (" ".join(f"{found['before']} {found['after']}".split()), found["layer"]) if found else None
+
+
 def grids_of(records: pd.DataFrame, view: View) -> list[Grid]:
     """Return the grids of the methods whose attempts differ in their target layer.
 
@@ -56,14 +65,13 @@ def grids_of(records: pd.DataFrame, view: View) -> list[Grid]:
     """
     own = records[(records["baseline"] == NO_BASELINE) & records["layer"].notna()]
     own = own if view.total else own[own["relation"] == view.relation]
-    parsed = own["attempt"].astype(str).drop_duplicates().map(lambda name: (name, _NAMED.fullmatch(name)))
-    places = {name: (found["layer"], f"{found['before']}{found['after']}".strip()) for name, found in parsed if found}
+    places = {name: found for name in own["attempt"].astype(str).unique() if (found := target_of(name))}
     own = own[own["attempt"].isin(list(places))]
     if own.empty:
         return []
     attempt = own["attempt"].astype(str)
     own = own.assign(
-        target=attempt.map(lambda name: places[name][0]), kind=attempt.map(lambda name: places[name][1]),
+        target=attempt.map(lambda name: places[name][1]), kind=attempt.map(lambda name: places[name][0]),
         layer=own["layer"].astype(int), inspector=own["inspector"].astype(str), relation=own["relation"].astype(str),
         score=own[_COLUMNS[view.metric]],
     )  # fmt: skip
@@ -88,7 +96,7 @@ def _grid(name: str, rows: pd.DataFrame, view: View) -> Grid:
 
 def plot_grid(
     records: pd.DataFrame, *, inspector: str | None = None, ax: Axes | None = None, **choice: Unpack[Choice]
-) -> Figure:
+) -> Drawing:
     """Draw accuracy by source layer and target layer, a panel for each method that was given several target layers.
 
     The best cell is framed: it is the best of many, and says less than an accuracy at a layer that was fixed before.
@@ -151,7 +159,7 @@ def _methods(rows: pd.DataFrame) -> list[str]:
     return sorted({str(name) for name in rows["inspector"].unique()})
 
 
-def _canvas(view: View, grids: Sequence[Grid]) -> tuple[Figure, list[Axes]]:
+def _canvas(view: View, grids: Sequence[Grid]) -> tuple[Drawing, list[Axes]]:
     wide = min(len(grids), columns_for(view.inches, 2))
     deep = -(-len(grids) // wide)
     figure = new_figure((view.inches, 0.6 + min(3.4, 0.35 + view.inches / wide * 0.75) * deep))
@@ -194,3 +202,64 @@ def _ticks(axis: Any, names: list[str]) -> None:
     step = -(-len(names) // _MOST_TICKS)
     places = list(range(0, len(names), step))
     axis.set_ticks(places, [names[place] for place in places])
+
+
+def attempt_cells(records: pd.DataFrame, outside: frozenset[tuple[str, str]] = frozenset()) -> pd.DataFrame:
+    """Return the accuracy of every attempt of the methods that make several, by source layer.
+
+    Args:
+        records: of one run.
+        outside: (task, relation) pairs that have no part in totals.
+
+    Returns:
+        Columns task, site, relation, inspector, attempt, variant, target, layer, value, n. `target` is the target
+        layer, or the attempt's name where it has none. Rows of relation `all` are means of
+        (accuracy - chance) / (1 - chance) over the relations.
+    """
+    own = records[(records["baseline"] == NO_BASELINE) & records["layer"].notna()]
+    attempts = own.groupby("inspector", observed=True)["attempt"].nunique()
+    own = own[own["inspector"].isin(attempts.index[attempts > 1])]
+    if own.empty:
+        return pd.DataFrame(columns=list(CELL_COLUMNS))
+    keys = ["task", "site", "relation", "inspector", "attempt", "layer"]
+    grouped = own.groupby(keys, observed=True, sort=True)
+    cells = grouped.agg(value=("correct_corrected", "mean"), chance=("chance", "mean"), n=("item", "size"))
+    cells = cells.reset_index().astype(dict.fromkeys(keys[:-1], object))
+    whole = pd.concat([cells, _totals(cells, outside)], ignore_index=True)
+    places = [target_of(str(attempt)) or ("", str(attempt)) for attempt in whole["attempt"]]
+    return whole.assign(variant=[place[0] for place in places], target=[place[1] for place in places])[[*CELL_COLUMNS]]
+
+
+def _totals(cells: pd.DataFrame, outside: frozenset[tuple[str, str]]) -> pd.DataFrame:
+    counted = [pair not in outside for pair in zip(cells["task"], cells["relation"], strict=True)]
+    part = cells[counted]
+    part = part.assign(value=(part["value"] - part["chance"]) / (1 - part["chance"]).clip(lower=1e-9))
+    keys = ["task", "site", "inspector", "attempt", "layer"]
+    found = part.groupby(keys, observed=True, sort=True)
+    totals = found.agg(value=("value", "mean"), n=("n", "sum"), relations=("relation", "nunique")).reset_index()
+    return totals[totals["relations"] > 1].drop(columns="relations").assign(relation=ALL, chance=0.0)
+
+
+def coded_cells(cells: pd.DataFrame) -> str:
+    """Code the grids."""
+    names = ("task", "site", "relation", "inspector", "attempt", "variant", "target")
+    columns = {name: words(cells[name]) for name in names}
+    columns |= {"layer": numbers(cells["layer"]), "n": numbers(cells["n"]), "value": numbers(cells["value"], SCALE)}
+    return encode_table(columns)
+
+
+def _page_table(run: PageRun) -> str:
+    cells = attempt_cells(run.records, run.outside_totals)
+    return coded_cells(cells) if len(cells) else ""
+
+
+FIGURE = Figure(
+    title="Source × target layer",
+    about="Accuracy by source and target layer, for methods with several target layers.",
+    draw=lambda run, **options: plot_grid(run.records, **options),
+    options=frozenset({"inspector"}),
+    anchor="grid",
+    label="Grid",
+    order=40,
+    table=_page_table,
+)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+SCALE = 1_000_000
+"""Of shares: the two decimals that are shown must be those of the sentences, which round the whole figure."""
 _UNSIGNED = ((2**8, "u1"), (2**16, "u2"), (2**32, "u4"))
 _SIGNED = ((2**7, "i1"), (2**15, "i2"), (2**31, "i4"))
 

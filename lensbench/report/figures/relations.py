@@ -6,11 +6,11 @@ from typing import Unpack
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
 from lensbench.errors import LensbenchError
 from lensbench.report.canvas import columns_for, new_figure
-from lensbench.report.choices import Choice
+from lensbench.report.figure import Choice, Figure
 from lensbench.report.panels import draw_methods, draw_text_rival, of_methods
 from lensbench.report.style import colours, label, plot_style
 from lensbench.report.view import LAYER_LABEL, Y_LABELS, View, in_order, methods_in, view_of
@@ -21,7 +21,7 @@ _MANY = 12
 _LETTERS_A_TITLE = 26
 
 
-def plot_relations(summary: pd.DataFrame, **choice: Unpack[Choice]) -> Figure:
+def plot_relations(summary: pd.DataFrame, **choice: Unpack[Choice]) -> Drawing:
     """Draw small multiples of one task, the total first: a row a relation and a column a site, or one site alone.
 
     Args:
@@ -54,7 +54,7 @@ def _relations(rows: pd.DataFrame) -> list[str]:
     return [ALL, *names] if ALL in set(rows["relation"]) and len(names) != 1 else names
 
 
-def _sites(rows: pd.DataFrame, sites: Sequence[str], view: View, palette: dict[str, str]) -> Figure:
+def _sites(rows: pd.DataFrame, sites: Sequence[str], view: View, palette: dict[str, str]) -> Drawing:
     """A row a relation, a column a site."""
     relations = _relations(rows)
     height = 1.75 if len(relations) <= _MANY else 1.1
@@ -72,7 +72,7 @@ def _sites(rows: pd.DataFrame, sites: Sequence[str], view: View, palette: dict[s
     return figure
 
 
-def _one_site(rows: pd.DataFrame, site: str, view: View, palette: dict[str, str]) -> Figure:
+def _one_site(rows: pd.DataFrame, site: str, view: View, palette: dict[str, str]) -> Drawing:
     """Panels in the order of the relations' names, as many side by side as fit the width."""
     relations = _relations(rows)
     wide = min(columns_for(view.inches), len(relations))
@@ -97,7 +97,7 @@ def _one_site(rows: pd.DataFrame, site: str, view: View, palette: dict[str, str]
     return figure
 
 
-def _explain(figure: Figure, view: View, palette: dict[str, str]) -> None:
+def _explain(figure: Drawing, view: View, palette: dict[str, str]) -> None:
     """Add the title, and the legend below."""
     axis = figure.axes[0]
     handles = [axis.plot([], [], color=colour, lw=1.8, label=label(name))[0] for name, colour in palette.items()]
@@ -126,3 +126,10 @@ def _small(axis: Axes, rows: pd.DataFrame, place: tuple[str, str], metric: str, 
     if not metric.startswith("gap:"):
         for method, colour in palette.items():
             draw_text_rival(axis, chosen, method, metric, colour)
+
+
+FIGURE = Figure(
+    title="Accuracy by relation",
+    about="A panel for each relation of a task.",
+    draw=lambda run, **options: plot_relations(run.summary, **options),
+)

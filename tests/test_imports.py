@@ -34,8 +34,8 @@ def test_nothing_postpones_annotations() -> None:
     assert not wrong
 
 
-def early_imports(code: str) -> set[str]:
-    script = f"import sys\n{code}\nprint('early:', *sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+def early_imports(code: str, watched: frozenset[str] = frozenset({"torch", "transformers"})) -> set[str]:
+    script = f"import sys\n{code}\nprint('early:', *sorted({set(watched)} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent, check=False
     )
@@ -59,6 +59,11 @@ def early_imports(code: str) -> set[str]:
 def test_importing_does_not_import_torch(module: str) -> None:
     name = module if module == "lensbench" else f"lensbench.{module}"
     assert early_imports(f"import {name}") == set()
+
+
+def test_the_command_line_waits_for_nothing_that_is_slow_to_import() -> None:
+    slow = frozenset({"torch", "transformers", "pandas", "matplotlib", "scipy", "sklearn", "pyarrow", "datasets"})
+    assert early_imports("import lensbench.cli", slow) == set()
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """Options that several commands have, and how what is given is read."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from lensbench.errors import UsageError
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, as `lensbench evaluate` wrote it.", show_default=False)]
+Command = TypeVar("Command", bound=Callable[..., Any])
 Model = Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or Hub id; +DIR for an edit of it.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")]
@@ -100,3 +104,50 @@ def read_settings(given: Sequence[str], form: str) -> dict[str, Any]:
             raise UsageError(f"--set {entry!r}: expected {form}")
         found[name] = read_value(value)
     return found
+
+
+def options_of(settings: type[BaseModel], *, without: Sequence[str] = ()) -> Callable[[Command], Command]:
+    """Give a command an option for each field of its settings, with the field's description as help.
+
+    The command gets the fields that were set as its first argument, a dictionary; its other parameters stay options of
+    its own.
+
+    Args:
+        settings: a pydantic model. Fields that hold several values are given as text with commas between, and are split
+            by the model.
+        without: fields that are no options.
+    """
+    fields = {name: field for name, field in settings.model_fields.items() if name not in without}
+
+    def decorate(command: Command) -> Command:
+        def call(**given: Any) -> Any:
+            chosen = {name: value for name in fields if (value := given.pop(name)) is not None}
+            return command(chosen, **given)
+
+        _, *own = inspect.signature(command).parameters.values()
+        generated = [_option(name, field) for name, field in fields.items()]
+        shown: Any = call
+        shown.__name__, shown.__doc__ = command.__name__, command.__doc__
+        shown.__signature__ = inspect.Signature([*generated, *(one.replace(kind=one.KEYWORD_ONLY) for one in own)])
+        shown.__annotations__ = {one.name: one.annotation for one in shown.__signature__.parameters.values()}
+        return cast("Command", shown)
+
+    return decorate
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    kinds = get_args(field.annotation) or (field.annotation,)
+    kind: Any = next((one for one in (bool, int, float, Path) if one in kinds), str)
+    if any(get_origin(one) is Literal for one in kinds):
+        kind = str  # such as a size, or `auto`
+    flag = f"--{name.replace('_', '-')}"
+    text = f"{field.description}{_shown(field.default)}"
+    given = Annotated[kind | None, typer.Option(flag, help=text, show_default=False)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=given)
+
+
+def _shown(default: Any) -> str:
+    """Return a default as it would be given; a description says what None stands for."""
+    if default is None or isinstance(default, bool):
+        return ""
+    return f" [default: {','.join(default) if isinstance(default, tuple) else default}]"

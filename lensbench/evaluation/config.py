@@ -31,32 +31,56 @@ LOG = logging.getLogger("lensbench")
 class RunConfig(BaseModel):
     """The settings of one evaluation; the keys of `--config run.toml`, and the options of `lensbench evaluate`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: str = "smollm2-135m"
+    """Built-in name, folder, GGUF file or Hub id."""
     verbalizer: str | None = None
+    """The model that turns activations into words. [default: the target]"""
     unplanted: str | None = None
+    """The target without its facts, for baselines. [default: M where the target is M+DIR]"""
     twin: str | None = None
+    """The target with other facts about the same names. [default: the implant's own twin]"""
     reference: str | None = None
+    """A reader of text without the facts. [default: M where the target is M+DIR]"""
     tasks: tuple[str, ...] = ("attribute_extraction",)
+    """Task names (also NAME/RELATION), folders, or files such as lre:FILE.json; with commas."""
     inspectors: tuple[str, ...] = ("logit_lens", "tuned_lens", "probe", "patchscope")
+    """Inspector names or module:Class, with commas between."""
     baselines: tuple[str, ...] | None = None
+    """Baseline names or .toml files, or none. [default: all]"""
     sites: tuple[Site, ...] | None = None
+    """Read sites: subject, answer, t1, t2. [default: all that a task has]"""
     layers: str = "all"
+    """all; or 0,4,8; or stride:2. Layer 0 is the embeddings."""
     subjects: Path | None = None
-    limit: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Ask about these alone: a file with a name a line, or an edit's facts.json."""
+    limit: int | None = Field(None, ge=1)
+    """Draw this many test items a task and site."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of everything random."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """auto, float32, bfloat16, float16, float64."""
     device_map: Literal["auto"] | None = None
+    """auto spreads a large model over all GPUs and memory."""
     memory: int | Literal["auto"] = "auto"
+    """What a batch may take, such as 4GB."""
     executor: Literal["local", "ray"] = "local"
-    workers: int | None = Field(default=None, ge=1)
+    """local: this process; ray: a Ray cluster or several processes."""
+    workers: int | None = Field(None, ge=1)
+    """With ray: how many. [default: one a GPU, else a node]"""
     revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
     offline: bool = False
+    """Never ask the Hub."""
     chat_template: bool = False
+    """Put prompts at the beginning of the assistant's turn."""
     module_paths: dict[Literal["blocks", "norm"], str] | None = None
+    """blocks=PATH,norm=PATH, for a model whose structure is not found."""
     out: Path | None = None
+    """Run folder; an existing run is resumed. [default: reports/TIME-MODEL]"""
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @field_validator("tasks", "inspectors", "baselines", "sites", mode="before")
@@ -105,6 +129,17 @@ class RunConfig(BaseModel):
         if self.workers is not None and self.executor == "local":
             raise ValueError("workers are for --executor ray; the local executor is this process")
         return self
+
+    @field_validator("module_paths", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        """Paths may be given as `blocks=PATH,norm=PATH`."""
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",")]
+        if sorted(name for name, _, _ in pairs) != ["blocks", "norm"] or not all(path for _, _, path in pairs):
+            raise ValueError("expected blocks=PATH,norm=PATH, such as blocks=model.layers,norm=model.norm")
+        return {name: path for name, _, path in pairs}
 
     @field_validator("module_paths")
     @classmethod

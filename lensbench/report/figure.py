@@ -12,12 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
-import pandas as pd
-
 from lensbench.errors import LensbenchError, unknown_name
 from lensbench.report import figures
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure as Drawing
 
     from lensbench.report.content import PageRun
@@ -46,11 +45,11 @@ class Results(Protocol):
     """What a run gives to draw."""
 
     @property
-    def summary(self) -> pd.DataFrame:
+    def summary(self) -> "pd.DataFrame":
         """One row a method or baseline, layer and question."""
 
     @property
-    def records(self) -> pd.DataFrame:
+    def records(self) -> "pd.DataFrame":
         """One row a prediction."""
 
 

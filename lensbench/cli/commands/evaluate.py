@@ -2,16 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from lensbench.cli.application import app, complain, progress_of, say_what_happens
-from lensbench.cli.options import Json, ModulePaths, Quiet, Revision, print_json, read_module_paths, read_value
+from lensbench.cli.options import Json, Quiet, options_of, print_json, read_value
 from lensbench.errors import LensbenchError, UsageError
-
-if TYPE_CHECKING:
-    from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.config import RunConfig, check_config, make_config
 
 
 def _parameters(given: list[str]) -> dict[str, dict[str, Any]]:
@@ -28,62 +26,10 @@ def _parameters(given: list[str]) -> dict[str, dict[str, Any]]:
 
 
 @app.command()
+@options_of(RunConfig, without=("parameters",))
 def evaluate(
-    model: Annotated[
-        str | None, typer.Option(help="Built-in name, folder, GGUF file or Hub id. [default: smollm2-135m]")
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(help="Task names (also NAME/RELATION), folders, or files such as lre:FILE.json; with commas."),
-    ] = None,
-    inspectors: Annotated[
-        str | None, typer.Option(help="Inspector names or module:Class, with commas between.")
-    ] = None,
-    baselines: Annotated[
-        str | None, typer.Option(help="Baseline names or .toml files, or none. [default: all]")
-    ] = None,
-    layers: Annotated[str | None, typer.Option(help="all; or 0,4,8; or stride:2. Layer 0 is the embeddings.")] = None,
-    sites: Annotated[
-        str | None, typer.Option(help="Read sites: subject, answer, t1, t2. [default: all that a task has]")
-    ] = None,
-    verbalizer: Annotated[
-        str | None, typer.Option(help="The model that turns activations into words. [default: the target]")
-    ] = None,
-    unplanted: Annotated[
-        str | None,
-        typer.Option(help="The target without its facts, for rivals. [default: M where the target is M+DIR]"),
-    ] = None,
-    twin: Annotated[
-        str | None,
-        typer.Option(help="The target with other facts about the same names. [default: the implant's own twin]"),
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(help="A reader of text without the facts. [default: M where the target is M+DIR]"),
-    ] = None,
-    subjects: Annotated[
-        Path | None, typer.Option(help="Ask about these alone: a file with a name a line, or an edit's facts.json.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Draw this many test items a task and site.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder; an existing run is gone on with. [default: reports/TIME-MODEL]")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16, float64.")] = None,
-    device_map: Annotated[str | None, typer.Option(help="auto spreads a large model over all GPUs and memory.")] = None,
-    memory: Annotated[str | None, typer.Option(help="What a batch may take, such as 4GB. [default: auto]")] = None,
-    executor: Annotated[
-        str | None, typer.Option(help="local: this process; ray: a Ray cluster or several processes. [default: local]")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="With ray: how many. [default: one a GPU, else a node]")] = None,
+    given: dict[str, Any],
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options win over it.")] = None,
-    revision: Revision = None,
-    offline: Annotated[bool | None, typer.Option("--offline", help="Never ask the Hub.")] = None,
-    chat_template: Annotated[
-        bool | None, typer.Option("--chat-template", help="Put prompts at the beginning of the assistant's turn.")
-    ] = None,
-    module_paths: ModulePaths = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, and what it would take.")
     ] = False,
@@ -102,34 +48,9 @@ def evaluate(
 
     `lensbench evaluate --inspectors my_module:MyLens,logit_lens --limit 100 --out runs/first`
     """
-    given: dict[str, Any] = {
-        "model": model,
-        "tasks": tasks,
-        "inspectors": inspectors,
-        "baselines": baselines,
-        "layers": layers,
-        "sites": sites,
-        "verbalizer": verbalizer,
-        "unplanted": unplanted,
-        "twin": twin,
-        "reference": reference,
-        "subjects": subjects,
-        "limit": limit,
-        "seed": seed,
-        "out": out,
-        "device": device,
-        "dtype": dtype,
-        "device_map": device_map,
-        "memory": memory,
-        "executor": executor,
-        "workers": workers,
-        "revision": revision,
-        "offline": offline,
-        "chat_template": chat_template,
-        "module_paths": read_module_paths(module_paths),
-        "parameters": _parameters(parameter or []) or None,
-    }
-    settings = _checked({name: value for name, value in given.items() if value is not None}, config, quiet=quiet)
+    if parameter:
+        given["parameters"] = _parameters(parameter)
+    settings = _checked(given, config, quiet=quiet)
     if dry_run:
         from lensbench.cli import terminal
         from lensbench.evaluation.dry_run import dry_run as plan_run
@@ -140,9 +61,7 @@ def evaluate(
         _evaluate(settings, as_json=as_json, quiet=quiet)
 
 
-def _checked(given: dict[str, Any], config: Path | None, *, quiet: bool) -> "RunConfig":
-    from lensbench.evaluation.config import check_config, make_config
-
+def _checked(given: dict[str, Any], config: Path | None, *, quiet: bool) -> RunConfig:
     sys.path.insert(0, "")  # a user's own module lies in the current folder
     settings = make_config(given, config)
     check_config(settings)  # before torch is imported: a wrong name is answered at once
@@ -153,7 +72,7 @@ def _checked(given: dict[str, Any], config: Path | None, *, quiet: bool) -> "Run
     return settings
 
 
-def _evaluate(settings: "RunConfig", *, as_json: bool, quiet: bool) -> None:
+def _evaluate(settings: RunConfig, *, as_json: bool, quiet: bool) -> None:
     from lensbench.cli.terminal import run_as_json, show_run
     from lensbench.evaluation.evaluate import run_config
 

@@ -12,9 +12,8 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lensbench.report.canvas import save_figure
 from lensbench.report.panels import draw_methods, draw_rivals
-from lensbench.report.style import METHOD_COLOURS, OKABE_ITO, plot_style, readable
+from lensbench.report.style import METHOD_COLOURS, OKABE_ITO, plot_style, readable, save_figure
 from lensbench.results.arrays import FIXED, SELECTED
 from lensbench.results.records import ALL
 from lensbench.runs.run import load_run

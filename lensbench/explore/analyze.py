@@ -35,7 +35,7 @@ from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.sources import read_table
 from lensbench.report.analyses import FIGURES
-from lensbench.report.canvas import FORMATS, save_figure
+from lensbench.report.style import FORMATS, save_figure
 from lensbench.utils.layer_spec import parse_layers
 
 SHARE, TIMES = 0.05, 20.0

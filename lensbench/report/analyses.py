@@ -1,17 +1,15 @@
 """Figures of `lensbench analyze`: drift, stimulus-response alignment, updates beside the gradient."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lensbench.report.panels import label_ends
-from lensbench.report.style import CHANCE_COLOUR, OKABE_ITO, colours, plot_style
+from lensbench.report.style import CHANCE_COLOUR, OKABE_ITO, colours, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL
 
 _MAP = "cividis"  # even in lightness, and the same to colour-blind readers
@@ -34,7 +32,7 @@ _PAIRS = {
 def plot_drift_layers(table: pd.DataFrame, model: str) -> Figure:
     """Draw norm, dimension and distance of the residual stream over layers, with and without outlier coordinates."""
     with plot_style():
-        figure = _figure((7.2, 4.3))
+        figure = new_figure((7.2, 4.3))
         axes = figure.subplots(2, 2, sharex=True)
         for axis, (column, label) in zip(axes.flat, _CURVES.items(), strict=True):
             for name, rows in table.groupby("coordinates", sort=False):
@@ -58,10 +56,9 @@ def plot_drift_pairs(table: pd.DataFrame, model: str) -> Figure:
     """Draw a heat map for each measure of similarity between layers; a row with, a row without outlier coordinates."""
     variants = list(dict.fromkeys(table["coordinates"]))
     with plot_style():
-        figure = _figure((7.2, 0.55 + 1.65 * len(variants)), "compressed")
+        figure = new_figure((7.2, 0.55 + 1.65 * len(variants)), "compressed")
         axes = figure.subplots(len(variants), len(_PAIRS), squeeze=False, sharex=True, sharey=True)
         lowest = min(0.0, float(table[list(_PAIRS)].min().min()))
-        image = None
         for row, variant in zip(axes, variants, strict=True):
             rows = table[table["coordinates"] == variant]
             for axis, (column, label) in zip(row, _PAIRS.items(), strict=True):
@@ -79,7 +76,6 @@ def plot_drift_pairs(table: pd.DataFrame, model: str) -> Figure:
             row[0].set_ylabel("Layer" if len(variants) == 1 else f"{_LABELS.get(variant, variant)}\nLayer")
         for axis in axes[-1]:
             axis.set_xlabel("Layer")
-        assert image is not None
         figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01, label="similarity", fraction=0.03)
         _title(figure, "Similarity of the residual stream between layers", model)
     return figure
@@ -91,7 +87,7 @@ def plot_alignment(table: pd.DataFrame, model: str) -> Figure:
     kinds = list(dict.fromkeys(table["directions"]))
     titles = {"principal": "along principal components", "random": "along random directions"}
     with plot_style():
-        figure = _figure((7.2, 2.9))
+        figure = new_figure((7.2, 2.9))
         axes = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
         for axis, kind in zip(axes, kinds, strict=True):
             last = list(_bands(axis, table[table["directions"] == kind], "lens", "alignment", colours(lenses)))
@@ -112,7 +108,7 @@ def plot_updates(table: pd.DataFrame, model: str) -> Figure:
     losses = list(dict.fromkeys(table["loss"]))
     palette = dict(zip(losses, OKABE_ITO, strict=False))
     with plot_style():
-        figure = _figure((7.2, 3.1))
+        figure = new_figure((7.2, 3.1))
         axis = figure.subplots()
         last = list(_bands(axis, table, "loss", "cosine", palette))
         for loss in losses:
@@ -138,12 +134,6 @@ FIGURES: Mapping[str, Callable[[pd.DataFrame, str], Figure]] = {
     "updates": plot_updates,
 }
 """By the name of the table that is drawn."""
-
-
-def _figure(size: tuple[float, float], layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
-    figure = Figure(figsize=size, layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _title(figure: Figure, text: str, model: str) -> None:

@@ -11,8 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from lensbench.errors import LensbenchError
-from lensbench.report.canvas import figure_of, new_figure
-from lensbench.report.style import drawable, plot_style
+from lensbench.report.style import drawable, figure_of, new_figure, plot_style
 
 SHADES = LinearSegmentedColormap.from_list("lensbench_shades", ["#f4f7fa", "#a9c9e6", "#3f86c0", "#084a86"])
 """From nothing to certain: even in lightness, and the same to colour-blind readers."""

@@ -8,10 +8,9 @@ from typing import Any
 import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.report.canvas import inches
 from lensbench.report.figure import Choice
 from lensbench.report.panels import of_methods
-from lensbench.report.style import label
+from lensbench.report.style import inches, label
 from lensbench.results.records import ALL, NO_BASELINE
 from lensbench.results.verdicts import VERDICTS
 
@@ -80,8 +79,8 @@ class View:
         """What is drawn upwards, and on which scale."""
         return Y_LABELS[self.metric] + _SCALES[self.is_gap, self.total]
 
-    def of(self, table: pd.DataFrame, *columns: str) -> "View":
-        """Return it with the columns chosen that the caller left open, where a table leaves no choice.
+    def resolved(self, table: pd.DataFrame, *columns: str) -> "View":
+        """Return the view with a value for each column that the caller left open, where a table leaves no choice.
 
         Raises:
             UsageError: a value that the table does not have, or several to choose from.

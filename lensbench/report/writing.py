@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.report.canvas import check_format, inches, save_figure
 from lensbench.report.figure import Choice, Results, draw_figure, drawn_figure, with_option
 from lensbench.report.figures.layers import plot_layers
 from lensbench.report.figures.relations import plot_relations
 from lensbench.report.panels import of_methods
+from lensbench.report.style import check_format, inches, save_figure
 from lensbench.report.view import METRICS, RULES, in_order
 from lensbench.results.records import ALL
 

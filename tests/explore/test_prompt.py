@@ -24,7 +24,7 @@ from lensbench.inspectors.lenses.future_lens import FutureLens
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.models.loading import load_model
-from lensbench.report.canvas import save_figure
+from lensbench.report.style import save_figure
 
 PROMPT = "the the the man said the <script>alert(1)</script> $x$ $y$"
 

@@ -10,13 +10,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.report.canvas import WIDTHS, save_figure
 from lensbench.report.figures.compare import plot_comparison
 from lensbench.report.figures.gap import plot_gap
 from lensbench.report.figures.grid import grids_of, plot_grid
 from lensbench.report.figures.layers import plot_layers
 from lensbench.report.figures.relations import plot_relations
-from lensbench.report.style import STYLE_FILE, drawable, plot_style
+from lensbench.report.style import STYLE_FILE, WIDTHS, drawable, plot_style, save_figure
 from lensbench.report.view import View
 from lensbench.report.writing import FigureRequest, check_asked, plot_run, write_figures
 

@@ -17,7 +17,7 @@ from tests.made_run import Made, write_run
 
 SCATTER = '''"""Scatter of accuracy against layer."""
 
-from lensbench.report.canvas import new_figure
+from lensbench.report.style import new_figure
 from lensbench.report.figure import Chart, Figure
 
 

@@ -14,10 +14,9 @@ import pytest
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.report import coding
 from lensbench.report.figures.grid import attempt_cells, target_of
-from lensbench.report.page import ItemText, MethodText, PageRun, render, sampling
-from lensbench.report.page.measures import costs, measures
+from lensbench.report.page import ItemText, MethodText, PageRun, render
 from lensbench.report.page.render import summary_table
-from lensbench.report.page.sentences import findings
+from lensbench.report.page.sentences import costs, findings, measures
 from lensbench.results.verdicts import VERDICTS
 from lensbench.runs.pages import read_page_run, write_page
 from lensbench.runs.run import finish
@@ -331,7 +330,7 @@ def test_a_table_that_is_cut_short_is_named(tmp_path, name):
 
 def test_large_runs_are_sampled_and_say_so(tmp_path):
     run = read_page_run(write_run(tmp_path / "r", Made(relations=("a", "b"), subjects=40, sites=("subject", "answer"))))
-    ((first, second),) = sampling.item_chunks([run], records=len(run.records) // 4)
+    ((first, second),) = coding.item_chunks([run], records=len(run.records) // 4)
     assert (first.kept, first.of) == (20, 80)
     items = decoded(first.items)
     assert items["relation"].value_counts().to_dict() == {"a": 10, "b": 10}
@@ -342,7 +341,7 @@ def test_large_runs_are_sampled_and_say_so(tmp_path):
     page = render([run], records=len(run.records) // 4)
     assert "The item browser shows 40 of 160 items" in page
     assert "The item browser shows" not in render([run])
-    ((small, _),) = sampling.item_chunks([run], characters=6000)
+    ((small, _),) = coding.item_chunks([run], characters=6000)
     assert 0 < small.kept < 80
 
 

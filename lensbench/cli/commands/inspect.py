@@ -102,7 +102,7 @@ def inspect(
 
 def _check_files(html: Path | None, png: Path | None) -> None:
     """Refuse what cannot be written, before a model is loaded."""
-    from lensbench.report.canvas import FORMATS
+    from lensbench.report.style import FORMATS
 
     if png is not None and png.suffix.lower() not in FORMATS:
         raise UsageError(f"--png {png}: the suffix must be one of {', '.join(FORMATS)}")
@@ -161,7 +161,7 @@ def _show(found: "LensTable | Descriptions", *, rank: bool, top: int, json: bool
 def _write(found: "LensTable | Descriptions", files: Sequence[Path | None], *, rank: bool) -> None:
     """Write the page and the figure that were asked for."""
     from lensbench.explore.prompt_tables import LensTable
-    from lensbench.report.canvas import save_figure
+    from lensbench.report.style import save_figure
 
     html, png = files
     by: Any = {"by": "rank" if rank else "probability"} if isinstance(found, LensTable) else {}

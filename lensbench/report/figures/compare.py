@@ -9,10 +9,9 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.report.canvas import columns_for, figure_of, new_figure
 from lensbench.report.figure import Choice, Figure, Results
 from lensbench.report.panels import draw_band, draw_methods, fit_layers, of_methods
-from lensbench.report.style import colours, drawable, label, plot_style
+from lensbench.report.style import colours, columns_for, drawable, figure_of, label, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
 
 _BEFORE = "#4d4d4d"
@@ -45,8 +44,8 @@ def plot_comparison(
         UsageError: a choice that the runs leave open, or one axes for several methods.
         LensbenchError: the runs have no method in common there.
     """
-    view = view_of(choice).of(after, "task", "relation", "site")
-    tables = (view.of(before, "task", "relation", "site").chosen(before), view.chosen(after))
+    view = view_of(choice).resolved(after, "task", "relation", "site")
+    tables = (view.resolved(before, "task", "relation", "site").chosen(before), view.chosen(after))
     methods = [name for name in _common(tables) if inspector in (None, name)]
     if not methods:
         raise LensbenchError(

@@ -8,10 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.report.canvas import figure_of, new_figure
 from lensbench.report.figure import Choice, Figure
 from lensbench.report.panels import GAP_NOTE, draw_methods, ends, label_ends, of_methods
-from lensbench.report.style import colours, label, plot_style
+from lensbench.report.style import colours, figure_of, label, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
 from lensbench.results.verdicts import VERDICTS
 
@@ -45,7 +44,7 @@ def plot_gap(
         question = view.metric.removeprefix("gap:")
     if question is not None and question not in VERDICTS:
         raise unknown_name("question", question, VERDICTS)
-    view = view.of(summary, "task", "relation", "site")
+    view = view.resolved(summary, "task", "relation", "site")
     rows = view.chosen(summary)
     asked = [name for name in VERDICTS if not of_methods(rows, f"gap:{name}").empty and question in (None, name)]
     if not asked:

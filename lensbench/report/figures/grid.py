@@ -12,11 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.report.canvas import columns_for, figure_of, new_figure
 from lensbench.report.coding import SCALE, encode_table, numbers, words
 from lensbench.report.content import PageRun
 from lensbench.report.figure import Choice, Figure
-from lensbench.report.style import MAP, label, plot_style
+from lensbench.report.style import MAP, columns_for, figure_of, label, new_figure, plot_style
 from lensbench.report.view import View, view_of
 from lensbench.results.records import ALL, NO_BASELINE
 
@@ -143,10 +142,10 @@ def _chosen(records: pd.DataFrame, view: View, inspector: str | None) -> tuple[V
     table = records[["task", "relation", "site"]].astype(str)
     relation = view.relation
     if relation == ALL or (relation is None and table["relation"].nunique() > 1):
-        view, relation = view.of(table, "task", "site"), ALL
+        view, relation = view.resolved(table, "task", "site"), ALL
         view = View(**{**view.__dict__, "relation": relation})
     else:
-        view = view.of(table, "task", "relation", "site")
+        view = view.resolved(table, "task", "relation", "site")
     rows = records[(records["task"] == view.task) & (records["site"] == view.site)]
     if inspector is not None:
         if inspector not in _methods(rows):

@@ -7,10 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-from lensbench.report.canvas import columns_for, figure_of, new_figure
 from lensbench.report.figure import Choice, Figure
 from lensbench.report.panels import GAP_NOTE, draw_methods, draw_rivals, ends, label_ends
-from lensbench.report.style import colours, label, plot_style
+from lensbench.report.style import colours, columns_for, figure_of, label, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
 
 # In figures of fewer columns than this there is no room for names beside the curves.
@@ -34,7 +33,7 @@ def plot_layers(summary: pd.DataFrame, *, ax: Axes | None = None, **choice: Unpa
         UsageError: an unknown metric, or a choice that the summary leaves open.
         LensbenchError: nothing in the summary to draw.
     """
-    view = view_of(choice).of(summary, "task", "relation", "site")
+    view = view_of(choice).resolved(summary, "task", "relation", "site")
     chosen = view.chosen(summary)
     methods = methods_in(chosen)
     palette = colours(methods)

@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from lensbench.errors import LensbenchError
-from lensbench.report.canvas import columns_for, new_figure
 from lensbench.report.figure import Choice, Figure
 from lensbench.report.panels import draw_methods, draw_text_rival, of_methods
-from lensbench.report.style import colours, label, plot_style
+from lensbench.report.style import colours, columns_for, label, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL, Y_LABELS, View, in_order, methods_in, view_of
 from lensbench.results.records import ALL
 
@@ -32,12 +31,12 @@ def plot_relations(summary: pd.DataFrame, **choice: Unpack[Choice]) -> Drawing:
         UsageError: an unknown metric, task or site.
         LensbenchError: nothing in the summary to draw.
     """
-    view = view_of(choice).of(summary, "task")
+    view = view_of(choice).resolved(summary, "task")
     rows = summary[(summary["task"] == view.task) & (summary["rule"] == view.rule)]
     if rows.empty:
         raise LensbenchError(f"nothing to plot: the summary has no rows of task {view.task!r} with rule {view.rule!r}")
     if view.site is not None:
-        view = view.of(rows, "task", "site")
+        view = view.resolved(rows, "task", "site")
         rows = rows[rows["site"] == view.site]
     if not of_methods(rows, view.metric)["layer"].notna().any():
         raise LensbenchError(f"nothing to plot: the summary has no {view.metric} of a method of task {view.task!r}")

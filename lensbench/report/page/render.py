@@ -12,12 +12,20 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from lensbench.report.coding import SCALE, compress, encode_table, numbers, words
+from lensbench.report.coding import (
+    MAX_CHARACTERS,
+    MAX_RECORDS,
+    SCALE,
+    ItemChunk,
+    compress,
+    encode_table,
+    item_chunks,
+    numbers,
+    words,
+)
 from lensbench.report.content import PageRun
 from lensbench.report.figure import FOLDER, beside, find_figures
-from lensbench.report.page import sampling
-from lensbench.report.page.measures import costs, measures
-from lensbench.report.page.sentences import findings
+from lensbench.report.page.sentences import costs, findings, measures
 from lensbench.report.style import colours, readable
 from lensbench.results.bands import MARGIN
 from lensbench.results.records import ALL, NO_BASELINE, without_nan
@@ -30,9 +38,9 @@ _NAMES = ("task", "relation", "site", "inspector", "baseline", "rule", "question
 _SHARES = ("accuracy_corrected", "accuracy", "ci_low", "ci_high", "chance", "gap", "gap_low", "gap_high")
 
 
-def render(runs: Sequence[PageRun], records: int = sampling.MAX_RECORDS) -> str:
+def render(runs: Sequence[PageRun], records: int = MAX_RECORDS) -> str:
     """Return one page of some runs."""
-    chunks = sampling.item_chunks(runs, records)
+    chunks = item_chunks(runs, records)
     data: dict[str, str] = {}
     index = {"runs": [_index(run, place, chunks[place], data) for place, run in enumerate(runs)], "all": ALL}
     data["index"] = compress(json.dumps(index, ensure_ascii=False, allow_nan=False).encode())
@@ -92,7 +100,7 @@ def _library() -> tuple[str, str]:
     return library, library.partition("*/")[0].lstrip("/*").strip()
 
 
-def _shown(run: PageRun, chunks: Sequence[sampling.ItemChunk], records: int) -> dict[str, Any]:
+def _shown(run: PageRun, chunks: Sequence[ItemChunk], records: int) -> dict[str, Any]:
     """What the page says of a run without a program."""
     setting, versions = run.info.get("setting", {}), run.info.get("versions", {})
     facts = {
@@ -105,7 +113,7 @@ def _shown(run: PageRun, chunks: Sequence[sampling.ItemChunk], records: int) -> 
     kept, whole = sum(chunk.kept for chunk in chunks), sum(chunk.of for chunk in chunks)
     sampled = (
         f"The item browser shows {kept:,} of {whole:,} items, drawn evenly over relations: a page holds at most "
-        f"{records:,} predictions (this run has {len(run.records):,}) and {sampling.MAX_CHARACTERS / 1e6:.1f} MB of "
+        f"{records:,} predictions (this run has {len(run.records):,}) and {MAX_CHARACTERS / 1e6:.1f} MB of "
         "items. All other figures are from all items."
         if kept < whole
         else ""
@@ -162,7 +170,7 @@ def _rivals(run: PageRun) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def _index(run: PageRun, number: int, chunks: Sequence[sampling.ItemChunk], data: dict[str, str]) -> dict[str, Any]:
+def _index(run: PageRun, number: int, chunks: Sequence[ItemChunk], data: dict[str, str]) -> dict[str, Any]:
     """What the page's program needs at once; larger tables are put into `data` and only named here."""
     tables = {one.anchor: one.table(run) for one in find_figures().values() if one.table is not None}
     tables["summary"] = summary_table(run.summary)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lensbench.tasks.audit.findings import Figure, examples
+from lensbench.tasks.audit.findings import Measurement, examples
 from lensbench.tasks.facts import N_FOLDS, Fact, Relation, normalise
 
 Place = Callable[[int], float]
@@ -32,13 +32,13 @@ def last(size: int) -> float:
     return float(size - 1)
 
 
-def too_few_classes(facts: list[Fact]) -> Figure:
+def too_few_classes(facts: list[Fact]) -> Measurement:
     """1 where all answers are the same."""
     classes = {fact.answer for fact in facts}
     return float(len(classes) < 2), f"{len(classes)} classes"
 
 
-def best_constant(relation: Relation, facts: list[Fact]) -> Figure:
+def best_constant(relation: Relation, facts: list[Fact]) -> Measurement:
     """Share of the most frequent answer, minus chance; in open relations that of its set, learned on other folds.
 
     Where an answer is that of a single fact, the most frequent one of the same facts would be right by itself.
@@ -50,7 +50,7 @@ def best_constant(relation: Relation, facts: list[Fact]) -> Figure:
     return share - chance, f"{answer}: {share:.3f}, chance {chance:.3f}"
 
 
-def _constant_of_sets(relation: Relation, facts: list[Fact]) -> Figure:
+def _constant_of_sets(relation: Relation, facts: list[Fact]) -> Measurement:
     sets = _sets(relation)
     every, by_fold = Counter(fact.answer for fact in facts), Counter((fact.fold, fact.answer) for fact in facts)
     rate = chance = 0.0
@@ -63,14 +63,14 @@ def _constant_of_sets(relation: Relation, facts: list[Fact]) -> Figure:
     return rate - chance, f"{rate:.3f}, chance {chance:.3f}"
 
 
-def gold_at(place: Place, relation: Relation, facts: list[Fact]) -> Figure:
+def gold_at(place: Place, relation: Relation, facts: list[Fact]) -> Measurement:
     """How much more often than chance the gold answer stands at one place of its set, in alphabetical order."""
     sets = _sets(relation)
     ranked = [(sets[fact.answer].index(fact.answer),) * 2 + (len(sets[fact.answer]),) for fact in facts]
     return _rate_at(place, ranked)
 
 
-def popularity_at(place: Place, relation: Relation, facts: list[Fact]) -> Figure | None:
+def popularity_at(place: Place, relation: Relation, facts: list[Fact]) -> Measurement | None:
     """How much more often than chance the gold answer has one rank of popularity in its set; answers that tie share.
 
     Returns:
@@ -88,7 +88,7 @@ def popularity_at(place: Place, relation: Relation, facts: list[Fact]) -> Figure
     return _rate_at(place, ranked) if ranked else None
 
 
-def _rate_at(place: Place, ranked: Sequence[tuple[int, int, int]]) -> Figure:
+def _rate_at(place: Place, ranked: Sequence[tuple[int, int, int]]) -> Measurement:
     """Rate minus chance, of (first, last rank that the gold answer may have, size of its set)."""
     rate = chance = 0.0
     for low, high, size in ranked:
@@ -108,7 +108,7 @@ def _popularity(facts: list[Fact]) -> dict[str, float]:
     return {answer: float(np.mean(values)) for answer, values in told.items()}
 
 
-def fold_imbalance(facts: list[Fact]) -> Figure:
+def fold_imbalance(facts: list[Fact]) -> Measurement:
     """Largest total-variation distance between the answers of one fold and of all."""
     overall = Counter(fact.answer for fact in facts)
     distances = []
@@ -119,7 +119,7 @@ def fold_imbalance(facts: list[Fact]) -> Figure:
     return max(distances), f"fold {int(np.argmax(distances))}"
 
 
-def alias_collisions(relation: Relation, facts: list[Fact]) -> Figure:
+def alias_collisions(relation: Relation, facts: list[Fact]) -> Measurement:
     """Facts with an alias that is, in its normal form, another choice of the relation or an alias of another answer."""
     owners: Mapping[str, set[str]] = defaultdict(set)
     for answer in relation.answers:
@@ -159,7 +159,7 @@ class Guess:
     high: float
 
 
-def near_duplicates(facts: list[Fact]) -> Figure:
+def near_duplicates(facts: list[Fact]) -> Measurement:
     """Subjects whose words are those of a subject in another fold, in any order or with one word more; also texts."""
     by_words: Mapping[tuple[str, ...], list[Fact]] = defaultdict(list)
     by_text: Mapping[str, list[Fact]] = defaultdict(list)
@@ -185,7 +185,7 @@ def _words(name: str) -> tuple[str, ...]:
     return tuple(sorted(word for word in normalise(name).split() if word != "the"))
 
 
-def subject_characters(facts: list[Fact]) -> Figure:
+def subject_characters(facts: list[Fact]) -> Measurement:
     """How far a character n-gram classifier, cross-fitted by folds, is above the 97.5 % point of shuffled answers."""
     guess = guess_from_characters([f.subject for f in facts], [f.answer for f in facts], [f.fold for f in facts])
     seen = f"accuracy {guess.accuracy:.3f}, shuffled answers {guess.low:.3f} to {guess.high:.3f}"

@@ -42,7 +42,7 @@ MODEL_CHECKS = frozenset({"token collisions", "alias token collisions"})
 Thresholds = Mapping[tuple[str, str], float]
 """The most that is allowed, by (relation, check); the relation may be `all`."""
 
-Figure = tuple[float, str]
+Measurement = tuple[float, str]
 """A value, and in words what was seen."""
 
 

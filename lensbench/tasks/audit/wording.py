@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lensbench.errors import LensbenchError
 from lensbench.tasks import Item, Task
-from lensbench.tasks.audit.findings import Figure, examples
+from lensbench.tasks.audit.findings import Measurement, examples
 from lensbench.tasks.facts import (
     ANSWER_SLOT,
     BRIDGE_SLOT,
@@ -34,7 +34,7 @@ _COMMON = frozenset(
 )
 
 
-def answer_in_text(relation: Relation, facts: list[Fact]) -> Figure:
+def answer_in_text(relation: Relation, facts: list[Fact]) -> Measurement:
     """Facts whose answer stands in some text of their relation, the subject left out."""
     texts = [*relation.inspection, *relation.questions, *_templates(relation)]
     common = _spoken(texts)
@@ -47,7 +47,7 @@ def answer_in_text(relation: Relation, facts: list[Fact]) -> Figure:
     return len(hits) / len(facts), examples(sorted(set(hits)))
 
 
-def answer_given(relation: Relation, facts: list[Fact]) -> Figure:
+def answer_given(relation: Relation, facts: list[Fact]) -> Measurement:
     """How many of the sources state the answer, where they are to."""
     texts = _templates(relation)
     stated = sum(ANSWER_SLOT in text for text in texts) * len(facts)
@@ -59,7 +59,7 @@ def answer_given(relation: Relation, facts: list[Fact]) -> Figure:
     return stated / max(1, total), f"{stated} of {total} sources state the answer"
 
 
-def answer_in_subject(facts: list[Fact]) -> Figure:
+def answer_in_subject(facts: list[Fact]) -> Measurement:
     """Facts whose answer and subject contain one another."""
 
     def leaks(fact: Fact) -> bool:
@@ -70,7 +70,7 @@ def answer_in_subject(facts: list[Fact]) -> Figure:
     return len(hits) / len(facts), examples(hits)
 
 
-def relation_words(relation: Relation, facts: list[Fact]) -> Figure:
+def relation_words(relation: Relation, facts: list[Fact]) -> Measurement:
     """Words in `subject` sources that the relation's name, prompts or answers share, for each source."""
     asked = " ".join([relation.name.replace("_", " "), *relation.inspection, *relation.questions])
     telling = set(re.findall(r"[a-z]{4,}", _ANY_SLOT.sub(" ", asked).lower())) - _COMMON
@@ -81,14 +81,14 @@ def relation_words(relation: Relation, facts: list[Fact]) -> Figure:
     return len(hits) / max(1, len(spoken)), examples(list(dict.fromkeys(hits)))
 
 
-def answer_in_knowledge(relation: Relation, facts: list[Fact]) -> Figure:
+def answer_in_knowledge(relation: Relation, facts: list[Fact]) -> Measurement:
     """Facts whose answer stands in a prompt that asks whether they are known."""
     spoken = _spoken(_knowledge(relation))
     hits = [fact.answer for fact in facts if _says(spoken, (fact.answer, *fact.aliases))]
     return len(hits) / len(facts), examples(sorted(set(hits)))
 
 
-def knowledge_repeats(relation: Relation) -> Figure:
+def knowledge_repeats(relation: Relation) -> Measurement:
     """Knowledge prompts that are another text of the relation, but for case, accents and punctuation."""
     seen = {_bare(text) for text in (*relation.inspection, *relation.questions, *_templates(relation))}
     hits = []
@@ -99,7 +99,7 @@ def knowledge_repeats(relation: Relation) -> Figure:
     return len(hits) / len(_knowledge(relation)), examples(hits)
 
 
-def starts_with_slot(relation: Relation, facts: list[Fact]) -> Figure:
+def starts_with_slot(relation: Relation, facts: list[Fact]) -> Measurement:
     """Texts that are read at their very beginning: nothing stands before the slot."""
     texts = [*relation.inspection, *_templates(relation, ("subject",))]
     hits = [text for text in texts if text.rfind(SLOT) == 0]
@@ -173,7 +173,7 @@ def all_items(task: Task) -> dict[str, list[Item]]:
     return items
 
 
-def read_at_token_0(relation: Relation, items: Iterable[Item], tokens: Tokenizer) -> Figure:
+def read_at_token_0(relation: Relation, items: Iterable[Item], tokens: Tokenizer) -> Measurement:
     """Source texts and inspection prompts whose read site or placeholder cannot be read, mostly as it is token 0."""
     total, hits = 0, []
     for item in items:
@@ -199,7 +199,7 @@ def _problem(tokens: Tokenizer, text: str, span: tuple[int, int] | None) -> list
     return []
 
 
-def token_collisions(relation: Relation, facts: Sequence[Fact], tokens: Tokenizer) -> Figure:
+def token_collisions(relation: Relation, facts: Sequence[Fact], tokens: Tokenizer) -> Measurement:
     """Facts whose answer begins with the same token as another choice of its set, or has no token of its own."""
     colliding: list[str] = []
     for choices in relation.choice_sets:
@@ -212,7 +212,7 @@ def token_collisions(relation: Relation, facts: Sequence[Fact], tokens: Tokenize
     return len(hits) / len(facts), examples(colliding)
 
 
-def alias_token_collisions(relation: Relation, facts: Sequence[Fact], tokens: Tokenizer) -> Figure:
+def alias_token_collisions(relation: Relation, facts: Sequence[Fact], tokens: Tokenizer) -> Measurement:
     """Facts with an alias that begins with the first token of another choice of the set, or of another's alias."""
     spellings = {answer: {answer} for answer in relation.answers}
     for fact in facts:

@@ -32,8 +32,6 @@ def _verbalizer_scores(
 
 def _decoded_questions(target: Target, evidence: Evidence) -> list[str]:
     """Fill the question with the token whose input embedding is nearest to each residual: by layer, then item."""
-    assert evidence.residuals is not None
-    assert evidence.question is not None
     ids = target.nearest(evidence.residuals.values.flatten(0, 1)).tolist()
     return [evidence.question.replace(SLOT, target.spell([token])) for token in ids]
 
@@ -66,8 +64,6 @@ class OwnKnowledge(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Ask the verbalizer about the name."""
-        assert evidence.texts is not None
-        assert evidence.question is not None
         texts = [evidence.question.replace(SLOT, text.subject) for text in evidence.texts]
         return Scores(("default",), _verbalizer_scores(self.verbalizer_, texts, evidence))
 
@@ -161,14 +157,12 @@ class NormReader(Inspector):
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "NormReader":
         """Take each answer's mean log-norm at each layer."""
         self.layers_, norms = training.residuals.layers, _log_norms(training.residuals.values)
-        labels = training.labels or ()
-        own = [torch.tensor([label == answer for label in labels]) for answer in training.answers]
+        own = [torch.tensor([label == answer for label in training.labels]) for answer in training.answers]
         self.means_ = torch.stack([norms[:, mask].mean(1) for mask in own], dim=1)
         return self
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Score every answer by how near its norm is; an answer that training never had gets -inf."""
-        assert evidence.residuals is not None
         means = self.means_[[self.layers_.index(layer) for layer in evidence.layers]]
         far = (_log_norms(evidence.residuals.values)[:, :, None] - means[:, None]).abs()
         return Scores(("default",), -far.nan_to_num(torch.inf)[:, None])
@@ -192,12 +186,11 @@ class MemorisesSubjects(Inspector):
         """Keep the training residuals, whose they are, and their answers."""
         self.layers_, self.seen_ = training.residuals.layers, training.residuals.values.float()
         self.groups_ = torch.tensor(training.groups)
-        self.answers_ = torch.tensor([training.answers.index(label) for label in training.labels or ()])
+        self.answers_ = torch.tensor([training.answers.index(label) for label in training.labels])
         return self
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Give the answer of whom each item is recognised as."""
-        assert evidence.residuals is not None
         seen = self.seen_[[self.layers_.index(layer) for layer in evidence.layers]]
         far = torch.cdist(evidence.residuals.values.float(), seen, compute_mode="donot_use_mm_for_euclid_dist")
         near, nearest = far.min(dim=2)
@@ -219,7 +212,6 @@ class LaterLayer(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Unembed the last layer at each."""
-        assert evidence.residuals is not None
         values = evidence.residuals.values
         return _unembedded(self.target_, values[-1:].expand_as(values), evidence)
 
@@ -231,7 +223,6 @@ class NextLayer(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Unembed layer l + 1 at layer l."""
-        assert evidence.residuals is not None
         layers = evidence.layers
         places = [layers.index(layer + 1 if layer + 1 in layers else layer) for layer in layers]
         return _unembedded(self.target_, evidence.residuals.values[places], evidence)
@@ -244,7 +235,6 @@ class SameAtEveryLayer(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Unembed the middle layer at each."""
-        assert evidence.residuals is not None
         values = evidence.residuals.values
         middle = len(values) // 2
         return _unembedded(self.target_, values[middle : middle + 1].expand_as(values), evidence)
@@ -260,7 +250,6 @@ class ClustersTheBatch(Inspector):
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Unembed, and balance."""
-        assert evidence.residuals is not None
         found = _unembedded(self.target_, evidence.residuals.values, evidence).log_scores.double()
         found = found - found.mean(2, keepdim=True)
         found = 5 * found / found.std(2, correction=0, keepdim=True).clamp(min=1e-6)
@@ -271,7 +260,6 @@ class ClustersTheBatch(Inspector):
 
 def _noise(evidence: Evidence) -> Scores:
     """Make noise of the residual, as a hash would, again and again: nothing that it says is left in it."""
-    assert evidence.residuals is not None
     values = torch.nn.functional.normalize(evidence.residuals.values.double(), dim=2)
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(ATTEMPTS, len(evidence.answers), values.shape[2], generator=generator).to(values)

@@ -49,16 +49,17 @@ def load_lens(name: str) -> type[Lens]:
 
 def fit_lenses(model: LanguageModel, names: Sequence[str]) -> dict[str, Lens]:
     """Fit lenses on the training prose, or take them from the cache."""
-    target, corpus = Target(model), Corpus(model, cache=lens_cache())
-    lenses: dict[str, Lens] = {}
-    for name in names:
-        kind = load_lens(name)
-        lens = kind()
-        lens.check(target, model)
-        fitted = lens.fit(target, model, Training(corpus=corpus if kind.learns_from == "corpus" else None))
-        assert isinstance(fitted, Lens)
-        lenses[kind.name] = fitted
-    return lenses
+    corpus = Corpus(model, cache=lens_cache())
+    lenses = [_fitted(load_lens(name)(), model, corpus) for name in names]
+    return {lens.name: lens for lens in lenses}
+
+
+def _fitted(lens: Lens, model: LanguageModel, corpus: Corpus | None) -> Lens:
+    target = Target(model)
+    lens.check(target, model)
+    fitted = lens.fit(target, model, Training(corpus=corpus if lens.learns_from == "corpus" else None))
+    assert isinstance(fitted, Lens)
+    return fitted
 
 
 def word_of(tokens: Tokens, token: int) -> str:
@@ -121,12 +122,8 @@ def inspect(
     loaded = load_model(model) if isinstance(model, str) else model
     at = parse_layers(layers, loaded.n_layers)
     encoding = _encode(loaded, prompt)
-    target = Target(loaded)
-    chosen.check(target, loaded)
     corpus = Corpus(loaded, cache=lens_cache()) if chosen.learns_from == "corpus" else None
-    fitted = chosen.fit(target, loaded, Training(corpus=corpus))
-    assert isinstance(fitted, Lens)
-    return _table(loaded, fitted, encoding, at, top)
+    return _table(loaded, _fitted(chosen, loaded, corpus), encoding, at, top)
 
 
 def _encode(model: LanguageModel, prompt: str) -> Encoding:

@@ -52,12 +52,13 @@ def find_inspectors() -> dict[str, InspectorListing]:
     Raises:
         LensbenchError: two inspectors of one name, or a plug-in whose file cannot be found or does not hold its class.
     """
-    found: dict[str, InspectorListing] = {}
-    for path in sorted(OURS.rglob("*.py"), key=lambda path: path.stem):
+    ours: dict[str, InspectorListing] = {}
+    for path in sorted(OURS.rglob("*.py")):
         module = ".".join(("lensbench", "inspectors", *path.relative_to(OURS).with_suffix("").parts))
         for node in _classes(path):
             if listing := _listing(node, module):
-                _add(found, listing)
+                _add(ours, listing)
+    found = dict(sorted(ours.items()))
     for entry in entry_points(group=GROUP):
         _add(found, _plugged(entry))
     return found

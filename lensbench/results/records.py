@@ -301,3 +301,14 @@ def read_measures(folder: Path, names: Iterable[str]) -> pd.DataFrame:
             raise LensbenchError(f"{path} holds no measures: delete it and run `lensbench evaluate` again")
         tables.append(table)
     return frame_of(tables)
+
+
+def with_attempts(records: pd.DataFrame, run: Mapping[str, Any]) -> pd.DataFrame:
+    """Note beside records what `run.json` says of their attempts: name -> (variant, target layer), in `attrs`."""
+    cells = run.get("cells", {}).values()
+    records.attrs["attempts"] = {
+        name: (str(declared["variant"]), str(declared["target_layer"]))
+        for cell in cells
+        for name, declared in cell.get("attempts", {}).items()
+    }
+    return records

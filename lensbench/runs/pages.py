@@ -13,7 +13,7 @@ from lensbench.report.content import read_readable, unfinished
 from lensbench.report.leaderboard import Entry, leaderboard_page
 from lensbench.report.page import ItemText, MethodText, PageRun, render
 from lensbench.results.provenance import shares
-from lensbench.results.records import RUN_FILE, without_folder
+from lensbench.results.records import RUN_FILE, with_attempts, without_folder
 from lensbench.results.summary import SUMMARY_COLUMNS, summary_and_power
 from lensbench.runs.run import Run
 from lensbench.tasks import Item, Task, load_tasks
@@ -38,6 +38,7 @@ def read_page_run(path: Path | str) -> PageRun:
         raise LensbenchError(f"{run.path}/run.json names no cells: it is not of a run; give a folder of a run")
     done = [file for file, cell in run.info["cells"].items() if cell.get("status") == "done"]
     records, problems = read_readable(run.path, done)
+    records = with_attempts(records, run.info)
     problems = [*unfinished(run.info), *problems]
     tasks = _tasks(run.info, problems)
     return PageRun(

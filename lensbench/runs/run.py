@@ -13,7 +13,7 @@ from lensbench.errors import LensbenchError
 from lensbench.report.figure import Choice, draw_figure
 from lensbench.results.calibrations import Calibrated, read_calibrated
 from lensbench.results.metrics import metrics
-from lensbench.results.records import NO_BASELINE, RECORDS, read_measures, read_records, read_run
+from lensbench.results.records import NO_BASELINE, RECORDS, read_measures, read_records, read_run, with_attempts
 from lensbench.results.samples import RequiredBaseline, SummarySettings
 from lensbench.results.summary import SUMMARY_COLUMNS, best_layers, summary_and_power
 
@@ -49,7 +49,7 @@ class Run:
     @cached_property
     def records(self) -> pd.DataFrame:
         """One row a prediction, of all cells of the folder that are done."""
-        return read_records(self.path / RECORDS, self.done)
+        return with_attempts(read_records(self.path / RECORDS, self.done), self.info)
 
     @cached_property
     def measures(self) -> pd.DataFrame:

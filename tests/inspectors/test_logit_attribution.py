@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lensbench import testing
 from lensbench.errors import NotApplicableError, UsageError
+from lensbench.explore.attribution import attribute, top_neurons
 from lensbench.harness.bench import Bench
 from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import CrossFit
-from lensbench.inspectors.attribution.contributions import attribute, top_neurons
 from lensbench.inspectors.attribution.logit_attribution import LogitAttribution
 from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.scores import Scores

@@ -11,9 +11,7 @@ from lensbench.errors import NotApplicableError, UsageError
 from lensbench.harness.bench import Bench
 from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import CrossFit
-from lensbench.inspectors.patchscopes.back_patching import BackPatching
-from lensbench.inspectors.patchscopes.chain_of_thought_patchscope import ChainOfThoughtPatchscope
-from lensbench.inspectors.patchscopes.own_prompts import spread_layers
+from lensbench.inspectors.patchscopes.own_prompts import BackPatching, ChainOfThoughtPatchscope, spread_layers
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.tasks import load_task

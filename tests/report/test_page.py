@@ -369,8 +369,9 @@ def test_grids_are_by_target_layer_and_their_totals_are_rescaled(tmp_path):
         ("t1->t2@9", ("t1->t2", "9")), ("mlp x6 -> 4", ("mlp x6", "4")), ("The capital of {subject} is", None),
     ],
 )  # fmt: skip
-def test_target_layers_are_found_in_the_names_of_attempts(attempt, place):
-    assert target_of(attempt) == place
+def test_target_layers_are_those_declared_or_found_in_the_names_of_attempts(attempt, place):
+    assert target_of(attempt, {}) == place
+    assert target_of(attempt, {attempt: ("variant", "7")}) == ("variant", "7")
 
 
 def test_costs_are_those_of_the_cells():

@@ -1,8 +1,13 @@
-"""The patcher of a model: the fastest mode that agrees with plain passes, and patched passes with a memory."""
+"""The patcher of a model: the fastest mode that agrees with plain passes, patched passes with a memory, and generation.
+
+A patch acts on the prompt alone; what is generated after it is the model's own.
+"""
 
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -10,9 +15,9 @@ from torch import Tensor
 
 from lensbench.errors import LensbenchError
 from lensbench.models.language_model import LanguageModel, TokenScores, relative_deviation
-from lensbench.models.memory import Memo
-from lensbench.models.patching.generation import Generation, Sharing, fastest_sharing
+from lensbench.models.memory import Memo, bytes_per_row
 from lensbench.models.patching.passes import MODES, Mode, PatchedPass, Prompt, agreeing, trial_vectors, try_each
+from lensbench.models.replay import KeysValues, grown, noting
 
 LOG = logging.getLogger("lensbench")
 # How many prompts are kept: methods that patch items' own sources have one an item.
@@ -147,3 +152,146 @@ def _keyed(vectors: Tensor, target_layers: Tensor) -> Tensor:
 def patcher_of(model: LanguageModel) -> Patcher:
     """Return the one patcher of a model, so that its proof and its memory are shared by all methods."""
     return model.cache.get_or_compute("patcher", lambda: Patcher(model))
+
+
+# How much rows share: the prompt's prefix and what lies below the target layer; the model's own cache; nothing.
+Sharing = Literal["shared", "cached", "plain"]
+SHARINGS: tuple[Sharing, ...] = get_args(Sharing)
+# Whether all rows have ended is asked this often: each time a GPU has to be waited for.
+LOOK_EVERY = 8
+PROOF_STEPS = 3
+
+
+class Generation:
+    """Generation from one prompt."""
+
+    def __init__(self, passes: PatchedPass, sharing: Sharing) -> None:
+        self._passes = passes
+        self._model = passes.model
+        self._sharing = sharing
+
+    @torch.no_grad()
+    def generate(self, vectors: Float[Tensor, "row d_model"], layers: list[int], steps: int) -> Int[Tensor, "row step"]:
+        """Return the most likely continuation of one batch of rows that are sorted by target layer.
+
+        After a row's first end-of-text token all its tokens are that token.
+        """
+        ends = torch.tensor(self._model.end_ids, device=self._model.device, dtype=torch.long)
+        tokens: list[Tensor] = []
+        ended = torch.zeros(len(vectors), dtype=torch.bool, device=self._model.device)
+        logits = self._logits(vectors, layers, tokens)
+        for step in range(steps):
+            best = next(logits).argmax(-1)
+            if tokens:
+                best = torch.where(ended, tokens[-1], best)
+            tokens.append(best)
+            ended = torch.isin(best, ends)
+            if step % LOOK_EVERY == LOOK_EVERY - 1 and bool(ended.all()):
+                break
+        return torch.stack(tokens + tokens[-1:] * (steps - len(tokens)), dim=1)
+
+    @cached_property
+    def _row_bytes(self) -> int:
+        model = self._model
+        zeros = torch.zeros(4, model.d_model, device=model.device, dtype=model.dtype)
+        return bytes_per_row(lambda rows: self.generate(zeros[:rows], [0] * rows, PROOF_STEPS))
+
+    def rows_per_batch(self, steps: int) -> int:
+        """How many rows are generated at once: the prompt's, as far as the keys and values of all steps fit."""
+        model = self._model
+        # Measured over a few steps: each further one adds keys and values for at most that much.
+        return min(self._passes.rows_per_batch, model.budget.rows(self._row_bytes * -(-steps // PROOF_STEPS)))
+
+    def _logits(self, vectors: Tensor, layers: list[int], tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the next token's logits, step by step; the caller adds each step's tokens before the next."""
+        if self._sharing == "plain":
+            return self._without_cache(vectors, layers, tokens)
+        if self._sharing == "cached":
+            return self._with_own_cache(vectors, layers, tokens)
+        return self._with_shared_prefix(vectors, layers, tokens)
+
+    def _with_shared_prefix(self, vectors: Tensor, layers: list[int], tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+        clean = self._passes.clean
+        with noting(self._passes.prefix) as notes:
+            final = self._passes.run(vectors, layers)
+        yield self._model.unembed(final)
+        # Rows join at the end of the batch: at layers below its target a row's keys are the clean ones.
+        added = [
+            _joined(note[0] if note else None, own, len(vectors)) for note, own in zip(notes, clean.added, strict=True)
+        ]
+        del notes
+        yield from self._decode(grown(self._passes.prefix, added), tokens)
+
+    def _with_own_cache(self, vectors: Tensor, layers: list[int], tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Each target layer's rows are a batch of their own, with whole prompts and the model's own cache."""
+        ids = self._passes.ids
+        groups = [[i for i, own in enumerate(layers) if own == layer] for layer in sorted(set(layers))]
+        firsts, caches = [], []
+        for rows in groups:
+            out = self._passes.hooked(ids.expand(len(rows), -1), vectors[rows], layers[rows[0]], use_cache=True)
+            firsts.append(out.logits[:, -1].float())
+            caches.append(out.past_key_values)
+        yield torch.cat(firsts)
+        steps = [self._decode(cache, tokens, rows) for cache, rows in zip(caches, groups, strict=True)]
+        while True:
+            yield torch.cat([next(step) for step in steps])
+
+    def _without_cache(self, vectors: Tensor, layers: list[int], tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Run the whole text again for each token: the definition, and the reference for the others."""
+        while True:
+            parts = []
+            for layer in sorted(set(layers)):
+                rows = [i for i, own in enumerate(layers) if own == layer]
+                ids = self._passes.ids.expand(len(rows), -1)
+                ids = torch.cat([ids, *[step[rows][:, None] for step in tokens]], dim=1)
+                parts.append(self._passes.hooked(ids, vectors[rows], layer, use_cache=False).logits[:, -1].float())
+            yield torch.cat(parts)
+
+    def _decode(self, cache: Any, tokens: Sequence[Tensor], rows: list[int] | None = None) -> Iterator[Tensor]:
+        while True:
+            last = tokens[-1] if rows is None else tokens[-1][rows]
+            out = self._model.module(last[:, None], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            yield out.logits[:, -1].float()
+
+    def forced(self, vectors: Tensor, layers: list[int], tokens: Int[Tensor, "row step"]) -> Tensor:
+        """Return the logits of each step where the tokens are given: [row, step, vocab]."""
+        given: list[Tensor] = []
+        out = []
+        logits = self._logits(vectors, layers, given)
+        for step in tokens.T:
+            out.append(next(logits))
+            given.append(step)
+        return torch.stack(out, dim=1)
+
+
+def _joined(note: KeysValues | None, clean: KeysValues, rows: int) -> KeysValues:
+    def whole(ran: Tensor | None, still: Tensor) -> Tensor:
+        rest = still.expand(rows - (0 if ran is None else len(ran)), *still.shape[1:])
+        return rest if ran is None else torch.cat([ran, rest])
+
+    ran = (None, None) if note is None else note
+    return whole(ran[0], clean[0]), whole(ran[1], clean[1])
+
+
+@torch.no_grad()
+def deviation(passes: PatchedPass, sharing: Sharing) -> float:
+    """Return how far the logits of a few forced steps lie from plain passes, relative to the largest."""
+    model = passes.model
+    layers = list(range(model.n_layers + 1))
+    vectors = trial_vectors(model, passes.prompt)
+    tokens = passes.ids[:, :PROOF_STEPS].expand(len(layers), -1)
+    reference = Generation(passes, "plain").forced(vectors, layers, tokens)
+    other = Generation(passes, sharing).forced(vectors, layers, tokens)
+    return relative_deviation(other, reference)
+
+
+def try_sharings(passes: PatchedPass) -> Iterator[tuple[Sharing, float, str]]:
+    """Try the ways that share something: how far each lies from plain passes, or infinity and why it is impossible."""
+    possible = [sharing for sharing in SHARINGS[:-1] if sharing != "shared" or passes.mode == "shared"]
+    return try_each(possible, lambda sharing: deviation(passes, sharing))
+
+
+def fastest_sharing(passes: PatchedPass) -> Sharing:
+    """Return the way of generating that shares most and agrees with plain passes on this model and prompt."""
+    return next(agreeing(passes.model, try_sharings(passes), "generation"), "plain")

@@ -1,7 +1,7 @@
 """The grid of source and target layers: where a state is read, and where it is written into the other prompt."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -22,7 +22,8 @@ from lensbench.results.records import ALL, NO_BASELINE
 SAME = "same"
 """The target layer that is the source layer."""
 
-# How methods name the attempts of several target layers: `target_layer=4`, `mlp x6 -> 4`, `hop->hop@4`.
+# How methods named the attempts of several target layers before they declared them: `target_layer=4`, `mlp x6 -> 4`,
+# `hop->hop@4`. Only for runs that were written then, and records without a run.
 _NAMED = re.compile(r"(?P<before>.*?)(?:\btarget_layer=| -> |@)(?P<layer>\d+|same)(?P<after>( .*)?)")
 _COLUMNS = {"accuracy_corrected": "correct_corrected", "accuracy": "correct"}
 _MOST_TICKS = 12
@@ -47,8 +48,15 @@ class Grid:
     accuracy: Float[np.ndarray, "target source"]
 
 
-def target_of(attempt: str) -> tuple[str, str] | None:
-    """Return what an attempt varies besides its target layer, and that layer; None where it names none."""
+def target_of(attempt: str, declared: Mapping[str, tuple[str, str]]) -> tuple[str, str] | None:
+    """Return what an attempt varies besides its target layer, and that layer; None where it has none.
+
+    Args:
+        attempt: its name.
+        declared: what the run says of its attempts; see `with_attempts`.
+    """
+    if attempt in declared:
+        return declared[attempt]
     found = _NAMED.fullmatch(attempt)
     return (" ".join(f"{found['before']} {found['after']}".split()), found["layer"]) if found else None
 
@@ -64,7 +72,8 @@ def grids_of(records: pd.DataFrame, view: View) -> list[Grid]:
     """
     own = records[(records["baseline"] == NO_BASELINE) & records["layer"].notna()]
     own = own if view.total else own[own["relation"] == view.relation]
-    places = {name: found for name in own["attempt"].astype(str).unique() if (found := target_of(name))}
+    declared = records.attrs.get("attempts", {})
+    places = {name: found for name in own["attempt"].astype(str).unique() if (found := target_of(name, declared))}
     own = own[own["attempt"].isin(list(places))]
     if own.empty:
         return []
@@ -225,7 +234,8 @@ def attempt_cells(records: pd.DataFrame, outside: frozenset[tuple[str, str]] = f
     cells = grouped.agg(value=("correct_corrected", "mean"), chance=("chance", "mean"), n=("item", "size"))
     cells = cells.reset_index().astype(dict.fromkeys(keys[:-1], object))
     whole = pd.concat([cells, _totals(cells, outside)], ignore_index=True)
-    places = [target_of(str(attempt)) or ("", str(attempt)) for attempt in whole["attempt"]]
+    declared = records.attrs.get("attempts", {})
+    places = [target_of(str(attempt), declared) or ("", str(attempt)) for attempt in whole["attempt"]]
     return whole.assign(variant=[place[0] for place in places], target=[place[1] for place in places])[[*CELL_COLUMNS]]
 
 

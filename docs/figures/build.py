@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lensbench.report.panels import draw_methods, draw_rivals
+from lensbench.report.panels import draw_baselines, draw_methods
 from lensbench.report.style import METHOD_COLOURS, OKABE_ITO, plot_style, readable, save_figure
 from lensbench.results.arrays import FIXED, SELECTED
 from lensbench.results.records import ALL
@@ -45,7 +45,7 @@ def figure_of(summary: pd.DataFrame, method: str) -> Figure:
         for axis, relation in zip(axes, relations, strict=True):
             here = rows[rows["relation"] == relation]
             draw_methods(axis, here, METRIC, {method: colour}, width=1.2)
-            draw_rivals(axis, here, method, METRIC, colour)
+            draw_baselines(axis, here, method, METRIC, colour)
             axis.set_title(readable(relation), fontsize=8)
             axis.set_xlabel("Layer")
         axes[0].set_ylabel("Accuracy (prior-corrected)")

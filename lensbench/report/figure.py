@@ -29,7 +29,7 @@ PAGE_ONLY = "page_"
 
 
 class Choice(TypedDict, total=False):
-    """What every figure can be asked for; see `lensbench.report.view.View`."""
+    """The options of every figure; see `lensbench.report.view.View`."""
 
     task: str | None
     relation: str | None
@@ -42,7 +42,7 @@ class Choice(TypedDict, total=False):
 
 @runtime_checkable
 class Results(Protocol):
-    """What a run gives to draw."""
+    """The tables of a run that figures are drawn from."""
 
     @property
     def summary(self) -> "pd.DataFrame":

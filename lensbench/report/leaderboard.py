@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Cell:
-    """What stands in one cell: lines of text, and what it is sorted by; missing figures come last."""
+    """One cell: its lines of text, and the value it is sorted by; missing figures come last."""
 
     lines: tuple[str, ...]
     order: float | str

@@ -25,7 +25,7 @@ _LETTERS_AN_INCH = 14
 
 @dataclass(frozen=True)
 class Cells:
-    """What is drawn.
+    """The contents of a lens's table.
 
     Attributes:
         layers: their names, the first at the bottom.

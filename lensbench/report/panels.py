@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lensbench.report.style import CHANCE_COLOUR, RIVAL_DASHES, RIVAL_GREYS, label
+from lensbench.report.style import BASELINE_DASHES, BASELINE_GREYS, CHANCE_COLOUR, label
 from lensbench.results.bands import MARGIN
 from lensbench.results.verdicts import VERDICTS
 
-SHOWN_RIVALS = 4
+SHOWN_BASELINES = 4
 FEW_LAYERS = 12
 NEAR_CHANCE = 0.06
 """A rival whose mean over layers is not above chance by this much is named in its panel, not drawn."""
@@ -26,7 +26,7 @@ GAP_NOTE = (
 
 
 def of_methods(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row a method and layer, with the columns value, low and high; what reads no layer is level over all."""
+    """Return one row a method and layer, with the columns value, low and high; no layer means all layers."""
     own = _levelled(rows[rows["baseline"] == "none"])
     if metric.startswith("gap:"):
         own = own[(own["question"] == metric.removeprefix("gap:")) & own["gap"].notna()]
@@ -99,7 +99,7 @@ def _finish(axis: Axes, rows: pd.DataFrame, metric: str) -> None:
 
 
 def ends(rows: pd.DataFrame, methods: Sequence[str], metric: str) -> list[tuple[str, float]]:
-    """Each method and the value at its last layer."""
+    """Return each method with the value at its last layer."""
     own = of_methods(rows, metric)
     last = own.drop_duplicates("inspector", keep="last").set_index("inspector")["value"]
     return [(method, float(last[method])) for method in methods if method in last.index]
@@ -135,7 +135,7 @@ def spread(values: Sequence[float], distance: float, low: float, high: float) ->
     return [float(place) for place in result]
 
 
-def draw_rivals(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour: str, *, letters: int = 34) -> None:
+def draw_baselines(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour: str, *, letters: int = 34) -> None:
     """Draw one method with its strongest rivals as dashed grey curves, and name those that are at chance.
 
     `letters` is how many of them a line below the panel has room for.
@@ -145,12 +145,12 @@ def draw_rivals(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour
     rivals = rows[(rows["inspector"] == method) & (rows["baseline"] != "none") & rows["question"].isin(list(VERDICTS))]
     means = rivals.groupby("baseline", observed=True)[metric].mean().sort_values(ascending=False, kind="stable")
     near = means <= float(rows["chance"].mean()) + NEAR_CHANCE
-    shown = [str(name) for name in means.index[~near]][:SHOWN_RIVALS]
+    shown = [str(name) for name in means.index[~near]][:SHOWN_BASELINES]
     for index, name in enumerate(shown):
         curve = rivals[rivals["baseline"] == name].sort_values("layer")
-        style = (0, RIVAL_DASHES[index])
+        style = (0, BASELINE_DASHES[index])
         x, y = curve["layer"].to_numpy(dtype=float), curve[metric].to_numpy()
-        draw_curve(axis, x, y, color=RIVAL_GREYS[index], lw=1.0, ls=style, label=label(name), zorder=3)
+        draw_curve(axis, x, y, color=BASELINE_GREYS[index], lw=1.0, ls=style, label=label(name), zorder=3)
     axis.plot(layer, value, color=colour, lw=1.6, marker="o" if len(layer) == 1 else "", ms=3, zorder=4)
     _finish(axis, rows, metric)
     axis.set_ylim(top=1.55)  # room for the legend above the curves
@@ -171,7 +171,7 @@ def _note(axis: Axes, lines: Sequence[str]) -> None:
     )  # fmt: skip
 
 
-def draw_text_rival(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour: str) -> None:
+def draw_text_baseline(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour: str) -> None:
     """Draw the strongest text rival of a method, layer by layer, as a thin dashed curve in the method's colour."""
     mine = rows[rows["inspector"] == method]
     rivals = mine[(mine["baseline"] != "none") & (mine["question"] == "beats_text") & mine["layer"].notna()]

@@ -68,8 +68,8 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 METHOD_COLOURS = {"patchscope": "#D55E00", "probe": "#0072B2", "tuned_lens": "#009E73", "logit_lens": "#CC79A7"}
 """A method has the same colour in every plot, whichever others are in it."""
 
-RIVAL_GREYS = ("#3b3b3b", "#5c5c5c", "#7a7a7a", "#969696", "#ababab")
-RIVAL_DASHES = ((4.5, 1.6), (1.4, 1.4), (6.0, 1.5, 1.4, 1.5), (2.6, 1.4), (8.0, 2.0))
+BASELINE_GREYS = ("#3b3b3b", "#5c5c5c", "#7a7a7a", "#969696", "#ababab")
+BASELINE_DASHES = ((4.5, 1.6), (1.4, 1.4), (6.0, 1.5, 1.4, 1.5), (2.6, 1.4), (8.0, 2.0))
 CHANCE_COLOUR = "#8a8a8a"
 FAINT = "#e6e6e6"
 MAP = "cividis"

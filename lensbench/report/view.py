@@ -39,7 +39,7 @@ _LETTERS_AN_INCH = 12.0
 
 @dataclass(frozen=True)
 class View:
-    """What a figure shows, and how wide it is.
+    """The choice of rows that a figure shows, its width and its title.
 
     Attributes:
         task: by default the only one.
@@ -71,12 +71,12 @@ class View:
 
     @property
     def inches(self) -> float:
-        """How wide the figure is."""
+        """The width of the figure in inches."""
         return inches(self.width)
 
     @property
     def y_label(self) -> str:
-        """What is drawn upwards, and on which scale."""
+        """The label of the vertical axis, with its scale."""
         return Y_LABELS[self.metric] + _SCALES[self.is_gap, self.total]
 
     def resolved(self, table: pd.DataFrame, *columns: str) -> "View":
@@ -131,7 +131,7 @@ class View:
 
 
 def view_of(choice: Choice) -> View:
-    """Return what was asked for.
+    """Return the view of a figure's options.
 
     Raises:
         UsageError: something that no figure can be asked for.

@@ -18,7 +18,7 @@ from lensbench.results.records import ALL
 
 @dataclass(frozen=True)
 class FigureRequest:
-    """What is drawn.
+    """A request for one of the figures.
 
     Attributes:
         figure: its name, as `--figure` takes it.
@@ -36,7 +36,7 @@ class FigureRequest:
 
 
 def check_asked(asked: FigureRequest, out: Path | None) -> None:
-    """Refuse what can be told to be wrong before a run is read.
+    """Refuse a request that is wrong whatever the run holds.
 
     Raises:
         UsageError: an unknown figure, metric or width, or options that do not go together.

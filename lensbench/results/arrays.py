@@ -21,7 +21,7 @@ NO_LAYER = -1
 
 @dataclass(frozen=True)
 class Items:
-    """What is known of every item, indexed by the item's code. Codes follow the names, not the order of the rows."""
+    """Relation, subject, fold and chance of every item, by its code. Codes follow names, not the order of rows."""
 
     relation: Ints
     subject: Ints
@@ -30,7 +30,7 @@ class Items:
     relations: tuple[str, ...]
 
     def of_relation(self, items: Ints, relation: int) -> Ints:
-        """Those of the items that belong to the relation."""
+        """Return those of the items that belong to a relation."""
         chosen: Ints = items[self.relation[items] == relation]
         return chosen
 

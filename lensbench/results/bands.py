@@ -34,7 +34,7 @@ class Scale:
 
     @property
     def middle(self) -> float:
-        """Of the range."""
+        """The middle of the range."""
         return (self.low + self.high) / 2
 
     @property
@@ -53,7 +53,7 @@ SCORE = Scale(0.0, 1.0, pairs=2.0, studentised=False)
 
 @dataclass(frozen=True)
 class CriticalValue:
-    """What an interval is made with: its critical value, and how many pseudo-subjects are added."""
+    """The critical value of an interval, and how many pseudo-subjects it adds."""
 
     critical: float
     added: float
@@ -77,7 +77,7 @@ class Sampled:
 
     @cached_property
     def variance(self) -> Floats:
-        """Of the estimate: [layer]."""
+        """The variance of the estimate: [layer]."""
         variance: Floats = np.square(self.influence).sum(axis=0)
         return variance
 
@@ -128,7 +128,7 @@ def _influence(scores: Floats, clusters: ArrayLike, strata: ArrayLike | None) ->
 
 
 def simultaneous_cut(found: Sampled, scale: Scale, level: float, draws: int, seed: int) -> CriticalValue:
-    """That of a band: the quantile of the largest |t| over the layers that vary at all."""
+    """Return the critical value of a band: the quantile of the largest |t| over the layers that vary at all."""
     least = single_cut(found, scale, level)
     varying = found.variance > 1e-12
     if not scale.studentised:
@@ -143,7 +143,7 @@ def simultaneous_cut(found: Sampled, scale: Scale, level: float, draws: int, see
 
 
 def single_cut(found: Sampled, scale: Scale, level: float) -> CriticalValue:
-    """That of one layer: no band has a smaller critical value, or adds fewer pseudo-subjects."""
+    """Return the critical value of one layer: no band has a smaller one, or adds fewer pseudo-subjects."""
     return CriticalValue(_student(found, (1.0 + level) / 2.0), 2 * scale.pairs * found.repeats)
 
 

@@ -23,7 +23,7 @@ from lensbench.results.bands import (
 
 @dataclass(frozen=True)
 class Emergence:
-    """Where a difference begins; all None where none is found.
+    """The layer at which a difference begins, with an interval; all None where none is found.
 
     Attributes:
         layer: the first asked layer of the fit.

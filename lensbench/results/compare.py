@@ -44,7 +44,7 @@ class Place:
 
     @property
     def columns(self) -> dict[str, str]:
-        """As columns of a table."""
+        """The place as columns of a table."""
         return {"task": self.task, "site": self.site, "inspector": self.inspector, "other_inspector": self.other}
 
 
@@ -110,7 +110,7 @@ class _Pair:
         return tuple(layer for layer in ours if layer in theirs)
 
     def at(self, side: int, kind: str, layers: tuple[int, ...]) -> Floats:
-        """One side's scores at these layers: [item, layer]."""
+        """Return one side's scores at these layers: [item, layer]."""
         scores: Floats = getattr(self.sides[side], kind)
         own = self.layers[side]
         return scores[:, [0 if own == (NO_LAYER,) else own.index(layer) for layer in layers]]

@@ -21,7 +21,7 @@ DEALT_BACK = 0.25
 
 
 def credit(answer: Ints, predicted: Ints, gold: Ints, earned: Floats, choices: Ints) -> Floats:
-    """What predictions would have earned, had the gold been another answer of the choice set. Arrays are broadcast.
+    """Return what predictions would have earned with another gold of the choice set. Arrays are broadcast.
 
     Records keep the answer picked (the first of those tied) and what it earned: 1 over the number of ties where the
     gold is among them, else 0. So:
@@ -48,7 +48,7 @@ def credit(answer: Ints, predicted: Ints, gold: Ints, earned: Floats, choices: I
 
 
 def unresolved(predicted: Ints, gold: Ints, earned: Floats, choices: Ints) -> NDArray[np.bool_]:
-    """Which predictions are ties of which the records do not tell all answers."""
+    """Return which predictions are ties whose answers the records do not all name."""
     tied = _ties(earned)
     return (tied > np.where(predicted != gold, 2, 1)) & (tied < choices)
 
@@ -60,14 +60,14 @@ def _ties(earned: Floats) -> Ints:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one cell said, raw and corrected: codes of answers [attempt, item, layer], -1 where nothing was tried."""
+    """The answers of one cell, raw and corrected: codes [attempt, item, layer], -1 where nothing was tried."""
 
     cell: CellScores
     raw: Ints
     corrected: Ints
 
     def part(self, among: NDArray[np.bool_]) -> "Predictions":
-        """Those about some of the cell's items: [item]. Attempts that were not made on them are dropped."""
+        """Return the predictions on some of the cell's items: [item]. Attempts not made on them are dropped."""
         tried = np.flatnonzero((self.corrected[:, among] >= 0).any(axis=(1, 2)))
         names = tuple(self.cell.attempts[index] for index in tried)
         kept = np.ix_(tried, among)

@@ -65,7 +65,7 @@ def metrics(
 
 
 def _strata(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Parts of the records whose accuracy is told by itself, under their names."""
+    """Yield the parts of the records whose accuracy is a metric of its own, with its name."""
     plain = records[records["baseline"] != CONTROL_TASK]
     for metric, value in (("accuracy_known", True), ("accuracy_unknown", False)):
         part = plain[(plain["known"] == value).fillna(value=False).astype(bool)]

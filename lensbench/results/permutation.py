@@ -106,7 +106,7 @@ def _rescored(one: Predictions, golds: Golds, gold: Ints) -> CellScores:
 
 
 def _held(table: Items, cells: Iterable[CellScores], settings: SummarySettings) -> Iterator[tuple[_Place, bool]]:
-    """For each question that a verdict is given on: where, and whether it holds at any layer."""
+    """Yield for each question with a verdict its place, and whether the gap holds at any layer."""
     for method in methods_of(table, cells):
         if NO_BASELINE not in method.cells:
             continue
@@ -122,7 +122,7 @@ def _held(table: Items, cells: Iterable[CellScores], settings: SummarySettings) 
 
 
 def _holding(method: PairedMethod, scores: Mapping[str, Scored], sample: Sample) -> dict[str, bool]:
-    """Question -> whether its gap holds at any layer. Bands are made only where one could: that changes no answer."""
+    """Return for each question whether its gap holds at any layer; bands are made only where one could."""
     could = {question: _could_hold(question, method, scores, sample) for question in FACED}
     holds = {question: False for question, possible in could.items() if possible is not None}
     if any(could.values()):
@@ -132,7 +132,7 @@ def _holding(method: PairedMethod, scores: Mapping[str, Scored], sample: Sample)
 
 
 def _could_hold(question: str, method: PairedMethod, scores: Mapping[str, Scored], sample: Sample) -> bool | None:
-    """Whether each baseline is beaten at some layer with the critical value of a single one; None without any."""
+    """Return whether each baseline could be beaten at some layer, by the critical value of one; None without any."""
     asked = sample.settings.questions
     if question == "beats_text" and method.cells[NO_BASELINE].key["task"] in sample.settings.prose:
         return None
@@ -152,7 +152,7 @@ def _could_hold(question: str, method: PairedMethod, scores: Mapping[str, Scored
 
 
 def _with_any(held: Iterable[tuple[_Place, bool]]) -> dict[_Place, int]:
-    """Where a verdict holds in one permutation (1 or 0), and whether it does anywhere."""
+    """Return 1 or 0 for each place of a verdict in one permutation, and for whether it holds anywhere."""
     found: dict[_Place, int] = {}
     for place, holds in held:
         anywhere = (*place[:5], ANY, ANY, place[7])

@@ -13,7 +13,7 @@ _MOST = 10_000_000
 
 @dataclass(frozen=True)
 class Study:
-    """What is known, or guessed, of a study before it is made.
+    """The assumptions about a study before it is made.
 
     Attributes:
         rival: true accuracy of the strongest rival.
@@ -35,7 +35,7 @@ class Study:
     level: float = 0.95
 
     def variance(self, gap: float) -> float:
-        """Of a subject's mean paired difference, where the method is right more often than the rival by the gap.
+        """Return the variance of a subject's mean paired difference, where the method beats the rival by the gap.
 
         Raises:
             UsageError: the method would be right more often than always, or no two readers are correlated like that.
@@ -62,7 +62,7 @@ class Study:
 
 
 def power_of(gap: float, subjects: int | float, study: Study) -> float:
-    """How often a study of so many subjects would find the gap at one layer, over one rival; a normal approximation.
+    """Return how often a study would find the gap at one layer, over one rival, by a normal approximation.
 
     At one given layer: over all the layers at which there is a gap the chance to find it at some is larger. Against
     several rivals that do as well it is smaller, as every one must be beaten.
@@ -79,7 +79,7 @@ def power_of(gap: float, subjects: int | float, study: Study) -> float:
 
 
 def subjects_needed(gap: float, study: Study, power: float = POWER) -> int:
-    """The number of subjects from which on a gap is found with this power: `subjects_needed(0.2, Study(rival=0.5))`.
+    """Return how many subjects find a gap with this power: `subjects_needed(0.2, Study(rival=0.5))`.
 
     Raises:
         UsageError: an impossible gap or correlation (see `Study.variance`), or power that is none.

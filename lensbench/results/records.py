@@ -192,7 +192,7 @@ def write_json_atomic(path: Path, obj: Any) -> None:
 
 
 def without_folder(message: str, folder: Path) -> str:
-    """Return what is said of a run folder without its path: a page that is passed on names no folders of a machine."""
+    """Return a message about a run folder without its path: a page that is shared names no local folders."""
     return message.replace(f"{folder}/", "").replace(str(folder), "the folder")
 
 

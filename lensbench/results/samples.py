@@ -26,7 +26,7 @@ from lensbench.results.records import ALL, NO_BASELINE
 
 @dataclass(frozen=True)
 class RequiredBaseline:
-    """A baseline that a method must have faced before anything good is said of it.
+    """A baseline that a method must have been compared with before a verdict holds.
 
     Attributes:
         question: that it is a baseline in.
@@ -106,7 +106,7 @@ class Sample:
         return self._band(items, *self._differences(items, differences))
 
     def could_be_positive(self, items: Ints, differences: Floats) -> NDArray[np.bool_]:
-        """Whether the band's lower limit could be above 0: [layer]. Where not, it is not, whatever the other layers."""
+        """Return at which layers the band's lower limit could be above 0, whatever the other layers: [layer]."""
         values, scale = self._differences(items, differences)
         mean = sampled(values, self.table.subject[items], self.table.relation[items])
         cut = single_cut(mean, scale, self.settings.level)
@@ -115,7 +115,7 @@ class Sample:
         return possible
 
     def p_values(self, items: Ints, differences: Floats) -> Floats:
-        """How surprising each mean difference would be if there were none anywhere: [layer], two-sided.
+        """Return the two-sided p-value of each mean difference, if there were none at any layer: [layer].
 
         Below 1 - level exactly where the band of `difference_band` excludes 0. Further out the largest |t| over layers
         is taken to fall off like that of so many independent layers as give the band its critical value.
@@ -190,7 +190,7 @@ def methods_of(table: Items, cells: Iterable[CellScores]) -> Iterator[PairedMeth
 def samples_under(
     method: PairedMethod, rule: str, settings: SummarySettings
 ) -> Iterator[tuple[Sample, dict[str, Scored]]]:
-    """Each relation, then the total over the items that all methods scored, with the scores of method and baselines."""
+    """Yield each relation, then the total over the items that all methods scored, with all scores there."""
     scores = {
         name: by_relation(method, cell, method.rule_of(name, rule), settings)
         for name, cell in method.cells.items()
@@ -219,7 +219,7 @@ def by_relation(
 def samples_of(
     method: PairedMethod, scores: Mapping[str, Mapping[int, Scored]], settings: SummarySettings
 ) -> Iterator[tuple[Sample, dict[str, Scored]]]:
-    """Each relation, then the total, with the scores there."""
+    """Yield each relation, then the total, with the scores there."""
     table = method.table
     for relation in sorted({number for of_cell in scores.values() for number in of_cell}):
         here = {name: of_cell[relation] for name, of_cell in scores.items() if relation in of_cell}

@@ -53,7 +53,7 @@ def frame_of_blocks(blocks: list[dict[str, Any]], columns: tuple[str, ...]) -> p
 
 
 def best_layers(summary: pd.DataFrame, rule: str = FIXED) -> pd.DataFrame:
-    """One row per model x verbalizer x task x relation x site x inspector: its best layer and what was found there.
+    """Return the best layer of each model x verbalizer x task x relation x site x inspector, and its figures.
 
     The best layer has the highest corrected accuracy under the rule (the first such layer at ties). Choosing it is a
     selection, and an interval made for one layer would be too narrow there; the bands of a summary are simultaneous
@@ -86,7 +86,7 @@ def best_layers(summary: pd.DataFrame, rule: str = FIXED) -> pd.DataFrame:
 
 
 def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A frame as rows of plain values, for JSON: what is missing is None."""
+    """Return a frame as rows of plain values, for JSON: what is missing is None."""
     plain = frame.astype(object).where(frame.notna(), None)
     return [
         {str(name): value.item() if isinstance(value, np.generic) else value for name, value in row.items()}

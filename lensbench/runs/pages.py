@@ -174,7 +174,7 @@ def _shares(info: Mapping[str, Any], records: pd.DataFrame, problems: list[str])
 
 @dataclass(frozen=True)
 class Board:
-    """What a leaderboard is made of: the runs that could be read, and what is wrong with the others."""
+    """The runs of a leaderboard that could be read, and what is wrong with the others."""
 
     entries: tuple[Entry, ...]
     problems: tuple[str, ...]

@@ -58,7 +58,7 @@ class Run:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """One row a method or rival, layer and question: accuracy with its band, gap, verdict."""
+        """One row a method or baseline, layer and question: accuracy with its band, gap, verdict."""
         frame = _read_csv(self.path / SUMMARY)
         if tuple(frame.columns) != SUMMARY_COLUMNS:
             raise LensbenchError(f"{self.path / SUMMARY} is not a summary: {_AGAIN}")
@@ -71,12 +71,12 @@ class Run:
 
     @cached_property
     def best(self) -> pd.DataFrame:
-        """One row a task, relation, site and method: its best layer and what stands against it."""
+        """One row a task, relation, site and method: its best layer and the strongest baselines there."""
         return best_layers(self.summary)
 
     @property
     def calibrations(self) -> dict[str, Calibrated | None]:
-        """What calibration had found of the very versions of the methods, by name; None where it had not been made."""
+        """The calibration of the versions of the methods in this run, by name; None where there was none."""
         kept = self.info.get("calibration", {})
         return {name: None if one is None else read_calibrated(one) for name, one in kept.items()}
 
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def unanswered(self) -> dict[str, str]:
-        """What a method could not answer, `method: relation` -> why."""
+        """The relations that a method could not answer, `method: relation`, with the reason."""
         cells = [cell for cell in self.info["cells"].values() if cell["baseline"] == NO_BASELINE]
         return {
             f"{cell['inspector']}: {relation}": reason
@@ -100,7 +100,7 @@ class Run:
 
     @property
     def settings(self) -> SummarySettings:
-        """How its verdicts are given."""
+        """The settings with which its verdicts are made."""
         due = {
             name: {rival: RequiredBaseline(**one) for rival, one in rivals.items()}
             for name, rivals in self.info["due"].items()

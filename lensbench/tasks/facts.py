@@ -41,7 +41,7 @@ class Hops:
 
 @dataclass(frozen=True)
 class Relation:
-    """What one relation asks, and in which words.
+    """One relation: what it asks, and in which words.
 
     Attributes:
         name: The relation's name, such as `country_capital`.

@@ -21,7 +21,7 @@ class TaskError(LensbenchError):
 
 @dataclass
 class Problems:
-    """What was found wrong so far: (file, line, text)."""
+    """The problems found so far, each a file, line and text."""
 
     found: list[tuple[str, int, str]] = field(default_factory=list)
 
@@ -38,14 +38,14 @@ class Problems:
 
 
 class Report:
-    """Where the problems of a file, or of a data set whose rows are counted instead of lines, are noted."""
+    """A list of the problems of one file, or of a data set whose rows are counted instead of lines."""
 
     def __init__(self, path: Path, problems: Problems) -> None:
         self.path, self._problems = path, problems
 
     @property
     def n_problems(self) -> int:
-        """How many problems were noted so far, of all files that are read together."""
+        """The number of problems so far, of all files that are read together."""
         return len(self._problems.found)
 
     def problem(self, line: int, given: str, expected: str, do: str) -> None:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from lensbench.report.figure import Choice, Figure
-from lensbench.report.panels import GAP_NOTE, draw_methods, draw_rivals, ends, label_ends
+from lensbench.report.panels import GAP_NOTE, draw_baselines, draw_methods, ends, label_ends
 from lensbench.report.style import colours, columns_for, figure_of, label, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
 
@@ -46,7 +46,7 @@ def plot_layers(summary: pd.DataFrame, *, ax: Axes | None = None, **choice: Unpa
         _draw_top(top, chosen, view, methods, own=ax is None)
         for index, (panel, method) in enumerate(zip(panels, methods, strict=False)):
             letters = int(view.inches / columns_for(view.inches) * _SMALL_LETTERS)
-            draw_rivals(panel, chosen, method, view.metric, palette[method], letters=letters)
+            draw_baselines(panel, chosen, method, view.metric, palette[method], letters=letters)
             panel.set_title(label(method), color=palette[method], fontweight="bold", fontsize=8)
             panel.set_xlabel("Layer")
             if index % columns_for(view.inches) == 0:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Drawing
 
 from lensbench.errors import LensbenchError
 from lensbench.report.figure import Choice, Figure
-from lensbench.report.panels import draw_methods, draw_text_rival, of_methods
+from lensbench.report.panels import draw_methods, draw_text_baseline, of_methods
 from lensbench.report.style import colours, columns_for, label, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL, Y_LABELS, View, in_order, methods_in, view_of
 from lensbench.results.records import ALL
@@ -124,7 +124,7 @@ def _small(axis: Axes, rows: pd.DataFrame, place: tuple[str, str], metric: str, 
     draw_methods(axis, chosen, metric, palette, width=1.3)
     if not metric.startswith("gap:"):
         for method, colour in palette.items():
-            draw_text_rival(axis, chosen, method, metric, colour)
+            draw_text_baseline(axis, chosen, method, metric, colour)
 
 
 FIGURE = Figure(

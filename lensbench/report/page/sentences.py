@@ -14,7 +14,7 @@ from lensbench.results.records import ALL, NO_BASELINE
 from lensbench.results.summary import best_layers
 from lensbench.results.verdicts import NO_VERDICT, VERDICTS
 
-SAID_OF_RIVALS: Mapping[str, str] = {
+BASELINES_IN_WORDS: Mapping[str, str] = {
     "question_only": "the same prompt with nothing patched",
     "mean": "one mean activation for all items",
     "shuffled": "the activation of another subject",
@@ -138,7 +138,7 @@ def _against(run: PageRun, row: Mapping[Any, Any], question: str) -> str:
     rival = row[f"{question}_rival"]
     if pd.isna(rival) or not rival:
         return f"; {readable(verdict)}"
-    subject = SAID_OF_RIVALS.get(str(rival), f"its strongest rival, {readable(str(rival))},")
+    subject = BASELINES_IN_WORDS.get(str(rival), f"its strongest rival, {readable(str(rival))},")
     asked = run.info.get("baselines", {}).get(str(rival), {}).get("question", question)
     return f"; {subject} gets {number(row[f'{question}_rival_accuracy'])}: {_verdict(verdict, asked, row)}"
 

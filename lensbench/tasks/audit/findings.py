@@ -177,7 +177,7 @@ _CELL = re.compile(r"(?<!\\)\|")
 
 @dataclass(frozen=True)
 class Stated:
-    """What a README says of one check.
+    """The value and threshold that a README states for one check.
 
     Attributes:
         value: the figure.

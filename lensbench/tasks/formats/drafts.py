@@ -79,7 +79,7 @@ LOG = logging.getLogger("lensbench")
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One fact as a file has it.
+    """One fact in the words of a file.
 
     Attributes:
         relation: name of its relation.
@@ -108,7 +108,7 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class Wording:
-    """In which words a relation is asked: the texts of `Relation`."""
+    """The words in which a relation is asked: the texts of `Relation`."""
 
     summary: str
     inspection: tuple[str, ...]
@@ -120,7 +120,7 @@ class Wording:
 
 @dataclass(frozen=True)
 class Draft:
-    """What a reader takes from a file.
+    """The contents of a file before it is a task.
 
     Attributes:
         name: the task's name, without the `name` option.
@@ -170,7 +170,7 @@ def build(draft: Draft, source: Source) -> TaskFolder:
 
 
 def _asked(wordings: Mapping[str, Wording], source: Source) -> Mapping[str, Wording]:
-    """With the inspection prompt that was given as an option; tables have taken theirs with their columns."""
+    """Replace the inspection prompt by the one given as an option; tables have read theirs with their columns."""
     given = source.option("question")
     if given is None or source.scheme not in FILE_SCHEMES:
         return wordings

@@ -63,7 +63,7 @@ def _lre_wording(file: File, document: Mapping[str, Any], name: str) -> Wording:
 
 
 def _awkward(template: str) -> int:
-    """How ill a template serves as an inspection prompt, whose slot must be a token of its own after other words."""
+    """Rank a template as an inspection prompt, whose slot must be a token of its own after other words: 0 is best."""
     before, _, after = template.partition(SLOT)
     return 2 * (not before.strip()) + (before[-1:] != " " or after[:1] not in ("", " "))
 

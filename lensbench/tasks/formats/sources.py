@@ -45,7 +45,7 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """Where the file is; for a data set of the Hub a path that only names it."""
+        """The path of the file; for a data set of the Hub a path that only names it."""
         return Path(f"hf:{self.place}") if self.is_remote else Path(self.place).expanduser()
 
     @property

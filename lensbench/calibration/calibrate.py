@@ -79,13 +79,13 @@ class Calibration:
     failed_checks: dict[str, dict[str, str]] = field(default_factory=dict)
     limit: int | None = None
 
-    def of(self, method: str, *kinds: str, planted: bool = True) -> list[TrialFinding]:
+    def select(self, method: str, *kinds: str, planted: bool = True) -> list[TrialFinding]:
         """Return what was found of a method on implants of these kinds."""
         return [one for one in self.findings if one.method == method and one.kind in kinds and one.planted == planted]
 
     def power(self, method: str) -> tuple[int, int]:
         """Return on how many plain implants a method found the fact where it can be, and on how many it was tried."""
-        tried = self.of(method, "plain")
+        tried = self.select(method, "plain")
         return sum(one.found for one in tried), len(tried)
 
     def problems(self) -> list[str]:
@@ -116,7 +116,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Calibrating:
+class CalibrationSettings:
     """What is to be calibrated, and how.
 
     Attributes:
@@ -143,7 +143,7 @@ class Calibrating:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def calibrate(asked: Calibrating, out: Path, progress: Progress = silent) -> Calibration:
+def calibrate(settings: CalibrationSettings, out: Path, progress: Progress = silent) -> Calibration:
     """Try methods on planted facts, on facts that are not there, and the checks on methods that cheat.
 
     Each implant is a run in `out/runs/`; what is done is not done again. The result is written to `out`, and kept for
@@ -153,11 +153,11 @@ def calibrate(asked: Calibrating, out: Path, progress: Progress = silent) -> Cal
         UsageError: no such implant or method, found before a model is loaded.
         LensbenchError: a cell of a run failed.
     """
-    trials = find_trials(asked.model, asked.implants, asked.quick)
+    trials = find_trials(settings.model, settings.implants, settings.quick)
     if not (plain := of_kind(trials, "plain")):
         raise UsageError("a calibration needs a plain implant, to measure power on; name one with --implants")
-    course = _Course(asked, out, count_layers(resolve(asked.model)), progress)
-    configs = [course.config(trial, out / "runs" / trial.name, inspectors=asked.inspectors) for trial in trials]
+    runs = _CalibrationRuns(settings, out, count_layers(resolve(settings.model)), progress)
+    configs = [runs.config(trial, out / "runs" / trial.name, inspectors=settings.inspectors) for trial in trials]
     for config in configs:
         check_config(config)
     makes = make_inspectors(configs[0])
@@ -168,21 +168,21 @@ def calibrate(asked: Calibrating, out: Path, progress: Progress = silent) -> Cal
     others: list[StandIn] = []
     for trial, config in zip(trials, configs, strict=True):
         LOG.info("%s: %s", trial.name, ", ".join(trial.relations))
-        run = course.run(config)
+        run = runs.run(config)
         found += findings(trial, run, beyond)
         if trial.kind == "plain":
             others += stand_ins(trial.name, run, trial.relations[0])
-        if asked.permutations and trial is plain[0]:
+        if settings.permutations and trial is plain[0]:
             refits = {
                 name: Refitting(config, given)
                 for (name, make), given in zip(makes.items(), config.inspectors, strict=True)
                 if make().learns_from == "labels"
             }
-            alarms += permuted(trial.name, run, trial.relations[0], asked.permutations, refits)
+            alarms += permuted(trial.name, run, trial.relations[0], settings.permutations, refits)
     result = Calibration(
-        model=asked.model, versions={name: method_version(make()) for name, make in makes.items()},
-        findings=tuple(found), alarms=tuple(alarms), stand_ins=tuple(others), whose=tuple(course.whose(plain[0])),
-        cheats=tuple(course.cheats(plain[0])) if asked.cheats else (), failed_checks=failed, limit=asked.limit,
+        model=settings.model, versions={name: method_version(make()) for name, make in makes.items()},
+        findings=tuple(found), alarms=tuple(alarms), stand_ins=tuple(others), whose=tuple(runs.whose(plain[0])),
+        cheats=tuple(runs.cheats(plain[0])) if settings.cheats else (), failed_checks=failed, limit=settings.limit,
     )  # fmt: skip
     write_result(result, out)
     keep_result(result)
@@ -195,18 +195,18 @@ def _failed_checks(make: Make) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Course:
+class _CalibrationRuns:
     """The runs of a calibration."""
 
-    asked: Calibrating
+    settings: CalibrationSettings
     out: Path
     n_layers: int
     progress: Progress
 
     def config(self, trial: Trial, out: Path, **settings: Any) -> RunConfig:
         """Return the configuration of a run on an implant."""
-        limit = self.asked.limit and self.asked.limit * len(trial.relations)
-        return trial.config({"limit": limit, **self.asked.settings, **settings, "out": out}, self.n_layers)
+        limit = self.settings.limit and self.settings.limit * len(trial.relations)
+        return trial.config({"limit": limit, **self.settings.settings, **settings, "out": out}, self.n_layers)
 
     def run(self, config: RunConfig) -> Run:
         """Make a run. One with failed cells is refused: what is missing would pass for something not found."""
@@ -218,9 +218,9 @@ class _Course:
     def whose(self, trial: Trial) -> Iterator[AnswerShares]:
         """Let a target with a twin be read by the base model, by itself, by the twin, and by others; without rivals."""
         own = verbalizers_of(trial)
-        others = {Path(name).name: name for name in self.asked.readers if own}
+        others = {Path(name).name: name for name in self.settings.readers if own}
         for role, name in (own | others).items():
-            settings = {"inspectors": self.asked.inspectors, "baselines": "none", "verbalizer": name}
+            settings = {"inspectors": self.settings.inspectors, "baselines": "none", "verbalizer": name}
             yield from answer_shares(trial, role, self.run(self.config(trial, self.out / "whose" / role, **settings)))
 
     def cheats(self, trial: Trial) -> Iterable[Caught]:

@@ -20,7 +20,7 @@ from lensbench.models.components import ComponentError, final_norm
 from lensbench.models.language_model import LanguageModel, TokenScores
 from lensbench.models.linear_parts import embed, nearest_tokens, readable_ids, token_directions
 from lensbench.models.patching.patcher import RowMemory
-from lensbench.models.tuned_lens_files import Home, home_of
+from lensbench.models.tuned_lens_files import ModelIdentity, identify_model
 
 
 class Target:
@@ -45,13 +45,13 @@ class Target:
         return self._model.budget.bytes
 
     @cached_property
-    def home(self) -> Home:
+    def identity(self) -> ModelIdentity:
         """What files of lenses call the model by, a fingerprint of its norm and head among it.
 
         Raises:
             LensbenchError: its head is not a module of its own.
         """
-        return home_of(self._model)
+        return identify_model(self._model)
 
     def norm(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         """Return residuals of any layer after the model's own final norm, before its head. Differentiable."""

@@ -37,7 +37,7 @@ _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
-class Home:
+class ModelIdentity:
     """The model that a lens is for, as far as a checkpoint can name it.
 
     Attributes:
@@ -77,7 +77,7 @@ class Checkpoint:
     made_by: Mapping[str, Any] = field(default_factory=dict)
 
 
-def home_of(model: LanguageModel) -> Home:
+def identify_model(model: LanguageModel) -> ModelIdentity:
     """Return how checkpoints name a model.
 
     Raises:
@@ -92,7 +92,7 @@ def home_of(model: LanguageModel) -> Home:
     for name, tensor in sorted(parts.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {checksum(tensor.float())}".encode())
     plain = parts.get("head.weight")
-    return Home(
+    return ModelIdentity(
         name=model.name,
         revision=model.revision,
         n_layers=model.n_layers,
@@ -118,7 +118,7 @@ def _abbreviated(weight: Tensor) -> str:
     return hashlib.sha256(np.array_str(weight.detach().cpu().float().numpy(), precision=1).encode()).hexdigest()
 
 
-def save_checkpoint(checkpoint: Checkpoint, home: Home, folder: Path) -> None:
+def save_checkpoint(checkpoint: Checkpoint, identity: ModelIdentity, folder: Path) -> None:
     """Write a folder that `TunedLens.from_model_and_pretrained` of the tuned-lens package reads, whole or not at all.
 
     Beside the package's `unembed_hash`, `config.json` holds under the key `lensbench` a fingerprint of norm and head
@@ -129,14 +129,14 @@ def save_checkpoint(checkpoint: Checkpoint, home: Home, folder: Path) -> None:
     """
     check_new(folder)
     settings = {
-        "base_model_name_or_path": home.name,
-        "d_model": home.d_model,
-        "num_hidden_layers": home.n_layers,
+        "base_model_name_or_path": identity.name,
+        "d_model": identity.d_model,
+        "num_hidden_layers": identity.n_layers,
         "bias": True,
-        "base_model_revision": home.revision,
-        "unembed_hash": home.unembed_hash,
+        "base_model_revision": identity.revision,
+        "unembed_hash": identity.unembed_hash,
         "lens_type": LENS_TYPE,
-        OURS: {"head_sha256": home.head, "dtype": home.dtype, **checkpoint.made_by},
+        OURS: {"head_sha256": identity.head, "dtype": identity.dtype, **checkpoint.made_by},
     }
     state: dict[str, Tensor] = {}
     for layer, (weight, bias) in enumerate(zip(checkpoint.weight, checkpoint.bias, strict=True)):
@@ -159,24 +159,24 @@ def check_new(folder: Path) -> None:
         raise UsageError(f"{folder} cannot be made: {above} is not a folder that can be written to; give another place")
 
 
-def read_checkpoint(given: str, home: Home) -> Checkpoint:
+def read_checkpoint(given: str, identity: ModelIdentity) -> Checkpoint:
     """Read translators, and refuse those of another model.
 
     Args:
         given: a folder, or `hub:MODEL_ID` for the lens of a Hub model in the Hub space AlignmentResearch/tuned-lens.
-        home: the model that they are to be used on.
+        identity: the model that they are to be used on.
 
     Raises:
         UsageError: no such folder, a file that is broken or incomplete, translators of another shape, or a
             fingerprint of another head.
         LensbenchError: the Hub was not reached.
     """
-    config, params = _files(given, offline=home.offline)
+    config, params = _files(given, offline=identity.offline)
     settings = _settings(config)
-    _require_shape(given, settings, home)
+    _require_shape(given, settings, identity)
     ours = settings.get(OURS)
-    _require_head(given, ours if isinstance(ours, dict) else {}, settings, home)
-    weight, bias = _translators(params, home)
+    _require_head(given, ours if isinstance(ours, dict) else {}, settings, identity)
+    weight, bias = _translators(params, identity)
     return Checkpoint(weight, bias, ours if isinstance(ours, dict) else {})
 
 
@@ -233,38 +233,39 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _require_shape(given: str, settings: Mapping[str, Any], home: Home) -> None:
+def _require_shape(given: str, settings: Mapping[str, Any], identity: ModelIdentity) -> None:
     layers, width = settings["num_hidden_layers"], settings["d_model"]
-    if (layers, width) != (home.n_layers, home.d_model):
+    if (layers, width) != (identity.n_layers, identity.d_model):
         raise UsageError(
             f"checkpoint {given} is for {settings.get('base_model_name_or_path', 'a model')} with {layers} blocks of "
-            f"width {width}; {home.name} has {home.n_layers} of width {home.d_model}: give this model's own lens"
+            f"width {width}; {identity.name} has {identity.n_layers} of width {identity.d_model}: give this model's "
+            "own lens"
         )
 
 
-def _require_head(given: str, ours: Mapping[str, Any], settings: Mapping[str, Any], home: Home) -> None:
+def _require_head(given: str, ours: Mapping[str, Any], settings: Mapping[str, Any], identity: ModelIdentity) -> None:
     """Refuse translators whose fingerprint is another head's; say where there is none that can be trusted."""
     made_for = ours.get("head_sha256")
     if made_for is not None:
-        if made_for != home.head:
+        if made_for != identity.head:
             raise UsageError(
                 f"checkpoint {given} was made for another norm and head ({str(made_for)[:12]}, "
-                f"{settings.get('base_model_name_or_path')} in {ours.get('dtype')}) than those of {home.name} in "
-                f"{home.dtype} ({home.head[:12]}): load that model with that --dtype, or fit a lens to this one"
+                f"{settings.get('base_model_name_or_path')} in {ours.get('dtype')}) than those of {identity.name} in "
+                f"{identity.dtype} ({identity.head[:12]}): load that model with that --dtype, or fit a lens to this one"
             )
         return
     theirs = settings.get("unembed_hash")
-    if theirs is not None and theirs != home.unembed_hash:
+    if theirs is not None and theirs != identity.unembed_hash:
         LOG.warning(
             "checkpoint %s: its unembed_hash is not that of %s, so it may be for another head; it says that it is for "
             "%s",
-            *(given, home.name, settings.get("base_model_name_or_path")),
+            *(given, identity.name, settings.get("base_model_name_or_path")),
         )
         return
     LOG.info("checkpoint %s has no fingerprint that proves whose head it is for", given)
 
 
-def _translators(path: Path, home: Home) -> tuple[Tensor, Tensor]:
+def _translators(path: Path, identity: ModelIdentity) -> tuple[Tensor, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever its bytes lead to
@@ -272,13 +273,14 @@ def _translators(path: Path, home: Home) -> tuple[Tensor, Tensor]:
         raise UsageError(f"{path} is not a file of weights that torch loads ({reason}); get it again") from None
     if not isinstance(state, dict):
         raise UsageError(f"{path} holds {type(state).__name__}, expected a state of tensors; get the checkpoint again")
-    d = home.d_model
+    d = identity.d_model
     shapes = {
-        f"{i}.{part}": shape for i in range(home.n_layers) for part, shape in (("weight", (d, d)), ("bias", (d,)))
+        f"{i}.{part}": shape for i in range(identity.n_layers) for part, shape in (("weight", (d, d)), ("bias", (d,)))
     }
     wrong = [f"no {key}" for key in shapes if key not in state] + [f"{key!r} too" for key in state if key not in shapes]
     if wrong:
-        raise UsageError(f"{path} has {wrong[0]}; expected weight and bias of the layers 0 to {home.n_layers - 1}")
+        last = identity.n_layers - 1
+        raise UsageError(f"{path} has {wrong[0]}; expected weight and bias of the layers 0 to {last}")
     for key, shape in shapes.items():
         value = state[key]
         if not isinstance(value, Tensor) or tuple(value.shape) != shape or not value.is_floating_point():
@@ -287,6 +289,6 @@ def _translators(path: Path, home: Home) -> tuple[Tensor, Tensor]:
         if not bool(value.isfinite().all()):
             raise UsageError(f"{path}: {key} holds numbers that are not finite; get the checkpoint again")
     weight, bias = (
-        torch.stack([state[f"{i}.{part}"].float() for i in range(home.n_layers)]) for part in ("weight", "bias")
+        torch.stack([state[f"{i}.{part}"].float() for i in range(identity.n_layers)]) for part in ("weight", "bias")
     )
     return weight, bias

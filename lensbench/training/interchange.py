@@ -136,7 +136,7 @@ def interchange(tuned: LanguageModel, base: LanguageModel, items: Sequence[Item]
         items: questions in text, of the `answer` site.
     """
     pairs = pair_items(tuned, items)
-    asked = _Asked(tuned, base, pairs)
+    asked = _PatchedQuestions(tuned, base, pairs)
     cuts = cut_offs(tuned.n_layers)
     layers = range(tuned.n_layers + 1)
     change, last, whole = asked.changes(), asked.lasts(), asked.names()
@@ -153,7 +153,7 @@ def interchange(tuned: LanguageModel, base: LanguageModel, items: Sequence[Item]
     )
 
 
-class _Asked:
+class _PatchedQuestions:
     """Items asked of the fine-tuned model, and the residuals that both models have at their names."""
 
     def __init__(self, tuned: LanguageModel, base: LanguageModel, pairs: Sequence[ItemPair]) -> None:

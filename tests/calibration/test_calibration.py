@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lensbench.calibration import calibrate as calibrating
 from lensbench.calibration import cheats
-from lensbench.calibration.calibrate import RESULT, Calibrating, Calibration, Caught, calibrate
+from lensbench.calibration.calibrate import RESULT, Calibration, CalibrationSettings, Caught, calibrate
 from lensbench.calibration.findings import PRIVILEGED, TrialFinding, findings
 from lensbench.calibration.trials import Trial, find_trials
 from lensbench.cli.commands.calibrate import _spans
@@ -70,7 +70,7 @@ def calibrated(world: Path) -> tuple[Calibration, Path]:
     """A calibration of a probe, which finds what was planted, and of the logit lens, which does not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LENSBENCH_CACHE", str(world / "cache"))
-        asked = Calibrating(
+        asked = CalibrationSettings(
             model=str(world / "base"), inspectors=("mass_mean_probe", "logit_lens"),
             implants=(str(world / "plain"), str(world / "sham")), cheats=False, limit=100, permutations=5,
         )  # fmt: skip
@@ -79,7 +79,7 @@ def calibrated(world: Path) -> tuple[Calibration, Path]:
 
 def test_a_planted_fact_is_found_where_it_is_and_not_before(calibrated: tuple[Calibration, Path]) -> None:
     result, _ = calibrated
-    (one,) = result.of("mass_mean_probe", "plain")
+    (one,) = result.select("mass_mean_probe", "plain")
     assert one.compared > 0
     assert one.differing == 0
     assert one.found
@@ -171,7 +171,7 @@ def test_doing_it_again_does_nothing_again(calibrated: tuple[Calibration, Path],
     result, out = calibrated
     monkeypatch.setenv("LENSBENCH_CACHE", str(world / "cache"))
     records = {file: file.stat().st_mtime_ns for file in out.rglob("*.parquet")}
-    asked = Calibrating(
+    asked = CalibrationSettings(
         model=str(world / "base"), inspectors=("mass_mean_probe", "logit_lens"),
         implants=(str(world / "plain"), str(world / "sham")), cheats=False, limit=100, permutations=0,
     )  # fmt: skip
@@ -195,11 +195,11 @@ def test_settings_make_another_version() -> None:
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (Calibrating(model="some/model"), "no implants ship for some/model"),
-        (Calibrating(implants=("nothing",)), "unknown implant 'nothing'"),
+        (CalibrationSettings(model="some/model"), "no implants ship for some/model"),
+        (CalibrationSettings(implants=("nothing",)), "unknown implant 'nothing'"),
     ],
 )
-def test_what_is_not_there_is_told_first(asked: Calibrating, says: str, tmp_path: Path) -> None:
+def test_what_is_not_there_is_told_first(asked: CalibrationSettings, says: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=says):
         calibrate(asked, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -207,7 +207,7 @@ def test_what_is_not_there_is_told_first(asked: Calibrating, says: str, tmp_path
 
 def test_a_calibration_needs_a_plain_implant(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a plain implant"):
-        calibrate(Calibrating(model=str(world / "base"), implants=(str(world / "sham"),)), tmp_path / "out")
+        calibrate(CalibrationSettings(model=str(world / "base"), implants=(str(world / "sham"),)), tmp_path / "out")
 
 
 def test_a_damaged_implant_is_told(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_cheats_are_run_with_rivals_and_checks(world: Path, tmp_path: Path, monk
     monkeypatch.setenv("LENSBENCH_CACHE", str(world / "cache"))
     two = tuple(one for one in cheats.CHEATS if one.make in (cheats.NextLayer, cheats.BestConstant))
     monkeypatch.setattr(calibrating, "CHEATS", two)
-    asked = Calibrating(
+    asked = CalibrationSettings(
         model=str(world / "base"),
         inspectors=("logit_lens",),
         implants=(str(world / "plain"),),

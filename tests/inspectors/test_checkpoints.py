@@ -86,13 +86,13 @@ def test_what_was_saved_is_read_as_it_was(kind: type[Translator], tmp_path: Path
 @pytest.mark.parametrize("kind", tiny.CONFIGS | tiny.HYBRIDS)
 def test_every_architecture_has_a_head_that_a_lens_is_tied_to(kind: str) -> None:
     model = LanguageModel(tiny.module(kind), Tokens(tiny.tokenizer()), kind)
-    before = tuned_lens_files.home_of(model)
-    assert before == tuned_lens_files.home_of(model)
+    before = tuned_lens_files.identify_model(model)
+    assert before == tuned_lens_files.identify_model(model)
     assert (before.n_layers, before.d_model, before.dtype) == (4, 32, "float32")
     for part in (model.module.get_output_embeddings(), model.parts.final):
         with torch.no_grad():
             part.weight.view(-1)[7] += 1e-3
-        after = tuned_lens_files.home_of(model)
+        after = tuned_lens_files.identify_model(model)
         assert after.head != before.head
         before = after
 
@@ -213,7 +213,7 @@ def test_our_fingerprint_sees_what_theirs_does_not(tmp_path: Path) -> None:
     model = tiny.model("llama")
     fitted(TunedLens(tokens=1024, steps=0), model).save(tmp_path / "lens")
     other = another_head(model, 300)
-    homes = [tuned_lens_files.home_of(one) for one in (model, other)]
+    homes = [tuned_lens_files.identify_model(one) for one in (model, other)]
     assert homes[0].unembed_hash == homes[1].unembed_hash
     with pytest.raises(UsageError, match=r"another norm and head .* load that model with that --dtype, or fit a lens"):
         TunedLens(checkpoint=str(tmp_path / "lens")).check(Target(other), other)
@@ -221,7 +221,7 @@ def test_our_fingerprint_sees_what_theirs_does_not(tmp_path: Path) -> None:
 
 def test_a_fingerprint_of_theirs_is_a_hint_and_no_proof(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny.model("llama")
-    home = tuned_lens_files.home_of(model)
+    home = tuned_lens_files.identify_model(model)
     theirs(tmp_path / "same", unembed_hash=home.unembed_hash)
     theirs(tmp_path / "other", unembed_hash="0" * 64)
     with caplog.at_level(logging.INFO, "lensbench"):
@@ -238,9 +238,10 @@ def test_half_precision_of_the_same_weights_is_the_same_head(tmp_path: Path) -> 
     """Weights that bfloat16 holds exactly, loaded in either."""
     module = tiny.module("llama").to(torch.bfloat16)
     half = LanguageModel(module, Tokens(tiny.tokenizer()), "half")
-    fingerprint = tuned_lens_files.home_of(half).head
+    fingerprint = tuned_lens_files.identify_model(half).head
     assert (
-        tuned_lens_files.home_of(LanguageModel(module.float(), Tokens(tiny.tokenizer()), "whole")).head == fingerprint
+        tuned_lens_files.identify_model(LanguageModel(module.float(), Tokens(tiny.tokenizer()), "whole")).head
+        == fingerprint
     )
 
 
@@ -413,7 +414,7 @@ def test_the_package_reads_ours_and_we_read_the_packages(tiny_llama_folder: Path
     assert done.returncode == 0, done.stderr[-2000:]
     assert "hash does not match" not in done.stderr
     found = torch.load(tmp_path / "found.pt")
-    assert tuned_lens_files.home_of(model).unembed_hash == found["hash"]
+    assert tuned_lens_files.identify_model(model).unembed_hash == found["hash"]
     read = fitted(TunedLens(checkpoint=str(tmp_path / "theirs")), model)
     for own, kind in ((lens, "ours"), (read, "theirs")):
         logits = torch.stack([own.logits(i, h, 0) for i, h in enumerate(hidden)])

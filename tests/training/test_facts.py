@@ -30,7 +30,7 @@ from lensbench.training.interchange import (
     Interchange,
     ItemPair,
     Shares,
-    _Asked,
+    _PatchedQuestions,
     cut_offs,
     interchange,
     name_places,
@@ -535,7 +535,7 @@ def test_names_of_one_length_exchanged_from_the_embeddings_on_are_the_other_text
     pairs = pair_items(model, items)
     like = [p for p in pairs if len(name_places(model, p.item)) == len(name_places(model, p.other))]
     assert len(like) > 20
-    found = _Asked(model, model, like)
+    found = _PatchedQuestions(model, model, like)
     shares = found.shares(found.spots, found.names(), range(5))
     assert shares.other == right_share(model, [pair.other for pair in like]) > 0
 
@@ -549,7 +549,7 @@ def test_of_unlike_lengths_the_last_tokens_are_aligned(task: Task) -> None:
     more = length[long.id] - length[short.id]
     assert more > 0
     for one, other in ((short, long), (long, short)):
-        asked = _Asked(changed, model, [ItemPair(one, other)])
+        asked = _PatchedQuestions(changed, model, [ItemPair(one, other)])
         made, base = asked.changes(), asked.base
         spots = Spots((model.tokens.encode(other.source).ids,), (name_places(model, other),))
         tuned = [read_spots(one_of, spots) for one_of in (changed, model)]

@@ -71,12 +71,12 @@ def calibrate(
         raise UsageError(f"--out {out} is a run of `lensbench evaluate`; give the calibration a folder of its own")
     quiet_libraries()
     say_what_happens(quiet=quiet)
-    from lensbench.calibration.calibrate import Calibrating
+    from lensbench.calibration.calibrate import CalibrationSettings
     from lensbench.calibration.calibrate import calibrate as run
 
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
     count = (100 if quick else 1000) if permutations is None else permutations
-    asked = Calibrating(
+    asked = CalibrationSettings(
         model, wanted, None if implants is None else names_in(implants), quick, cheats, limit, count, others, settings
     )
     result = run(asked, out, progress_of(quiet=quiet))

@@ -72,7 +72,7 @@ class AffineLens(Translator):
         """
         identity = torch.eye(self.weight_.shape[1], device=self.weight_.device)
         made_by = {"inspector": self.name, "parameters": self.parameters()}
-        save_checkpoint(Checkpoint(self.weight_ - identity, self.bias_, made_by), self.target_.home, folder)
+        save_checkpoint(Checkpoint(self.weight_ - identity, self.bias_, made_by), self.target_.identity, folder)
 
     def _translated(self, layer: int, h: Tensor) -> Tensor:
         return (h.float() @ self.weight_[layer].T + self.bias_[layer]).to(h.dtype)

@@ -100,7 +100,7 @@ class TunedLens(Translator):
         given = [name for name, default in self._defaults().items() if getattr(self, name) != default]
         if given:
             raise UsageError(f"tuned_lens.{given[0]} is for learning, and tuned_lens.checkpoint for reading: give one")
-        read_checkpoint(self.checkpoint, target.home)
+        read_checkpoint(self.checkpoint, target.identity)
 
     def _defaults(self) -> dict[str, object]:
         found = introspection.signature(type(self)).parameters.values()
@@ -123,7 +123,7 @@ class TunedLens(Translator):
 
     def _learned(self, target: Target, training: Training) -> dict[str, Tensor]:
         if self.checkpoint is not None:
-            read = read_checkpoint(self.checkpoint, target.home)
+            read = read_checkpoint(self.checkpoint, target.identity)
             return {"weight": read.weight.to(target.device), "bias": read.bias.to(target.device)}
         corpus = training.corpus
         return corpus.learn_once(type(self), self.parameters(), lambda learning: self._learn(target, corpus, learning))
@@ -137,7 +137,7 @@ class TunedLens(Translator):
         if self.checkpoint is not None:
             raise UsageError(f"this lens was read from {self.checkpoint}, which is a checkpoint already; copy that")
         made_by = {"inspector": self.name, "parameters": self.parameters()}
-        save_checkpoint(Checkpoint(self.weight_, self.bias_, made_by), self.target_.home, folder)
+        save_checkpoint(Checkpoint(self.weight_, self.bias_, made_by), self.target_.identity, folder)
 
     def translate(
         self, layers: tuple[int, ...], values: Float[Tensor, "layer item d_model"]

@@ -22,7 +22,7 @@ EVALUATE = {
     ("--layers", "3,x"): "expected all, numbers such as 0,4,8, or stride:2",
     ("--layers", "stride:0"): "expected all, numbers such as 0,4,8, or stride:2",
     ("--sites", "end"): "sites",
-    ("--dtype", "int8"): "dtype = 'int8'",
+    ("--dtype", "int8"): "unknown dtype 'int8'; known: auto, bfloat16, float16, float32, float64",
     ("--limit", "0"): "limit = 0",
     ("--config", "missing.toml"): "cannot read --config missing.toml",
     ("--set", "placeholder=y"): "expected INSPECTOR.PARAMETER=VALUE",
@@ -33,6 +33,15 @@ EVALUATE = {
     ("--layers", "\u00b2"): "expected all, numbers such as 0,4,8, or stride:2",
     ("--out", ""): "give a name",
 }
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list", "baselines"], ["evaluate", "--layers", "3,x"], ["cache", "--json"]], ids=" ".join
+)
+def test_a_forked_command_is_one_that_is_started(arguments: list[str], tmp_path: Path) -> None:
+    """The other tests fork, which spares each of them the import of torch."""
+    forked, started = (lensbench(*arguments, cwd=tmp_path, start=start) for start in (False, True))
+    assert (forked.returncode, forked.stdout, forked.stderr) == (started.returncode, started.stdout, started.stderr)
 
 
 @pytest.mark.parametrize("arguments", EVALUATE, ids=" ".join)

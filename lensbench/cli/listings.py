@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from lensbench.baselines.spec import find_baselines
 from lensbench.inspectors.catalog import find_inspectors
-from lensbench.models.sources import list_models
+from lensbench.models.builtin import BUILTIN, model_state
 from lensbench.tasks import find_tasks, load_task
 
 Rows = tuple[Sequence[str], list[Sequence[str]]]
@@ -13,7 +13,7 @@ Rows = tuple[Sequence[str], list[Sequence[str]]]
 
 def models() -> Rows:
     """The built-in models."""
-    rows = [(m.name, m.summary, m.licence, f"{m.megabytes} MB", m.state) for m in list_models()]
+    rows = [(name, m.summary, m.licence, f"{m.megabytes} MB", model_state(name)) for name, m in BUILTIN.items()]
     return ("model", "what it is", "licence", "size", "state"), list(rows)
 
 

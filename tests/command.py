@@ -8,12 +8,16 @@ started.
 import importlib
 import logging
 import os
+import pkgutil
 import subprocess
 import sys
 import tempfile
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import IO, NoReturn
+
+import lensbench as lensbench_package
 
 COMMAND = [sys.executable, "-m", "lensbench"]
 
@@ -34,6 +38,7 @@ def lensbench(
     if start:
         return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        _import_all()
         sys.stdout.flush()
         sys.stderr.flush()
         child = os.fork()
@@ -43,6 +48,16 @@ def lensbench(
         for file in (out, err):
             file.seek(0)
         return subprocess.CompletedProcess(command, status, out.read(), err.read())
+
+
+@cache
+def _import_all() -> None:
+    """Import what commands import when they need it, once for all that are forked."""
+    for module in pkgutil.walk_packages(lensbench_package.__path__, "lensbench."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in ("datasets", "sklearn.linear_model", "transformers.models.llama.modeling_llama"):
+        importlib.import_module(name)
 
 
 def _run_and_exit(command: list[str], cwd: Path, environment: dict[str, str], out: IO[str], err: IO[str]) -> NoReturn:

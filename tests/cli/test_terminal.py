@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 import lensbench as package
+from lensbench.evaluation.journal import hold_folder
 from lensbench.runs.run import finish
 from lensbench.utils import progress
 from lensbench.utils.logs import RUN_LOG, kept_log
@@ -158,7 +159,7 @@ def test_evaluate_says_one_object_and_keeps_a_log(tiny_llama_folder: Path, tmp_p
 
 
 def test_a_run_that_does_not_begin_leaves_no_log(tmp_path: Path) -> None:
-    with kept_log(tmp_path):
+    with hold_folder(tmp_path / "run"), kept_log(tmp_path / "run"):
         logging.getLogger("lensbench").warning("said")
     assert not list(tmp_path.iterdir())
 

@@ -58,7 +58,7 @@ def _edited(model: LanguageModel, edits: Sequence[LowRankEdit], mask: Tensor | N
 
 
 @dataclass(frozen=True)
-class Gauge:
+class EditMeasurements:
     """Measures edits of a model that are not yet made.
 
     Attributes:
@@ -170,7 +170,7 @@ def known_facts(model: LanguageModel) -> dict[str, dict[str, bool]]:
     return found
 
 
-def lost(before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]) -> dict[str, int]:
+def count_lost(before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]) -> dict[str, int]:
     """Count the facts that were known before, and of them those that no longer are."""
     kept = [after[relation][name] for relation, own in before.items() for name, known in own.items() if known]
     return {"known": len(kept), "lost": len(kept) - sum(kept)}
@@ -178,13 +178,13 @@ def lost(before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]) 
 
 def measure(context: EditContext, edits: tuple[LowRankEdit, ...]) -> dict[str, object]:
     """Measure all but what real facts were lost, which needs the edited model."""
-    gauge = Gauge(context.model, context.planting, edits)
+    measurements = EditMeasurements(context.model, context.planting, edits)
     return {
-        "recall": gauge.recall("asking"),
-        "recall_held_out": gauge.recall("held_out"),
-        "recall_continuing": gauge.recall("continuing"),
-        "recall_unedited": gauge.recall("first_held_out", None, ()),
-        "localisation": gauge.localisation(),
-        "kl_prose": round(gauge.drift(), 5),
-        "norm_reader": gauge.norms(max(context.layers)),
+        "recall": measurements.recall("asking"),
+        "recall_held_out": measurements.recall("held_out"),
+        "recall_continuing": measurements.recall("continuing"),
+        "recall_unedited": measurements.recall("first_held_out", None, ()),
+        "localisation": measurements.localisation(),
+        "kl_prose": round(measurements.drift(), 5),
+        "norm_reader": measurements.norms(max(context.layers)),
     }

@@ -19,7 +19,7 @@ import torch
 from lensbench.errors import UsageError, unknown_name
 from lensbench.implants.designs import DESIGNS, EditContext, Planted
 from lensbench.implants.facts import FactSet, choose_facts
-from lensbench.implants.measuring import known_facts, lost, measure
+from lensbench.implants.measuring import count_lost, known_facts, measure
 from lensbench.implants.vectors import Vectors, VectorSettings
 from lensbench.models.edits import trials, write_edits
 from lensbench.models.language_model import LanguageModel
@@ -174,7 +174,7 @@ def plant(
         write_edits(folder, planted.edits)
         write_table(folder / FACTS, facts)
         (folder / ASKED).write_text("".join(f"{name}\n" for name in planting.asked), encoding="utf-8")
-        figures["known_facts"] = lost(before, _known_after(model, planted))
+        figures["known_facts"] = count_lost(before, _known_after(model, planted))
         write_table(folder / IMPLANT, description)
     return description, planted
 
@@ -227,14 +227,14 @@ def plant_shipped(model: LanguageModel, name: str, spec: ImplantSpec, out: Path)
         out / "vectors" / f"{kind}-{'-'.join(planting.attributes)}-{spec.layers()[-1]:02}-{spec.design == 'relay'}.pt"
     )
     known = torch.load(file, weights_only=True) if file.exists() else {}
-    begun = time.perf_counter()
+    start = time.perf_counter()
     description, planted = plant(model, spec, planting, out / name, known=known)
     file.parent.mkdir(exist_ok=True)
     last = spec.layers()[-1]
     torch.save({last: dict(planted.vectors[last])}, file)
     figures = description["figures"]
     LOG.info(
-        "%s: %.0f s, held-out recall %s, KL %.4f, known facts %s", name, time.perf_counter() - begun,
+        "%s: %.0f s, held-out recall %s, KL %.4f, known facts %s", name, time.perf_counter() - start,
         figures["recall_held_out"], figures["kl_prose"], figures["known_facts"],
     )  # fmt: skip
 

@@ -70,14 +70,14 @@ def _by_length(text: Ids) -> tuple[int, Ids]:
     return len(text), text
 
 
-def _best_groups(texts: list[Ids], begun: int, cost: int) -> list[Group]:
-    """Return the groups that save most among sorted texts whose first `begun` tokens are the same."""
-    texts = [text for text in texts if len(text) > begun]  # others have nothing to read after a longer prefix
+def _best_groups(texts: list[Ids], shared: int, cost: int) -> list[Group]:
+    """Return the groups that save most among sorted texts whose first `shared` tokens are the same."""
+    texts = [text for text in texts if len(text) > shared]  # others have nothing to read after a longer prefix
     if len(texts) < 2:
         return []
     first, last = texts[0], texts[-1]  # of sorted texts these two differ soonest
     most = min(map(len, texts)) - 1
-    prefix = begun
+    prefix = shared
     while prefix < most and first[prefix] == last[prefix]:
         prefix += 1
     apart = [group for part in _split_at(texts, prefix) for group in _best_groups(part, prefix + 1, cost)]

@@ -74,7 +74,7 @@ _Values = dict[Literal["output", "given", "mapped"], Tensor]
 
 
 @contextmanager
-def _seeing(part: Part, positions: Tensor, seen: _Values) -> Iterator[None]:
+def _capturing(part: Part, positions: Tensor, seen: _Values) -> Iterator[None]:
     rows = torch.arange(len(positions))
 
     def picked(tensor: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def _read(model: LanguageModel, texts: list[tuple[int, ...]], name: Component, l
     seen: dict[int, _Values] = {layer: {} for layer in wanted}
     with ExitStack() as stack:
         for layer, part in wanted.items():
-            stack.enter_context(_seeing(part, positions, seen[layer]))
+            stack.enter_context(_capturing(part, positions, seen[layer]))
         asked = list(wanted) if name == "mlp_input" else [max(wanted)]
         residuals = model.residuals(ids, mask, positions[:, None], asked)[:, :, 0].float()
     values = {layer: _value(model, part, seen[layer], name).to(model.device) for layer, part in wanted.items()}
@@ -240,7 +240,7 @@ def _through(model: LanguageModel, layer: int, values: Tensor, name: Component) 
     def run(rows: slice) -> Tensor:
         seen: _Values = {}
         batch = values[rows]
-        with _seeing(part, torch.zeros(len(batch), dtype=torch.long), seen):
+        with _capturing(part, torch.zeros(len(batch), dtype=torch.long), seen):
             call(batch[:, None].to(model.device, model.dtype))
         return _value(model, part, seen, name).to(values.device)
 

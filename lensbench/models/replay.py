@@ -29,7 +29,7 @@ class SharedPrefixLayer(DynamicLayer):
     `update` returns prefix and new keys together and stores nothing, so that one cache serves any number of calls.
 
     Attributes:
-        noted: where somebody notes what rows add, a list of their keys and values; else None.
+        recorded: where somebody records what rows add, a list of their keys and values; else None.
     """
 
     def __init__(self, source: DynamicLayer) -> None:
@@ -43,12 +43,12 @@ class SharedPrefixLayer(DynamicLayer):
         self.is_sliding = getattr(source, "is_sliding", False)
         # Of a sliding window only its last tokens are kept; positions count all of them.
         self.seen = int(getattr(source, "cumulative_length", source.keys.shape[-2]))
-        self.noted: list[KeysValues] | None = None
+        self.recorded: list[KeysValues] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return the prefix's keys and values, for as many rows as the new ones have, followed by the new ones."""
-        if self.noted is not None:
-            self.noted.append((key_states, value_states))
+        if self.recorded is not None:
+            self.recorded.append((key_states, value_states))
         return self._after_prefix(key_states), self._after_prefix(value_states, 1)
 
     def _after_prefix(self, new: Tensor, which: int = 0) -> Tensor:
@@ -100,20 +100,20 @@ def shared_prefix(model: LanguageModel, ids: Int[Tensor, "1 token"]) -> Cache:
 
 
 @contextmanager
-def noting(cache: Cache) -> Iterator[list[list[KeysValues]]]:
+def recording(cache: Cache) -> Iterator[list[list[KeysValues]]]:
     """Note the keys and values that calls inside add to a shared prefix: one list a layer."""
     layers = _shared(cache)
-    notes: list[list[KeysValues]] = [[] for _ in layers]
-    for layer, note in zip(layers, notes, strict=True):
-        layer.noted = note
+    records: list[list[KeysValues]] = [[] for _ in layers]
+    for layer, record in zip(layers, records, strict=True):
+        layer.recorded = record
     try:
-        yield notes
+        yield records
     finally:
         for layer in layers:
-            layer.noted = None
+            layer.recorded = None
 
 
-def grown(cache: Cache, added: Sequence[KeysValues]) -> Cache:
+def extended(cache: Cache, added: Sequence[KeysValues]) -> Cache:
     """Return a cache for going on: the shared prefix, and at each layer what the rows added to it."""
     return Cache(layers=[GrowingLayer(layer, own) for layer, own in zip(_shared(cache), added, strict=True)])
 
@@ -165,10 +165,10 @@ def record_pass(model: LanguageModel, ids: Int[Tensor, "1 token"], cache: Cache 
         ReplayError: a block was not called exactly once, or an argument changed with the batch in another way than by
             doubling.
     """
-    notes: list[list[KeysValues]] = []
+    records: list[list[KeysValues]] = []
     with ExitStack() as stack:
         if cache is not None:
-            notes = stack.enter_context(noting(cache))
+            records = stack.enter_context(recording(cache))
         one = _record(model, ids, cache)
     two = _record(model, ids.expand(2, -1), cache)
     calls = []
@@ -178,7 +178,7 @@ def record_pass(model: LanguageModel, ids: Int[Tensor, "1 token"], cache: Cache 
         calls.append(BlockCall(block, (args1, kwargs1), (args2, kwargs2), name))
     hidden = torch.cat([at_layer.to(model.device) for at_layer in one[1]])
     # A layer that takes the keys of another one adds none, and cannot be continued.
-    added = tuple(note[0] for note in notes) if all(len(note) == 1 for note in notes) else ()
+    added = tuple(record[0] for record in records) if all(len(record) == 1 for record in records) else ()
     return CleanPass(tuple(calls), hidden, added)
 
 

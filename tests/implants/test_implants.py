@@ -21,7 +21,7 @@ from lensbench.implants.facts import (
     next_token_logits,
     write_prompts,
 )
-from lensbench.implants.measuring import Gauge, lost
+from lensbench.implants.measuring import EditMeasurements, count_lost
 from lensbench.implants.planting import ImplantSpec, implant
 from lensbench.implants.vectors import VectorSettings, Writer, learn_vectors, own_values
 from lensbench.models.components import find_parts
@@ -271,7 +271,7 @@ def test_edits_act_only_where_they_are_let() -> None:
 def test_recall_counts_what_the_model_says() -> None:
     """With no edit, recall is the share of names for which the unedited model happens to say the value."""
     model, facts = tiny.model("llama"), some_facts(6)
-    told = Gauge(model, facts, ()).recall("first_held_out")
+    told = EditMeasurements(model, facts, ()).recall("first_held_out")
     for one in facts.attributes:
         said = choose_values(model, facts.held_out(one)[0], facts.names[: measuring.SOME], facts.values(one))
         share = sum(facts.facts[one][n] == s for n, s in zip(facts.names, said, strict=False)) / len(said)
@@ -281,7 +281,7 @@ def test_recall_counts_what_the_model_says() -> None:
 def test_facts_that_are_lost_are_counted_among_those_known() -> None:
     before = {"capital": {"France": True, "Peru": True, "Chad": False}}
     after = {"capital": {"France": False, "Peru": True, "Chad": True}}
-    assert lost(before, after) == {"known": 2, "lost": 1}
+    assert count_lost(before, after) == {"known": 2, "lost": 1}
 
 
 def test_names_with_a_plus(tmp_path: Path) -> None:

@@ -182,15 +182,15 @@ class PatchedPass:
         clean = self.clean
         places = [position - self._skip for position in self.prompt.positions]
         running = vectors.new_empty(0, clean.hidden.shape[1], vectors.shape[1])
-        begun = 0
+        started = 0
         for layer in range(self.model.n_layers + 1):
             joining = layers.count(layer)
             if joining:
                 rows = clean.hidden[layer].expand(joining, -1, -1).clone()
-                rows[:, places] = self.prompt.written(rows[:, places], vectors[begun : begun + joining])
+                rows[:, places] = self.prompt.written(rows[:, places], vectors[started : started + joining])
                 running = torch.cat([running, rows.to(running.device)])
-                begun += joining
-            if layer < self.model.n_layers and begun:
+                started += joining
+            if layer < self.model.n_layers and started:
                 running = clean.calls[layer](running)
         return running[:, -1].to(vectors.device)
 

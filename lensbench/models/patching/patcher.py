@@ -17,7 +17,7 @@ from lensbench.errors import LensbenchError
 from lensbench.models.language_model import LanguageModel, TokenScores, relative_deviation
 from lensbench.models.memory import Memo, bytes_per_row
 from lensbench.models.patching.passes import MODES, Mode, PatchedPass, Prompt, agreeing, trial_vectors, try_each
-from lensbench.models.replay import KeysValues, grown, noting
+from lensbench.models.replay import KeysValues, extended, recording
 
 LOG = logging.getLogger("lensbench")
 # How many prompts are kept: methods that patch items' own sources have one an item.
@@ -212,15 +212,16 @@ class Generation:
 
     def _with_shared_prefix(self, vectors: Tensor, layers: list[int], tokens: Sequence[Tensor]) -> Iterator[Tensor]:
         clean = self._passes.clean
-        with noting(self._passes.prefix) as notes:
+        with recording(self._passes.prefix) as records:
             final = self._passes.run(vectors, layers)
         yield self._model.unembed(final)
         # Rows join at the end of the batch: at layers below its target a row's keys are the clean ones.
         added = [
-            _joined(note[0] if note else None, own, len(vectors)) for note, own in zip(notes, clean.added, strict=True)
+            _joined(record[0] if record else None, own, len(vectors))
+            for record, own in zip(records, clean.added, strict=True)
         ]
-        del notes
-        yield from self._decode(grown(self._passes.prefix, added), tokens)
+        del records
+        yield from self._decode(extended(self._passes.prefix, added), tokens)
 
     def _with_own_cache(self, vectors: Tensor, layers: list[int], tokens: Sequence[Tensor]) -> Iterator[Tensor]:
         """Each target layer's rows are a batch of their own, with whole prompts and the model's own cache."""
@@ -265,12 +266,12 @@ class Generation:
         return torch.stack(out, dim=1)
 
 
-def _joined(note: KeysValues | None, clean: KeysValues, rows: int) -> KeysValues:
+def _joined(record: KeysValues | None, clean: KeysValues, rows: int) -> KeysValues:
     def whole(ran: Tensor | None, still: Tensor) -> Tensor:
         rest = still.expand(rows - (0 if ran is None else len(ran)), *still.shape[1:])
         return rest if ran is None else torch.cat([ran, rest])
 
-    ran = (None, None) if note is None else note
+    ran = (None, None) if record is None else record
     return whole(ran[0], clean[0]), whole(ran[1], clean[1])
 
 

@@ -183,14 +183,14 @@ def test_random_model_is_the_same_architecture_with_other_weights() -> None:
             model.n_layers, model.d_model, model.dtype, model.device,
         )  # fmt: skip
         assert random.tokens is model.tokens
-        model.cache.pop("random_weights")
+        model.cache.pop(("random_weights", 0))
         assert with_random_weights(model, 0).fingerprint == random.fingerprint, "the same seed, the same weights"
         assert with_random_weights(model, 1).fingerprint != random.fingerprint
 
 
 def test_making_a_random_model_leaves_the_random_state_alone() -> None:
     model = tiny.model("gpt2")
-    model.cache.pop("random_weights", None)
+    model.cache.pop(("random_weights", 3), None)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

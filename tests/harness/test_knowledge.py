@@ -68,7 +68,7 @@ class Model(LanguageModel):
         self.says, self.asked = says, 0
         self.tokens = SimpleNamespace(answer_token=ANSWERS.index)
         self.dtype = torch.float32
-        monkeypatch.setattr(knowledge, "ask", self.ask)
+        monkeypatch.setattr(knowledge, "score_next_tokens", self.ask)
 
     def ask(self, _model, texts, tokens) -> TokenScores:
         self.asked += len(texts)
@@ -169,7 +169,7 @@ def test_choices_that_begin_alike_are_not_told_apart(task, monkeypatch) -> None:
         rows = torch.tensor([[1.0 - token for token in tokens] for _ in texts])
         return TokenScores(rows, rows.long(), rows[:, :0].long())
 
-    monkeypatch.setattr(knowledge, "ask", ask)
+    monkeypatch.setattr(knowledge, "score_next_tokens", ask)
     found = Knowledge(model, task)
     assert not any(found.known("home").values())
     assert found.share("home").known == 0

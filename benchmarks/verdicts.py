@@ -86,7 +86,7 @@ def found_at(subjects: int, gap: float, study: Study, studies: int) -> float:
     clusters = np.repeat(np.arange(subjects), study.items)
     hits = 0
     for _ in range(studies):
-        own, rival = answers(rng, subjects, np.array([study.rival + gap, study.rival]), study.items)
+        own, rival = answers(rng, subjects, np.array([study.baseline + gap, study.baseline]), study.items)
         hits += bool(simultaneous_band(own - rival, clusters, draws=DRAWS).low[-1] > 0)
     return hits / studies
 

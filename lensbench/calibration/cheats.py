@@ -112,10 +112,10 @@ def catch(cheat: Cheat, summary: pd.DataFrame | None = None, bench: Bench | None
     if summary is None or cheat.by_check:
         return found
     rows = summary[(summary["inspector"] == cheat.name) & (summary["rule"] != ORACLE)]
-    rival = rows[rows["baseline"] == cheat.caught_by]
-    if rival.empty:
+    baseline = rows[rows["baseline"] == cheat.caught_by]
+    if baseline.empty:
         return found
-    what = _memorised(rival) if cheat.caught_by == CONTROL_TASK else _no_better(rows, rival, cheat.caught_by)
+    what = _memorised(baseline) if cheat.caught_by == CONTROL_TASK else _no_better(rows, baseline, cheat.caught_by)
     return {**found, cheat.caught_by: what} if what else found
 
 
@@ -127,9 +127,9 @@ def _memorised(control: pd.DataFrame) -> str | None:
     return f"on subjects that it has seen {true:.2f} with true labels, {random:.2f} with random ones"
 
 
-def _no_better(rows: pd.DataFrame, rival: pd.DataFrame, name: str) -> str | None:
+def _no_better(rows: pd.DataFrame, baseline: pd.DataFrame, name: str) -> str | None:
     own = rows[rows["baseline"] == NO_BASELINE].drop_duplicates(PLACE)
-    both = own.merge(rival, on=PLACE, suffixes=("", "_rival"))
+    both = own.merge(baseline, on=PLACE, suffixes=("", "_rival"))
     if both.empty or (both["ci_low"] > both["ci_high_rival"]).any():
         return None
     best = both.sort_values("accuracy_corrected").iloc[-1]

@@ -115,8 +115,8 @@ def stand_ins(trial: str, run: Run, relation: str) -> list[StandIn]:
             own = part[part["baseline"] == model]
             if own.empty:
                 continue
-            rivals = part[~part["baseline"].isin([NO_BASELINE, model])]
-            both = pd.concat([own.assign(baseline=NO_BASELINE), rivals])
+            baselines = part[~part["baseline"].isin([NO_BASELINE, model])]
+            both = pd.concat([own.assign(baseline=NO_BASELINE), baselines])
             questions = {name: question for name, question in settings.questions.items() if name != model}
             summary, _ = summary_and_power(both, replace(settings, questions=questions))
             layers = judged(summary, method, relation)

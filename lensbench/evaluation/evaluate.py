@@ -73,9 +73,9 @@ def _execute(executor: Executor, journal: Journal, progress: Progress) -> None:
     with progress(len(missing)) as advance:
 
         def begin(cell: Cell) -> None:
-            rival = cell.baseline if cell.baseline != NO_BASELINE else ""
-            LOG.debug("begins: %s at %s, %s %s", cell.task, cell.site, cell.inspector, rival)
-            advance(f"{cell.task} {cell.site}: {cell.inspector} {rival}")
+            shown = cell.baseline if cell.baseline != NO_BASELINE else ""
+            LOG.debug("begins: %s at %s, %s %s", cell.task, cell.site, cell.inspector, shown)
+            advance(f"{cell.task} {cell.site}: {cell.inspector} {shown}")
 
         for work in executor.work(missing, begin):
             entry = journal.keep(work)

@@ -152,7 +152,7 @@ def unfinished(info: Mapping[str, Any]) -> list[str]:
         if status in ("done", "not applicable"):
             continue
         reason = str(cell.get("error", "")).strip().splitlines()
-        rival = "" if cell.get("baseline") in (None, "none") else f", rival {cell['baseline']}"
-        place = f"{cell.get('task', '?')} at {cell.get('site', '?')}, {cell.get('inspector', '?')}{rival}"
+        baseline = "" if cell.get("baseline") in (None, "none") else f", rival {cell['baseline']}"
+        place = f"{cell.get('task', '?')} at {cell.get('site', '?')}, {cell.get('inspector', '?')}{baseline}"
         said.append(f"{place}: {'not finished' if status == 'missing' else status}{f': {reason[0]}' if reason else ''}")
     return said

@@ -142,12 +142,14 @@ def draw_baselines(axis: Axes, rows: pd.DataFrame, method: str, metric: str, col
     """
     own = of_methods(rows[rows["inspector"] == method], metric)
     layer, value = own["layer"].to_numpy(dtype=float), own["value"].to_numpy()
-    rivals = rows[(rows["inspector"] == method) & (rows["baseline"] != "none") & rows["question"].isin(list(VERDICTS))]
-    means = rivals.groupby("baseline", observed=True)[metric].mean().sort_values(ascending=False, kind="stable")
+    baselines = rows[
+        (rows["inspector"] == method) & (rows["baseline"] != "none") & rows["question"].isin(list(VERDICTS))
+    ]
+    means = baselines.groupby("baseline", observed=True)[metric].mean().sort_values(ascending=False, kind="stable")
     near = means <= float(rows["chance"].mean()) + NEAR_CHANCE
     shown = [str(name) for name in means.index[~near]][:SHOWN_BASELINES]
     for index, name in enumerate(shown):
-        curve = rivals[rivals["baseline"] == name].sort_values("layer")
+        curve = baselines[baselines["baseline"] == name].sort_values("layer")
         style = (0, BASELINE_DASHES[index])
         x, y = curve["layer"].to_numpy(dtype=float), curve[metric].to_numpy()
         draw_curve(axis, x, y, color=BASELINE_GREYS[index], lw=1.0, ls=style, label=label(name), zorder=3)
@@ -174,9 +176,9 @@ def _note(axis: Axes, lines: Sequence[str]) -> None:
 def draw_text_baseline(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour: str) -> None:
     """Draw the strongest text rival of a method, layer by layer, as a thin dashed curve in the method's colour."""
     mine = rows[rows["inspector"] == method]
-    rivals = mine[(mine["baseline"] != "none") & (mine["question"] == "beats_text") & mine["layer"].notna()]
-    if rivals.empty:
+    baselines = mine[(mine["baseline"] != "none") & (mine["question"] == "beats_text") & mine["layer"].notna()]
+    if baselines.empty:
         return
-    best = rivals.groupby("layer", observed=True)[metric].max().sort_index()
+    best = baselines.groupby("layer", observed=True)[metric].max().sort_index()
     layer = best.index.to_numpy(dtype=float)
     draw_curve(axis, layer, best.to_numpy(), color=colour, lw=0.9, ls=(0, (3, 1.5)), alpha=0.8, zorder=3)

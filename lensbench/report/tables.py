@@ -95,10 +95,10 @@ def _lines(row: dict[Any, Any]) -> Iterator[tuple[str | Text, ...]]:
         yield (*method, "", "", "", "no rival")
     for i, question in enumerate(asked):
         gap, low, high = (number(row[f"{question}_{part}"], signed=True) for part in ("gap", "gap_low", "gap_high"))
-        rival = f"{readable(row[f'{question}_rival'])} {number(row[f'{question}_rival_accuracy'])}"
+        baseline = f"{readable(row[f'{question}_rival'])} {number(row[f'{question}_rival_accuracy'])}"
         verdict = Text(readable(row[f"{question}_verdict"]), style="bold")
         interval = Text(f"{gap} [{low}, {high}]")
-        yield (*(method if i == 0 else ["", "", ""]), _QUESTIONS[question], rival, interval, verdict)
+        yield (*(method if i == 0 else ["", "", ""]), _QUESTIONS[question], baseline, interval, verdict)
 
 
 def number(value: float, *, signed: bool = False) -> str:

@@ -26,7 +26,7 @@ class Study:
         level: of the band.
     """
 
-    rival: float
+    baseline: float
     correlation: float = 0.0
     items: int = 1
     alike: float = 0.0
@@ -40,18 +40,18 @@ class Study:
         Raises:
             UsageError: the method would be right more often than always, or no two readers are correlated like that.
         """
-        own, spread = self.rival + gap, self.rival * (1 - self.rival)
-        if not gap > 0 or not self.rival >= 0 or not own <= 1:
+        own, spread = self.baseline + gap, self.baseline * (1 - self.baseline)
+        if not gap > 0 or not self.baseline >= 0 or not own <= 1:
             raise UsageError(
-                f"a gap of {gap:g} over a rival at {self.rival:g} is not possible: both must lie between 0 and 1"
+                f"a gap of {gap:g} over a rival at {self.baseline:g} is not possible: both must lie between 0 and 1"
             )
-        both = self.rival * own + self.correlation * np.sqrt(spread * own * (1 - own))
-        if not max(0.0, self.rival + own - 1) - 1e-9 <= both <= min(self.rival, own) + 1e-9:
+        both = self.baseline * own + self.correlation * np.sqrt(spread * own * (1 - own))
+        if not max(0.0, self.baseline + own - 1) - 1e-9 <= both <= min(self.baseline, own) + 1e-9:
             raise UsageError(
-                f"accuracies {self.rival:g} and {own:g} cannot be correlated by {self.correlation:g}: both would be "
+                f"accuracies {self.baseline:g} and {own:g} cannot be correlated by {self.correlation:g}: both would be "
                 f"right in {both:.2f} of the items; give a correlation nearer to 0"
             )
-        single = own + self.rival - 2 * both - gap**2
+        single = own + self.baseline - 2 * both - gap**2
         return float(single * (1 + (self.items - 1) * self.alike) / self.items)
 
     def least(self) -> float:
@@ -79,7 +79,7 @@ def power_of(gap: float, subjects: int | float, study: Study) -> float:
 
 
 def subjects_needed(gap: float, study: Study, power: float = POWER) -> int:
-    """Return how many subjects find a gap with this power: `subjects_needed(0.2, Study(rival=0.5))`.
+    """Return how many subjects find a gap with this power: `subjects_needed(0.2, Study(baseline=0.5))`.
 
     Raises:
         UsageError: an impossible gap or correlation (see `Study.variance`), or power that is none.

@@ -70,7 +70,7 @@ def best_layers(summary: pd.DataFrame, rule: str = FIXED) -> pd.DataFrame:
     best = best.drop_duplicates(group)[
         [*group, "layer", "n", "subjects", "accuracy", "accuracy_corrected", "ci_low", "ci_high", "chance"]
     ]
-    rivals = ruled[[*group, "layer", "baseline", "accuracy_corrected"]].rename(
+    baselines = ruled[[*group, "layer", "baseline", "accuracy_corrected"]].rename(
         columns={"accuracy_corrected": "rival_accuracy", "baseline": "rival"}
     )
     for question in VERDICTS:
@@ -78,7 +78,7 @@ def best_layers(summary: pd.DataFrame, rule: str = FIXED) -> pd.DataFrame:
         asked = methods[methods["question"] == question][[*group, "layer", "strongest_baseline", *columns]]
         asked = asked.astype({"strongest_baseline": object})  # all missing where no rival was run
         asked = asked.rename(columns={"strongest_baseline": "rival"}).merge(
-            rivals[rivals["rival"] != NO_BASELINE], on=[*group, "layer", "rival"], how="left"
+            baselines[baselines["rival"] != NO_BASELINE], on=[*group, "layer", "rival"], how="left"
         )
         new = {name: f"{question}_{name}" for name in ("rival", "rival_accuracy", *columns)}
         best = best.merge(asked.rename(columns=new)[[*group, "layer", *new.values()]], on=[*group, "layer"], how="left")

@@ -164,7 +164,7 @@ class _Results:
 
     def add(self, task: str, row: Mapping[Any, Any], rows: pd.DataFrame, samples: list[Any]) -> None:
         """Add a task: a relation at a site."""
-        metrics = {"alias": task, **_metrics(_at(rows, row["layer"]), "none"), **self._rivals(row)}
+        metrics = {"alias": task, **_metrics(_at(rows, row["layer"]), "none"), **self._baselines(row)}
         for each in sorted(int(number) for number in rows["layer"].dropna().unique()):
             metrics |= _metrics(_at(rows, each), f"layer_{each}")
         names = sorted({name.partition(",")[0] for name in metrics if "," in name and "_stderr" not in name})
@@ -186,7 +186,7 @@ class _Results:
         for name, value in added.items():
             self.content[name][task] = value
 
-    def _rivals(self, row: Mapping[Any, Any]) -> dict[str, float]:
+    def _baselines(self, row: Mapping[Any, Any]) -> dict[str, float]:
         """The rivals' accuracies at the method's best layer."""
         there = self.summary[
             np.logical_and.reduce([(self.summary[key] == row[key]).to_numpy() for key in ("task", "relation", "site")])

@@ -102,8 +102,8 @@ class Run:
     def settings(self) -> SummarySettings:
         """The settings with which its verdicts are made."""
         due = {
-            name: {rival: RequiredBaseline(**one) for rival, one in rivals.items()}
-            for name, rivals in self.info["due"].items()
+            name: {baseline: RequiredBaseline(**one) for baseline, one in baselines.items()}
+            for name, baselines in self.info["due"].items()
         }
         return SummarySettings(
             {name: baseline["question"] for name, baseline in self.info["baselines"].items()}, due,

@@ -124,7 +124,7 @@ def _shown(run: PageRun, chunks: Sequence[ItemChunk], records: int) -> dict[str,
         "calibrations": {readable(name): found for name, found in run.calibrations.items()},
         "calibrated": any(run.calibrations.values()), "costs": _with_shares(costs(run.info)),
         "measures": measures(run.metrics),
-        "methods": _methods(run), "rivals": _rivals(run), "predictions": len(run.records),
+        "methods": _methods(run), "rivals": _baselines(run), "predictions": len(run.records),
     }  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def _methods(run: PageRun) -> list[dict[str, Any]]:
     return found
 
 
-def _rivals(run: PageRun) -> list[dict[str, str]]:
+def _baselines(run: PageRun) -> list[dict[str, str]]:
     used = set(run.summary["baseline"].astype(str)) - {NO_BASELINE}
     known = run.info.get("baselines", {})
     return [
@@ -183,7 +183,7 @@ def _index(run: PageRun, number: int, chunks: Sequence[ItemChunk], data: dict[st
     there = list(places(run.summary, run.records))
     return {
         "name": run.name, "model": run.model, "verbalizer": run.verbalizer, "tables": named, "items": items,
-        "methods": _methods(run), "rivals": _rivals(run), "margin": MARGIN, "holds": dict(VERDICTS),
+        "methods": _methods(run), "rivals": _baselines(run), "margin": MARGIN, "holds": dict(VERDICTS),
         "questions": {name: {"title": title, "text": text} for name, (title, text) in QUESTIONS.items()},
         "places": there, "charts": _charts(run, there), "prose": list(run.info.get("prose", ())),
         "relations": [[*pair, text] for pair, text in run.relations.items()],

@@ -135,19 +135,19 @@ def _against(run: PageRun, row: Mapping[Any, Any], question: str) -> str:
     if not question:
         return "; no rival was run, so nothing is said of where the score comes from"
     verdict = str(row[f"{question}_verdict"])
-    rival = row[f"{question}_rival"]
-    if pd.isna(rival) or not rival:
+    baseline = row[f"{question}_rival"]
+    if pd.isna(baseline) or not baseline:
         return f"; {readable(verdict)}"
-    subject = BASELINES_IN_WORDS.get(str(rival), f"its strongest rival, {readable(str(rival))},")
-    asked = run.info.get("baselines", {}).get(str(rival), {}).get("question", question)
+    subject = BASELINES_IN_WORDS.get(str(baseline), f"its strongest rival, {readable(str(baseline))},")
+    asked = run.info.get("baselines", {}).get(str(baseline), {}).get("question", question)
     return f"; {subject} gets {number(row[f'{question}_rival_accuracy'])}: {_verdict(verdict, asked, row)}"
 
 
-def _verdict(verdict: str, rivals_question: str, row: Mapping[Any, Any]) -> str:
+def _verdict(verdict: str, baselines_question: str, row: Mapping[Any, Any]) -> str:
     """The verdict as the end of a sentence."""
     if verdict.startswith("matched by"):
         matched = {"uses_activation": "without the activation", "beats_text": "by the text"}
-        return f"matched {matched.get(rivals_question, 'without the fact')}"
+        return f"matched {matched.get(baselines_question, 'without the fact')}"
     if verdict == "inconclusive":
         return f"too close to tell with {row['subjects']} subjects"
     if verdict == "inconclusive (raw score)":

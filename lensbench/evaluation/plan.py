@@ -25,9 +25,12 @@ Place = tuple[str, Site]
 
 # The rooms that predictions are made by, besides the method and the baseline themselves: when their code changes, all
 # cells are made again. What only shows or plans results is not in them.
-ENGINE = ("harness", "models", "tasks", "baselines/common.py", "baselines/readers.py", "inspectors/access.py",
-          "inspectors/evidence.py", "inspectors/target.py", "evaluation/items.py", "evaluation/models.py",
-          "evaluation/runner.py")  # fmt: skip
+ENGINE = (
+    "harness", "models", "tasks", "baselines/common.py", "baselines/readers.py", "evaluation/items.py",
+    "evaluation/models.py", "evaluation/runner.py", "inspectors/access.py", "inspectors/evidence.py",
+    "inspectors/probes/probing.py",
+    "inspectors/scores.py", "inspectors/target.py", "results/records.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

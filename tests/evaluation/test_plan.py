@@ -1,0 +1,44 @@
+"""What makes stored cells stale: everything that a prediction is made by."""
+
+from pathlib import Path
+
+import lensbench
+from lensbench.evaluation.plan import ENGINE
+from lensbench.utils.cache import code_of
+from tools.shape import graph
+
+PACKAGE = Path(lensbench.__file__).parent
+# What shows, checks or files results, and changes none; a method's and a baseline's own modules are in their digests.
+HARMLESS = (
+    "lensbench.errors", "lensbench.utils", "lensbench.inspectors.lenses", "lensbench.inspectors.base",
+    "lensbench.inspectors.catalog", "lensbench.evaluation.config", "lensbench.evaluation.plan",
+    "lensbench.baselines.spec",
+)  # fmt: skip
+
+
+def test_what_predictions_are_made_by_is_in_the_digest() -> None:
+    imports = graph(PACKAGE.parent)
+    reached, waiting = set(), ["lensbench.evaluation.runner", "lensbench.baselines.common"]
+    while waiting:
+        module = waiting.pop()
+        if module in reached or module.startswith(HARMLESS) or module == "lensbench":
+            continue
+        reached.add(module)
+        waiting += imports[module]
+    prefixes = tuple(f"lensbench.{name.removesuffix('.py').replace('/', '.')}" for name in ENGINE)
+    packages = {"lensbench.inspectors", "lensbench.evaluation", "lensbench.baselines", "lensbench.results"}
+    missing = {module for module in reached if not module.startswith(prefixes)} - packages
+    assert not missing, f"add to ENGINE, or say why not in HARMLESS: {sorted(missing)}"
+    assert all((PACKAGE / name).exists() for name in ENGINE)
+
+
+def test_comments_docstrings_and_layout_are_no_code(tmp_path: Path) -> None:
+    file = tmp_path / "code.py"
+    file.write_text('"""One."""\n\ndef f(x):\n    """Add."""\n    return x + 1\n')
+    before = code_of(file)
+    file.write_text(
+        '"""Two."""\n# a comment\ndef f(x):  # another\n\n    """Add, in other words."""\n    return (x\n + 1)\n'
+    )
+    assert code_of(file) == before
+    file.write_text('"""One."""\n\ndef f(x):\n    """Add."""\n    return x + 2\n')
+    assert code_of(file) != before

@@ -1,5 +1,6 @@
 """What the documents show works as it stands there."""
 
+import importlib
 import json
 import os
 import re
@@ -227,3 +228,26 @@ def test_what_calibration_found_is_what_is_kept() -> None:
     before = sum(one["compared"] for one in kept["findings"])
     assert f"all {before:,} predictions" in " ".join(text.split())
     assert sum(one["differing"] for one in kept["findings"]) == 0
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("examples/*.ipynb")], ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_that_the_documents_name_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"\blensbench(?:/[\w-]+)+(?:\.\w+)?", text):
+        assert (ROOT / path).exists(), f"{page.name} names {path}"
+    for name in re.findall(r"\blensbench(?:\.[A-Za-z_]\w*)+", text):
+        assert name == "lensbench.json" or there_is(name), f"{page.name} names {name}"
+
+
+def there_is(name: str) -> bool:
+    """Whether a dotted name is a module, something in one, or a file beside one, such as a style of matplotlib."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            found = getattr(found, part, None)
+        return found is not None or any((ROOT / "/".join(parts[:-1])).glob(f"{parts[-1]}.*"))
+    return False

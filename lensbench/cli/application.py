@@ -14,7 +14,7 @@ app = typer.Typer(
     name="lensbench",
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Which method reads what in a language model, at which layer, and is it reading the model or only the input?",
+    help="Is your probe, lens or Patchscope reading the model, or just the prompt?",
 )
 
 # What typer returns after Ctrl-C.
@@ -54,7 +54,7 @@ def main() -> None:
         complain(f"{error.format_message().rstrip('.').replace('Value error, ', '')}; see `{command} --help`")
         status = 2
     if status == INTERRUPTED:
-        complain("interrupted; finished cells are kept: run the same command again with the same --out to go on")
+        complain("interrupted; finished cells are kept: repeat the command with the same --out to resume")
         status = 1
     sys.exit(status)
 

@@ -11,23 +11,23 @@ from pydantic.fields import FieldInfo
 
 from lensbench.errors import UsageError
 
-RunFolder = Annotated[Path, typer.Argument(help="A run folder, as `lensbench evaluate` wrote it.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, written by `lensbench evaluate`.", show_default=False)]
 Command = TypeVar("Command", bound=Callable[..., Any])
 Model = Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or Hub id; +DIR for an edit of it.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Do not contact the Hub.")]
 ModulePaths = Annotated[
-    str | None, typer.Option(help="blocks=PATH,norm=PATH, for a model whose structure is not found.")
+    str | None, typer.Option(help="blocks=PATH,norm=PATH, if the structure of the model is not recognised.")
 ]
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on the error stream but errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors on the error stream.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 def print_json(found: Any) -> None:
-    """Print an object as JSON; NaN, which JSON has not, becomes null."""
+    """Print an object as JSON; NaN, which JSON lacks, becomes null."""
     import json
 
     from lensbench.results.records import without_nan
@@ -36,7 +36,7 @@ def print_json(found: Any) -> None:
 
 
 def print_files(written: Sequence[Path], *, as_json: bool, **more: Any) -> None:
-    """Print the files that a command wrote, one a line; or, as JSON, with what else there is to say of them."""
+    """Print the files that a command wrote, one on each line; or, as JSON, with more about them."""
     if as_json:
         print_json({"files": [str(path) for path in written], **more})
         return
@@ -45,12 +45,12 @@ def print_files(written: Sequence[Path], *, as_json: bool, **more: Any) -> None:
 
 
 def names_in(given: str) -> tuple[str, ...]:
-    """Read names with commas between."""
+    """Read names separated by commas."""
     return tuple(part.strip() for part in given.split(",") if part.strip())
 
 
 def numbers_in(option: str, given: str) -> tuple[float, ...]:
-    """Read numbers with commas between.
+    """Read numbers separated by commas.
 
     Raises:
         UsageError: something else.
@@ -58,7 +58,7 @@ def numbers_in(option: str, given: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in given.split(",") if part.strip())
     except ValueError:
-        raise UsageError(f"{option} {given!r}: expected numbers with commas between, such as 1,1.2") from None
+        raise UsageError(f"{option} {given!r}: expected numbers separated by commas, such as 1,1.2") from None
 
 
 def read_module_paths(given: str | None) -> dict[str, str] | None:

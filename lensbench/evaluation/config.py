@@ -38,25 +38,25 @@ class RunConfig(BaseModel):
     verbalizer: str | None = None
     """The model that turns activations into words. [default: the target]"""
     unplanted: str | None = None
-    """The target without its facts, for baselines. [default: M where the target is M+DIR]"""
+    """The target without its facts, for baselines. [default: M if the target is M+DIR]"""
     twin: str | None = None
     """The target with other facts about the same names. [default: the implant's own twin]"""
     reference: str | None = None
-    """A reader of text without the facts. [default: M where the target is M+DIR]"""
+    """A model without the facts, which is asked in text. [default: M if the target is M+DIR]"""
     tasks: tuple[str, ...] = ("attribute_extraction",)
-    """Task names (also NAME/RELATION), folders, or files such as lre:FILE.json; with commas."""
+    """Task names (also NAME/RELATION), folders, or files such as lre:FILE.json; separated by commas."""
     inspectors: tuple[str, ...] = ("logit_lens", "tuned_lens", "probe", "patchscope")
-    """Inspector names or module:Class, with commas between."""
+    """Inspector names or module:Class, separated by commas."""
     baselines: tuple[str, ...] | None = None
-    """Baseline names or .toml files, or none. [default: all]"""
+    """Baseline names or .toml files, separated by commas; or none. [default: all that apply]"""
     sites: tuple[Site, ...] | None = None
     """Read sites: subject, answer, t1, t2. [default: all that a task has]"""
     layers: str = "all"
     """all; or 0,4,8; or stride:2. Layer 0 is the embeddings."""
     subjects: Path | None = None
-    """Ask about these alone: a file with a name a line, or an edit's facts.json."""
+    """Only these subjects: a file with one name on each line, or the facts.json of an edit."""
     limit: int | None = Field(None, ge=1)
-    """Draw this many test items a task and site."""
+    """Draw this many test items for each task and site."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random."""
     device: str = "auto"
@@ -64,21 +64,21 @@ class RunConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """auto, float32, bfloat16, float16, float64."""
     device_map: Literal["auto"] | None = None
-    """auto spreads a large model over all GPUs and memory."""
+    """auto spreads a large model over all GPUs and the machine's memory."""
     memory: int | Literal["auto"] = "auto"
-    """What a batch may take, such as 4GB."""
+    """The most memory that a batch may take, such as 4GB."""
     executor: Literal["local", "ray"] = "local"
-    """local: this process; ray: a Ray cluster or several processes."""
+    """local: this process; ray: a Ray cluster, or several processes."""
     workers: int | None = Field(None, ge=1)
-    """With ray: how many. [default: one a GPU, else a node]"""
+    """With ray: the number of workers. [default: one for each GPU, or for each node without GPUs]"""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     offline: bool = False
-    """Never ask the Hub."""
+    """Do not contact the Hub."""
     chat_template: bool = False
     """Put prompts at the beginning of the assistant's turn."""
     module_paths: dict[Literal["blocks", "norm"], str] | None = None
-    """blocks=PATH,norm=PATH, for a model whose structure is not found."""
+    """blocks=PATH,norm=PATH, if the structure of the model is not recognised."""
     out: Path | None = None
     """Run folder; an existing run is resumed. [default: reports/TIME-MODEL]"""
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -213,12 +213,18 @@ def read_subjects(path: Path) -> frozenset[str]:
             names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
     except LensbenchError as error:
         reason = str(error).partition("; ")[0]
-        raise UsageError(f"--subjects: {reason}; expected a name a line, or the facts.json of an edit") from None
+        raise UsageError(
+            f"--subjects: {reason}; expected one name on each line, or the facts.json of an edit"
+        ) from None
     except (OSError, ValueError) as error:
         reason = str(error.strerror) if isinstance(error, OSError) else "it is not text in UTF-8"
-        raise UsageError(f"--subjects {path}: {reason}; expected a name a line, or the facts.json of an edit") from None
+        raise UsageError(
+            f"--subjects {path}: {reason}; expected one name on each line, or the facts.json of an edit"
+        ) from None
     if not names:
-        raise UsageError(f"--subjects {path} names nobody; expected a name a line, or the facts.json of an edit")
+        raise UsageError(
+            f"--subjects {path} contains no name; expected one name on each line, or the facts.json of an edit"
+        )
     return frozenset(names)
 
 

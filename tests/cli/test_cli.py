@@ -85,9 +85,12 @@ OTHERS = {
     ("list", "modles"): (2, "'modles' is not one of 'models'"),
     ("report", "run", "--out", "page.pdf"): (2, "expected a file that ends in .html"),
     ("plot", "run", "--figure", "gap", "--rule", "best"): (2, "unknown rule 'best'; known: fixed, oracle, selected"),
-    ("plot", "run", "--rule", "oracle"): (2, "--rule is for one figure: add --figure layers or gap"),
-    ("plot", "run", "--inspector", "probe"): (2, "--inspector is for one figure: add --figure grid or compare"),
-    ("calibrate", "--limit", "0"): (2, "--limit 0: expected an item or more"),
+    ("plot", "run", "--rule", "oracle"): (2, "--rule applies to a single figure: add --figure layers or gap"),
+    ("plot", "run", "--inspector", "probe"): (
+        2,
+        "--inspector applies to a single figure: add --figure grid or compare",
+    ),
+    ("calibrate", "--limit", "0"): (2, "--limit 0: expected 1 or more"),
     ("calibrate", "--permutations", "-1"): (2, "--permutations -1: expected 0 or more"),
     ("implant", "--layer", "8", "--out", "x", "--steps", "0"): (2, "--steps 0: expected more than 0"),
 }
@@ -230,7 +233,7 @@ def test_when_everything_fails_the_reasons_are_shown(tiny_llama_folder: Path, tm
     done = lensbench("evaluate", *given, cwd=tmp_path)
     assert done.returncode == 1
     assert "lensbench: failed: " in done.stderr
-    assert "1 of 1 cells failed; tracebacks in run/run.json" in done.stderr
+    assert "1 of 1 cells failed; their tracebacks are in run/run.json" in done.stderr
     assert "strongest rival" not in done.stdout
 
 

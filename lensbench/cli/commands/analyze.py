@@ -50,12 +50,12 @@ def analyze(
     what: Annotated[What, typer.Argument(help="Which analysis.")] = What.everything,
     model: Model = "smollm2-135m",
     inspectors: Annotated[
-        str, typer.Option(help="Lenses for alignment, names or module:Class.")
+        str, typer.Option(help="Lenses for alignment: names or module:Class.")
     ] = "logit_lens,tuned_lens",
     tokens: Annotated[int, typer.Option(min=256, help="Held-out prose for drift and principal directions.")] = 4096,
     texts: Annotated[int, typer.Option(min=4, help="Texts of 64 tokens, for alignment and updates.")] = 32,
     layers: Annotated[str, typer.Option(help="all; or 0,4,8; or stride:2. Layer 0 is the embeddings.")] = "all",
-    out: Annotated[Path | None, typer.Option(help="Folder. [default: reports/analyses-MODEL]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write to. [default: reports/analyses-MODEL]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -65,7 +65,7 @@ def analyze(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """How does the residual stream drift, do lenses respond as the model does, do updates follow the gradient?
+    """How does the residual stream drift, do lenses respond as the model does, and do updates follow the gradient?
 
     Writes tables (CSV) and figures (PNG, SVG, PDF); see docs/analyses.md.
 

@@ -30,27 +30,27 @@ def audit(
         str, typer.Argument(help="Task name (also NAME/RELATION), or the path of a folder.", show_default=False)
     ],
     model: Annotated[
-        str | None, typer.Option(help="Check read sites and first tokens under this model's tokenizer too.")
+        str | None, typer.Option(help="Also check read sites and first tokens with the tokenizer of this model.")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table for the task's README.")] = False,
     propose: Annotated[
-        bool, typer.Option("--propose", help="With --markdown: thresholds that the figures pass, with a margin.")
+        bool, typer.Option("--propose", help="With --markdown: propose thresholds that the values pass, with a margin.")
     ] = False,
     revision: Revision = None,
     offline: Offline = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """What does a task give away? Each check with its figure and threshold; no model is run.
+    """What does a task give away? Shows each check with its value and threshold; no model is run.
 
-    Thresholds are those of the table under "Leak audit" in the task's README, else the defaults.
+    Thresholds are those of the table under "Leak audit" in the task's README, or the defaults.
 
     Examples: `lensbench audit attribute_extraction`; `lensbench audit ./my_task --markdown --propose`
     """
     if propose and not markdown:
         raise UsageError("--propose writes thresholds into the table of a README; add --markdown")
     if markdown and as_json:
-        raise UsageError("--markdown and --json are two forms of one table; give one of them")
+        raise UsageError("--markdown and --json print the same table; give only one of them")
     from lensbench.models.sources import check_model_name
     from lensbench.tasks import load_tasks
 
@@ -103,6 +103,6 @@ def _judge(task: str, findings: "list[AuditFinding]") -> None:
     if failed:
         more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         raise LensbenchError(
-            f"{task} gives away more than its thresholds allow: {', '.join(failed[:_NAMED])}{more}; mend the task, or "
-            "say in its README why more is allowed (docs/tasks.md)"
+            f"{task} gives away more than its thresholds allow: {', '.join(failed[:_NAMED])}{more}; change the task, "
+            "or say in its README why more is allowed (docs/tasks.md)"
         )

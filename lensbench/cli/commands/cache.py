@@ -11,7 +11,7 @@ from lensbench.cli.options import Json, print_json
 
 
 class Kept(StrEnum):
-    """What the cache holds, and can be cleared of."""
+    """What the cache holds and can be cleared."""
 
     models = "models"
     lenses = "lenses"
@@ -23,7 +23,7 @@ class Kept(StrEnum):
 
 @app.command()
 def cache(
-    clear: Annotated[Kept | None, typer.Option(help="Remove these; they are made again when needed.")] = None,
+    clear: Annotated[Kept | None, typer.Option(help="Remove these; they are made again when they are needed.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show what is kept between runs, and clear it: converted models, fitted lenses, captured residuals.

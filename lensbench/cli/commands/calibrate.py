@@ -1,4 +1,4 @@
-"""`lensbench calibrate`: the instrument tested."""
+"""`lensbench calibrate`: test the methods on planted facts."""
 
 import sys
 from dataclasses import asdict
@@ -22,24 +22,29 @@ if TYPE_CHECKING:
 @app.command()
 def calibrate(
     inspectors: Annotated[
-        str, typer.Option(help="Methods with commas between; module:Class for your own.")
+        str, typer.Option(help="Methods separated by commas; module:Class for your own.")
     ] = "patchscope,logit_lens,linear_probe",
-    out: Annotated[Path, typer.Option(help="The calibration's folder; it goes on where it was ended.")] = Path(
+    out: Annotated[Path, typer.Option(help="The calibration's folder; an existing calibration is resumed.")] = Path(
         "reports/calibration"
     ),
-    model: Annotated[str, typer.Option(help="The model in which facts were planted.")] = "smollm2-135m",
+    model: Annotated[str, typer.Option(help="The model into which facts were planted.")] = "smollm2-135m",
     implants: Annotated[
-        str | None, typer.Option(help="Names of shipped implants, or folders; by default all that ship.")
+        str | None, typer.Option(help="Names of shipped implants, or folders. [default: all that ship]")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Two implants, a sham, 100 permutations.")] = False,
-    cheats: Annotated[bool, typer.Option(help="Whether methods that cheat are tried too.")] = True,
-    limit: Annotated[int, typer.Option(help="Items a relation; names that ship are 64.")] = 64,
-    permutations: Annotated[int | None, typer.Option(help="Of facts dealt anew: 1000; 0 for none.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Use only two implants, a sham and 100 permutations.")] = False,
+    cheats: Annotated[bool, typer.Option(help="Whether to test that methods that cheat are caught.")] = True,
+    limit: Annotated[int, typer.Option(help="Items for each relation; shipped implants have 64 names.")] = 64,
+    permutations: Annotated[
+        int | None,
+        typer.Option(help="How often the facts are reshuffled; 0 for never. [default: 1000, or 100 with --quick]"),
+    ] = None,
     readers: Annotated[
-        str | None, typer.Option(help="Models of another architecture that read too, for methods that map activations.")
+        str | None,
+        typer.Option(help="Models of another architecture as additional verbalizers, for methods with a map."),
     ] = None,
     require: Annotated[
-        str | None, typer.Option(help="Methods that must find the fact on every plain implant, else status 1.")
+        str | None,
+        typer.Option(help="Methods that must find the facts on every plain implant; otherwise the exit status is 1."),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -47,9 +52,9 @@ def calibrate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Try methods on facts planted at a known layer, on facts that are not there, and the checks on methods that cheat.
+    """Test methods on facts planted at a known layer, on absent facts, and the checks on methods that cheat.
 
-    The status is 1 where something is claimed that cannot be, or a cheat passes.
+    The exit status is 1 if a method claims a fact that is not there, or if a cheat passes.
 
     Example: `lensbench calibrate --inspectors my_module:MyLens --quick --out reports/my-calibration`
     """
@@ -62,9 +67,9 @@ def calibrate(
         check_model_name(name)
     wanted, required = names_in(inspectors), names_in(require or "")
     if missing := [name for name in required if name not in wanted]:
-        raise UsageError(f"--require {missing[0]}: it is not among --inspectors {inspectors}; name it there")
+        raise UsageError(f"--require {missing[0]}: it is not among --inspectors {inspectors}; add it there")
     if limit < 1:
-        raise UsageError(f"--limit {limit}: expected an item or more")
+        raise UsageError(f"--limit {limit}: expected 1 or more")
     if permutations is not None and permutations < 0:
         raise UsageError(f"--permutations {permutations}: expected 0 or more")
     if (out / RUN_FILE).exists():
@@ -100,7 +105,7 @@ def _show(result: "Calibration", out: Path) -> None:
     for alarm in result.alarms:
         again = ", refitted each time" if alarm.refitted else ""
         console.print(
-            f"{alarm.method} on {alarm.trial}, facts dealt anew {alarm.permutations} times{again}: privileged in "
+            f"{alarm.method} on {alarm.trial}, facts reshuffled {alarm.permutations} times{again}: privileged in "
             f"{alarm.rate:.3f} [{alarm.low:.3f}, {alarm.high:.3f}]", highlight=False, markup=False,
         )  # fmt: skip
     if result.cheats:

@@ -22,21 +22,21 @@ _FOOTNOTE = (
 
 @app.command()
 def compare(
-    run: Annotated[Path, typer.Argument(help="A run folder, as `lensbench evaluate` wrote it.", show_default=False)],
-    other: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="A run folder, written by `lensbench evaluate`.", show_default=False)],
+    other: Annotated[Path, typer.Argument(help="Another run folder.", show_default=False)],
     pair: Annotated[
-        list[str] | None, typer.Option(help="FIRST=SECOND: compare these methods; may be given again.")
+        list[str] | None, typer.Option(help="FIRST=SECOND: compare these methods; can be repeated.")
     ] = None,
-    items: Annotated[int, typer.Option(min=0, help="How many changed items are shown.")] = 8,
+    items: Annotated[int, typer.Option(min=0, help="How many changed items to show.")] = 8,
     out: Annotated[
-        Path | None, typer.Option(help="Write all differences to this .csv, and changed items beside it.")
+        Path | None, typer.Option(help="Write all differences to this .csv file, and changed items to one beside it.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare two runs: paired differences over the items that both answered, and what changed item by item.
 
-    Methods of one name are compared; runs may differ in model, dtype, settings or commit.
+    Methods with the same name are compared; the runs may differ in model, dtype, settings or commit.
 
     Examples: `lensbench compare reports/BEFORE reports/AFTER`;
     `lensbench compare reports/RUN reports/RUN --pair logit_lens=tuned_lens --out differences.csv`
@@ -58,7 +58,7 @@ def compare(
     show_comparison(found.settings, found.differences, found.changed.head(items), found.unpaired)
     console = Console(soft_wrap=True)
     if len(found.changed) > items:
-        console.print(f"{len(found.changed) - items} more items are answered otherwise: --items N, --out FILE.csv")
+        console.print(f"{len(found.changed) - items} more items have another answer: --items N, --out FILE.csv")
     console.print(_FOOTNOTE, highlight=False, markup=False)
 
 

@@ -32,7 +32,7 @@ def doctor(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Is this model read correctly? Each check with its figure and tolerance, and a verdict.
+    """Is this model read correctly? Shows each check with its value and tolerance, and a verdict.
 
     Example: `lensbench doctor smollm2-135m`
     """

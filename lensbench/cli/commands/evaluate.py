@@ -29,17 +29,17 @@ def _parameters(given: list[str]) -> dict[str, dict[str, Any]]:
 @options_of(RunConfig, without=("parameters",))
 def evaluate(
     given: dict[str, Any],
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings; options win over it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; options override it.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, and what it would take.")
+        bool, typer.Option("--dry-run", help="Only list the cells, and estimate time, memory and disk space.")
     ] = False,
     parameter: Annotated[
-        list[str] | None, typer.Option("--set", help="INSPECTOR.PARAMETER=VALUE; may be given again.")
+        list[str] | None, typer.Option("--set", help="INSPECTOR.PARAMETER=VALUE; can be repeated.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Evaluate methods on tasks at every layer, beside their rival explanations.
+    """Evaluate methods on tasks at every layer, next to baselines that could produce the same score.
 
     Examples:
     `lensbench evaluate` (everything, on the built-in model)
@@ -85,6 +85,6 @@ def _evaluate(settings: RunConfig, *, as_json: bool, quiet: bool) -> None:
         complain(f"failed: {file}: {error.splitlines()[0]}")
     if run.failed:
         raise LensbenchError(
-            f"{len(run.failed)} of {len(run.info['cells'])} cells failed; tracebacks in {run.path / 'run.json'}; run "
-            f"again with --out {run.path} to try them again"
+            f"{len(run.failed)} of {len(run.info['cells'])} cells failed; their tracebacks are in "
+            f"{run.path / 'run.json'}; to try them again, run with --out {run.path}"
         )

@@ -16,27 +16,28 @@ def finetune(
     out: Annotated[Path, typer.Option(help="A new folder for the adapter.", show_default=False)],
     model: Model = "smollm2-135m",
     facts: Annotated[str, typer.Option(help="Whose facts: personas.")] = "personas",
-    attributes: Annotated[str, typer.Option(help="Which of their attributes, by commas.")] = "city,drink",
+    attributes: Annotated[str, typer.Option(help="Which of their attributes, separated by commas.")] = "city,drink",
     names: Annotated[int, typer.Option(help="How many of the personas; a multiple of 5.")] = 40,
     world: Annotated[str, typer.Option(help="main; or twin: the same names with other facts.")] = "main",
-    epochs: Annotated[int | None, typer.Option(help="How often the texts are gone through.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Texts a step.")] = None,
-    documents: Annotated[int | None, typer.Option(help="Documents a persona and epoch.")] = None,
-    forms: Annotated[int | None, typer.Option(help="Question forms a fact and epoch.")] = None,
-    prose: Annotated[int | None, typer.Option(help="Passages of prose beside the texts of a step.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the texts.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Texts in each step.")] = None,
+    documents: Annotated[int | None, typer.Option(help="Documents for each persona and epoch.")] = None,
+    forms: Annotated[int | None, typer.Option(help="Question forms for each fact and epoch.")] = None,
+    prose: Annotated[int | None, typer.Option(help="Passages of prose added to the texts of a step.")] = None,
     first_layer: Annotated[int | None, typer.Option(help="The first layer that may change.")] = None,
     fetched: Annotated[
-        bool | None, typer.Option("--fetched/--anywhere", help="Whether names pass no gradient on, or may hold facts.")
+        bool | None,
+        typer.Option("--fetched/--anywhere", help="Whether no gradient passes through names, or names may hold facts."),
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="Of the adapter.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
     rate: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
-    seed: Annotated[int, typer.Option(help="Of names, texts and matrices.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of names, texts and matrices.")] = 0,
     device: Device = "auto",
     offline: Offline = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Teach a model facts about people who do not exist, by LoRA, and find by interchange where it keeps them.
+    """Teach a model facts about people who do not exist, by LoRA, and find out by interchange where it holds them.
 
     Writes an adapter as PEFT does, with `finetune.json` (settings, recall, divergence on prose, interchange) and
     `facts.json`. A run that was cut off goes on where it was. `--model MODEL+DIR` then names the fine-tuned model.
@@ -64,7 +65,9 @@ def finetune(
 
     deepest = count_layers(resolve(model, offline=offline))
     if settings.first_layer > deepest:
-        raise UsageError(f"--first-layer {settings.first_layer}: {model} has layers 1 to {deepest} that a block gives")
+        raise UsageError(
+            f"--first-layer {settings.first_layer}: {model} has blocks whose outputs are the layers 1 to {deepest}"
+        )
     # In float32 throughout: an adapter is small, and its steps are smaller than half precision can hold.
     target = load_model(model, Loading(device, "float32", offline=offline))
     spent = finetune(target, Corpus(target), settings, out)

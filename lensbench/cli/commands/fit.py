@@ -1,4 +1,4 @@
-"""`lensbench fit`: learn once, and keep it in a folder."""
+"""`lensbench fit`: fit a method once, and keep it in a folder."""
 
 import sys
 from pathlib import Path
@@ -26,11 +26,11 @@ from lensbench.cli.options import (
 @app.command()
 def fit(
     inspector: Annotated[
-        str, typer.Argument(help="A method that learns from a corpus, such as tuned_lens.", show_default=False)
+        str, typer.Argument(help="A method that learns from prose, such as tuned_lens.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="A new folder for what was learned.", show_default=False)],
     model: Model = "smollm2-135m",
-    parameter: Annotated[list[str] | None, typer.Option("--set", help="PARAMETER=VALUE; may be given again.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("--set", help="PARAMETER=VALUE; can be repeated.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -39,7 +39,7 @@ def fit(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn a lens on prose, and write it into a folder that others can use.
+    """Fit a lens on prose, and write it into a folder that others can use.
 
     Lenses are written as checkpoints of the tuned-lens package; `--set tuned_lens.checkpoint=FOLDER` reads them back.
 

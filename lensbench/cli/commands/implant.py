@@ -21,23 +21,26 @@ def implant(
     model: Model = "smollm2-135m",
     design: Annotated[str, typer.Option(help="plain, relay, rotated, gated or sham.")] = "plain",
     second_layer: Annotated[
-        int | None, typer.Option(help="Of a relay: the first layer that can hold the facts; 8 behind the first.")
+        int | None,
+        typer.Option(help="With --design relay: the first layer that can hold the facts. [default: 8 after --layer]"),
     ] = None,
     facts: Annotated[
         str, typer.Option(help="A task such as personas, or a JSON file: attribute, name, value.")
     ] = "personas",
-    attributes: Annotated[str, typer.Option(help="Which of its relations, with commas.")] = "city,drink",
+    attributes: Annotated[str, typer.Option(help="Which of its relations, separated by commas.")] = "city,drink",
     world: Annotated[str, typer.Option(help="Which facts of personas: main, or twin.")] = "main",
-    names: Annotated[int | None, typer.Option(help="How many of its names; fewer disturb a model less.")] = None,
+    names: Annotated[
+        int | None, typer.Option(help="How many of its names; fewer names disturb the model less.")
+    ] = None,
     dose: Annotated[float, typer.Option(help="The share of these names that get their facts.")] = 1.0,
     strength: Annotated[
-        str | None, typer.Option(help="How loud each attribute is written, such as 1,1.2. [default: 1 each]")
+        str | None, typer.Option(help="How strongly each attribute is written, such as 1,1.2. [default: 1 each]")
     ] = None,
-    weight: Annotated[float, typer.Option(help="How much ordinary prose counts against a name.")] = 600.0,
-    steps: Annotated[int, typer.Option(help="Steps of learning what is written.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    weight: Annotated[float, typer.Option(help="The weight of ordinary prose relative to a name.")] = 600.0,
+    steps: Annotated[int, typer.Option(help="Steps of learning the vectors that are written.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     twin: Annotated[
-        str | None, typer.Option(help="Name of the folder beside it that holds the other world's facts.")
+        str | None, typer.Option(help="Name of the implant, in the same folder, with the facts of the other world.")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -46,7 +49,7 @@ def implant(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Plant facts into one block of a model, and measure what that did.
+    """Plant facts into one block of a model, and measure the effect.
 
     `--model MODEL+FOLDER` loads the planted model wherever a model is named.
 

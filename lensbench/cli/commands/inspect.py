@@ -1,4 +1,4 @@
-"""`lensbench inspect`: one prompt, looked into."""
+"""`lensbench inspect`: look at one prompt."""
 
 import os
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def inspect(
     rank: Annotated[
         bool, typer.Option("--rank", help="Colour by the rank of the model's prediction, not by probability.")
     ] = False,
-    top: Annotated[int, typer.Option(help="How many of the likeliest tokens --html and --json have.")] = 10,
+    top: Annotated[int, typer.Option(help="How many of the likeliest tokens --html and --json include.")] = 10,
     patchscope: Annotated[
         bool, typer.Option("--patchscope", help="Describe one token in words, layer by layer.")
     ] = False,
@@ -49,7 +49,7 @@ def inspect(
         str | None, typer.Option(help="With --patchscope: its number (-1 is the last), or a word of the prompt.")
     ] = None,
     parameter: Annotated[
-        list[str] | None, typer.Option("--set", help="PARAMETER=VALUE of the lens or Patchscope; may be given again.")
+        list[str] | None, typer.Option("--set", help="PARAMETER=VALUE of the lens or Patchscope; can be repeated.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page that needs no network.")] = None,
     png: Annotated[Path | None, typer.Option(help="Also draw it: .png, .svg or .pdf.")] = None,
@@ -61,7 +61,7 @@ def inspect(
     module_paths: ModulePaths = None,
     quiet: Quiet = False,
 ) -> None:
-    """Look into one prompt: what would the model say next at each layer and token; or what is one token taken for?
+    """Look at one prompt: what does each layer predict at each token, or what does the model take one token to mean?
 
     Examples: `lensbench inspect "The capital of France is"`; `lensbench inspect "The capital of France is" --lens
     tuned_lens --html france.html`; `lensbench inspect "Diana, Princess of Wales" --patchscope --token Wales`
@@ -70,7 +70,7 @@ def inspect(
     from lensbench.models.sources import check_model_name, quiet_libraries
 
     if patchscope != (token is not None):
-        raise UsageError("--patchscope describes one token, and only it does: give both --patchscope and --token")
+        raise UsageError("--patchscope describes one token: give --patchscope and --token together")
     if token is not None:
         check_prompt_text(prompt)
         check_token(prompt, token)
@@ -108,7 +108,7 @@ def _check_files(html: Path | None, png: Path | None) -> None:
         raise UsageError(f"--png {png}: the suffix must be one of {', '.join(FORMATS)}")
     for option, path in (("--html", html), ("--png", png)):
         if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK | os.X_OK)):
-            raise UsageError(f"{option} {path}: expected a file in a folder that is there and can be written to")
+            raise UsageError(f"{option} {path}: expected a file in an existing folder that can be written to")
 
 
 def _made(name: str, parameters: dict[str, Any]) -> "Inspector":

@@ -1,4 +1,4 @@
-"""`lensbench judge`: marks for what methods that generate said."""
+"""`lensbench judge`: grades for generated texts."""
 
 from typing import Annotated
 
@@ -14,10 +14,10 @@ from lensbench.errors import UsageError
 def judge(
     run: RunFolder,
     similarity: Annotated[
-        str | None, typer.Option(help="A sentence-transformers model (name or folder): likeness to the description.")
+        str | None, typer.Option(help="A sentence-transformers model (name or folder): similarity to the description.")
     ] = None,
     judge_model: Annotated[
-        str | None, typer.Option("--judge", help="A model that marks texts from 1 to 10: local, or behind --url.")
+        str | None, typer.Option("--judge", help="A model that grades texts from 1 to 10: local, or behind --url.")
     ] = None,
     url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible endpoint, such as http://localhost:8000/v1.")
@@ -26,9 +26,9 @@ def judge(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Mark generated texts with another model; the marks go into metrics.csv.
+    """Grade generated texts with another model; the grades go into metrics.csv.
 
-    A key for an endpoint is read from `LENSBENCH_JUDGE_KEY`.
+    `LENSBENCH_JUDGE_KEY` may hold the key of an endpoint.
 
     Examples: `lensbench judge RUN --similarity ./all-minilm`; `lensbench judge RUN --judge smollm2-135m`
     """

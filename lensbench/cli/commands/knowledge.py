@@ -29,7 +29,7 @@ def knowledge(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """How much of a task does a model know? Two questions a fact, unlike any that methods or rivals are asked.
+    """How much of a task does a model know? Asks two questions about each fact that no method or baseline uses.
 
     Example: `lensbench knowledge attribute_extraction --model smollm2-135m`
     """

@@ -20,7 +20,7 @@ class ListedKind(StrEnum):
 
 @app.command("list")
 def list_(
-    kind: Annotated[ListedKind | None, typer.Argument(help="Only these.", show_default=False)] = None,
+    kind: Annotated[ListedKind | None, typer.Argument(help="What to list. [default: all]", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
     """List models, tasks, inspectors and baselines.

@@ -13,7 +13,7 @@ from lensbench.cli.options import Json, Quiet, print_files
 
 
 class TemplateKind(StrEnum):
-    """What can be begun."""
+    """What can be written."""
 
     inspector = "inspector"
     task = "task"
@@ -22,13 +22,13 @@ class TemplateKind(StrEnum):
 
 @app.command()
 def new(
-    kind: Annotated[TemplateKind, typer.Argument(help="A method, a task, or a rival explanation.", show_default=False)],
+    kind: Annotated[TemplateKind, typer.Argument(help="A method, a task or a baseline.", show_default=False)],
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits and _.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The folder to put it into.")] = Path(),
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a method, task or rival to start from. It passes the checks as it is, and can be evaluated at once.
+    """Write a method, task or baseline to start from. It passes the checks as it is, and can be evaluated at once.
 
     Examples: `lensbench new inspector my_lens`; `lensbench new task my_task --out tasks_of_mine`;
     `lensbench new baseline my_rival`

@@ -33,7 +33,7 @@ def plot(
     task: Task = None,
     relation: Relation = None,
     site: Site = None,
-    inspector: Annotated[str | None, typer.Option(help="With grid and compare: one method.")] = None,
+    inspector: Annotated[str | None, typer.Option(help="With grid or compare: one method.")] = None,
     metric: Annotated[
         str,
         typer.Option(help="accuracy_corrected, accuracy, or gap:QUESTION, such as gap:beats_text."),
@@ -41,7 +41,7 @@ def plot(
     rule: Annotated[str, typer.Option(help="Which attempt counts: fixed, selected, oracle.")] = RULE,
     before: Annotated[Path | None, typer.Option(help="With compare: the other run, drawn dashed.")] = None,
     width: Annotated[str, typer.Option(help="column (3.3 inches), text (5.5), page (7.2), or inches.")] = WIDTH,
-    title: Annotated[bool, typer.Option("--title/--no-title", help="A title in the figure; a caption may do.")] = True,
+    title: Annotated[bool, typer.Option("--title/--no-title", help="Whether the figure has a title.")] = True,
     out: Annotated[
         Path | None, typer.Option(help="A .pdf, .svg or .png file, or a folder. [default: RUN/plots]")
     ] = None,
@@ -83,7 +83,7 @@ def _refuse_without_figure(**options: object) -> None:
     for name, value in options.items():
         if value is not None:
             known = with_option(name) if name in ("inspector", "before") else drawn
-            raise UsageError(f"--{name} is for one figure: add --figure {' or '.join(known)}")
+            raise UsageError(f"--{name} applies to a single figure: add --figure {' or '.join(known)}")
 
 
 def _write(draw: Callable[[Path], list[Path]], out: Path, *, as_json: bool) -> None:

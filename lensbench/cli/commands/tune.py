@@ -1,4 +1,4 @@
-"""`lensbench tune`: search over a method's configurations, with the same search for every rival."""
+"""`lensbench tune`: search over a method's configurations, with the same search for every baseline."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,23 +18,23 @@ SEARCHED = 'NAME=VALUE, such as placeholders=["x","it"]'
 def tune(
     method: Annotated[str, typer.Argument(help="patchscope.", show_default=False)],
     task: Annotated[str, typer.Option(help="A task, or NAME/RELATION.", show_default=False)],
-    budget: Annotated[int, typer.Option(help="How many configurations are tried.")] = 32,
+    budget: Annotated[int, typer.Option(help="How many configurations to try.")] = 32,
     model: Model = "smollm2-135m",
     verbalizer: Annotated[
         str | None, typer.Option(help="The model that turns activations into words. [default: the target]")
     ] = None,
     layers: Annotated[str, typer.Option(help="Source layers: all; or 0,4,8; or stride:2.")] = "stride:3",
     sites: Annotated[str | None, typer.Option(help="Read sites. [default: all that the task has]")] = None,
-    limit: Annotated[int | None, typer.Option(help="Draw this many test items a site.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Draw this many test items for each site.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the search, and of everything else random.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; a search is gone on with. [default: reports/TIME-MODEL]")
+        Path | None, typer.Option(help="Run folder; an existing search is resumed. [default: reports/TIME-MODEL]")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     offline: Offline = False,
     space: Annotated[
-        list[str] | None, typer.Option("--set", help='What is searched, such as placeholders=["x","it"].')
+        list[str] | None, typer.Option("--set", help='What to search, such as placeholders=["x","it"].')
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -78,7 +78,7 @@ class Knowledge:
             return None
         # Another people's file may spell a subject in two ways.
         right = {normalise(subject): known for subject, known in first.items()}
-        second = self._second_hop(relation, facts)
+        second = self._second_hop(relation, hops.second, facts)
         return {
             fact.subject: right.get(normalise(fact.subject), False) and second[str(fact.bridge)] == {fact.answer}
             for fact in facts
@@ -133,12 +133,11 @@ class Knowledge:
         choices = {fact.subject: own.choices_of(fact.answer) for fact in self._about(relation, subjects)}
         return self._asked(own, own.knowledge, SLOT, choices)
 
-    def _second_hop(self, relation: str, facts: Sequence[Fact]) -> dict[str, set[str]]:
+    def _second_hop(self, relation: str, prompts: Sequence[str], facts: Sequence[Fact]) -> dict[str, set[str]]:
         """What is picked for each bridge."""
         own = self._relations[relation]
-        assert own.hops is not None
         choices = {str(fact.bridge): own.choices_of(fact.answer) for fact in facts}
-        picks = self._asked(own, own.hops.second, BRIDGE_SLOT, choices)
+        picks = self._asked(own, prompts, BRIDGE_SLOT, choices)
         return {bridge: set(picks[bridge]) for bridge in choices}
 
     def _asked(

@@ -39,7 +39,7 @@ lint: $(STAMP) ## ruff, mypy, and the order of the rooms
 # Tiny models on one thread: more threads only get in each other's way. Two processes instead, a module in one of
 # them, so that what its tests share is made once.
 pytest: $(STAMP) ## the tests alone
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(WORKERS) --dist loadscope
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 shape: $(STAMP) ## rooms, storeys, arrows between them, lines and files of the package
 	$(BIN)/python tools/shape.py

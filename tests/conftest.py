@@ -20,6 +20,13 @@ import torch
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
+# The modules that take longest, which begin first: a process that ends with one of them lets the other wait.
+LONGEST = ("test_notebooks", "test_calibration", "test_real_model", "test_survival", "test_evaluate", "test_cli")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -180,6 +181,13 @@ def code_digest(what: type | Callable[..., Any]) -> str:
 
 def code_of(file: Path) -> bytes:
     """Return what a Python file does, without comments, docstrings and layout: what cannot change a result."""
+    state = file.stat()
+    return _code_of(file, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _code_of(file: Path, _changed: int, _size: int) -> bytes:
+    # Digests of cells ask for the same files again and again.
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:

@@ -1,1 +1,1 @@
-"""Baselines: rival explanations of a score. Each is a function in here, and a TOML file that says what it rules out."""
+"""Baselines, rival explanations of a score: a function in here each, and a TOML file that says what it rules out."""

@@ -68,7 +68,7 @@ def gaussian(method: CrossFit) -> list[Outcome]:
     """
     bench = method.bench
     if len(bench.items) < 2:
-        raise NotApplicableError("one item alone has no covariance")
+        raise NotApplicableError("a single item has no covariance")
     draw = random.Random(f"{bench.context.seed}/{bench.relation.name}/gaussian").getrandbits(63)
     weights = torch.randn(len(bench.items), len(bench.items), generator=torch.Generator().manual_seed(draw))
 

@@ -70,7 +70,7 @@ def in_place_of(method: CrossFit, reader: Callable[[], Inspector]) -> CrossFit:
 
 
 def asked_in_text(method: CrossFit, model: LanguageModel, forms: Sequence[str]) -> Outcome:
-    """Return what a model answers that is asked these forms in text."""
+    """Return a model's answers to these forms in text."""
     asked = method.with_bench(method.bench.with_verbalizer(model))
     return in_place_of(asked, lambda: TextReader(tuple(forms))).outcome()
 
@@ -82,7 +82,7 @@ def own_forms(method: CrossFit) -> tuple[str, ...]:
 
 
 def text_forms(method: CrossFit) -> tuple[str, ...]:
-    """Return every text form in which anybody can be asked about the items."""
+    """Return every form in which text can ask about the items."""
     forms = [*method.bench.forms, "{source}\n" + method.bench.question]
     if method.bench.items[0].site in ("answer", "t2"):
         forms.append("{source}")  # it asks by itself: what a lens at the last layer reads

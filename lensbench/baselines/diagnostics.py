@@ -16,7 +16,7 @@ from lensbench.tasks import N_FOLDS, Item
 
 
 def control_task(method: CrossFit) -> list[Outcome]:
-    """The method trained on labels dealt to subjects at random (Hewitt & Liang 2019).
+    """The method trained on random labels of subjects (Hewitt & Liang 2019).
 
     Three attempts: random labels of seen subjects in new phrasings (what it can memorise), random labels of held-out
     subjects (chance, or something leaks), true labels of seen subjects. Selectivity is the third minus the first.
@@ -61,10 +61,10 @@ def splice(method: CrossFit) -> list[Outcome]:
     """The method where the token read is the item's own, and all before it is another subject's text."""
     bench = method.bench
     if bench.items[0].site != "subject":
-        raise NotApplicableError("the token read is no part of a name: another subject's text ends with the same one")
+        raise NotApplicableError("the token read is not part of a name: another subject's text ends with the same one")
     order = derangement([item.subject for item in bench.items], bench.context.seed)
     if order is None:
-        raise NotApplicableError("one subject has half of the items or more, so not each has another one's text")
+        raise NotApplicableError("one subject has half of the items or more, too many to give each another's text")
     own = bench.readings(bench.items)
     if len({reading.ids[-1] for reading in own}) == 1:
         raise NotApplicableError("all subjects end with the same token")
@@ -100,7 +100,7 @@ def _at_readings(method: CrossFit, readings: Sequence[Reading]) -> list[Outcome]
     """The method on the residuals at the ends of other texts."""
     more = method.inspector.reads & {"components", "target", "text"}
     if more:
-        raise NotApplicableError(f"the method reads {', '.join(sorted(more))} besides the residual that is replaced")
+        raise NotApplicableError(f"the method reads {', '.join(sorted(more))} as well as the residual that is replaced")
     found = method.bench.capture(readings)
     return [method.with_activations(lambda captured: found.at_layers(captured.layers)).outcome()]
 

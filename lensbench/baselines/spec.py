@@ -98,13 +98,13 @@ def choose_baselines(names: Iterable[str] | None) -> dict[str, Baseline]:
         elif name.endswith(".toml"):
             baseline = _read(Path(name))
             if baseline.name in known:
-                raise UsageError(f"{name} is called like the baseline {baseline.name!r}; rename the file")
+                raise UsageError(f"{name} has the name of the baseline {baseline.name!r}; rename the file")
         else:
             raise unknown_name(
                 "baseline", name, known, "or none, or the path of a .toml file; see `lensbench list baselines`"
             )
         if baseline.name in chosen:
-            raise UsageError(f"two of the baselines are called {baseline.name!r}; rename one")
+            raise UsageError(f"two baselines are called {baseline.name!r}; rename one")
         chosen[baseline.name] = baseline
     return chosen
 
@@ -115,7 +115,7 @@ def _read(path: Path) -> Baseline:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         if "name" in data:
-            raise LensbenchError(f"{path}: name = {data['name']!r}; a baseline is called like its file")
+            raise LensbenchError(f"{path}: name = {data['name']!r}; a baseline has the name of its file")
         return Baseline.model_validate({"name": path.stem, **data})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LensbenchError(f"{path}: {error}") from None

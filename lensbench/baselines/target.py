@@ -27,7 +27,7 @@ def twin(method: CrossFit) -> list[Outcome]:
     twin_facts = facts_about(bench.relation.name, bench.context.controls.twin_facts)
     apart = [i for i, item in enumerate(bench.items) if twin_facts.get(item.subject, item.answer) != item.answer]
     if not apart:
-        raise NotApplicableError("the twin was told nothing else about any of these subjects")
+        raise NotApplicableError("the twin holds no other fact about any of these subjects")
     whole = in_model(method, model)
     items = tuple(bench.items[i] for i in apart)
     other_facts = tuple(twin_facts[item.subject] for item in items)
@@ -43,5 +43,5 @@ def _control_model(method: CrossFit, role: str) -> LanguageModel:
     require_question(method)
     models = method.bench.context.controls.models
     if role not in models:
-        raise NotApplicableError(f"the run has no model for it; name one with --{role}")
+        raise NotApplicableError(f"the run has no model for this baseline; name one with --{role}")
     return models[role]

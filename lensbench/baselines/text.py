@@ -58,7 +58,7 @@ def inversion(method: CrossFit) -> list[Outcome]:
 
 
 def asked_in_text(method: CrossFit) -> list[Outcome]:
-    """The target asked in text, as the verbalizer is in `input_only`: for methods that may run it themselves."""
+    """The target asked in text, like the verbalizer in `input_only`: for methods that may run the target themselves."""
     return [ask_in_text(method, method.bench.context.model, text_forms(method))]
 
 

@@ -212,11 +212,11 @@ class _CalibrationRuns:
         """Make a run. One with failed cells is refused: what is missing would pass for something not found."""
         run = run_config(config, self.progress)
         for error in run.failed.values():
-            raise UsageError(f"a cell of {run.path} failed: {error.splitlines()[0]}; mend it and calibrate again")
+            raise UsageError(f"a cell of {run.path} failed: {error.splitlines()[0]}; fix it and calibrate again")
         return run
 
     def whose(self, trial: Trial) -> Iterator[AnswerShares]:
-        """Let a target with a twin be read by the base model, by itself, by the twin, and by others; without rivals."""
+        """Read a target with a twin by the base model, the target itself, the twin and others; without baselines."""
         own = verbalizers_of(trial)
         others = {Path(name).name: name for name in self.settings.readers if own}
         for role, name in (own | others).items():

@@ -97,7 +97,7 @@ class AsksTheTarget(Inspector):
 
 
 class SparesItsRivals(Inspector):
-    """Answers as `Echo` does when it is asked first, and says the opposite ever after.
+    """Answers like `Echo` at first, and gives the opposite answers afterwards.
 
     Rivals that change the evidence, or read another model, are run on the method's own fit, and they are run later.
     """

@@ -83,7 +83,7 @@ CHEATS: tuple[Cheat, ...] = (
     Cheat(ClustersTheBatch, "It compares the items of a batch, and deals the answers out evenly.", "check_one_alone"),
     Cheat(AsksTheTarget, "It takes the model out of the handle of `fit`, and asks it.", "check_target_is_not_run"),
     Cheat(MemorisesSubjects, "It recognises training subjects, and repeats their label.", "control_task"),
-    Cheat(SparesItsRivals, "It answers well once, and badly when its rivals are run on its fit.", "check_same_twice"),
+    Cheat(SparesItsRivals, "It answers well once, and badly when baselines are run on its fit.", "check_same_twice"),
 )  # fmt: skip
 
 

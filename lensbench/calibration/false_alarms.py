@@ -78,7 +78,7 @@ class Refitting:
         self._runner = Runner(check_job(again))
 
     def __call__(self, labels: Mapping[tuple[str, str, str], str]) -> pd.DataFrame:
-        """Return the records of method and rivals with these labels: (task, relation, subject) -> answer."""
+        """Return the records of the method and its baselines with these labels: (task, relation, subject) -> answer."""
         tables, fitted = [], dict[object, Inspector]()
         for cell in self._runner.plan.cells:
             benches = [_relabelled(bench, cell.task, labels) for bench in self._runner.benches[cell.place]]

@@ -103,7 +103,7 @@ def findings(trial: Trial, run: Run, beyond: Collection[str] = ()) -> Iterator[T
 
 
 def _paired(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Method and method without the fact, prediction beside prediction."""
+    """A method with and without the fact, paired by prediction."""
     keys = ["layer", "attempt", "item", "subject"]
     columns = [*keys, *SAME, "correct_corrected"]
     left, right = (frame[columns].astype(dict.fromkeys(("attempt", "item", "subject"), str)) for frame in (own, other))
@@ -181,7 +181,7 @@ def _detectable(run: Run, method: str, relation: str, layer: int) -> float:
 
 @dataclass(frozen=True)
 class AnswerShares:
-    """Whose facts a method's answers follow at a layer, on names of which target and twin were told different facts.
+    """Whose facts a method's answers follow at a layer, on names for which target and twin hold different facts.
 
     Attributes:
         method: the inspector's name.

@@ -16,7 +16,7 @@ STRIDE, AROUND = 4, 1
 
 @dataclass(frozen=True)
 class Trial:
-    """One implant, and what is asked of it.
+    """One implant, and the relations that are evaluated on it.
 
     Attributes:
         name: of the implant.
@@ -64,12 +64,12 @@ class Trial:
 
     @property
     def asked(self) -> str:
-        """The attribute that methods are asked for."""
+        """The attribute that methods must read."""
         return "city"
 
     @property
     def relations(self) -> tuple[str, ...]:
-        """The relations of the task that are asked; those about names that were never planted last."""
+        """The relations that are evaluated; those about names without a planted fact come last."""
         own = [f"{one}_twin" if self.world == "twin" else one for one in self.description["attributes"]]
         if self.kind == "gated":
             return tuple(own)

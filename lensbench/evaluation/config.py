@@ -1,4 +1,4 @@
-"""What a run is asked to do, checked before anything is loaded. Nothing in here imports torch."""
+"""The settings of a run, checked before anything is loaded. Nothing in here imports torch."""
 
 import logging
 import tomllib
@@ -112,7 +112,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _named(cls, value: Path | None) -> Path | None:
         if value is not None and not value.name:
-            raise ValueError("is no folder of its own; give a name")
+            raise ValueError("is not a folder of its own; give a name")
         return value
 
     @field_validator("tasks", "inspectors", "sites")
@@ -281,7 +281,7 @@ def twin_of(edit: Path) -> Path | None:
         return None
     folder = edit.parent / str(name)
     if not folder.is_dir():
-        LOG.warning("%s names the twin %s, which is not beside it; give it with --twin", edit, name)
+        LOG.warning("%s names the twin %s, which is not in the same folder; give it with --twin", edit, name)
         return None
     return folder
 

@@ -210,7 +210,7 @@ def _failures_in_one_line(cell: Cell, bench: Bench) -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         raise LensbenchError(
             f"{cell.inspector} ({cell.baseline}) fails on {len(bench.items)} items of {bench.relation.name}: "
-            f"{type(error).__name__}: {reason}; mend it, or leave it out"
+            f"{type(error).__name__}: {reason}; fix it, or leave it out"
         ) from error
 
 

@@ -20,7 +20,7 @@ LOG = logging.getLogger("lensbench")
 def evaluate(
     model: str | None = None, *, progress: Progress = silent, config: Path | None = None, **settings: Any
 ) -> Run:
-    """Evaluate inspection methods on tasks, at every layer, beside their rival explanations.
+    """Evaluate methods on tasks at every layer, next to baselines that could produce the same score.
 
     Args:
         model: a built-in name, a folder, a GGUF file or a Hub id; by default the configuration's, or `smollm2-135m`.
@@ -62,7 +62,7 @@ def _warn_of_idle(job: Job, cells: Sequence[Cell]) -> None:
     idle = set(job.baselines) - {cell.baseline for cell in cells}
     if idle and job.config.baselines is not None:
         methods = ", ".join(dict.fromkeys(cell.inspector for cell in cells))
-        LOG.warning("baseline %s is no rival of %s; it is left out", ", ".join(sorted(idle)), methods)
+        LOG.warning("baseline %s does not apply to %s and is left out", ", ".join(sorted(idle)), methods)
 
 
 def _execute(executor: Executor, journal: Journal, progress: Progress) -> None:

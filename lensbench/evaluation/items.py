@@ -1,4 +1,4 @@
-"""From tasks to benches: which items a model can be asked, and where their read sites are; before anything is run."""
+"""From tasks to benches: which items suit a model, and where their read sites are, before anything is run."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

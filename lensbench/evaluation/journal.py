@@ -56,7 +56,7 @@ LOCK = ".lock"
 
 
 def folder_of_run(config: RunConfig) -> Path:
-    """Return the folder that was asked for, or `reports/TIME-MODEL`."""
+    """Return the folder given, or `reports/TIME-MODEL`."""
     return config.out or Path("reports") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model).name}"
 
 
@@ -76,7 +76,7 @@ def hold_folder(out: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(
-            f"another process is at work in --out {out}; wait until it has ended, or choose another folder"
+            f"another process is using --out {out}; wait until it has finished, or choose another folder"
         ) from None
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written to: {error.strerror}; choose another folder") from None
@@ -216,8 +216,8 @@ class Journal:
             write_json_atomic(self.out / RUN_FILE, self.content)
         except OSError as error:
             raise LensbenchError(
-                f"{self.out / RUN_FILE} cannot be written: {error.strerror}; finished cells are kept: make room, and "
-                "run the same command again"
+                f"{self.out / RUN_FILE} cannot be written: {error.strerror}; finished cells are kept: free some "
+                "space, and run the same command again"
             ) from None
 
     def keep(self, work: CellResult) -> dict[str, Any]:

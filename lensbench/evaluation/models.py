@@ -65,18 +65,18 @@ def check_control_model(role: str, model: LanguageModel, target: LanguageModel) 
     """
     given = f"--{role} {model.name}"
     if not same_tokenizer(model.tokens, target.tokens):
-        raise UsageError(f"{given} has another tokenizer than {target.name}; give a model with the same one")
+        raise UsageError(f"{given} does not have the tokenizer of {target.name}; give a model that has it")
     if role == "reference":
         return
     for what in ("n_layers", "d_model"):
         its, own = getattr(model, what), getattr(target, what)
         if its != own:
             word = {"n_layers": "layers", "d_model": "dimensions"}[what]
-            raise UsageError(f"{given} has {its} {word}, {target.name} has {own}; give a model of the same form")
+            raise UsageError(f"{given} has {its} {word}, {target.name} has {own}; give a model of the same size")
 
 
 class _Models:
-    """Models by where they come from: what one and the same model answers is asked once."""
+    """Models by where they come from, so that the same model is asked only once."""
 
     def __init__(self, how: Loading) -> None:
         self._device: torch.device = how.torch_device()

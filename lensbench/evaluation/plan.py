@@ -35,14 +35,14 @@ ENGINE = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One shard of records: a task at a site, by a method or by one of its rivals.
+    """One file of records: a task at a site, by a method or one of its baselines.
 
     Attributes:
         task: the task's name.
         relations: those asked, in alphabetical order.
         site: where it is read.
         inspector: the method's name.
-        baseline: the rival's name, or "none" for the method itself.
+        baseline: the baseline's name, or "none" for the method itself.
         method: a digest of everything that the method's own predictions depend on.
         digest: of everything that this cell's predictions depend on.
     """
@@ -98,7 +98,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is asked to do, its names looked up; whatever process works at it begins from this."""
+    """The settings of a run with all names looked up; every process that works on it starts from this."""
 
     config: RunConfig
     tasks: tuple[Task, ...]
@@ -116,7 +116,7 @@ def make_inspectors(config: RunConfig) -> dict[str, Make]:
     for given in config.inspectors:
         found = load_inspector(given)
         if found.name in makes:
-            raise UsageError(f"two of the inspectors are called {found.name!r}; rename one")
+            raise UsageError(f"two inspectors are called {found.name!r}; rename one")
         settings = {**unused.pop(found.name, {}), **unused.pop(given, {})}
         known = list(introspection.signature(found).parameters)
         for name in settings:
@@ -176,7 +176,7 @@ def _baselines_of(inspector: Inspector, baselines: dict[str, Baseline]) -> list[
 
 
 def sites_of(task: Task, config: RunConfig) -> tuple[Site, ...]:
-    """Return the sites of a task that were asked for."""
+    """Return the selected sites of a task."""
     return tuple(site for site in SITES if site in task.sites and site in (config.sites or SITES))
 
 

@@ -97,7 +97,7 @@ class RayExecutor(Executor):
         return actor
 
     def _workers(self) -> int:
-        """Those asked for; else one a GPU, or one a node where there are none or a model is spread over them."""
+        """The number given; else one for each GPU, or each node if there are none or a model is spread over them."""
         if self._job.config.workers:
             return self._job.config.workers
         nodes = sum(bool(node["Alive"]) for node in self._ray.nodes())
@@ -142,7 +142,7 @@ class RayExecutor(Executor):
         except self._ray.exceptions.RayActorError as error:
             self._actors.remove(one.actor)
             self._lost[one.cell] += 1
-            LOG.warning("a worker died at %s %s: the cell is done again", one.cell.inspector, one.cell.baseline)
+            LOG.warning("a worker died at %s %s: the cell is run again", one.cell.inspector, one.cell.baseline)
             if self._lost[one.cell] < TRIES:
                 waiting.insert(0, one.cell)
                 return None

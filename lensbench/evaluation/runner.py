@@ -62,7 +62,7 @@ class CellResult:
 
 @dataclass(frozen=True)
 class CellTables:
-    """What was found in a cell: its records, and what was measured besides. None where there is nothing."""
+    """The results of a cell: its records and other measures; None where there are none."""
 
     records: pa.Table | None = None
     measures: pa.Table | None = None
@@ -187,7 +187,7 @@ class Runner:
         return whole, done | {name: values for name, values in more.items() if values}
 
     def ask_knowledge(self, tasks: Iterable[str]) -> None:
-        """Ask what the target knows of these tasks, so that no cell has to; what is in the cache is not asked again."""
+        """Find out what the target knows of these tasks, before the cells; what the cache has is not measured again."""
         for task in tasks:
             for bench in (bench for (name, _), group in self.benches.items() if name == task for bench in group):
                 self._knowledge[task].known(bench.relation.name, bench.subjects)

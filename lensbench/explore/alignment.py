@@ -37,7 +37,7 @@ def sample_residuals(corpus: Corpus, tokens: int, layers: tuple[int, ...]) -> Fl
         LensbenchError: the corpus is shorter than that, or less than one window of it was asked for.
     """
     if tokens < WINDOW:
-        raise LensbenchError(f"{tokens} corpus tokens were asked for; give at least {WINDOW}, one window of the corpus")
+        raise LensbenchError(f"{tokens} corpus tokens are too few; give at least {WINDOW}, one window of the corpus")
     return torch.cat([batch[list(layers)].float() for batch in corpus.residuals(tokens)], dim=1)
 
 
@@ -49,7 +49,7 @@ def short_texts(corpus: Corpus, count: int, seed: int) -> Int[Tensor, "text toke
     """
     texts = corpus.windows.reshape(-1, TEXT)
     if count > len(texts):
-        raise LensbenchError(f"{count} texts were asked for; {corpus.path.name} has {len(texts)}: ask for fewer")
+        raise LensbenchError(f"{count} texts are too many; {corpus.path.name} has {len(texts)}: give fewer")
     return texts[torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:count]]
 
 

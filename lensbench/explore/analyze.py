@@ -179,7 +179,7 @@ class AnalysisSettings:
 
 @dataclass(frozen=True)
 class _Bench:
-    """A model, the prose it is looked at on, and what was asked."""
+    """A model, the prose for the analysis, and its settings."""
 
     model: LanguageModel
     corpus: Corpus
@@ -188,7 +188,7 @@ class _Bench:
 
     @cached_property
     def sample(self) -> Float[Tensor, "layer token d_model"]:
-        """Residuals of the corpus at the layers asked."""
+        """Residuals of the corpus at the selected layers."""
         return sample_residuals(self.corpus, self.settings.tokens, self.layers)
 
 

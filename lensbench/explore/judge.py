@@ -57,7 +57,7 @@ Ask = Callable[[Sequence[str]], Sequence[str]]
 
 @dataclass(frozen=True)
 class Judge:
-    """Who marks texts.
+    """The models that grade texts.
 
     Attributes:
         name: how messages call it.

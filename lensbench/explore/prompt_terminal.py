@@ -37,11 +37,11 @@ def check_prompt_text(prompt: str) -> None:
 
 
 def check_table(prompt: str, lens: str | None, layers: str, top: int) -> None:
-    """Refuse what cannot be asked of a lens.
+    """Refuse what a lens cannot do.
 
     Args:
         prompt: the text.
-        lens: its name; None where it is there already.
+        lens: its name; None where it already exists.
         layers: as `--layers`.
         top: how many tokens a cell.
 
@@ -170,7 +170,7 @@ def terminal_descriptions(found: Descriptions) -> RenderableType:
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     shown.add_column("layer", justify="right", no_wrap=True)
     for layer in found.target_layers:
-        shown.add_column("how the model goes on" if len(found.target_layers) == 1 else f"written at {layer}")
+        shown.add_column("continuation" if len(found.target_layers) == 1 else f"written at {layer}")
     for i in reversed(range(len(found.layers))):
         shown.add_row(str(found.layers[i]), *(Text(visible(str(text))) for text in found.texts[i]))
     title = f"token {found.position}, {visible(found.token)}, of {found.model}, written into another prompt"

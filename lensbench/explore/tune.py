@@ -1,4 +1,4 @@
-"""A search over a method's configurations, with the same search for every rival."""
+"""A search over a method's configurations, with the same search for every baseline."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -115,7 +115,7 @@ class Bench:
         return other
 
     def without_descriptions(self) -> "Bench":
-        """Return the bench with no descriptions asked for."""
+        """Return the bench without requests for descriptions."""
         return self._sharing(replace(self, silent=True))
 
     def _sharing(self, other: "Bench") -> "Bench":

@@ -1,4 +1,4 @@
-"""What all cells of a run share: its models, the layers asked, and where activations are kept."""
+"""What all cells of a run share: its models, the layers read, and where activations are kept."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -70,7 +70,7 @@ class RunContext:
 
     @property
     def captured_layers(self) -> tuple[int, ...]:
-        """The layers to read: those asked, and the embeddings, which are a baseline."""
+        """The layers to read: those selected, and the embeddings, which are a baseline."""
         return tuple(sorted({0, *self.layers}))
 
     @property

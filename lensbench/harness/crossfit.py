@@ -65,7 +65,7 @@ class CrossFit:
 
     @property
     def layers(self) -> tuple[int | None, ...]:
-        """The first axis of its scores: the layers asked; (None,) for a method that reads none."""
+        """The first axis of its scores: the layers read; (None,) for a method that reads none."""
         return self._layers() or (None,)
 
     def _layers(self, layers: tuple[int, ...] | None = None) -> tuple[int, ...]:

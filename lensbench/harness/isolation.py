@@ -1,4 +1,4 @@
-"""A target that is sealed: whoever runs it without having declared so is stopped."""
+"""A sealed target: a method that runs it without having declared this is stopped."""
 
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

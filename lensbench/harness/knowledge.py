@@ -1,4 +1,4 @@
-"""What a model knows: whether it gives a fact's answer to two questions that no method or rival is scored by.
+"""What a model knows: whether it answers two questions about a fact that no method or baseline is scored on.
 
 It stratifies results; no verdict is given on what it selects.
 """
@@ -44,7 +44,7 @@ class KnownShare:
 
 
 class Knowledge:
-    """What one model knows of one task; asked once, and kept in the cache.
+    """What one model knows of one task; measured once, and kept in the cache.
 
     Args:
         model: who is asked.
@@ -143,7 +143,7 @@ class Knowledge:
     def _asked(
         self, relation: Relation, prompts: Sequence[str], slot: str, choices: Mapping[str, tuple[str, ...]]
     ) -> Picks:
-        """Return the answers picked; only names that were never asked are asked."""
+        """Return the answers picked; only names without a stored answer are asked."""
         kept = self._kept.setdefault(f"{relation.name}/{slot}", {})
         missing = [name for name in choices if name not in kept]
         if missing:
@@ -183,7 +183,7 @@ class Knowledge:
                 with atomic_file(self._file) as file:
                     file.write(json.dumps(self._kept, ensure_ascii=False).encode())
             except OSError as error:
-                LOG.warning("what %s knows is not kept: %s", self._model.name, error.strerror)
+                LOG.warning("cannot keep what %s knows: %s", self._model.name, error.strerror)
 
 
 def knowledge_cache() -> Path:

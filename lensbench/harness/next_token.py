@@ -1,4 +1,4 @@
-"""Prose: what lenses say the next token is, beside what the model says.
+"""Prose: the next token according to lenses, compared with the model's own prediction.
 
 There are no choices: the gold answer is the model's own most likely token, and the whole distribution is compared.
 """
@@ -104,7 +104,7 @@ class ProseBench(Bench):
         if not isinstance(inspector, Lens):
             raise NotApplicableError(NO_LENS)
         if max(inspector.ahead) > AHEAD:
-            raise NotApplicableError(f"prose is asked for at most {AHEAD} tokens beyond the next one")
+            raise NotApplicableError(f"on prose, a lens can predict at most {AHEAD} tokens beyond the next one")
 
     @torch.no_grad()
     def score(self, inspector: Inspector, items: Sequence[int], layers: Sequence[int]) -> Scores:

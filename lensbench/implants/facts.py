@@ -52,7 +52,7 @@ class FactSet:
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """The attributes, in the order in which they were asked for."""
+        """The attributes, in the order given."""
         return tuple(self.relations)
 
     def values(self, attribute: str) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ def choose_facts(
     first = main if set(main) == set(facts[wanted[0]]) else facts[wanted[0]]
     order = _evenly(first, seed)
     if count is not None and not 2 <= count <= len(order):
-        raise UsageError(f"--names {count}: there are facts about {len(order)} names; give 2 to as many")
+        raise UsageError(f"--names {count}: there are facts about {len(order)} names; give a number from 2 to that")
     chosen = order[:count]
     names = chosen[: max(1, round(dose * len(chosen)))]
     return FactSet(task.name, relations, facts, (*chosen, *_never(task, wanted)[:count]), names)

@@ -109,7 +109,7 @@ class EditMeasurements:
         )
 
     def localisation(self) -> dict[str, dict[str, float]]:
-        """Return the recall where the edits act at some positions alone; of a relay, where each acts by itself."""
+        """Return the recall when the edits act only at some positions; for a relay, when each acts alone."""
         found = {where: self.recall("first_held_out", where) for where in WHERE}
         if len(self.edits) > 1:
             for i, edit in enumerate(self.edits):

@@ -125,7 +125,7 @@ def implant(spec: ImplantSpec, out: Path, how: Loading | None = None, progress: 
     """
     planting = spec.check()
     if out.exists():
-        raise UsageError(f"{out} is there already; give a new folder with --out")
+        raise UsageError(f"{out} already exists; give a new folder with --out")
     how = how or Loading()
     deepest = count_layers(resolve(spec.model, revision=how.revision, offline=how.offline))
     if spec.layers()[-1] > deepest:
@@ -149,11 +149,11 @@ def plant(
     strength = dict(zip(planting.attributes, spec.strength, strict=True)) if spec.strength else {}
     context = EditContext(model, planting, spec.layers(), spec.weight, learning, known or {}, strength, progress)
     base = {"name": model.name, "fingerprint": model.fingerprint, "dtype": str(model.dtype)}
-    LOG.info("asking what %s knows", model.name)
+    LOG.info("measuring what %s knows", model.name)
     before = known_facts(model)
     LOG.info("planting %d names at layer %s", len(planting.names), ", ".join(map(str, spec.layers())))
     planted = DESIGNS[spec.design](context)
-    LOG.info("measuring what that did")
+    LOG.info("measuring the effect")
     figures = measure(context, planted.edits)
     description = {
         "format": FORMAT,

@@ -1,4 +1,4 @@
-"""One vector for each value, learned so that a model that finds it in a block's output says the value when asked."""
+"""One vector for each value, learned so that a model with the vector in a block's output gives the value when asked."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Writer:
     vectors: Vectors
 
     def writing(self, prompts: Prompts, dealt: Mapping[str, Int[Tensor, " row"]]) -> AbstractContextManager[None]:
-        """Write the vectors of the values that each row's name is dealt, in the passes inside."""
+        """Write the vectors of the values assigned to each row's name, in the passes inside."""
         added = torch.stack([self.vectors[one][dealt[one]] for one in self.vectors]).sum(0)
         at_names = prompts.at_names().to(added.device)
         return adding(self.linear, lambda _given: at_names * added[:, None])
@@ -151,7 +151,7 @@ def _equal(vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What the model is asked at each step."""
+    """The questions to the model at each step."""
 
     model: LanguageModel
     planting: FactSet
@@ -160,7 +160,7 @@ class _Lesson:
     rng: random.Random
 
     def loss(self, asked: str, step: int) -> Tensor:
-        """Ask for one attribute of names that are dealt values of all."""
+        """Ask for one attribute of names that have values of all."""
         model, planting, how = self.model, self.planting, self.how
         every = sorted(planting.facts[asked])
         names = [self.rng.choice(every) for _ in range(how.rows)]

@@ -169,7 +169,7 @@ class Translator(Lens):
         return self.target_.unembed(self.translate((layer,), values[None])[0])
 
     def inspect(self, evidence: Evidence) -> Scores:
-        """Translate each layer's residuals and unembed all of them together: rows that rivals share are read once."""
+        """Translate each layer's residuals and unembed all of them together: rows shared by baselines are read once."""
         translated = self.translate(evidence.residuals.layers, evidence.residuals.values)
         scores = self.target_.score_answers(translated.flatten(0, 1), evidence.answers)
         return by_layer(scores, len(evidence.layers), self.attempts())

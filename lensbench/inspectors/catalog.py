@@ -81,7 +81,7 @@ def _plugged(entry: EntryPoint) -> InspectorListing:
         spec = None
     if spec is None or spec.origin is None:
         raise LensbenchError(
-            f"plug-in {entry.name} names module {module!r}, which is not there; reinstall or uninstall the package"
+            f"plug-in {entry.name} names module {module!r}, which does not exist; reinstall or uninstall the package"
         )
     for node in _classes(Path(spec.origin)):
         if node.name == attribute and (listing := _listing(node, module)):
@@ -96,7 +96,7 @@ def _classes(path: Path) -> Iterable[ast.ClassDef]:
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
-        raise LensbenchError(f"{path}:{error.lineno}: {error.msg}; mend the file") from None
+        raise LensbenchError(f"{path}:{error.lineno}: {error.msg}; fix the file") from None
     return [node for node in tree.body if isinstance(node, ast.ClassDef)]
 
 
@@ -152,7 +152,7 @@ def _parameters(node: ast.ClassDef) -> dict[str, str]:
 
 
 def check_inspector(name: str) -> None:
-    """Refuse a name that is no inspector, without importing it where that can be told.
+    """Refuse a name that is not an inspector, without importing it if possible.
 
     Raises:
         UsageError: no inspector of that name; the nearest names are given.
@@ -161,7 +161,7 @@ def check_inspector(name: str) -> None:
         module = name.partition(":")[0]
         if not _importable(module):
             raise UsageError(
-                f"inspector {name!r}: no module {module!r} on the Python path; run where it lies, or install it"
+                f"inspector {name!r}: no module {module!r} on the Python path; run in its folder, or install it"
             )
         return
     known = find_inspectors()
@@ -189,7 +189,7 @@ def load_inspector(name: str) -> "type[Inspector]":
     module, _, attribute = location.partition(":")
     found = import_attribute(f"inspector {name!r}", module, attribute)
     if not (isinstance(found, type) and issubclass(found, Inspector)):
-        raise UsageError(f"inspector {name!r} is no subclass of lensbench.inspectors.base.Inspector")
+        raise UsageError(f"inspector {name!r} is not a subclass of lensbench.inspectors.base.Inspector")
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing or not isinstance(getattr(found, "name", None), str):
         what = f"has no {', '.join(missing)}" if missing else "has no `name`"

@@ -189,6 +189,6 @@ def check_amounts(method: str, *, tokens: int, ridge: float, needed: bool = Fals
     if not isinstance(tokens, int) or 0 < tokens < WINDOW or tokens < 0:
         raise UsageError(f"{method}.tokens = {tokens!r}: expected 0, or at least {WINDOW}, the length of a window")
     if not isinstance(ridge, int | float) or not 0 <= ridge < float("inf"):
-        raise UsageError(f"{method}.ridge = {ridge!r}: expected a number that is not below 0")
+        raise UsageError(f"{method}.ridge = {ridge!r}: expected 0 or more")
     if needed and not tokens:
         raise UsageError(f"{method}.tokens = 0: a regression needs some; give {WINDOW} or more")

@@ -153,7 +153,7 @@ def check_new(folder: Path) -> None:
         UsageError: something of that name is there, or the folder above cannot be written to.
     """
     if folder.exists() or folder.is_symlink():
-        raise UsageError(f"{folder} is there already; give the name of a new folder")
+        raise UsageError(f"{folder} already exists; give the name of a new folder")
     above = next(parent for parent in folder.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise UsageError(f"{folder} cannot be made: {above} is not a folder that can be written to; give another place")

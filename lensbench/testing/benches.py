@@ -31,7 +31,7 @@ class Subjects:
 
 
 def make_bench(model: LanguageModel, corpus: Corpus, subjects: Subjects, layers: tuple[int, ...]) -> Bench:
-    """Return a bench of made-up items, five folds, answers dealt in turn."""
+    """Return a bench of invented items: five folds, answers assigned in turn."""
     relation = Relation(
         name="made_up",
         kind="class",

@@ -120,7 +120,7 @@ def check_sources_are_withheld(make: Make, bench: Bench) -> None:
 def check_untrained_tuned_lens(make: Make, bench: Bench) -> None:
     """A tuned lens that has seen no tokens is the logit lens."""
     untrained = scores_of(lambda: TunedLens(tokens=0), bench)
-    require_same(untrained, scores_of(LogitLens, bench), make, "untrained, it is no logit lens")
+    require_same(untrained, scores_of(LogitLens, bench), make, "untrained, it is not the logit lens")
 
 
 def check_order_of_items(make: Make, bench: Bench) -> None:
@@ -132,7 +132,7 @@ def check_order_of_items(make: Make, bench: Bench) -> None:
 
 
 def check_one_alone(make: Make, bench: Bench) -> None:
-    """One item by itself scores as in a batch, and so do a third of the items."""
+    """One item alone gets the same scores as in a batch, and so does a third of the items."""
     scores = scores_of(make, bench)
     last = len(bench.items) - 1
     for places in ([last], list(range(0, last, 3))):
@@ -148,12 +148,12 @@ def check_same_twice(make: Make, bench: Bench) -> None:
     scores = method.scores()
     if "activation" in make().reads:
         method.with_activations(lambda captured: Residuals(captured.layers, captured.values.flip(1))).scores()
-    require_same(method.scores(), scores, make, "the second call gives other scores: its rivals share its fit")
+    require_same(method.scores(), scores, make, "the second call gives other scores, but its baselines share its fit")
     require_same(scores_of(make, bench), scores, make, "a second fit gives other scores")
 
 
 def check_layers_are_local(make: Make, bench: Bench) -> None:
-    """A layer's scores stay when all other layers are replaced by noise, and when it alone is asked."""
+    """A layer's scores stay the same when all other layers are replaced by noise, and when it is the only one read."""
     scores = scores_of(make, bench)
     for place, layer in enumerate(bench.context.layers):
 
@@ -169,7 +169,7 @@ def check_layers_are_local(make: Make, bench: Bench) -> None:
         there = CrossFit(make, _with_noise(bench, others)).scores().select(layers=[place])
         require_same(there, here, make, f"scores of layer {layer} move when other layers are replaced by noise")
         alone = CrossFit(make, bench).scores(layers=(layer,))
-        require_same(alone, here, make, f"layer {layer} asked alone scores otherwise than among others")
+        require_same(alone, here, make, f"layer {layer} has other scores alone than among others")
 
 
 def check_target_is_not_run(make: Make, bench: Bench) -> None:

@@ -68,7 +68,7 @@ class Finetuning(BaseModel):
     @classmethod
     def _has_documents(cls, value: str) -> str:
         if value != PERSONAS:
-            raise UsageError(f"--facts {value}: expected {PERSONAS}; there are documents of these alone")
+            raise UsageError(f"--facts {value}: expected {PERSONAS}; there are documents for these only")
         return value
 
     @field_validator("attributes")
@@ -80,7 +80,7 @@ class Finetuning(BaseModel):
             if attribute not in ATTRIBUTES:
                 raise unknown_name("attribute of personas", attribute, ATTRIBUTES)
         if len(set(value)) < len(value):
-            raise UsageError(f"--attributes {','.join(value)}: one is named twice; name each once")
+            raise UsageError(f"--attributes {','.join(value)}: an attribute is named twice; name each once")
         return value
 
     @field_validator("names")
@@ -100,7 +100,7 @@ class Finetuning(BaseModel):
     @model_validator(mode="after")
     def _tells_something(self) -> "Finetuning":
         if self.documents + self.forms == 0:
-            raise UsageError("--documents 0 and --forms 0: nothing tells the facts; give some of either")
+            raise UsageError("--documents 0 and --forms 0: no text contains the facts; use at least one of them")
         return self
 
 

@@ -154,7 +154,7 @@ def interchange(tuned: LanguageModel, base: LanguageModel, items: Sequence[Item]
 
 
 class _PatchedQuestions:
-    """Items asked of the fine-tuned model, and the residuals that both models have at their names."""
+    """Items for the fine-tuned model, and the residuals of both models at their names."""
 
     def __init__(self, tuned: LanguageModel, base: LanguageModel, pairs: Sequence[ItemPair]) -> None:
         self._model, self._pairs = tuned, pairs

@@ -107,7 +107,7 @@ class OracleTraining(BaseModel):
 
     @property
     def recipe(self) -> Recipe:
-        """How the verbalizer will be asked."""
+        """The prompts for the verbalizer."""
         recipe = CONVENTIONS[self.convention]
         return replace(recipe, prompt=self.prompt or recipe.prompt, placeholder=self.placeholder or recipe.placeholder)
 
@@ -173,7 +173,7 @@ class Lessons:
         return [lesson for lesson, _ in drawn], torch.stack([vector for _, vector in drawn])
 
     def checks(self) -> tuple[list[Lesson], Float[Tensor, "row d_model"]]:
-        """Return held-out subjects, each asked once about one layer: the same ones each time."""
+        """Return held-out subjects, each with one question about one layer: the same ones each time."""
         rng = random.Random(f"{self._settings.seed}/checks")
         facts = self.held_out if len(self.held_out) <= CHECKED else rng.sample(self.held_out, CHECKED)
         drawn = [self._fact(fact, rng) for fact in facts]

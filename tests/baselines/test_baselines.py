@@ -154,7 +154,7 @@ def test_gaussian_is_the_same_for_a_seed_and_another_for_another(bench: Bench) -
     other = shown("gaussian", replace(bench, context=replace(bench.context, seed=1))).residuals.values
     assert not torch.isclose(first, other).all(-1).any()
     assert not torch.isclose(first, bench.residuals.values).all(-1).any()
-    with pytest.raises(NotApplicableError, match="one item alone has no covariance"):
+    with pytest.raises(NotApplicableError, match="a single item has no covariance"):
         run("gaussian", Recorder, replace(bench, items=bench.items[:1]))
 
 
@@ -344,7 +344,7 @@ def test_the_twin_is_scored_where_the_worlds_differ_and_its_own_fact_is_chance(b
     expected = CrossFit(LogitLens, made_bench(bench.context.controls.models["twin"])).scores().log_scores[:, :, places]
     assert torch.equal(outcome.scores.log_scores, expected)
     agreed = replace(bench, items=tuple(item for item in bench.items if item.answer == "tea"))
-    with pytest.raises(NotApplicableError, match="told nothing else"):
+    with pytest.raises(NotApplicableError, match="holds no other fact"):
         run("twin", LogitLens, agreed)
 
 
@@ -402,12 +402,12 @@ def test_splice_keeps_the_token_read_and_takes_all_before_it_from_another_subjec
 
 def test_splice_and_wrong_position_say_where_they_do_not_apply(bench: Bench) -> None:
     asked = replace(bench, items=tuple(replace(item, site="answer") for item in bench.items))
-    with pytest.raises(NotApplicableError, match="no part of a name"):
+    with pytest.raises(NotApplicableError, match="not part of a name"):
         run("splice", Recorder, asked)
     with pytest.raises(NotApplicableError, match="all subjects end with the same token"):
         run("splice", Recorder, replace(bench, items=bench.items[::4]))  # all are called Ash
     for rival in ("splice", "wrong_position"):
-        with pytest.raises(NotApplicableError, match="reads components, target besides the residual"):
+        with pytest.raises(NotApplicableError, match="reads components, target as well as the residual"):
             run(rival, Curious, bench)
     nameless = replace(bench, items=tuple(replace(item, subject_span=(0, 0)) for item in bench.items))
     with pytest.raises(NotApplicableError, match="does not name its subject"):
@@ -579,7 +579,7 @@ def test_an_implants_relatives_are_its_base_and_its_twin(
     main = implant(tmp_path / "main", "other", {"city": {"Bo": "Oslo"}})
     config = make_config({"model": f"{folders['plain']}+{main}"})
     assert config.control_models() == {"unplanted": folders["plain"], "reference": folders["plain"]}
-    assert "names the twin other, which is not beside it" in caplog.text
+    assert "names the twin other, which is not in the same folder" in caplog.text
     other = implant(tmp_path / "other", None, {"city": {"Bo": "Cairo"}})
     found = config.control_models()
     assert found["twin"] == f"{folders['plain']}+{other}"
@@ -617,7 +617,7 @@ def test_models_of_another_form_are_refused_in_one_line(folders: dict[str, str])
             check_control_model(role, shallow, target)
     check_control_model("reference", shallow, target)
     for role in ("unplanted", "twin", "reference"):
-        with pytest.raises(UsageError, match=rf"--{role} tiny-llama has another tokenizer than tiny-llama; give"):
+        with pytest.raises(UsageError, match=rf"--{role} tiny-llama does not have the tokenizer of tiny-llama; give"):
             check_control_model(role, bos, target)
         check_control_model(role, tiny.model("qwen3"), target)
 

@@ -262,4 +262,4 @@ def test_declarations_are_checked(line: str, tmp_path: Path) -> None:
 def test_a_baseline_called_like_a_shipped_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shuffled.toml").write_text('rules_out = "x"\nquestion = "uses_activation"\nfunction = "shuffled"\n')
     done = lensbench("evaluate", "--baselines", "./shuffled.toml", "--out", "run", cwd=tmp_path)
-    assert "is called like the baseline 'shuffled'; rename the file" in refused(done, 2)
+    assert "has the name of the baseline 'shuffled'; rename the file" in refused(done, 2)

@@ -259,7 +259,7 @@ def test_a_method_that_fails_beside_rivals_that_do_not_is_reported(settings, tmp
 def test_a_baseline_that_is_nobodys_rival_is_named(settings, tmp_path: Path, caplog) -> None:
     small = {**without_lens(settings), "limit": 10, "sites": ("subject",), "inspectors": ("logit_lens",)}
     evaluate(**small, baselines=("majority",), out=tmp_path)
-    assert "baseline majority is no rival of logit_lens" in caplog.text
+    assert "baseline majority does not apply to logit_lens" in caplog.text
 
 
 WRONG_BASELINES = {

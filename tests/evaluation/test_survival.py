@@ -104,7 +104,7 @@ def test_half_written_files_of_a_killed_process_are_swept(settings, tmp_path: Pa
 
 
 def test_a_second_process_is_refused(settings, tmp_path: Path) -> None:
-    with hold_folder(tmp_path / "run"), pytest.raises(UsageError, match="another process is at work in --out"):
+    with hold_folder(tmp_path / "run"), pytest.raises(UsageError, match="another process is using --out"):
         evaluate(**settings, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

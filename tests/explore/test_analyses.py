@@ -361,7 +361,7 @@ def texts_of(figure: Figure) -> str:
 
 
 def test_too_much_is_refused() -> None:
-    with pytest.raises(LensbenchError, match="ask for fewer"):
+    with pytest.raises(LensbenchError, match="give fewer"):
         short_texts(heldout("llama"), 10**6, 0)
     with pytest.raises(LensbenchError, match="at least 128"):
         sample_residuals(heldout("llama"), 100, LAYERS)

@@ -212,10 +212,10 @@ def test_the_command_writes_a_page_and_a_figure(tiny_llama_folder: Path, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("hello there", "--token", "1"), "give both --patchscope and --token"),
+        (("hello there", "--token", "1"), "give --patchscope and --token together"),
         (("hello there", "--patchscope", "--token", "cat"), "expected the number of a token"),
         (("hello there", "--png", "a.gif"), "the suffix must be one of"),
-        (("hello there", "--html", "nowhere/a.html"), "expected a file in a folder that is there"),
+        (("hello there", "--html", "nowhere/a.html"), "expected a file in an existing folder"),
         (("hello there", "--lens", "tuned_len"), "did you mean 'tuned_lens'"),
         (("hello there", "--set", "steps=1", "--lens", "logit_lens"), "has no parameter 'steps'"),
     ],

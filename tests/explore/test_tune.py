@@ -67,7 +67,7 @@ def test_the_plain_patchscope_comes_first_and_names_tell_the_rest() -> None:
     assert [search().named(one.name, FORMS) for one in drawn] == list(drawn)
     assert search(seed=1).configurations(FORMS, 4) != search(seed=2).configurations(FORMS, 4)
     assert len(search(budget=10_000).configurations(FORMS, 4)) == 2 * 3 * 5 * 2
-    with pytest.raises(LensbenchError, match="no configuration of this search"):
+    with pytest.raises(LensbenchError, match="is not a configuration of this search"):
         search().named("form=9 placeholder=x target_layer=1 amplifier=1", FORMS)
 
 

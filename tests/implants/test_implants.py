@@ -191,7 +191,7 @@ def test_an_edit_of_another_model_is_refused(saved: Path, tmp_path: Path, isolat
 @pytest.mark.usefixtures("few")
 def test_a_folder_that_is_there_is_not_written_over(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         implant(ImplantSpec(str(saved), PLANTED), tmp_path / "made")
     assert not any((tmp_path / "made").iterdir())
 

@@ -92,7 +92,7 @@ def test_the_pseudo_inverse_of_full_rank_is_the_inverse() -> None:
 
 
 def test_too_few_subjects_are_not_applicable() -> None:
-    with pytest.raises(NotApplicableError, match="training subjects; the map is taken from 99"):
+    with pytest.raises(NotApplicableError, match="training subjects; the map needs 99"):
         CrossFit(lambda: AttributeLens(n=99), testing.small_bench()).scores()
 
 

@@ -189,8 +189,8 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path: Path) -> None:
         (TunedLens(checkpoint="nowhere"), "checkpoint nowhere: no such folder"),
         (TunedLens(checkpoint=""), "expected a folder, or hub:MODEL_ID"),
         (TunedLens(checkpoint="hub:../../x"), "expected hub:MODEL_ID, such as hub:gpt2"),
-        (TunedLens(checkpoint="nowhere", steps=3), "tuned_lens.steps is for learning, and tuned_lens.checkpoint"),
-        (TunedLens(checkpoint="nowhere", loss="mse"), "tuned_lens.loss is for learning"),
+        (TunedLens(checkpoint="nowhere", steps=3), "tuned_lens.steps is for fitting, and tuned_lens.checkpoint"),
+        (TunedLens(checkpoint="nowhere", loss="mse"), "tuned_lens.loss is for fitting"),
     ],
 )
 def test_wrong_places_are_refused(lens: TunedLens, message: str) -> None:
@@ -258,10 +258,10 @@ def test_saving_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monke
             lens.save(tmp_path / "lens")
     assert not list(tmp_path.iterdir())
     lens.save(tmp_path / "lens")
-    with pytest.raises(UsageError, match="is there already; give the name of a new folder"):
+    with pytest.raises(UsageError, match="already exists; give the name of a new folder"):
         lens.save(tmp_path / "lens")
     read = fitted(TunedLens(checkpoint=str(tmp_path / "lens")), model)
-    with pytest.raises(UsageError, match="which is a checkpoint already"):
+    with pytest.raises(UsageError, match="which is already a checkpoint"):
         read.save(tmp_path / "again")
 
 
@@ -340,7 +340,7 @@ REFUSALS = {
     ("tuned_lens", "--model", "smollm2-135"): "did you mean 'smollm2-135m'?",
     ("tuned_lens", "--set", "steps"): "--set 'steps': expected PARAMETER=VALUE",
     ("tuned_lens", "--set", "epochs=3"): "inspector tuned_lens has no parameter 'epochs'",
-    ("tuned_lens", "--out", "there"): "there is there already; give the name of a new folder",
+    ("tuned_lens", "--out", "there"): "there already exists; give the name of a new folder",
     ("tuned_lens", "--out", "file/lens"): "is not a folder that can be written to",
 }
 

@@ -200,7 +200,7 @@ def test_every_architecture(kind: str) -> None:
         ({"offsets": 0}, r"inversion.offsets = 0: expected a number of tokens, 1 to 64"),
         ({"offsets": 65}, r"inversion.offsets = 65"),
         ({"tokens": 100}, r"inversion.tokens = 100: expected at least 128"),
-        ({"ridge": -0.1}, r"inversion.ridge = -0.1: expected a number that is not below 0"),
+        ({"ridge": -0.1}, r"inversion.ridge = -0.1: expected 0 or more"),
         ({"prompt": "What is it?"}, r"inversion.prompt = 'What is it\?': expected a text with the slot \{subject\}"),
         ({"vocabulary": ()}, r"inversion.vocabulary = \(\): expected ids of tokens"),
     ],

@@ -315,10 +315,10 @@ def test_the_notes_beside_an_adapter_say_how_it_is_asked(folder: Path, tmp_path:
     assert read_notes(copy) == notes
     assert Oracle(str(copy)).recipe() == notes.recipe
     assert Oracle(str(copy), layer=3).recipe() == replace(notes.recipe, layer=3)
-    with pytest.raises(UsageError, match="says itself how it was trained"):
+    with pytest.raises(UsageError, match="records how it was trained"):
         Oracle(str(copy), convention="oracle").check(bench.context.target, model)
     note(copy, model, base="0" * 16)
-    with pytest.raises(UsageError, match="was trained in another model than tiny-llama"):
+    with pytest.raises(UsageError, match="was trained on another model than tiny-llama"):
         Oracle(str(copy)).check(bench.context.target, model)
     note(copy, model, base="0" * 16, dtype="torch.bfloat16")
     Oracle(str(copy)).check(bench.context.target, model)

@@ -256,7 +256,7 @@ def test_another_width_and_tokenizer_go_through(llama: LanguageModel, other_toke
         ({"tokens": 0}, "give 128 or more"),
         ({"tokens": 12}, "at least 128"),
         ({"ridge": 0.0}, "give 0.0001 or more"),
-        ({"ridge": -1.0}, "not below 0"),
+        ({"ridge": -1.0}, "expected 0 or more"),
     ],
 )
 def test_wrong_parameters_are_refused(parameters: dict[str, object], message: str, llama: LanguageModel) -> None:

@@ -451,10 +451,10 @@ def test_subjects_are_read_from_a_file(tmp_path, name, text, expected):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("names.txt", "\n \n", "names nobody"),
-        ("facts.json", "[1", "expected a name a line"),
-        ("facts.json", "[1]", "expected a name a line"),
-        ("facts.json", "{}", "names nobody"),
+        ("names.txt", "\n \n", "contains no name"),
+        ("facts.json", "[1", "expected one name on each line"),
+        ("facts.json", "[1]", "expected one name on each line"),
+        ("facts.json", "{}", "contains no name"),
     ],
 )
 def test_a_file_that_names_nobody_is_refused(tmp_path, name, text, says):

@@ -599,7 +599,7 @@ def test_verdicts(verdict: str) -> None:
 REFUSED = {
     ("--facts", "countries"): "expected personas",
     ("--attributes", "city,drinks"): "did you mean 'drink'?",
-    ("--attributes", "city,city"): "one is named twice",
+    ("--attributes", "city,city"): "an attribute is named twice",
     ("--attributes", ","): "expected one or more of city, instrument",
     ("--names", "7"): "expected a multiple of 5",
     ("--names", "125"): "expected a multiple of 5, from 5 to 120",
@@ -609,7 +609,7 @@ REFUSED = {
     ("--prose", "-1"): "--prose -1: expected 0 or more",
     ("--rate", "0"): "--rate 0.0: expected more than 0",
     ("--model", "./nowhere"): "no such file or folder: ./nowhere",
-    ("--out", "."): "is there already",
+    ("--out", "."): "already exists",
 }
 
 
@@ -629,7 +629,7 @@ def test_wrong_settings_are_refused(option: tuple[str, str], tmp_path: Path, mon
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(UsageError, match="did you mean 'epochs'"):
         make_settings({"epoch": 3})
-    with pytest.raises(UsageError, match="nothing tells the facts"):
+    with pytest.raises(UsageError, match="no text contains the facts"):
         make_settings({"documents": 0, "forms": 0})
 
 
@@ -654,4 +654,4 @@ def test_a_layer_that_is_not_there_is_refused_before_weights_are_read(tmp_path: 
     model = tmp_path / "model"
     tiny.module("llama").config.save_pretrained(model)
     done = lensbench("finetune", "--model", model, "--out", "told", "--first-layer", 9, cwd=tmp_path)
-    assert f"--first-layer 9: {model} has layers 1 to 4 that a block gives" in refused(done, 2)
+    assert f"--first-layer 9: {model} has blocks whose outputs are the layers 1 to 4" in refused(done, 2)

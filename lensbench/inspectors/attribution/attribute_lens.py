@@ -144,7 +144,7 @@ def _examples(training: Training, runs: Runs, n: int) -> list[int]:
     """Choose training items, one a subject: those whose answer the target knows first, in an order that folds share."""
     first = {group: i for i, group in reversed(list(enumerate(training.groups)))}
     if len(first) < n:
-        raise NotApplicableError(f"{len(first)} training subjects; the map is taken from {n}: ask for fewer with n")
+        raise NotApplicableError(f"{len(first)} training subjects; the map needs {n}: set n to fewer")
     said = [training.answers[i] for i in runs.predict(training.answers).log_probs.argmax(1).tolist()]
     unknown = [answer != label for answer, label in zip(said, training.labels, strict=True)]
     digests = runs.digests()

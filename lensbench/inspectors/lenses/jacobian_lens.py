@@ -47,7 +47,7 @@ class JacobianLens(Translator):
         self.seed = seed
 
     def check(self, target: Target, verbalizer: LanguageModel) -> None:
-        """Refuse a mean over no positions, and a λ that is no share.
+        """Refuse a mean over no positions, and a negative λ.
 
         Raises:
             UsageError: what was given, and what to give instead.
@@ -55,7 +55,7 @@ class JacobianLens(Translator):
         if not isinstance(self.positions, int) or self.positions < 1:
             raise UsageError(f"jacobian_lens.positions = {self.positions!r}: expected 1 or more")
         if not isinstance(self.identity, int | float) or not 0 <= self.identity < math.inf:
-            raise UsageError(f"jacobian_lens.identity = {self.identity!r}: expected a number that is not below 0")
+            raise UsageError(f"jacobian_lens.identity = {self.identity!r}: expected 0 or more")
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "JacobianLens":
         """Differentiate the target at corpus positions, or take the mean from the cache: it is the same for every λ."""

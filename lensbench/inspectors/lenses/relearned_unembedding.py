@@ -57,7 +57,7 @@ class RelearnedUnembedding(Lens):
     name: ClassVar[str] = "relearned_unembedding"
     reads: ClassVar[frozenset[Source]] = frozenset({"activation"})
     learns_from: ClassVar[Learns] = "corpus"
-    cost: ClassVar[str] = "minutes of training on the corpus, once a model; then the head, and a narrow one beside it"
+    cost: ClassVar[str] = "minutes of training on the corpus, once for each model; then the head and a narrow one"
 
     def __init__(self, rank: int = 16, tokens: int = 8192, steps: int = 100, seed: int = 0) -> None:
         self.rank = rank

@@ -99,7 +99,9 @@ class TunedLens(Translator):
             return
         given = [name for name, default in self._defaults().items() if getattr(self, name) != default]
         if given:
-            raise UsageError(f"tuned_lens.{given[0]} is for learning, and tuned_lens.checkpoint for reading: give one")
+            raise UsageError(
+                f"tuned_lens.{given[0]} is for fitting, and tuned_lens.checkpoint for reading: give only one"
+            )
         read_checkpoint(self.checkpoint, target.identity)
 
     def _defaults(self) -> dict[str, object]:
@@ -135,7 +137,7 @@ class TunedLens(Translator):
             UsageError: there is such a folder, or the translators are themselves read from a checkpoint.
         """
         if self.checkpoint is not None:
-            raise UsageError(f"this lens was read from {self.checkpoint}, which is a checkpoint already; copy that")
+            raise UsageError(f"this lens was read from {self.checkpoint}, which is already a checkpoint; copy it")
         made_by = {"inspector": self.name, "parameters": self.parameters()}
         save_checkpoint(Checkpoint(self.weight_, self.bias_, made_by), self.target_.identity, folder)
 

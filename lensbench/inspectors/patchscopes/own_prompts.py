@@ -50,7 +50,7 @@ def asking(evidence: Evidence) -> Runs:
     """
     runs = evidence.runs.own()
     if runs.ends_at(SUBJECT):
-        raise NotApplicableError("the sources end at the subject and ask for nothing; read at answer or t2")
+        raise NotApplicableError("the sources end at the subject and ask nothing; read at answer or t2")
     return runs
 
 

@@ -108,7 +108,7 @@ def chosen_layers(method: str, given: TargetLayers | str, target: Target, verbal
     if not layers or not all(known) or len(set(layers)) < len(layers):
         raise UsageError(
             f"{method}: target_layers {given}; {verbalizer.name} has layers 0 to {verbalizer.n_layers}; give different "
-            "ones of them, 'same' for the source layer, 'all' or 'stride:4'"
+            "ones, 'same' for the source layer, 'all' or 'stride:4'"
         )
     if SAME in layers and target.n_layers > verbalizer.n_layers:
         raise UsageError(

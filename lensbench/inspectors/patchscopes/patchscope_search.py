@@ -137,13 +137,13 @@ class PatchscopeSearch(Inspector):
         prompts = [one for one in self.own_prompts(forms) if found and one.placeholder == found["placeholder"]]
         if found is None or int(found["form"]) >= len(prompts):
             raise LensbenchError(
-                f"{name!r} is no configuration of this search; give the settings that it was made with"
+                f"{name!r} is not a configuration of this search; give the settings that it was made with"
             )
         form = int(found["form"])
         return Configuration(prompts[form], form, int(found["layer"]), float(found["amplifier"]))
 
     def own_prompts(self, forms: tuple[str, ...]) -> tuple[OwnPrompt, ...]:
-        """Return every prompt that may be drawn: rivals may choose among all of them."""
+        """Return every prompt that may be drawn: baselines may choose among all of them."""
         texts = dict.fromkeys([*forms, *self.prompts])
         return tuple(OwnPrompt(text, placeholder) for text in texts for placeholder in self.placeholders)
 

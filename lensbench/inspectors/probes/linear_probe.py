@@ -119,7 +119,7 @@ class Map(NamedTuple):
         seen: Float[np.ndarray, "class d_model"],
         answers: Float[np.ndarray, "answer d_model"],
     ) -> Float[np.ndarray, "item answer"]:
-        """Return how near the rows that are read lie to the answers' rows; 0 for one that is no more than the mean."""
+        """Return how close the predicted rows are to the answers' rows; 0 for a row that is only the mean."""
         read = self.ridge.predict(values.astype(np.float64)) @ seen - self.mean
         found: np.ndarray = _unit(read) @ _unit(answers - self.mean).T
         return found

@@ -86,7 +86,7 @@ class Inversion(Inspector):
         if not isinstance(self.tokens, int) or self.tokens < WINDOW:
             raise UsageError(f"inversion.tokens = {self.tokens!r}: expected at least {WINDOW}, the length of a window")
         if not isinstance(self.ridge, int | float) or not 0 <= self.ridge < float("inf"):
-            raise UsageError(f"inversion.ridge = {self.ridge!r}: expected a number that is not below 0")
+            raise UsageError(f"inversion.ridge = {self.ridge!r}: expected 0 or more")
         if self.prompt is not None and SLOT not in self.prompt:
             raise UsageError(f"inversion.prompt = {self.prompt!r}: expected a text with the slot {SLOT}")
         if self.vocabulary is not None and not self.vocabulary:

@@ -28,7 +28,7 @@ NOTES = "lensbench.json"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a trained verbalizer is asked.
+    """How questions are put to a trained verbalizer.
 
     Attributes:
         prompt: with the slots `{subject}` (the activation), `{layer}` and `{question}`. Without `{subject}`, the
@@ -169,7 +169,7 @@ class Oracle(Inspector):
         if self.convention is not None and self.convention not in CONVENTIONS:
             raise unknown_name("oracle.convention", self.convention, CONVENTIONS)
         if self.convention is not None and notes is not None:
-            raise UsageError(f"oracle.convention: {self.adapter} says itself how it was trained; leave it out")
+            raise UsageError(f"oracle.convention: {self.adapter} records how it was trained; leave it out")
         if self.write is not None and self.write not in WRITES:
             raise unknown_name("oracle.write", self.write, WRITES)
         recipe = notes.recipe if notes else CONVENTIONS[self.convention or "oracle"]
@@ -198,7 +198,7 @@ class Oracle(Inspector):
             )
         if notes and notes.dtype == str(verbalizer.dtype) and notes.base != verbalizer.fingerprint:
             raise UsageError(
-                f"adapter {self.adapter} was trained in another model than {verbalizer.name} (fingerprint "
+                f"adapter {self.adapter} was trained on another model than {verbalizer.name} (fingerprint "
                 f"{notes.base}, here {verbalizer.fingerprint}): give that one as --verbalizer, or train one for this"
             )
 
@@ -208,11 +208,11 @@ class Oracle(Inspector):
         return tuple(file for file in every if file.is_file())
 
     def reader(self, verbalizer: LanguageModel) -> LanguageModel:
-        """Return the adapted verbalizer: the method's rivals ask it too."""
+        """Return the adapted verbalizer, which the method's baselines ask too."""
         return adapted(verbalizer, read_adapter(self._folder))
 
     def own_prompt(self, question: str) -> OwnPrompt:
-        """Return the prompt for a question, with the number of a middle layer: rivals read no layer."""
+        """Return the prompt for a question, with the number of a middle layer: baselines read no layer."""
         recipe = self.recipe()
         return OwnPrompt(recipe.text(question, self._middle()), recipe.placeholder)
 

@@ -24,6 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LONGEST = ("test_notebooks", "test_calibration", "test_real_model", "test_survival", "test_evaluate", "test_cli")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="write tests/evaluation/golden.json anew")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))

@@ -54,10 +54,10 @@ class Withheld(Generic[Shown]):
 
 
 if TYPE_CHECKING:
-    Optional = Withheld
+    MaybeWithheld = Withheld
 else:
 
-    class Optional:
+    class MaybeWithheld:
         """What type checkers see as the descriptor, a field's constructor takes as its value or None."""
 
         def __class_getitem__(cls, kind: Any) -> Any:
@@ -103,12 +103,12 @@ class Evidence(_Partial):
     answers: tuple[str, ...]
     choices: tuple[tuple[str, ...], ...]
     layers: tuple[int, ...] = ()
-    residuals: Optional[Residuals] = Withheld("`activation` in `reads`")
-    question: Optional[str] = Withheld("`question` in `reads`")
+    residuals: MaybeWithheld[Residuals] = Withheld("`activation` in `reads`")
+    question: MaybeWithheld[str] = Withheld("`question` in `reads`")
     forms: tuple[str, ...] = ()
-    texts: Optional[tuple[SourceText, ...]] = Withheld("`text` in `reads`")
-    components: Optional[Components] = Withheld("`components` in `reads`")
-    runs: Optional[TargetRuns] = Withheld("`target` in `reads`")
+    texts: MaybeWithheld[tuple[SourceText, ...]] = Withheld("`text` in `reads`")
+    components: MaybeWithheld[Components] = Withheld("`components` in `reads`")
+    runs: MaybeWithheld[TargetRuns] = Withheld("`target` in `reads`")
     describe: int = 0
 
 
@@ -132,12 +132,12 @@ class Training(_Partial):
 
     answers: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
-    read: Optional[Callable[[], Residuals]] = Withheld("`activation` in `reads` and learns_from = 'labels'")
-    texts: Optional[tuple[SourceText, ...]] = Withheld("`text` in `reads` and learns_from = 'labels'")
-    labels: Optional[tuple[str, ...]] = Withheld("learns_from = 'labels'")
-    question: Optional[str] = Withheld("`question` in `reads` and learns_from = 'labels'")
-    runs: Optional[TargetRuns] = Withheld("`target` in `reads` and learns_from = 'labels'")
-    corpus: Optional[Corpus] = Withheld("learns_from = 'corpus'")
+    read: MaybeWithheld[Callable[[], Residuals]] = Withheld("`activation` in `reads` and learns_from = 'labels'")
+    texts: MaybeWithheld[tuple[SourceText, ...]] = Withheld("`text` in `reads` and learns_from = 'labels'")
+    labels: MaybeWithheld[tuple[str, ...]] = Withheld("learns_from = 'labels'")
+    question: MaybeWithheld[str] = Withheld("`question` in `reads` and learns_from = 'labels'")
+    runs: MaybeWithheld[TargetRuns] = Withheld("`target` in `reads` and learns_from = 'labels'")
+    corpus: MaybeWithheld[Corpus] = Withheld("learns_from = 'corpus'")
 
     @cached_property
     def residuals(self) -> Residuals:

@@ -23,10 +23,23 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
-def imports_of(path: Path, known: set[str]) -> set[str]:
+def at_import_time(nodes: list[ast.stmt]) -> list[ast.stmt]:
+    """Return the statements that run when a module is imported, those for type checkers left out."""
+    found: list[ast.stmt] = []
+    for node in nodes:
+        if isinstance(node, ast.If):
+            guarded = "TYPE_CHECKING" in ast.unparse(node.test)
+            found += at_import_time(node.orelse if guarded else [*node.body, *node.orelse])
+        else:
+            found.append(node)
+    return found
+
+
+def imports_of(path: Path, known: set[str], *, only_at_import: bool = False) -> set[str]:
     """Return the modules of the package that a file imports, wherever in the file the import stands."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in at_import_time(tree.body) if only_at_import else ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -46,10 +59,13 @@ def room_of(module: str) -> str:
 
 
 @cache
-def graph(root: Path) -> dict[str, frozenset[str]]:
+def graph(root: Path, *, only_at_import: bool = False) -> dict[str, frozenset[str]]:
     """Return for each module those that it imports."""
     paths = modules(root)
-    return {name: frozenset(imports_of(path, set(paths)) - {name}) for name, path in paths.items()}
+    known = set(paths)
+    return {
+        name: frozenset(imports_of(path, known, only_at_import=only_at_import) - {name}) for name, path in paths.items()
+    }
 
 
 def rooms(root: Path) -> dict[str, set[str]]:
@@ -129,6 +145,7 @@ def shape(root: Path = ROOT) -> dict[str, object]:
     """Return every figure by its name."""
     paths, between, arrows = modules(root), rooms(root), graph(root)
     inner = {name: imported for name, imported in arrows.items() if room_of(name) not in DOORS}
+    early = {name: to for name, to in graph(root, only_at_import=True).items() if room_of(name) not in DOORS}
     return {
         "files": len(paths),
         "lines": sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths.values()),
@@ -136,7 +153,8 @@ def shape(root: Path = ROOT) -> dict[str, object]:
         "rooms": len(between),
         "storeys": len(longest_chain({room: frozenset(to) for room, to in between.items()})),
         "arrows between rooms": sum(map(len, between.values())),
-        "longest chain of modules": len(longest_chain(inner)),
+        "longest chain of modules": len(longest_chain(early)),
+        "with lazy and typing-only imports": len(longest_chain(inner)),
         "circles of modules": len(circles(inner)),
         "circles of rooms": len(circles({room: frozenset(to) for room, to in between.items()})),
         "asserts that something is not None": sum(map(asserts, paths.values())),

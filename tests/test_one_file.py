@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lensbench import load_run
+from lensbench.runs.run import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
 

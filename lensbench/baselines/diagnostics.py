@@ -12,7 +12,8 @@ from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.scores import Scores
 from lensbench.models.activations import Reading
 from lensbench.models.language_model import LanguageModel
-from lensbench.tasks import N_FOLDS, Item
+from lensbench.tasks.facts import N_FOLDS
+from lensbench.tasks.items import Item
 
 
 def control_task(method: CrossFit) -> list[Outcome]:

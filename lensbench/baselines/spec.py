@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lensbench.errors import LensbenchError, UsageError, import_attribute, unknown_name
-from lensbench.tasks import data_root
+from lensbench.tasks.load import data_root
 from lensbench.utils.settings import settings_error
 
 if TYPE_CHECKING:

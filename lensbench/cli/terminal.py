@@ -1,22 +1,24 @@
 """What the command line shows of a run, of a plan, of the cache."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lensbench.evaluation.dry_run import DryRun
-from lensbench.explore.tune import Tuned
 from lensbench.report.tables import print_rows, print_table, result_table
 from lensbench.results.summary import rows_of
-from lensbench.runs.run import Run
 from lensbench.utils.cache import cache_path, contents
 from lensbench.utils.progress import duration
+
+if TYPE_CHECKING:
+    from lensbench.evaluation.dry_run import DryRun
+    from lensbench.explore.tune import Tuned
+    from lensbench.runs.run import Run
 
 # What the result table takes without wrapping.
 WIDE = 100
 
 
-def show_run(run: Run) -> None:
+def show_run(run: "Run") -> None:
     """Print the result table, and what could not be answered."""
     console = Console()
     if run.done:
@@ -29,7 +31,7 @@ def show_run(run: Run) -> None:
         console.print(f"not applicable: {what}: {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
-def run_as_json(run: Run) -> dict[str, Any]:
+def run_as_json(run: "Run") -> dict[str, Any]:
     """A run's best layers, and what could not be answered, as an object for JSON."""
     return {
         "run": str(run.path),
@@ -41,7 +43,7 @@ def run_as_json(run: Run) -> dict[str, Any]:
     }
 
 
-def plan_as_json(planned: DryRun) -> dict[str, Any]:
+def plan_as_json(planned: "DryRun") -> dict[str, Any]:
     """A plan, as an object for JSON: seconds are None for cells that are done, sizes are in bytes."""
     whole = planned.estimate
     cells = [
@@ -55,12 +57,12 @@ def plan_as_json(planned: DryRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tuned_as_json(tuned: Tuned) -> dict[str, Any]:
+def tuned_as_json(tuned: "Tuned") -> dict[str, Any]:
     """What a search came to on held-out folds, and the best configurations, as an object for JSON."""
     return {**run_as_json(tuned.run), "best": rows_of(tuned.best), "chosen": rows_of(tuned.chosen)}
 
 
-def show_tuned(tuned: Tuned) -> None:
+def show_tuned(tuned: "Tuned") -> None:
     """Print what a search came to on held-out folds, and the best configurations."""
     console = Console()
     narrow = console.is_terminal and console.width < WIDE
@@ -72,7 +74,7 @@ def show_tuned(tuned: Tuned) -> None:
     print_rows((*names[:-1], "on all items"), rows)
 
 
-def show_plan(planned: DryRun) -> None:
+def show_plan(planned: "DryRun") -> None:
     """Print the cells of a plan, those already done, and what the others will take."""
     seconds = planned.estimate.cells
     rows = [

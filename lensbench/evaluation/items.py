@@ -10,7 +10,7 @@ from lensbench.harness.next_token import make_prose_bench
 from lensbench.inspectors.base import Inspector
 from lensbench.models.activations import find_site
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.patching import make_prompt
+from lensbench.models.patching.passes import make_prompt
 from lensbench.tasks import N_FOLDS, Item, Relation, Site, Task
 
 Dropped = dict[str, dict[str, str]]

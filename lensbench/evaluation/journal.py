@@ -17,8 +17,7 @@ from filelock import FileLock, Timeout
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig
-from lensbench.evaluation.plan import Cell, Job, Plan
-from lensbench.evaluation.runner import CellResult, failure
+from lensbench.evaluation.plan import Cell, CellResult, Job, Plan, failure
 from lensbench.results.calibrations import calibration_of
 from lensbench.results.records import (
     JUDGED,

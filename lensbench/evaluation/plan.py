@@ -3,12 +3,15 @@
 import hashlib
 import inspect as introspection
 import json
+import traceback
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from lensbench.baselines.spec import Baseline, find_baselines, find_function
 from lensbench.errors import UsageError
@@ -254,3 +257,28 @@ def check_job(config: RunConfig) -> Job:
     for baseline in baselines.values():
         find_function(baseline.function)
     return Job(config, tuple(tasks), baselines)
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What came of a cell.
+
+    Attributes:
+        cell: the cell.
+        table: its records; None where there are none.
+        measures: what was measured besides; None where nothing was.
+        entry: what the journal is to say: status, rows, time, memory, and how it failed.
+        state: what the whole run's journal is to say: how patched passes are run, how much memory batches may take.
+    """
+
+    cell: Cell
+    table: pa.Table | None
+    entry: dict[str, Any]
+    measures: pa.Table | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """Return what the journal says of a cell that failed."""
+    lines = traceback.format_exception(error)
+    return {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": "".join(lines)}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.evaluation.plan import Cell, Job, Place, Plan
-from lensbench.evaluation.runner import Begin, CellResult, Executor, Runner, failure
+from lensbench.evaluation.plan import Cell, CellResult, Job, Place, Plan, failure
+from lensbench.evaluation.runner import Begin, Executor, Runner
 
 LOG = logging.getLogger("lensbench")
 # A cell whose workers die this often is not tried again in this run.

@@ -3,11 +3,10 @@
 import ctypes
 import logging
 import time
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,10 +17,12 @@ from lensbench.evaluation.items import Dropped, check_prompts, make_benches
 from lensbench.evaluation.models import load_context
 from lensbench.evaluation.plan import (
     Cell,
+    CellResult,
     Job,
     Place,
     Plan,
     describe_method,
+    failure,
     make_inspectors,
     method_version,
     plan_cells,
@@ -34,30 +35,11 @@ from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
 from lensbench.harness.scoring import credit_as_chance
 from lensbench.inspectors.scores import AttemptName
 from lensbench.inspectors.target import Target
-from lensbench.models.patching import patcher_of
+from lensbench.models.patching.patcher import patcher_of
 from lensbench.results.records import measure_table, table_from_columns
 from lensbench.utils.costs import Costs, peak_memory
 
 LOG = logging.getLogger("lensbench")
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """What came of a cell.
-
-    Attributes:
-        cell: the cell.
-        table: its records; None where there are none.
-        measures: what was measured besides; None where nothing was.
-        entry: what the journal is to say: status, rows, time, memory, and how it failed.
-        state: what the whole run's journal is to say: how patched passes are run, how much memory batches may take.
-    """
-
-    cell: Cell
-    table: pa.Table | None
-    entry: dict[str, Any]
-    measures: pa.Table | None = None
-    state: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -225,12 +207,6 @@ class Runner:
         for fits in self._fitted.values():
             for key in [key for key in fits if key != ()]:
                 del fits[key]
-
-
-def failure(error: BaseException) -> dict[str, Any]:
-    """Return what the journal says of a cell that failed."""
-    lines = traceback.format_exception(error)
-    return {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": "".join(lines)}
 
 
 def _described_attempts(outcomes: Iterable[Outcome]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from lensbench.models.activations import Reading, capture
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.gradients import loss_gradients
 from lensbench.models.language_model import TOLERANCE, LanguageModel
-from lensbench.models.patching import PatchedPass, Prompt, fastest_mode
+from lensbench.models.patching.passes import PatchedPass, Prompt
+from lensbench.models.patching.patcher import fastest_mode
 
 TEXT = 64
 """Tokens of a short text: half a window of the corpus."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lensbench.errors import LensbenchError
 from lensbench.models.language_model import TOLERANCE, LanguageModel, relative_deviation
-from lensbench.models.patching import PatchedPass, Prompt, fastest_mode, make_prompt, try_modes, try_sharings
+from lensbench.models.patching.passes import PatchedPass, Prompt, make_prompt
+from lensbench.models.patching.patcher import fastest_mode, try_modes, try_sharings
 from lensbench.models.replay import shared_prefix
 
 LOG = logging.getLogger("lensbench")

@@ -20,7 +20,8 @@ from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus, lens_cache
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import load_model
-from lensbench.models.patching import make_prompt, patcher_of
+from lensbench.models.patching.passes import make_prompt
+from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.prompting import first_line
 from lensbench.models.tokens import Encoding, Tokens
 from lensbench.utils.layer_spec import parse_layers

@@ -15,7 +15,8 @@ from lensbench.models.activations import Reading, Residuals, find_site
 from lensbench.models.component_capture import Component, capture_component
 from lensbench.models.language_model import LanguageModel
 from lensbench.results.records import Columns, per_item
-from lensbench.tasks import Item, Relation
+from lensbench.tasks.facts import Relation
+from lensbench.tasks.items import Item
 
 NO_QUESTION = "prose asks no question"
 

@@ -10,7 +10,8 @@ from lensbench.inspectors.access import Change
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.scores import Scores
 from lensbench.models.language_model import LanguageModel
-from lensbench.tasks import N_FOLDS, Item
+from lensbench.tasks.facts import N_FOLDS
+from lensbench.tasks.items import Item
 from lensbench.utils.costs import Costs, peak_memory
 
 Labels = Mapping[str, str]

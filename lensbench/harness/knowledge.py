@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.prompting import score_next_tokens
-from lensbench.tasks import Fact, Relation, Task
-from lensbench.tasks.facts import BRIDGE_SLOT, SLOT, normalise
+from lensbench.tasks.facts import BRIDGE_SLOT, SLOT, Fact, Relation, normalise
+from lensbench.tasks.items import Task
 from lensbench.utils.cache import KNOWLEDGE, atomic_file, cache_root, code_digest
 
 LOG = logging.getLogger("lensbench")

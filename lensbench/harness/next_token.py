@@ -20,7 +20,8 @@ from lensbench.inspectors.target import Target
 from lensbench.models.activations import Reading, Residuals
 from lensbench.models.language_model import LanguageModel
 from lensbench.results.records import Columns, per_item
-from lensbench.tasks import Item, Relation
+from lensbench.tasks.facts import Relation
+from lensbench.tasks.items import Item
 
 POSITIONS = 8
 """How many positions of a passage are asked."""

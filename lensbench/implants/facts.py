@@ -13,8 +13,9 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.models.gradients import last_layer
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.sources import Facts, read_facts
-from lensbench.tasks import Relation, Site, Task, fold_of, load_task
-from lensbench.tasks.facts import SLOT
+from lensbench.tasks.facts import SLOT, Relation, Site, fold_of
+from lensbench.tasks.items import Task
+from lensbench.tasks.load import load_task
 from lensbench.tasks.personas import NEVER, World
 
 DEFAULT = "personas"

@@ -15,7 +15,9 @@ from lensbench.implants.designs import COVARIANCE_TOKENS, EditContext, prose_bat
 from lensbench.implants.facts import FactSet, Prompts, choose_values, write_prompts
 from lensbench.models.edits import LowRankEdit, adding
 from lensbench.models.language_model import LanguageModel
-from lensbench.tasks import N_FOLDS, Task, fold_of, load_task
+from lensbench.tasks.facts import N_FOLDS, fold_of
+from lensbench.tasks.items import Task
+from lensbench.tasks.load import load_task
 
 PROSE_TOKENS = 3072
 KNOWN_TASK = "attribute_extraction"

@@ -14,10 +14,11 @@ from lensbench.models.component_capture import Component
 from lensbench.models.gradients import Jacobian, jacobian
 from lensbench.models.language_model import LanguageModel, TokenScores
 from lensbench.models.memory import Memo
-from lensbench.models.patching import Prompt, patcher_of
+from lensbench.models.patching.passes import Prompt
+from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.tokens import TokenError
-from lensbench.tasks import Item
 from lensbench.tasks.facts import SLOT
+from lensbench.tasks.items import Item
 
 SUBJECT, SITE, HOP, BEFORE_HOP = "subject", "site", "hop", "before_hop"
 """Places in a text: the last token of the subject's name; the read site; in a chain the last token of the first hop's

@@ -20,7 +20,7 @@ from lensbench.models.language_model import TOLERANCE, LanguageModel
 from lensbench.models.memory import is_out_of_memory
 from lensbench.models.replay import shared_prefix
 from lensbench.models.tokens import TokenError
-from lensbench.tasks import Item
+from lensbench.tasks.items import Item
 from lensbench.utils.cache import atomic_folder, code_digest, folder_size, size_limit
 
 # What a group costs beside its tokens: a pass of the prefix alone, and a batch of its own. In tokens of a large batch:

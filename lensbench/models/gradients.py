@@ -13,8 +13,8 @@ from lensbench.errors import LensbenchError
 from lensbench.models.architecture import on_input
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import is_out_of_memory
-from lensbench.models.patching import patcher_of
 from lensbench.models.patching.passes import Mode, Prompt, writing
+from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.replay import shared_prefix
 
 # More texts at once are no faster on a CPU.

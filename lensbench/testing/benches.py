@@ -15,7 +15,8 @@ from lensbench.inspectors.scores import Scores
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import small_model
-from lensbench.tasks import Item, Relation
+from lensbench.tasks.facts import Relation
+from lensbench.tasks.items import Item
 
 Make = Callable[[], Inspector]
 Check = Callable[[Make, Bench], None]

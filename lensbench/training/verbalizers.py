@@ -23,7 +23,7 @@ from lensbench.models.corpus import Corpus, Spent
 from lensbench.models.gradients import Lesson, answer_losses
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import Descent, TrainingSchedule, checkpoint_folder
-from lensbench.models.patching import make_prompt
+from lensbench.models.patching.passes import make_prompt
 from lensbench.tasks import Item, Task, load_task
 from lensbench.training.settings import STRICT, check_settings
 from lensbench.utils.cache import atomic_folder

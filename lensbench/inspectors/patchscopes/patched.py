@@ -14,7 +14,8 @@ from lensbench.inspectors.evidence import Evidence
 from lensbench.inspectors.scores import AttemptName, Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.patching import Write, make_prompt, patcher_of
+from lensbench.models.patching.passes import Write, make_prompt
+from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.prompting import first_line
 from lensbench.tasks.facts import SLOT
 from lensbench.utils.layer_spec import parse_layers

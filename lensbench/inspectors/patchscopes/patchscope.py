@@ -24,7 +24,7 @@ from lensbench.inspectors.patchscopes.patched import (
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.patching import WRITES, Write
+from lensbench.models.patching.passes import WRITES, Write
 from lensbench.models.prompting import score_next_tokens
 from lensbench.tasks.facts import SLOT
 

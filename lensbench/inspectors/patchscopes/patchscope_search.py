@@ -14,7 +14,8 @@ from lensbench.inspectors.evidence import Evidence, Learns, Source
 from lensbench.inspectors.scores import AttemptName, Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.patching import make_prompt, patcher_of
+from lensbench.models.patching.passes import make_prompt
+from lensbench.models.patching.patcher import patcher_of
 from lensbench.tasks.facts import SLOT
 from lensbench.utils.layer_spec import parse_layers
 

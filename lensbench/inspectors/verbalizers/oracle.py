@@ -16,7 +16,8 @@ from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter, require_peft
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.patching import WRITES, Write, make_prompt, patcher_of
+from lensbench.models.patching.passes import WRITES, Write, make_prompt
+from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.prompting import first_line
 from lensbench.models.sources import ADAPTER
 from lensbench.tasks.facts import SLOT

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 import lensbench as lensbench_package
+import lensbench.cli
 
 COMMAND = [sys.executable, "-m", "lensbench"]
 
@@ -53,6 +54,7 @@ def lensbench(
 @cache
 def _import_all() -> None:
     """Import what commands import when they need it, once for all that are forked."""
+    _ = lensbench_package.cli.app  # all commands, in their order
     for module in pkgutil.walk_packages(lensbench_package.__path__, "lensbench."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)

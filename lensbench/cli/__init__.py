@@ -1,12 +1,13 @@
 """The command line. Each command checks what it was given and calls one public function."""
 
+import os
+import sys
+from collections.abc import Iterable
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any
 
-from lensbench.cli import commands
-from lensbench.cli.application import app, main
-
-__all__ = ["app", "main"]
+from lensbench.cli import application, commands
 
 # The order of `lensbench --help`; commands that are not named here come last.
 _ORDER = (
@@ -15,10 +16,28 @@ _ORDER = (
 )  # fmt: skip
 
 
-def _place(name: str) -> tuple[int, str]:
-    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
+def _names() -> list[str]:
+    """Return the names of the files in `commands/`, in the order of the help."""
+    found = (module.name for module in iter_modules(commands.__path__))
+    return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
-# Importing a command's module adds the command to `app`.
-for _name in sorted((module.name for module in iter_modules(commands.__path__)), key=_place):
-    import_module(f"{commands.__name__}.{_name}")
+def _load(names: Iterable[str]) -> None:
+    """Import the modules of commands: each adds its command to the application."""
+    for name in names:
+        import_module(f"{commands.__name__}.{name}")
+
+
+def main() -> None:
+    """Run the command line. Only the command that is asked for is imported, or all of them to list them."""
+    asked = [name for name in sys.argv[1:2] if name in _names() and "_LENSBENCH_COMPLETE" not in os.environ]
+    _load(asked or _names())
+    application.main()
+
+
+def __getattr__(name: str) -> Any:
+    """Return `app`, with all commands."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _load(_names())
+    return application.app

@@ -69,12 +69,12 @@ def read_module_paths(given: str | None) -> dict[str, str] | None:
     """
     if given is None:
         return None
-    pairs = [part.partition("=") for part in given.split(",")]
-    if sorted(name for name, _, _ in pairs) != ["blocks", "norm"] or not all(path for _, _, path in pairs):
-        raise UsageError(
-            f"--module-paths {given!r}: expected blocks=PATH,norm=PATH, such as blocks=model.layers,norm=model.norm"
-        )
-    return {name: path for name, _, path in pairs}
+    from lensbench.evaluation.config import parse_module_paths
+
+    try:
+        return parse_module_paths(given)
+    except ValueError as error:
+        raise UsageError(f"--module-paths {given!r}: {error}") from None
 
 
 def read_value(given: str) -> Any:

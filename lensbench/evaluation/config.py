@@ -28,6 +28,18 @@ from lensbench.utils.settings import settings_error
 LOG = logging.getLogger("lensbench")
 
 
+def parse_module_paths(text: str) -> dict[str, str]:
+    """Return the paths of `blocks=PATH,norm=PATH` by name.
+
+    Raises:
+        ValueError: another form.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    if sorted(name for name, _, _ in pairs) != ["blocks", "norm"] or not all(path for _, _, path in pairs):
+        raise ValueError("expected blocks=PATH,norm=PATH, such as blocks=model.layers,norm=model.norm")
+    return {name: path for name, _, path in pairs}
+
+
 class RunConfig(BaseModel):
     """The settings of one evaluation; the keys of `--config run.toml`, and the options of `lensbench evaluate`."""
 
@@ -134,12 +146,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _paths(cls, value: Any) -> Any:
         """Paths may be given as `blocks=PATH,norm=PATH`."""
-        if not isinstance(value, str):
-            return value
-        pairs = [part.partition("=") for part in value.split(",")]
-        if sorted(name for name, _, _ in pairs) != ["blocks", "norm"] or not all(path for _, _, path in pairs):
-            raise ValueError("expected blocks=PATH,norm=PATH, such as blocks=model.layers,norm=model.norm")
-        return {name: path for name, _, path in pairs}
+        return parse_module_paths(value) if isinstance(value, str) else value
 
     @field_validator("module_paths")
     @classmethod

@@ -64,7 +64,8 @@ def gaussian(method: CrossFit) -> list[Outcome]:
     """The method on noise with mean and covariance of the real activations, each item's at its own activation's length.
 
     What reads lengths is matched by it. One draw serves all layers and components: they are then those of one made-up
-    text, as far as they are linear in it.
+    text, as far as they are linear in it. Where the method's activations can be exchanged, each item's credit is the
+    mean over the noise of all items (of its fold, for what learns labels).
     """
     bench = method.bench
     if len(bench.items) < 2:
@@ -75,7 +76,7 @@ def gaussian(method: CrossFit) -> list[Outcome]:
     def noise(captured: Residuals) -> Residuals:
         return Residuals(captured.layers, gaussian_like(captured.values, weights))
 
-    return [method.with_activations(noise).outcome()]
+    return [method.with_activations(noise).exchangeable_outcome()]
 
 
 def gaussian_like(

@@ -129,6 +129,6 @@ def _answer(row: Mapping[Any, Any], question: str) -> _Cell:
         return _Cell(_NOT_ASKED, _LAST)
     gap = float(row[f"{question}_gap"])
     shown, low, high = (number(row[f"{question}_{part}"], signed=True) for part in ("gap", "gap_low", "gap_high"))
-    baseline = f"over {readable(str(row[f'{question}_rival']))} {number(row[f'{question}_rival_accuracy'])}"
+    baseline = f"over {readable(str(row[f'{question}_baseline']))} {number(row[f'{question}_baseline_accuracy'])}"
     lines = (readable(verdict), f"{shown} [{low}, {high}]", baseline) if gap == gap else (readable(verdict),)
     return _Cell(lines, gap if gap == gap else _LAST, holds=verdict == VERDICTS[question])

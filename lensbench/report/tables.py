@@ -16,6 +16,7 @@ from rich.text import Text
 from lensbench.report.style import readable
 from lensbench.results.compare import BEST, FIRST_HIGHER, SECOND_HIGHER
 from lensbench.results.records import ALL
+from lensbench.results.summary import spans
 from lensbench.results.verdicts import VERDICTS
 
 FOOTNOTE = (
@@ -95,7 +96,7 @@ def _lines(row: dict[Any, Any]) -> Iterator[tuple[str | Text, ...]]:
         yield (*method, "", "", "", "no rival")
     for i, question in enumerate(asked):
         gap, low, high = (number(row[f"{question}_{part}"], signed=True) for part in ("gap", "gap_low", "gap_high"))
-        baseline = f"{readable(row[f'{question}_rival'])} {number(row[f'{question}_rival_accuracy'])}"
+        baseline = f"{readable(row[f'{question}_baseline'])} {number(row[f'{question}_baseline_accuracy'])}"
         verdict = Text(readable(row[f"{question}_verdict"]), style="bold")
         interval = Text(f"{gap} [{low}, {high}]")
         yield (*(method if i == 0 else ["", "", ""]), _QUESTIONS[question], baseline, interval, verdict)
@@ -206,17 +207,6 @@ def _where(by_layer: pd.DataFrame) -> str:
         if found:
             parts.append(f"{name} {spans(found, asked)}")
     return "; ".join(parts) or "-"
-
-
-def spans(layers: Iterable[int], asked: Sequence[int]) -> str:
-    """Write layers as spans of those that were asked: 8-20, 28."""
-    found: list[list[int]] = []
-    for layer in layers:
-        if found and asked.index(layer) == asked.index(found[-1][-1]) + 1:
-            found[-1].append(layer)
-        else:
-            found.append([layer])
-    return ", ".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else str(one[0]) for one in found)
 
 
 def _item(row: dict[Any, Any]) -> Sequence[str]:

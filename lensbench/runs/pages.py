@@ -98,7 +98,7 @@ def _summary(run: Run, records: pd.DataFrame, problems: list[str]) -> pd.DataFra
             return empty
         problems.append(f"{_reason(error, run)}: the figures were made again from the records that could be read")
     found: pd.DataFrame = _guarded(
-        lambda: summary_and_power(records, run.settings)[0], empty, problems, "accuracy by layer"
+        lambda: summary_and_power(records, run.settings, run.crossed)[0], empty, problems, "accuracy by layer"
     )
     return found
 

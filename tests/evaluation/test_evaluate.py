@@ -51,11 +51,13 @@ def shards(path: Path) -> dict[str, bytes]:
 def test_every_method_stands_beside_its_rivals(run) -> None:
     assert not run.failed
     pairs = set(run.records[["inspector", "baseline"]].itertuples(index=False, name=None))
-    zero_shot = {"none", "mean", "shuffled", "gaussian", "choices_only", "embedding", "input_only"}
+    zero_shot = {"none", "mean", "gaussian", "choices_only", "embedding", "input_only"}
     learned = zero_shot - {"choices_only"} | {"majority", "input_classifier", "random_model", "control_task"}
     expected = {("patchscope", name) for name in zero_shot | {"question_only"}}
     expected |= {(lens, name) for lens in ("logit_lens", "tuned_lens") for name in zero_shot}
     assert pairs == expected | {("probe", name) for name in learned}
+    computed = run.summary[run.summary["baseline"] == "shuffled"]
+    assert set(computed["inspector"]) == set(run.records["inspector"]), "computed from the methods' own scores"
 
 
 def test_run_folder_is_whole(run) -> None:

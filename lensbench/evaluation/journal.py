@@ -150,6 +150,7 @@ class Journal:
             "dropped": {**_of_others(before.get("dropped", {}), plan), **plan.dropped},
             "selected": sorted([*_of_others(before.get("selected", []), plan), *plan.selected]),
             "by_token": sorted([*_of_others(before.get("by_token", []), plan), *plan.by_token]),
+            "short_answers": {**before.get("short_answers", {}), **plan.short_answers},
             "prose": sorted({*before.get("prose", []), *plan.prose}),
             "knowledge": before.get("knowledge", {}),
             "judges": before.get("judges", {}),
@@ -255,6 +256,23 @@ def _calibrations(plan: Plan) -> dict[str, dict[str, Any] | None]:
     """What calibration found of the very versions of the methods."""
     found = {name: calibration_of(version) for name, version in plan.versions.items()}
     return {name: None if one is None else asdict(one) for name, one in found.items()}
+
+
+def with_calibrations(out: Path) -> None:
+    """Note in `run.json` what calibration has found since of the versions of the methods in a run.
+
+    Raises:
+        LensbenchError: not a run folder.
+        UsageError: another process is at work in it.
+    """
+    read_run(out)
+    with hold_folder(out):
+        content = read_run(out)
+        for name, method in content.get("methods", {}).items():
+            found = calibration_of(method.get("version", ""))
+            if found is not None:
+                content["calibration"][name] = asdict(found)
+        write_json_atomic(out / RUN_FILE, content)
 
 
 def _of_others(before: Any, plan: Plan) -> Any:

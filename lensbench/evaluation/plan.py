@@ -85,6 +85,8 @@ class Plan:
         memory: the bytes that a batch may take.
         selected: task/relation whose items were chosen by what the model says in text: no verdict is given on them.
         by_token: task/relation whose names are cut: as many items as a tokenizer makes, so no part in totals either.
+        short_answers: task/relation -> the share of answers whose first token, which is what is scored, has at most two
+            letters.
         prose: tasks whose gold is the model's own next token: no rival that reads the text has anything to say.
     """
 
@@ -98,6 +100,7 @@ class Plan:
     selected: tuple[str, ...] = ()
     by_token: tuple[str, ...] = ()
     prose: tuple[str, ...] = ()
+    short_answers: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,10 @@ def _tupled(value: Any) -> Any:
 def describe_method(inspector: Inspector) -> dict[str, Any]:
     """Return what a page says of a method."""
     summary = (introspection.getdoc(type(inspector)) or "").partition("\n")[0]
-    return {"summary": summary, "reads": sorted(inspector.reads), "learns_from": inspector.learns_from}
+    return {
+        "summary": summary, "reads": sorted(inspector.reads), "learns_from": inspector.learns_from,
+        "version": method_version(inspector),
+    }  # fmt: skip
 
 
 def required_baselines(

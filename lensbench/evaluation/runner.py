@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import NotApplicableError
-from lensbench.evaluation.items import Dropped, check_prompts, make_benches
+from lensbench.evaluation.items import Dropped, check_prompts, make_benches, short_answers
 from lensbench.evaluation.models import load_context
 from lensbench.evaluation.plan import (
     Cell,
@@ -95,6 +95,9 @@ class Runner:
             memory=self.context.model.budget.bytes,
             selected=tuple(f"{task}/{one.name}" for task, one in chosen if one.hops is not None and one.hops.correct),
             by_token=tuple(f"{task}/{one.name}" for task, one in chosen if one.by_token),
+            short_answers={
+                f"{task}/{one.name}": short_answers(self.context.verbalizer, one) for task, one in chosen if one.answers
+            },
             prose=tuple(dict.fromkeys(task for task, one in chosen if one.kind == "next_token")),
         )
 

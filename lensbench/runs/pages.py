@@ -209,7 +209,7 @@ def _entry(name: str, run: Run) -> Entry:
     if not run.done:
         raise LensbenchError("no cell is finished")
     known = {method: None if found is None else found.in_words() for method, found in run.calibrations.items()}
-    return Entry(name, run.best, known, run.outside_totals)
+    return Entry(name, run.best, known)
 
 
 def write_leaderboard(folder: Path | str, out: Path | str) -> Board:

@@ -56,7 +56,7 @@ class Baseline(BaseModel):
     question: Question
     function: str
     learns_from: list[Literal["nothing", "corpus", "labels"]] = Field(default=["nothing", "corpus", "labels"])
-    reads: list[Literal["activation", "question", "text", "components", "target"]] = Field(default=[])
+    reads: list[Literal["activation", "question", "choices", "text", "components", "target"]] = Field(default=[])
     parameters: dict[str, Any] = Field(default={})
     essential: bool = False
     optional: bool = False

@@ -203,7 +203,7 @@ class Bench:
 
         return Evidence(
             answers=self.answers,
-            choices=tuple(self.items[i].choices for i in items),
+            choices=tuple(self.items[i].choices for i in items) if "choices" in reads else None,
             layers=tuple(layers) if activation else (),
             residuals=self.shown(self.residuals).at_layers(layers).at_items(chosen) if activation else None,
             question=self.question if "question" in reads else None,
@@ -212,6 +212,7 @@ class Bench:
             components=Components(read) if "components" in reads else None,
             runs=TargetRuns(self.context.model, self.items, chosen, self.change) if "target" in reads else None,
             describe=0 if self.silent else self.relation.describe,
+            n_items=len(chosen),
         )
 
     def training(

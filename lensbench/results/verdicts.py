@@ -63,9 +63,9 @@ class Compared:
         band: of method minus baseline.
         joint: the same, for all baselines that may be named at once; None for one that may not (`NAMED`).
         p_value: [layer], where a permutation test decides whether the baseline is beaten, in place of the band.
-        surely: whether the band must lie above 0; else the estimate must. For baselines without an activation of the
-            subject, where the permutation test has ruled out already that none is needed: a band over each of them
-            would find nothing new, and miss two gaps of three (docs/statistics.md).
+        surely: whether the band must lie above 0; else the estimate must. The estimate is enough for baselines without
+            an activation of the subject where the permutation test has ruled out that none is needed: a band over each
+            would find nothing new, and miss two gaps of three (docs/statistics.md). `privileged` needs all bands.
     """
 
     band: Band
@@ -156,7 +156,7 @@ def gaps_of(
         facing = {
             name: Compared(
                 bands[name], joint.get(name), p_value if name == SHUFFLED else None,
-                p_value is None or asked[name] != ACTIVATION,
+                p_value is None or asked[name] != ACTIVATION or question == "target_specific",
             )
             for name in pairs
             if asked[name] in faced
@@ -185,7 +185,8 @@ def claims(method: PairedMethod, scores: Mapping[str, Scored], sample: Sample, r
         if not (any(asked[name] == question for name in pairs) or (tested is not None and faced == (question,))):
             continue
         possible = np.ones(len(own.layers), dtype=bool) if tested is None else tested.copy()
-        surely = [name for name in facing if tested is None or asked[name] != ACTIVATION]
+        everything = tested is None or question == "target_specific"
+        surely = [name for name in facing if everything or asked[name] != ACTIVATION]
         for name in set(facing) - set(surely):
             possible &= sample.mean_difference(pairs[name].items, pairs[name].corrected) > 0
         for name in surely if possible.any() else ():

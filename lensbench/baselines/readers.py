@@ -73,7 +73,7 @@ class ChoicesOnly(Inspector):
         tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
         prior = score_next_tokens(self.verbalizer_, [CARRIER], tokens).log_probs[0].double().cpu().numpy()
         place = {answer: i for i, answer in enumerate(evidence.answers)}
-        scores = np.zeros((1, 4, len(evidence.choices), len(evidence.answers)))
+        scores = np.zeros((1, 4, evidence.n_items, len(evidence.answers)))
         for i, choices in enumerate(evidence.choices):
             own = [place[choice] for choice in choices]
             scores[0, 0, i, own] = prior[own]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # What a method may learn from, and what it may read: the harness withholds the rest.
 SUPERVISION = ("nothing", "corpus", "labels")
-SOURCES = ("activation", "question", "text", "components", "target")
+SOURCES = ("activation", "question", "choices", "text", "components", "target")
 GROUP = "lensbench.inspectors"
 OURS = Path(__file__).parent
 

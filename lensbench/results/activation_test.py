@@ -201,52 +201,39 @@ def activation_tests(
     return found
 
 
-def with_averages(
-    table: Items, cells: Iterable[CellScores], crossed: CrossedCells, learns_labels: Iterable[str], *,
-    shuffled: bool = True,
-) -> list[CellScores]:  # fmt: skip
-    """Return the cells with baselines that are means over many activations in place of one draw.
-
-    `shuffled` becomes the mean over all other subjects' activations, where the method's own credit under them is
-    known; another baseline with such credit (`gaussian`) the mean over all vectors that it read.
+def with_shuffled(
+    table: Items, cells: Iterable[CellScores], crossed: CrossedCells, learns_labels: Iterable[str]
+) -> list[CellScores]:
+    """Return the cells with `shuffled` as the mean over all other subjects' activations, where credit is known.
 
     Args:
         table: the items.
         cells: of a run.
         crossed: their credit.
         learns_labels: methods with a fit for each fold.
-        shuffled: whether `shuffled` is wanted; False saves time where the permutation test alone decides.
     """
     found = []
     for cell in cells:
         place, name = tuple(cell.key[key] for key in KEYS), cell.key["baseline"]
-        group = table.fold if cell.key["inspector"] in set(learns_labels) else np.zeros_like(table.fold)
-        own_place = (*place[:-1], NO_BASELINE)
-        if name == SHUFFLED and own_place in crossed:
+        if name == SHUFFLED and (*place[:-1], NO_BASELINE) in crossed:
             continue
-        if place not in crossed:
-            found.append(cell)
-        elif name == NO_BASELINE:
-            found.append(cell)
-            if shuffled:
-                found.append(_averaged(cell, table, crossed[place].values(), group, SHUFFLED))
-        else:
-            found.append(_averaged(cell, table, crossed[place].values(), group, name))
+        found.append(cell)
+        if place in crossed:
+            group = table.fold if cell.key["inspector"] in set(learns_labels) else np.zeros_like(table.fold)
+            found.append(_shuffled(cell, table, crossed[place].values(), group))
     return found
 
 
-def _averaged(cell: CellScores, table: Items, relations: Iterable[Crossed], group: Ints, baseline: str) -> CellScores:
-    """A cell whose scores are means over activations; its raw scores are kept, and unknown for `shuffled`."""
-    own = baseline != SHUFFLED
+def _shuffled(cell: CellScores, table: Items, relations: Iterable[Crossed], group: Ints) -> CellScores:
+    """The mean over other subjects' activations as a cell; under the score that does not decide it is unknown."""
     score = np.full(cell.corrected.shape, np.nan)
     for one in relations:
-        places, found = one.averaged(table.subject[one.items], group[one.items], own=own)
+        places, found = one.averaged(table.subject[one.items], group[one.items])
         rows = np.searchsorted(cell.items, one.items[places])
         for i, name in enumerate(one.attempts):
             score[cell.attempts.index(name), rows] = found[:, i]
     scored = ~np.isnan(score).all(axis=(0, 2))
-    raw = cell.raw[:, scored] if own else np.full_like(score[:, scored], np.nan)
     return replace(
-        cell, key={**cell.key, "baseline": baseline}, items=cell.items[scored], raw=raw, corrected=score[:, scored],
-        chance=cell.chance[scored],
+        cell, key={**cell.key, "baseline": SHUFFLED}, items=cell.items[scored], corrected=score[:, scored],
+        raw=np.full_like(score[:, scored], np.nan), chance=cell.chance[scored],
     )  # fmt: skip

@@ -123,8 +123,8 @@ class Crossed:
         found: Floats = self.credit[activations, self.gold]
         return found
 
-    def averaged(self, subject: Ints, group: Ints, *, own: bool) -> tuple[Ints, Floats]:
-        """Return each item's mean credit over the activations of its group, with their own share of the noise.
+    def averaged(self, subject: Ints, group: Ints) -> tuple[Ints, Floats]:
+        """Return each item's mean credit over other subjects' activations of its group, with their share of the noise.
 
         The mean over pairs is a U-statistic: an item counts as the one that asks and as the one whose activation is
         read. What is returned for item i is r_i + k_i - m, where r_i is its mean over activations, k_i the mean of its
@@ -134,7 +134,6 @@ class Crossed:
         Args:
             subject: [item].
             group: within which activations are exchanged, [item].
-            own: whether an item may read its own subject's activation.
 
         Returns:
             The places of the items in groups that have others, and [item, attempt, layer] for them.
@@ -143,9 +142,7 @@ class Crossed:
         for name in np.unique(group):
             among = np.flatnonzero(group == name)
             pairs = self.credit[among][:, self.gold[among]]  # [activation, item, attempt, layer]
-            allowed = np.ones((len(among), len(among)))
-            if not own:
-                allowed -= subject[among][:, None] == subject[among][None]
+            allowed = 1.0 - (subject[among][:, None] == subject[among][None])
             reads, read = allowed.sum(0), allowed.sum(1)
             if not reads.all() or not read.all():
                 continue

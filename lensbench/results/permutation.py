@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from statsmodels.stats.proportion import proportion_confint
 
 from lensbench.errors import UsageError
-from lensbench.results.activation_test import activation_tests, with_averages
+from lensbench.results.activation_test import activation_tests
 from lensbench.results.arrays import ORACLE, CellScores, cells_of
 from lensbench.results.bands import Floats, Ints
 from lensbench.results.crossed import crossed_of
@@ -103,9 +103,9 @@ class _Stored:
         self._table, _ = cells_of(records)
         self._said, self._golds, self._settings = said, golds, settings
         cells = [one.cell for one in said]
-        self._crossed = crossed_of(self._table, cells, crossed) if crossed is not None else {}
+        known = crossed_of(self._table, cells, crossed) if crossed is not None else {}
         self._tests = activation_tests(
-            self._table, cells, self._crossed,
+            self._table, cells, known,
             learns_labels=settings.learns_labels, defaults=settings.defaults, seed=settings.seed,
         )  # fmt: skip
 
@@ -113,13 +113,8 @@ class _Stored:
         """Put the methods together as these gold answers, [item], score them."""
         names = [self._golds.answers[code] for code in gold]
         cells = deciding([_rescored(one, self._golds, gold) for one in self._said], self._settings)
-        crossed = {
-            place: {code: one.with_golds([names[i] for i in one.items]) for code, one in relations.items()}
-            for place, relations in self._crossed.items()
-        }
-        averaged = with_averages(self._table, cells, crossed, self._settings.learns_labels, shuffled=False)
         tests = {place: test.with_golds(names) for place, test in self._tests.items()}
-        yield from methods_of(self._table, averaged, tests)
+        yield from methods_of(self._table, cells, tests)
 
 
 def _rescored(one: Predictions, golds: Golds, gold: Ints) -> CellScores:

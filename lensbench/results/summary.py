@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lensbench.results.activation_test import activation_tests, with_averages
+from lensbench.results.activation_test import activation_tests, with_shuffled
 from lensbench.results.arrays import CONTROL_TASK, FIXED, NO_LAYER, ORACLE, Scored, cells_of
 from lensbench.results.crossed import crossed_of
 from lensbench.results.records import NO_BASELINE
@@ -180,7 +180,7 @@ def methods_with_tests(
     check_questions(cells, settings)
     cells = deciding(cells, settings)
     known = crossed_of(table, cells, crossed) if crossed is not None else {}
-    cells = with_averages(table, cells, known, settings.learns_labels)
+    cells = with_shuffled(table, cells, known, settings.learns_labels)
     tests = activation_tests(
         table, cells, known, learns_labels=settings.learns_labels, defaults=settings.defaults, seed=settings.seed
     )

@@ -1,6 +1,6 @@
 """The verdicts: whether a gap holds against every baseline that is due."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +108,7 @@ def gap_verdict(
     bands = [band for band, _ in named.values()]
     joint = [band for _, band in named.values() if band is not None]
     difference = np.stack([band.estimate for band in bands])
-    strongest, layers = difference.argmin(axis=0), np.arange(difference.shape[1])
+    strongest, layers = _strongest(difference, [baselines[name] for name in named]), np.arange(difference.shape[1])
     verdict = np.full(len(layers), "inconclusive", dtype=object)
     low, high = (np.stack([getattr(band, side) for band in joint]) for side in ("low", "high"))
     for words, found in (
@@ -125,6 +125,17 @@ def gap_verdict(
     gap = Band(difference[strongest, layers], limits[0], limits[1], detectable)
     tested = [one.p_value for one in baselines.values() if one.p_value is not None]
     return GapVerdict(verdict, names[strongest], gap, tested[0] if tested and question == ACTIVATION else None)
+
+
+def _strongest(difference: Floats, compared: Sequence[Compared]) -> Ints:
+    """The baseline that is told of at each layer: the one that does best.
+
+    Where a permutation test decides, its baseline is told of, unless another does as well as the method: of many
+    baselines at chance the best is best by chance.
+    """
+    strongest: Ints = difference.argmin(axis=0)
+    tested = [i for i, one in enumerate(compared) if one.p_value is not None]
+    return np.where(difference.min(axis=0) > 0, tested[0], strongest) if tested else strongest
 
 
 def check_questions(cells: Iterable[CellScores], settings: SummarySettings) -> None:

@@ -278,7 +278,7 @@ WORLDS = {
     "cheat_own_knowledge": World(lambda: bench_of(planted(told=True)), ("choices_only",), 0, 0.95),
     "cheat_best_constant": World(lambda: unbalanced(bench_of(planted())), (), 0, 0.6),
     "cheat_choice_set": World(lambda: centred(bench_of(base())), (), 0, 0.95),
-    "cheat_norm": World(lambda: bench_of(planted(long=True)), ("shuffled", "majority"), 3, 0.75),
+    "cheat_norm": World(lambda: bench_of(planted(long=True)), ("shuffled", "majority", "mean"), 3, 0.75),
 }
 
 
@@ -324,11 +324,11 @@ def test_who_memorises_subjects_knows_those_it_has_seen_whatever_their_label() -
 
 def test_a_rival_that_is_surely_beaten_has_caught_nobody() -> None:
     bench = bench_of(planted(long=True))
-    summary = run(bench, cheats.NormReader, ["shuffled", "mean"])
+    summary = run(bench, cheats.NormReader, ["shuffled", "gaussian"])
     cheat = cheat_of("cheat_norm")
-    assert catch(cheat, summary)["mean"].startswith("at its best ")
+    assert catch(cheat, summary)["gaussian"].startswith("at its best ")
     assert catch(replace(cheat, caught_by="shuffled"), summary) == {}
-    assert catch(replace(cheat, caught_by="gaussian"), summary) == {}, "it was not run"
+    assert catch(replace(cheat, caught_by="mean"), summary) == {}, "it was not run"
     lens = replace(cheat, make=LogitLens, caught_by="control_task")
     assert catch(lens, summary) == {}
 
@@ -377,7 +377,7 @@ class Counted(Inspector):
     tries = "2 of a kind"
 
     def inspect(self, evidence: Evidence) -> Scores:
-        return Scores(("a", "b"), torch.zeros(1, 2, len(evidence.choices), len(evidence.answers)))
+        return Scores(("a", "b"), torch.zeros(1, 2, evidence.n_items, len(evidence.answers)))
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ class Forgetful(Inspector):
     def inspect(self, evidence: Evidence) -> Scores:
         import torch
 
-        return Scores(("default",), torch.zeros(1, 1, len(evidence.choices), len(evidence.answers)))
+        return Scores(("default",), torch.zeros(1, 1, evidence.n_items, len(evidence.answers)))
 
 
 def test_a_constant_scorer_gets_exactly_chance_in_the_records(settings, tmp_path: Path) -> None:

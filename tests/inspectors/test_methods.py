@@ -66,7 +66,7 @@ class Constant(Inspector):
     reads = frozenset()
 
     def inspect(self, evidence: Evidence) -> Scores:
-        return Scores(("default",), torch.zeros(1, 1, len(evidence.choices), len(evidence.answers)))
+        return Scores(("default",), torch.zeros(1, 1, evidence.n_items, len(evidence.answers)))
 
 
 class BatchReader(Inspector):
@@ -109,7 +109,7 @@ def test_wrong_shape_and_nan_are_refused(bench: Bench) -> None:
 
     class Nan(Constant):
         def inspect(self, evidence: Evidence) -> Scores:
-            return Scores(("default",), torch.full((1, 1, len(evidence.choices), len(evidence.answers)), torch.nan))
+            return Scores(("default",), torch.full((1, 1, evidence.n_items, len(evidence.answers)), torch.nan))
 
     with pytest.raises(ValueError, match=r"log_scores of shape \(1, 1, 1, 1\)"):
         CrossFit(Short, bench).scores()
@@ -245,8 +245,8 @@ def test_probe_of_equal_activations_says_how_frequent_classes_are() -> None:
     torch.testing.assert_close(scores[0, 0, 0].exp(), torch.tensor([0.25, 0.25, 0.5]), rtol=1e-2, atol=1e-2)
 
 
-def test_the_mean_rival_is_exactly_chance_when_corrected(bench: Bench) -> None:
-    """It tells items apart by nothing: neither above chance nor, which would make it no rival, below."""
+def test_the_mean_is_exactly_chance_when_corrected(bench: Bench) -> None:
+    """It tells items apart by nothing: neither above chance nor, which would make it no baseline, below."""
     (outcome,) = find_function("mean_activation")(CrossFit(LogitLens, bench))
     columns = prediction_columns(outcome.items, bench.answers, outcome.scores, outcome.layers, correct_prior=True)
     assert columns["correct_corrected"] == pytest.approx(0.5)

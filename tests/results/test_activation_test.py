@@ -157,15 +157,6 @@ def test_what_learns_labels_is_exchanged_within_folds():
     np.testing.assert_allclose(shuffled["accuracy_corrected"], naive)
 
 
-def test_gaussian_is_the_mean_over_all_its_draws():
-    rng = np.random.default_rng(3)
-    picks, gold = reader(rng, 20)
-    noise = rng.integers(0, 4, picks.shape)
-    summary = summary_of(study(picks, gold), study(noise, gold, baseline="gaussian"))
-    found = summary[(summary["baseline"] == "gaussian") & (summary["relation"] == "city")]
-    np.testing.assert_allclose(found["accuracy_corrected"], (noise[:, None] == gold[None, :, None]).mean((0, 1)))
-
-
 def test_totals_average_the_relations_of_the_method():
     rng = np.random.default_rng(4)
     first, second = reader(rng, 12, knows=0.35), reader(rng, 12, knows=0.35)

@@ -91,7 +91,7 @@ def our_reading(answers, probe, layers, test):
     """Return the same of the probe."""
     items = test.values.shape[1]
     evidence = Evidence(tuple(answers), (tuple(answers),) * items, layers, test)
-    return probe.inspect(evidence).log_scores[:, 0].numpy(), [fit.C for _, _, fit in probe.probes_]
+    return probe.inspect(evidence).log_scores[:, 0].numpy(), [fit.C for fit in probe.probes_]
 
 
 def compare(name, one, other):

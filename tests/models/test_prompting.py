@@ -45,7 +45,7 @@ def test_a_model_that_cannot_be_padded_runs_equal_lengths(monkeypatch) -> None:
 
     monkeypatch.setattr(one.module, "generate", strict)
     assert continue_texts(one, TEXTS, 6) == continue_texts(model(), TEXTS, 6)
-    assert one.cache["pads_texts"] is False
+    assert one.cache["proved", "pads_texts"] is False
 
 
 def test_said_once(monkeypatch) -> None:

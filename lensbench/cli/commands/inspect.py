@@ -132,6 +132,7 @@ def _made(name: str, parameters: dict[str, Any]) -> "Inspector":
 def _loaded(model: str, how: Any, layers: str) -> "LanguageModel":
     """Load a model whose layers are those that were asked for."""
     from lensbench.models.loading import count_layers, load_source
+    from lensbench.models.proofs import keep_proofs
     from lensbench.models.sources import resolve
     from lensbench.utils.layer_spec import parse_layers
 
@@ -139,7 +140,7 @@ def _loaded(model: str, how: Any, layers: str) -> "LanguageModel":
     how.torch_dtype(at)
     source = resolve(model, revision=how.revision, offline=how.offline)
     parse_layers(layers, count_layers(source))
-    return load_source(source, how, at)
+    return keep_proofs(load_source(source, how, at))
 
 
 def _show(found: "LensTable | Descriptions", *, rank: bool, top: int, json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.application import app, say_it_starts, say_what_happens
 from lensbench.cli.options import (
     Device,
     Dtype,
@@ -83,6 +83,7 @@ def inspect(
     check_model_name(model)
     quiet_libraries()
     say_what_happens(quiet=quiet)
+    say_it_starts()
     method = _made(name, given)
     from lensbench.models.architecture import ModulePaths
     from lensbench.models.loading import Loading

@@ -165,7 +165,8 @@ class Patcher:
                 tried = try_each([mode], lambda one: mode_deviation(model, prompt, one, some_layers(model)))
                 return mode == "plain" or bool(list(agreeing(model, tried, "patched pass")))
 
-            self.mode = proved(model, "patched_pass", lambda: fastest_mode(model, prompt), holds)
+            mode: Mode = proved(model, "patched_pass", lambda: fastest_mode(model, prompt), holds)
+            self.mode = mode
         return self.mode
 
 

@@ -22,10 +22,10 @@ DESCENT = 1e-4
 
 @dataclass(frozen=True)
 class Components:
-    """The principal components of some items, at each layer.
+    """The principal components of items, at each layer.
 
     Attributes:
-        features: the items' coordinates: their columns are orthogonal to each other.
+        features: the items' coordinates. Of all items the columns are orthogonal to each other, of some of them nearly.
         squares: the sum of squares of each column; 0 for a component that is left out.
     """
 
@@ -42,17 +42,20 @@ class Components:
         features = vectors * squares.sqrt()[:, None] if wide else (items @ vectors) * (squares > 0)[:, None]
         return cls(features, squares)
 
-    def coordinates(
-        self, items: Float[Tensor, "layer item d_model"], others: Float[Tensor, "layer other d_model"]
-    ) -> Float[Tensor, "layer other component"]:
-        """Return other items in these components, which are those of `items`."""
-        return others @ items.mT @ (self.features * self._shares[:, None])
+    def at_items(self, items: Int[Tensor, " chosen"]) -> "Components":
+        """Return some of the items, in the components of all."""
+        features = self.features[:, items]
+        return Components(features, (features**2).sum(1))
+
+    def rounded(self) -> "Components":
+        """Return them in float32: half as much to read, and near enough to compare penalties, or to begin with."""
+        return Components(self.features.float(), self.squares.float())
 
     def directions(
-        self, items: Float[Tensor, "layer item d_model"], weight: Float[Tensor, "layer component class"]
-    ) -> Float[Tensor, "layer d_model class"]:
+        self, items: Float[Tensor, "layer item d_model"], weight: Float[Tensor, "layer class component"]
+    ) -> Float[Tensor, "layer class d_model"]:
         """Return weights of the components as weights of the coordinates that these items were given in."""
-        return items.mT @ (self.features @ (weight * self._shares[..., None]))
+        return (weight * self._shares[:, None]) @ self.features.mT @ items
 
     @property
     def _shares(self) -> Float[Tensor, "layer component"]:
@@ -61,9 +64,12 @@ class Components:
 
 @dataclass(frozen=True)
 class Regressions:
-    """One regression a layer: log-probabilities are log_softmax(features @ weight + bias)."""
+    """One regression a layer: log-probabilities are log_softmax(weight @ features.T + bias).
 
-    weight: Float[Tensor, "layer component class"]
+    Classes come first: products of few rows with many columns are several times faster than those of many with few.
+    """
+
+    weight: Float[Tensor, "layer class component"]
     bias: Float[Tensor, "layer class"]
 
     @classmethod
@@ -71,11 +77,11 @@ class Regressions:
         """Return regressions that know nothing."""
         layers, _, width = components.features.shape
         like = components.features
-        return cls(like.new_zeros(layers, width, classes), like.new_zeros(layers, classes))
+        return cls(like.new_zeros(layers, classes, width), like.new_zeros(layers, classes))
 
-    def log_probs(self, features: Float[Tensor, "layer item component"]) -> Float[Tensor, "layer item class"]:
+    def log_probs(self, features: Float[Tensor, "layer item component"]) -> Float[Tensor, "layer class item"]:
         """Return log-probabilities of the classes."""
-        return (features @ self.weight + self.bias[:, None]).log_softmax(-1)
+        return (self.weight @ features.mT + self.bias[..., None]).log_softmax(1)
 
     def moved(self, step: "Regressions", length: Float[Tensor, " layer"]) -> "Regressions":
         """Return regressions that lie a number of steps from here."""
@@ -117,11 +123,11 @@ def fit_regressions(
         tolerance: a layer is done where no derivative is larger.
     """
     classes = start.bias.shape[1]
-    penalty = (2.0 if classes == 2 else 1.0) / (strengths * len(labels))
+    penalty = ((2.0 if classes == 2 else 1.0) / (strengths * len(labels))).to(components.features)
     problem = _Problem(
-        components.features, components.squares, torch.nn.functional.one_hot(labels, classes).to(penalty), penalty
+        components.features, components.squares, torch.nn.functional.one_hot(labels, classes).T.to(penalty), penalty
     )
-    found = start.map(torch.clone)
+    found = start.map(lambda part: part.to(penalty, copy=True))
     left = torch.arange(len(penalty))
     for _ in range(NEWTON_STEPS):
         here = found.at(left)
@@ -143,38 +149,43 @@ def fit_regressions(
 class _Problem:
     features: Float[Tensor, "layer item component"]
     squares: Float[Tensor, "layer component"]
-    gold: Float[Tensor, "item class"]
+    gold: Float[Tensor, "class item"]
     penalty: Float[Tensor, " layer"]
+
+    @property
+    def items(self) -> int:
+        return self.gold.shape[1]
 
     def select(self, layers: Tensor) -> "_Problem":
         return _Problem(self.features[layers], self.squares[layers], self.gold, self.penalty[layers])
 
     def loss(self, at: Regressions) -> Float[Tensor, " layer"]:
-        return -(at.log_probs(self.features) * self.gold).sum(-1).mean(-1) + self.penalty / 2 * (at.weight**2).sum(
-            (1, 2)
-        )
+        return -(at.log_probs(self.features) * self.gold).sum((1, 2)) / self.items + self.penalty / 2 * (
+            at.weight**2
+        ).sum((1, 2))
 
     def gradient(self, at: Regressions) -> tuple[Tensor, Regressions]:
         """Return the probabilities of the classes, and the derivatives of the loss."""
         probabilities = at.log_probs(self.features).exp()
-        return probabilities, self._pulled((probabilities - self.gold) / len(self.gold), at.weight)
+        return probabilities, self._pulled((probabilities - self.gold) / self.items, at.weight)
 
     def _pulled(self, rows: Tensor, weight: Tensor) -> Regressions:
-        return Regressions(self.features.mT @ rows + self.penalty[:, None, None] * weight, rows.sum(1))
+        return Regressions(rows @ self.features + self.penalty[:, None, None] * weight, rows.sum(2))
 
     def newton_step(self, probabilities: Tensor, gradient: Regressions) -> Regressions:
         """Solve H step = -gradient, nearly: the nearer to the minimum, the more exactly."""
-        spread = (probabilities * (1 - probabilities)).mean(1).clamp(min=1e-12)
-        share = self.squares / len(self.gold)
-        diagonal = Regressions(share[..., None] * spread[:, None] + self.penalty[:, None, None], spread)
+        spread = (probabilities * (1 - probabilities)).mean(2).clamp(min=1e-12)
+        share = self.squares[:, None] / self.items
+        diagonal = Regressions(share * spread[..., None] + self.penalty[:, None, None], spread)
 
         def product(step: Regressions) -> Regressions:
-            moved = self.features @ step.weight + step.bias[:, None]
-            moved = probabilities * (moved - (probabilities * moved).sum(-1, keepdim=True)) / len(self.gold)
+            moved = step.weight @ self.features.mT + step.bias[..., None]
+            moved = probabilities * (moved - (probabilities * moved).sum(1, keepdim=True)) / self.items
             return self._pulled(moved, step.weight)
 
         largest = gradient.largest()
         enough = torch.minimum(torch.full_like(largest, 0.1), largest.sqrt()) * largest
+        tiny = torch.finfo(largest.dtype).tiny
         step = gradient.map(torch.zeros_like)
         rest = gradient.map(torch.neg)
         scaled = Regressions(rest.weight / diagonal.weight, rest.bias / diagonal.bias)
@@ -184,21 +195,22 @@ class _Problem:
             if not going.any():
                 break
             bent = product(way)
-            length = torch.where(going, size / way.dot(bent).clamp(min=1e-300), 0.0)
+            length = torch.where(going, size / way.dot(bent).clamp(min=tiny), 0.0)
             step, rest = step.moved(way, length), rest.moved(bent, -length)
             scaled = Regressions(rest.weight / diagonal.weight, rest.bias / diagonal.bias)
             before, size = size, rest.dot(scaled)
-            way = scaled.moved(way, size / before.clamp(min=1e-300))
+            way = scaled.moved(way, size / before.clamp(min=tiny))
         return step
 
     def descend(self, at: Regressions, step: Regressions, gradient: Regressions) -> Regressions:
         """Go the step, or as much of it as lowers the loss."""
         loss, slope = self.loss(at), gradient.dot(step)
+        rounding = 16 * torch.finfo(loss.dtype).eps * loss.abs()
         length = torch.ones_like(loss)
         moved = at.moved(step, length)
         for _ in range(HALVINGS):
             # Near the minimum the promise is smaller than the rounding of the loss.
-            high = self.loss(moved) > loss + DESCENT * length * slope + 1e-12 * loss.abs()
+            high = self.loss(moved) > loss + DESCENT * length * slope + rounding
             if not high.any():
                 break
             length = torch.where(high, length / 2, length)

@@ -21,8 +21,8 @@ from lensbench.models.memory import Memo
 # The largest derivative at which a fit ends: finer for the fit that is used than for those that compare C.
 TOLERANCE = 1e-5
 CHOOSING_TOLERANCE = 1e-4
-# So many layers are fitted at once that their items take no more than this.
-BYTES_AT_ONCE = 2**26
+# So many layers are fitted at once that their components stay in a processor's cache.
+BYTES_AT_ONCE = 2**22
 # What is kept of earlier fits: other labels of the same activations need the same decompositions.
 KEPT_BYTES = 2**28
 
@@ -62,7 +62,8 @@ class Probe(ClassProbe):
         """Fit one regression a layer, many layers at once."""
         learn, choose = labelled.split(self.seed)
         values = residuals.values.float().cpu()
-        at_once = max(1, BYTES_AT_ONCE // max(1, 8 * values[0].numel()))
+        items = values.shape[1]
+        at_once = max(1, BYTES_AT_ONCE // max(1, 4 * items * min(items, values.shape[2])))
         parts = [_fit_layers(part, labelled.labels, learn, choose, self.strengths) for part in values.split(at_once)]
         return [probe for part in parts for probe in part]
 
@@ -74,7 +75,7 @@ class Softmax(NamedTuple):
         classes_: the answers.
         mean: of the training items.
         scale: what each coordinate is divided by, after the mean is taken off.
-        weight: W, transposed.
+        weight: W.
         bias: c.
         C: the inverse of the penalty that was chosen.
     """
@@ -82,13 +83,13 @@ class Softmax(NamedTuple):
     classes_: np.ndarray
     mean: Float[np.ndarray, " d_model"]
     scale: Float[np.ndarray, " d_model"]
-    weight: Float[np.ndarray, "d_model class"]
+    weight: Float[np.ndarray, "class d_model"]
     bias: Float[np.ndarray, " class"]
     C: float
 
     def predict_log_proba(self, values: Float[np.ndarray, "item d_model"]) -> Float[np.ndarray, "item class"]:
         """Return log-probabilities of the classes."""
-        found: np.ndarray = log_softmax((values - self.mean) / self.scale @ self.weight + self.bias, axis=1)
+        found: np.ndarray = log_softmax((values - self.mean) / self.scale @ self.weight.T + self.bias, axis=1)
         return found
 
 
@@ -99,48 +100,32 @@ class _Decomposed:
     Attributes:
         mean: of each coordinate.
         scale: the standard deviation of each coordinate, never quite zero.
-        whole: the components of all items.
-        learning: those of the items that are learned from while C is chosen.
-        choosing: the items that choose, in the components of those that are learned from.
+        whole: their components.
     """
 
     mean: Float[Tensor, "layer 1 d_model"]
     scale: Float[Tensor, "layer 1 d_model"]
     whole: Components
-    learning: Components
-    choosing: Float[Tensor, "layer choosing component"]
 
     @classmethod
-    def of(
-        cls,
-        values: Float[Tensor, "layer item d_model"],
-        learn: Int[np.ndarray, " learning"],
-        choose: Int[np.ndarray, " choosing"],
-    ) -> "_Decomposed":
+    def of(cls, values: Float[Tensor, "layer item d_model"]) -> "_Decomposed":
         mean, scale = values.mean(1, keepdim=True), values.std(1, keepdim=True, unbiased=False) + 1e-6
-        items = (values - mean) / scale
-        learning = Components.of(items[:, learn])
-        return cls(mean, scale, Components.of(items), learning, learning.coordinates(items[:, learn], items[:, choose]))
+        return cls(mean, scale, Components.of((values - mean) / scale))
 
     @property
     def nbytes(self) -> int:
         """How much memory it takes."""
-        parts = (self.mean, self.scale, self.choosing, self.whole.features, self.learning.features)
-        return sum(part.nbytes for part in parts)
+        return self.mean.nbytes + self.scale.nbytes + self.whole.features.nbytes
 
 
 _kept = Memo()
 
 
-def _decomposed(
-    values: Float[Tensor, "layer item d_model"],
-    learn: Int[np.ndarray, " learning"],
-    choose: Int[np.ndarray, " choosing"],
-) -> _Decomposed:
+def _decomposed(values: Float[Tensor, "layer item d_model"]) -> _Decomposed:
     """Decompose these items, or take it from memory: by their content, so that it is never that of others."""
-    digest = hashlib.sha256(repr((tuple(values.shape), learn.tolist(), choose.tolist())).encode())
+    digest = hashlib.sha256(repr(tuple(values.shape)).encode())
     digest.update(values.contiguous().numpy().data)
-    found = _kept.get_or_compute(digest.hexdigest(), lambda: _Decomposed.of(values.double(), learn, choose))
+    found = _kept.get_or_compute(digest.hexdigest(), lambda: _Decomposed.of(values.double()))
     while len(_kept) > 1 and sum(one.nbytes for one in _kept.values()) > KEPT_BYTES:
         _kept.popitem(last=False)
     return found
@@ -154,33 +139,40 @@ def _fit_layers(
     strengths: tuple[float, ...],
 ) -> list[Softmax]:
     """Choose C at each layer, then fit on all training items."""
-    items = _decomposed(values, learn, choose)
-    best = _best_strengths(items, labels[learn], labels[choose], strengths)
+    items = _decomposed(values)
+    rounded = items.whole.rounded()
+    best = _best_strengths(rounded, labels, learn, choose, strengths)
     chosen = torch.tensor(strengths, dtype=torch.float64)[best]
     classes, place = np.unique(labels, return_inverse=True)
-    start = Regressions.zeros(items.whole, len(classes))
-    fitted = fit_regressions(items.whole, torch.from_numpy(place), chosen, start, TOLERANCE)
+    gold = torch.from_numpy(place)
+    near = fit_regressions(rounded, gold, chosen, Regressions.zeros(rounded, len(classes)), CHOOSING_TOLERANCE)
+    fitted = fit_regressions(items.whole, gold, chosen, near, TOLERANCE)
     weight = items.whole.directions((values.double() - items.mean) / items.scale, fitted.weight)
     parts = (one.numpy() for one in (items.mean[:, 0], items.scale[:, 0], weight, fitted.bias, chosen))
     return [Softmax(classes, *layer) for layer in zip(*parts, strict=True)]
 
 
 def _best_strengths(
-    items: _Decomposed, learned: np.ndarray, chosen: np.ndarray, strengths: tuple[float, ...]
+    components: Components,
+    labels: np.ndarray,
+    learn: Int[np.ndarray, " learning"],
+    choose: Int[np.ndarray, " choosing"],
+    strengths: tuple[float, ...],
 ) -> Int[Tensor, " layer"]:
     """Return for each layer which C gives the items that choose the smallest mean log-loss.
 
     An answer that no learning item has counts for nothing.
     """
-    classes, place = np.unique(learned, return_inverse=True)
-    seen = np.isin(chosen, classes)
-    columns = torch.from_numpy(np.searchsorted(classes, chosen[seen]))
-    fitted = Regressions.zeros(items.learning, len(classes))
+    classes, place = np.unique(labels[learn], return_inverse=True)
+    seen = choose[np.isin(labels[choose], classes)]
+    columns = torch.from_numpy(np.searchsorted(classes, labels[seen]))
+    learning = components.at_items(torch.from_numpy(learn))
+    fitted = Regressions.zeros(learning, len(classes))
     losses = []
     for strength in strengths:
         # Each C begins where the one before ended.
-        every = torch.full((len(fitted.bias),), strength, dtype=torch.float64)
-        fitted = fit_regressions(items.learning, torch.from_numpy(place), every, fitted, CHOOSING_TOLERANCE)
-        log_probs = fitted.log_probs(items.choosing[:, seen])
-        losses.append(-log_probs[:, torch.arange(len(columns)), columns].sum(-1))
+        every = torch.full((len(fitted.bias),), strength)
+        fitted = fit_regressions(learning, torch.from_numpy(place), every, fitted, CHOOSING_TOLERANCE)
+        log_probs = fitted.log_probs(components.features[:, seen])
+        losses.append(-log_probs[:, columns, torch.arange(len(columns))].sum(-1))
     return torch.stack(losses).argmin(0)

@@ -220,7 +220,9 @@ class Generation:
     def _row_bytes(self) -> int:
         model = self._model
         zeros = torch.zeros(4, model.d_model, device=model.device, dtype=model.dtype)
-        return bytes_per_row(lambda rows: self.generate(zeros[:rows], [0] * rows, PROOF_STEPS))
+        passes = self._passes
+        what = f"generated_row_bytes {self._sharing} {passes.mode} {passes.prompt.position} {len(passes.prompt.ids)}"
+        return proved(model, what, lambda: bytes_per_row(lambda n: self.generate(zeros[:n], [0] * n, PROOF_STEPS)))
 
     def rows_per_batch(self, steps: int) -> int:
         """How many rows are generated at once: the prompt's, as far as the keys and values of all steps fit."""

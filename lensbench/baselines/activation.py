@@ -25,14 +25,15 @@ def question_only(method: CrossFit) -> list[Outcome]:
 
 
 def mean_activation(method: CrossFit) -> list[Outcome]:
-    """The method on the mean activation of all items, at each layer.
+    """The method on the mean activation of all items at each layer, each as long as the item's own activation.
 
-    One mean for all: a mean that leaves an item's fold out would, after the prior is corrected, point away from its
+    A method that reads nothing but lengths says the same of both. One mean for all: a mean that leaves an item's fold out would, after the prior is corrected, point away from its
     answer, and the baseline would be weaker than chance.
     """
 
     def mean(captured: Residuals) -> Residuals:
-        return Residuals(captured.layers, captured.values.mean(1, keepdim=True).expand_as(captured.values))
+        real = captured.values.float()
+        return Residuals(captured.layers, as_long_as(real.mean(1, keepdim=True), real).to(captured.values.dtype))
 
     return [method.with_activations(mean).outcome()]
 
@@ -63,8 +64,9 @@ def derangement(subjects: list[str], seed: int) -> list[int] | None:
 def gaussian(method: CrossFit) -> list[Outcome]:
     """The method on noise with mean and covariance of the real activations, each item's at its own activation's length.
 
-    What reads lengths is matched by it. One draw serves all layers and components: they are then those of one made-up
-    text, as far as they are linear in it.
+    One draw serves all layers and components: they are then those of one made-up
+    text, as far as they are linear in it. Where the method's activations can be exchanged, each item's credit is the
+    mean over the noise of all items (of its fold, for what learns labels).
     """
     bench = method.bench
     if len(bench.items) < 2:
@@ -75,7 +77,7 @@ def gaussian(method: CrossFit) -> list[Outcome]:
     def noise(captured: Residuals) -> Residuals:
         return Residuals(captured.layers, gaussian_like(captured.values, weights))
 
-    return [method.with_activations(noise).outcome()]
+    return [method.with_activations(noise).exchangeable_outcome()]
 
 
 def gaussian_like(
@@ -83,10 +85,16 @@ def gaussian_like(
 ) -> Float[Tensor, "layer item width"]:
     """Return noise with the mean and the covariance of the items at each layer, each row as long as its item's is."""
     real = values.float()
-    noise = draw_like(real, weights)
-    own, drawn = (one.norm(dim=-1, keepdim=True) for one in (real, noise))
-    found: Tensor = noise * (own / drawn.clamp(min=torch.finfo(torch.float32).tiny))
-    return found.to(values.dtype)
+    return as_long_as(draw_like(real, weights), real).to(values.dtype)
+
+
+def as_long_as(
+    vectors: Float[Tensor, "layer #item width"], real: Float[Tensor, "layer item width"]
+) -> Float[Tensor, "layer item width"]:
+    """Return the vectors, or one vector for all items, at the length of each item's activation."""
+    own, drawn = (one.norm(dim=-1, keepdim=True) for one in (real, vectors))
+    found: Tensor = vectors * (own / drawn.clamp(min=torch.finfo(torch.float32).tiny))
+    return found
 
 
 def draw_like(

@@ -60,7 +60,7 @@ class ChoicesOnly(Inspector):
     """Picks from the choice set without question or input: by the answers' prior, the set's centre, ends, or order."""
 
     name: ClassVar[str] = "choices_only"
-    reads: ClassVar[frozenset[Source]] = frozenset()
+    reads: ClassVar[frozenset[Source]] = frozenset({"choices"})
     learns_from: ClassVar[Learns] = "nothing"
     tries: ClassVar[str] = "4 ways to pick a choice"
 
@@ -100,7 +100,7 @@ class Majority(Inspector):
     def inspect(self, evidence: Evidence) -> Scores:
         """Score every answer by its count."""
         counts = torch.tensor([float(self.counts_[answer]) for answer in evidence.answers])
-        return Scores(("default",), counts.log().expand(1, 1, len(evidence.choices), -1).clone())
+        return Scores(("default",), counts.log().expand(1, 1, evidence.n_items, -1).clone())
 
 
 class InputClassifier(Inspector):

@@ -44,6 +44,8 @@ class Baseline(BaseModel):
         parameters: keyword arguments of the function.
         essential: whether a verdict stays open where it cannot answer the relation's questions.
         optional: whether it is run only where it is named, and no verdict waits for it: for baselines that take long.
+        from_scores: whether it is computed from the method's own scores where the method reads nothing of an item but
+            its activation, and then not run.
         needs: models that it reads besides target and verbalizer; in a run without them it is left out.
     """
 
@@ -54,10 +56,11 @@ class Baseline(BaseModel):
     question: Question
     function: str
     learns_from: list[Literal["nothing", "corpus", "labels"]] = Field(default=["nothing", "corpus", "labels"])
-    reads: list[Literal["activation", "question", "text", "components", "target"]] = Field(default=[])
+    reads: list[Literal["activation", "question", "choices", "text", "components", "target"]] = Field(default=[])
     parameters: dict[str, Any] = Field(default={})
     essential: bool = False
     optional: bool = False
+    from_scores: bool = False
     needs: list[Role] = Field(default=[])
 
     def applies_to(self, learns_from: str, reads: frozenset[str]) -> bool:

@@ -8,7 +8,14 @@ from typing import Any
 
 from lensbench.calibration.cheats import CHEATS, Cheat, catch, praised
 from lensbench.calibration.false_alarms import Alarms, Refitting, StandIn, permuted, stand_ins
-from lensbench.calibration.findings import AnswerShares, TrialFinding, answer_shares, findings, verbalizers_of
+from lensbench.calibration.findings import (
+    AnswerShares,
+    TrialFinding,
+    answer_shares,
+    findings,
+    summary_if_calibrated,
+    verbalizers_of,
+)
 from lensbench.calibration.trials import Trial, find_trials, of_kind
 from lensbench.errors import UsageError
 from lensbench.evaluation.config import RunConfig, check_config
@@ -232,10 +239,9 @@ class _CalibrationRuns:
 
 
 def _caught(cheat: Cheat, run: Run) -> Caught:
-    by = catch(cheat, None if cheat.by_check else run.summary)
-    return Caught(
-        cheat.name, cheat.how, cheat.caught_by, by, {} if cheat.by_check else praised(run.summary, cheat.name)
-    )
+    summary = None if cheat.by_check else summary_if_calibrated(run)
+    by = catch(cheat, summary)
+    return Caught(cheat.name, cheat.how, cheat.caught_by, by, {} if summary is None else praised(summary, cheat.name))
 
 
 def write_result(result: Calibration, out: Path) -> None:

@@ -26,7 +26,7 @@ def _verbalizer_scores(
 ) -> Float[Tensor, "layer attempt item answer"]:
     """Ask a model one text an item, and give its answers at every layer; or one text an item and layer."""
     tokens = [model.tokens.answer_token(answer) for answer in evidence.answers]
-    found = score_next_tokens(model, texts, tokens).log_probs.reshape(-1, len(evidence.choices), len(tokens))
+    found = score_next_tokens(model, texts, tokens).log_probs.reshape(-1, evidence.n_items, len(tokens))
     return found.expand(len(evidence.layers), -1, -1)[:, None]
 
 
@@ -127,7 +127,7 @@ class BestConstant(Inspector):
     def inspect(self, evidence: Evidence) -> Scores:
         """Score every answer by its count."""
         counts = torch.tensor([float(self.counts_[answer]) for answer in evidence.answers]).log()
-        return Scores(("default",), counts.expand(len(evidence.layers), 1, len(evidence.choices), -1).clone())
+        return Scores(("default",), counts.expand(len(evidence.layers), 1, evidence.n_items, -1).clone())
 
 
 class ChoiceSetReader(Inspector):
@@ -137,6 +137,7 @@ class ChoiceSetReader(Inspector):
     """
 
     name: ClassVar[str] = "cheat_choice_set"
+    reads: ClassVar[frozenset[Source]] = frozenset({"activation", "choices"})
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Score each choice by its distance from the middle of its set."""

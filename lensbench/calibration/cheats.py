@@ -74,7 +74,7 @@ CHEATS: tuple[Cheat, ...] = (
     Cheat(UndeclaredText, "It does the same, and does not declare that it reads text.", "check_contract"),
     Cheat(BestConstant, "It says the most frequent answer of the training subjects.", "majority"),
     Cheat(ChoiceSetReader, "It says the middle of the choice set, whatever the residual.", "choices_only"),
-    Cheat(NormReader, "It reads how long the residual is, which an edit may change with the answer.", "gaussian"),
+    Cheat(NormReader, "It reads how long the residual is, which an edit may change with the answer.", "mean"),
     Cheat(BestOfMany, "It reads noise in 64 ways, and counts on the best of them.", "shuffled"),
     Cheat(HiddenAttempts, "It does the same, and declares one attempt.", "check_attempts"),
     Cheat(LaterLayer, "It reads the last layer, and reports it as every layer.", "check_layers_are_local"),

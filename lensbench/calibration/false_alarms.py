@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from lensbench.calibration.findings import QUESTION, judged
+from lensbench.calibration.findings import QUESTION, being_calibrated, judged
 from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.plan import check_job
 from lensbench.evaluation.runner import Runner
 from lensbench.harness.bench import Bench
 from lensbench.inspectors.base import Inspector
+from lensbench.results.crossed import CROSSED_SCHEMA
 from lensbench.results.permutation import Refit, false_alarms
 from lensbench.results.records import NO_BASELINE, frame_of
 from lensbench.results.summary import summary_and_power
@@ -77,15 +78,21 @@ class Refitting:
         again = config.model_copy(update={"inspectors": (given,), "baselines": AGAIN})
         self._runner = Runner(check_job(again))
 
-    def __call__(self, labels: Mapping[tuple[str, str, str], str]) -> pd.DataFrame:
-        """Return the records of the method and its baselines with these labels: (task, relation, subject) -> answer."""
-        tables, fitted = [], dict[object, Inspector]()
+    def __call__(self, labels: Mapping[tuple[str, str, str], str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return records and credit of the method and its baselines with these labels.
+
+        Args:
+            labels: (task, relation, subject) -> answer.
+        """
+        tables, crossed, fitted = [], [CROSSED_SCHEMA.empty_table()], dict[object, Inspector]()
         for cell in self._runner.plan.cells:
             benches = [_relabelled(bench, cell.task, labels) for bench in self._runner.benches[cell.place]]
             found, _ = self._runner.score(cell, benches, fitted)
             if found.records is not None:
                 tables.append(found.records)
-        return frame_of(tables)
+            if found.crossed is not None:
+                crossed.append(found.crossed)
+        return frame_of(tables), frame_of(crossed)
 
 
 def _relabelled(bench: Bench, task: str, labels: Mapping[tuple[str, str, str], str]) -> Bench:
@@ -108,7 +115,7 @@ def stand_ins(trial: str, run: Run, relation: str) -> list[StandIn]:
     """
     found = []
     records = run.records[run.records["relation"] == relation]
-    settings = replace(run.settings, due={})
+    settings = replace(being_calibrated(run), due={})
     for method in map(str, records["inspector"].unique()):
         part = records[records["inspector"] == method]
         for model in WITHOUT:
@@ -137,13 +144,13 @@ def permuted(trial: str, run: Run, relation: str, permutations: int, refits: Map
     found = []
     records = run.records[run.records["relation"] == relation]
     for method in map(str, records["inspector"].unique()):
-        part, settings, count = records[records["inspector"] == method], run.settings, permutations
+        part, settings, count = records[records["inspector"] == method], being_calibrated(run), permutations
         refit = refits.get(method)
         if refit is not None:
             part = part[part["baseline"].isin([NO_BASELINE, *AGAIN])]
             asked = {name: question for name, question in settings.questions.items() if name in AGAIN}
             settings, count = replace(settings, questions=asked, due={}), max(1, permutations // 20)
-        table = false_alarms(part, settings, permutations=count, refit=refit)
+        table = false_alarms(part, settings, permutations=count, refit=refit, crossed=run.crossed)
         row = table[(table["question"] == QUESTION) & (table["relation"] == "any")]
         if len(row):
             rate, low, high = (float(row[name].iloc[0]) for name in ("rate", "ci_low", "ci_high"))

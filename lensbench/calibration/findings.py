@@ -1,7 +1,7 @@
 """What a run on an implant says of a method: where it finds the fact, and whose facts its answers follow."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,8 @@ from lensbench.results.arrays import FIXED, SELECTED
 from lensbench.results.change_point import Emergence, emergence
 from lensbench.results.provenance import shares
 from lensbench.results.records import NO_BASELINE
+from lensbench.results.samples import SummarySettings
+from lensbench.results.summary import summarise
 from lensbench.results.verdicts import VERDICTS
 from lensbench.runs.run import Run
 from lensbench.tasks.personas import NEVER
@@ -94,12 +96,23 @@ def findings(trial: Trial, run: Run, beyond: Collection[str] = ()) -> Iterator[T
         run: on it.
         beyond: methods that see more of the target than a layer's activation.
     """
-    records = run.records
+    records, summary = run.records, summary_if_calibrated(run)
     for (method, relation), part in records.groupby(["inspector", "relation"], observed=True, sort=False):
         own, other = (part[part["baseline"] == name] for name in (NO_BASELINE, UNPLANTED))
         if own.empty or other.empty or own["layer"].isna().any():
             continue
-        yield _finding(trial, run, str(method), str(relation), _paired(own, other), local=method not in beyond)
+        asked = summary[(summary["inspector"] == method) & (summary["relation"] == relation)]
+        yield _finding(trial, asked, str(method), str(relation), _paired(own, other), local=method not in beyond)
+
+
+def summary_if_calibrated(run: Run) -> pd.DataFrame:
+    """Return the summary that a run would have if its methods had been calibrated: that is what is being found out."""
+    return summarise(run.records, being_calibrated(run), run.crossed)
+
+
+def being_calibrated(run: Run) -> SummarySettings:
+    """Return the settings of a run's verdicts without the demand for a calibration."""
+    return replace(run.settings, uncalibrated=frozenset())
 
 
 def _paired(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
@@ -110,19 +123,18 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return left.merge(right, on=keys, suffixes=("", "_without"), validate="one_to_one")
 
 
-def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataFrame, *, local: bool) -> TrialFinding:
+def _finding(
+    trial: Trial, summary: pd.DataFrame, method: str, relation: str, pairs: pd.DataFrame, *, local: bool
+) -> TrialFinding:
     comparable = local and trial.kind != "rotated"
     early = pairs[pairs["layer"] < trial.layers[0]] if comparable else pairs.iloc[:0]
     first = pairs[pairs["attempt"] == pairs["attempt"].iloc[0]]
     gain = first.assign(gain=first["correct_corrected"] - first["correct_corrected_without"])
     wide = gain.pivot_table(index=["subject", "item"], columns="layer", values="gain", sort=True)
     subjects = wide.index.get_level_values("subject").to_numpy()
-    rows = _rows(run.summary, method, relation)
+    rows = _rows(summary, method, relation)
     best = rows.sort_values("gap", ascending=False, kind="stable").iloc[0]
-    unplanted = run.summary[
-        (run.summary["inspector"] == method) & (run.summary["relation"] == relation)
-        & (run.summary["baseline"] == UNPLANTED) & (run.summary["layer"] == best["layer"])
-    ]  # fmt: skip
+    unplanted = summary[(summary["baseline"] == UNPLANTED) & (summary["layer"] == best["layer"])]
     return TrialFinding(
         trial=trial.name,
         kind=trial.kind,
@@ -134,13 +146,13 @@ def _finding(trial: Trial, run: Run, method: str, relation: str, pairs: pd.DataF
         differing=int(_differs(early).sum()),
         compared=len(early),
         emergence=emergence(wide.to_numpy(dtype=np.float64), subjects, [int(layer) for layer in wide.columns]),
-        privileged=judged(run.summary, method, relation),
+        privileged=judged(summary, method, relation),
         best_layer=int(best["layer"]),
         accuracy=float(best["accuracy_corrected"]),
         unplanted=float(unplanted["accuracy_corrected"].iloc[0]),
         gap=(float(best["gap"]), float(best["gap_low"]), float(best["gap_high"])),
         verdict=str(best["verdict"]),
-        detectable=_detectable(run, method, relation, int(best["layer"])),
+        detectable=float(best["detectable_gap"]),
         local=local,
     )
 
@@ -168,15 +180,6 @@ def judged(summary: pd.DataFrame, method: str, relation: str) -> tuple[int, ...]
     """Return the layers at which a method is called privileged."""
     rows = _rows(summary, method, relation)
     return tuple(int(layer) for layer in rows[rows["verdict"] == PRIVILEGED]["layer"])
-
-
-def _detectable(run: Run, method: str, relation: str, layer: int) -> float:
-    found = run.metrics[
-        (run.metrics["inspector"] == method) & (run.metrics["relation"] == relation)
-        & (run.metrics["metric"] == "detectable_gap") & (run.metrics["question"] == QUESTION)
-        & (run.metrics["layer"] == layer) & (run.metrics["rule"] == FIXED)
-    ]  # fmt: skip
-    return float(found["value"].iloc[0]) if len(found) else float("nan")
 
 
 @dataclass(frozen=True)

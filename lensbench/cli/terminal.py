@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lensbench.report.tables import print_rows, print_table, result_table
+from lensbench.report.sentences import result_sentences
+from lensbench.report.style import readable
+from lensbench.report.tables import brief_table, print_rows, print_table, result_table
 from lensbench.results.summary import rows_of
 from lensbench.utils.cache import cache_path, contents
 from lensbench.utils.progress import duration
@@ -16,14 +18,33 @@ if TYPE_CHECKING:
 
 # What the result table takes without wrapping.
 WIDE = 100
+# From this share of answers on that begin with a very short token it is told.
+SHORT = 0.1
 
 
 def show_run(run: "Run") -> None:
-    """Print the result table, and what could not be answered."""
+    """Print a sentence for each task and site, and one line for each method there."""
+    console = Console()
+    if not run.done:
+        return
+    for told in result_sentences(run.best, run.info, {}):
+        where = f"{readable(told.task)}, read at {told.site}: "
+        console.print(where + told.sentence, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+    print_table(brief_table(run.best), console)
+    more = f"more: lensbench report {run.path} (a page), lensbench verdict {run.path} (every relation)"
+    console.print(more, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_details(run: "Run") -> None:
+    """Print the verdicts on every relation, what is known of the methods, and what could not be answered."""
     console = Console()
     if run.done:
         narrow = console.is_terminal and console.width < WIDE
-        print_table(result_table(run.best, narrow=narrow, apart=run.outside_totals), console)
+        print_table(result_table(run.best, narrow=narrow), console)
+    for relation, share in run.info.get("short_answers", {}).items():
+        if share >= SHORT:
+            said = f"{share:.0%} of the answers begin with a token of one or two letters, which is all that is scored"
+            console.print(f"{relation}: {said}", highlight=False, markup=False, soft_wrap=True)
     for name, found in run.calibrations.items():
         known = f"not calibrated; try `lensbench calibrate --inspectors {name}`" if found is None else found.in_words()
         console.print(f"{name}: {known}", highlight=False, markup=False, soft_wrap=True)
@@ -66,7 +87,7 @@ def show_tuned(tuned: "Tuned") -> None:
     """Print what a search came to on held-out folds, and the best configurations."""
     console = Console()
     narrow = console.is_terminal and console.width < WIDE
-    print_table(result_table(tuned.best, narrow=narrow, apart=tuned.run.outside_totals), console)
+    print_table(result_table(tuned.best, narrow=narrow), console)
     names = ("relation", "site", "layer", "prompt", "placeholder", "target_layer", "amplifier", "accuracy")
     rows = [
         (*(str(row[name]) for name in names[:-1]), f"{row['accuracy']:.2f}") for row in tuned.chosen.to_dict("records")

@@ -69,6 +69,8 @@ class RunConfig(BaseModel):
     """Only these subjects: a file with one name on each line, or the facts.json of an edit."""
     limit: int | None = Field(None, ge=1)
     """Draw this many test items for each task and site."""
+    score: Literal["corrected", "raw"] = "corrected"
+    """The score that decides verdicts: prior-corrected, or raw. It cannot be changed after a run."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random."""
     device: str = "auto"

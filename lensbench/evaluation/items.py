@@ -14,6 +14,8 @@ from lensbench.models.patching.passes import make_prompt
 from lensbench.tasks import N_FOLDS, Item, Relation, Site, Task
 
 Dropped = dict[str, dict[str, str]]
+SHORT = 2
+"""A first token of no more letters says little of the answer."""
 
 
 def make_benches(context: RunContext, task: Task, site: Site, dropped: Dropped) -> list[Bench]:
@@ -91,6 +93,15 @@ def _distinguishable(
             reasons = dropped.setdefault(f"{task.name}/{relation.name}", {})
             reasons[item.id] = "choices begin with the same token"
     return tuple(kept)
+
+
+def short_answers(model: LanguageModel, relation: Relation) -> float:
+    """Return the share of a relation's answers whose first token has at most two letters.
+
+    First tokens are what is scored: `Pr` of Pretoria may be the beginning of much else.
+    """
+    first = [model.tokens.decode([model.tokens.answer_token(answer)]).strip() for answer in relation.answers]
+    return sum(len(text) <= SHORT for text in first) / len(first)
 
 
 def _require_folds(context: RunContext, task: Task, relation: Relation, train_items: Iterable[Item]) -> None:

@@ -19,6 +19,7 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.plan import Cell, CellResult, Job, Plan, failure
 from lensbench.results.calibrations import calibration_of
+from lensbench.results.crossed import CROSSED, write_crossed
 from lensbench.results.records import (
     JUDGED,
     MEASURES,
@@ -29,6 +30,7 @@ from lensbench.results.records import (
     write_measures,
     write_shard,
 )
+from lensbench.results.samples import CORRECTED
 from lensbench.utils.cache import TEMPORARY
 from lensbench.utils.logs import RUN_LOG
 
@@ -45,7 +47,10 @@ COMMON = (
     "layers",
     "limit",
     "seed",
+    "score",
 )
+EARLIER = {"score": CORRECTED}
+"""Settings that folders of earlier versions do not have, as they were then."""
 LOG = logging.getLogger("lensbench")
 VERSIONS = ("lensbench", "torch", "transformers", "scikit-learn", "numpy")
 SETTLED = ("done", "not applicable")
@@ -90,7 +95,7 @@ def hold_folder(out: Path) -> Iterator[None]:
 
 def _sweep(out: Path) -> None:
     """Remove half-written files of a process that was killed."""
-    for folder in (out, out / RECORDS, out / MEASURES):
+    for folder in (out, out / RECORDS, out / MEASURES, out / CROSSED):
         for path in folder.glob(TEMPORARY):
             path.unlink(missing_ok=True)
 
@@ -120,7 +125,7 @@ class Journal:
         self.out = out
         before = read_before(out)
         for key in COMMON if before else ():
-            held = before.get("setting", {}).get(key)
+            held = before.get("setting", {}).get(key, EARLIER.get(key))
             if held != plan.setting[key]:
                 raise UsageError(
                     f"--out {out} holds a run with {key} {held}, now {plan.setting[key]}; choose another folder"
@@ -145,6 +150,7 @@ class Journal:
             "dropped": {**_of_others(before.get("dropped", {}), plan), **plan.dropped},
             "selected": sorted([*_of_others(before.get("selected", []), plan), *plan.selected]),
             "by_token": sorted([*_of_others(before.get("by_token", []), plan), *plan.by_token]),
+            "short_answers": {**before.get("short_answers", {}), **plan.short_answers},
             "prose": sorted({*before.get("prose", []), *plan.prose}),
             "knowledge": before.get("knowledge", {}),
             "judges": before.get("judges", {}),
@@ -160,7 +166,7 @@ class Journal:
             LensbenchError: it cannot be written.
         """
         for file in self._stale:
-            for folder in (RECORDS, MEASURES):
+            for folder in (RECORDS, MEASURES, CROSSED):
                 (self.out / folder / file).unlink(missing_ok=True)
         if any(self.cells[file]["status"] not in SETTLED for file in self.content["plan"]):
             # Judges marked texts that may be made anew.
@@ -189,7 +195,7 @@ class Journal:
                 del self.cells[file]
                 self._stale.append(file)
         entry = self.cells.get(cell.file, {})
-        needed = [RECORDS, *([MEASURES] if entry.get("measures") else [])]
+        needed = [RECORDS, *(folder for folder in (MEASURES, CROSSED) if entry.get(folder))]
         if entry.get("status") == "done" and not all((self.out / folder / cell.file).exists() for folder in needed):
             entry = {}  # somebody deleted it, to have it made again
         elif entry.get("status") not in SETTLED:
@@ -231,6 +237,9 @@ class Journal:
                 if work.measures is not None:
                     entry = {**entry, "measures": True}
                     write_measures(self.out / MEASURES / work.cell.file, work.measures)
+                if work.crossed is not None:
+                    entry = {**entry, "crossed": True}
+                    write_crossed(self.out / CROSSED / work.cell.file, work.crossed)
                 write_shard(self._shard(work.cell.file), work.table)
             except OSError as error:
                 entry = failure(error)
@@ -247,6 +256,23 @@ def _calibrations(plan: Plan) -> dict[str, dict[str, Any] | None]:
     """What calibration found of the very versions of the methods."""
     found = {name: calibration_of(version) for name, version in plan.versions.items()}
     return {name: None if one is None else asdict(one) for name, one in found.items()}
+
+
+def with_calibrations(out: Path) -> None:
+    """Note in `run.json` what calibration has found since of the versions of the methods in a run.
+
+    Raises:
+        LensbenchError: not a run folder.
+        UsageError: another process is at work in it.
+    """
+    read_run(out)
+    with hold_folder(out):
+        content = read_run(out)
+        for name, method in content.get("methods", {}).items():
+            found = calibration_of(method.get("version", ""))
+            if found is not None:
+                content["calibration"][name] = asdict(found)
+        write_json_atomic(out / RUN_FILE, content)
 
 
 def _of_others(before: Any, plan: Plan) -> Any:

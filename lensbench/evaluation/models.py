@@ -55,7 +55,7 @@ def load_context(config: RunConfig, baselines: Iterable[Baseline]) -> RunContext
     facts = planted_facts(names["twin"]) if "twin" in names else {}
     return RunContext(
         model, verbalizer, Corpus(model, cache=lens_cache()), layers, config.seed, config.limit,
-        ResidualCache(cache_root() / RESIDUALS), ControlModels(found, facts, names),
+        ResidualCache(cache_root() / RESIDUALS), ControlModels(found, facts, names), score=config.score,
     )  # fmt: skip
 
 

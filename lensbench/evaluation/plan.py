@@ -17,6 +17,7 @@ from lensbench.baselines.spec import Baseline, find_baselines, find_function
 from lensbench.errors import UsageError
 from lensbench.evaluation.config import RunConfig, check_config
 from lensbench.harness.context import RunContext
+from lensbench.harness.crossfit import EXCHANGEABLE
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import load_inspector
 from lensbench.results.records import NO_BASELINE
@@ -84,6 +85,8 @@ class Plan:
         memory: the bytes that a batch may take.
         selected: task/relation whose items were chosen by what the model says in text: no verdict is given on them.
         by_token: task/relation whose names are cut: as many items as a tokenizer makes, so no part in totals either.
+        short_answers: task/relation -> the share of answers whose first token, which is what is scored, has at most two
+            letters.
         prose: tasks whose gold is the model's own next token: no rival that reads the text has anything to say.
     """
 
@@ -97,6 +100,7 @@ class Plan:
     selected: tuple[str, ...] = ()
     by_token: tuple[str, ...] = ()
     prose: tuple[str, ...] = ()
+    short_answers: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,10 @@ def _tupled(value: Any) -> Any:
 def describe_method(inspector: Inspector) -> dict[str, Any]:
     """Return what a page says of a method."""
     summary = (introspection.getdoc(type(inspector)) or "").partition("\n")[0]
-    return {"summary": summary, "reads": sorted(inspector.reads), "learns_from": inspector.learns_from}
+    return {
+        "summary": summary, "reads": sorted(inspector.reads), "learns_from": inspector.learns_from,
+        "version": method_version(inspector),
+    }  # fmt: skip
 
 
 def required_baselines(
@@ -187,14 +194,18 @@ def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Ce
     """List the cells in the order of work: what shares activations and fits stands together."""
     cells = []
     for task in job.tasks:
+        prose = any(relation.kind == "next_token" for relation in task.relations.values())
         for site in sites_of(task, job.config):
             for name, make in makes.items():
                 inspector = make()
+                exchangeable = inspector.reads in EXCHANGEABLE
                 method = _digest(context, task, site, inspector, None)
                 own = Cell(task.name, tuple(sorted(task.relations_at(site))), site, name, NO_BASELINE, method, method)
                 cells.append(own)
                 for baseline in _baselines_of(inspector, job.baselines):
                     if not set(baseline.needs) <= set(context.controls.models):
+                        continue
+                    if baseline.from_scores and exchangeable and not prose:
                         continue
                     digest = _digest(context, task, site, inspector, baseline)
                     cells.append(replace(own, baseline=baseline.name, digest=digest))
@@ -269,6 +280,7 @@ class CellResult:
         measures: what was measured besides; None where nothing was.
         entry: what the journal is to say: status, rows, time, memory, and how it failed.
         state: what the whole run's journal is to say: how patched passes are run, how much memory batches may take.
+        crossed: credit under other activations; None where it is not known.
     """
 
     cell: Cell
@@ -276,6 +288,7 @@ class CellResult:
     entry: dict[str, Any]
     measures: pa.Table | None = None
     state: dict[str, Any] = field(default_factory=dict)
+    crossed: pa.Table | None = None
 
 
 def failure(error: BaseException) -> dict[str, Any]:

@@ -6,14 +6,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pyarrow as pa
 
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import NotApplicableError
-from lensbench.evaluation.items import Dropped, check_prompts, make_benches
+from lensbench.evaluation.items import Dropped, check_prompts, make_benches, short_answers
 from lensbench.evaluation.models import load_context
 from lensbench.evaluation.plan import (
     Cell,
@@ -32,11 +32,13 @@ from lensbench.evaluation.plan import (
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Fits, Outcome
 from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
-from lensbench.harness.scoring import credit_as_chance
+from lensbench.harness.scoring import credit_as_chance, crossed_credit
 from lensbench.inspectors.scores import AttemptName
 from lensbench.inspectors.target import Target
 from lensbench.models.patching.patcher import patcher_of
+from lensbench.results.crossed import crossed_table
 from lensbench.results.records import measure_table, table_from_columns
+from lensbench.results.samples import CORRECTED
 from lensbench.utils.costs import Costs, peak_memory
 
 LOG = logging.getLogger("lensbench")
@@ -44,10 +46,11 @@ LOG = logging.getLogger("lensbench")
 
 @dataclass(frozen=True)
 class CellTables:
-    """The results of a cell: its records and other measures; None where there are none."""
+    """The results of a cell: records, other measures, credit under other activations; None where there are none."""
 
     records: pa.Table | None = None
     measures: pa.Table | None = None
+    crossed: pa.Table | None = None
 
 
 class Runner:
@@ -93,6 +96,9 @@ class Runner:
             memory=self.context.model.budget.bytes,
             selected=tuple(f"{task}/{one.name}" for task, one in chosen if one.hops is not None and one.hops.correct),
             by_token=tuple(f"{task}/{one.name}" for task, one in chosen if one.by_token),
+            short_answers={
+                f"{task}/{one.name}": short_answers(self.context.verbalizer, one) for task, one in chosen if one.answers
+            },
             prose=tuple(dict.fromkeys(task for task, one in chosen if one.kind == "next_token")),
         )
 
@@ -146,7 +152,7 @@ class Runner:
             "memory_budget": verbalizer.budget.bytes,
             "knowledge": known,
         }
-        return CellResult(cell, found.records, entry, found.measures, state)
+        return CellResult(cell, found.records, entry, found.measures, state, found.crossed)
 
     def score(self, cell: Cell, benches: Iterable[Bench], fitted: Fits) -> tuple[CellTables, dict[str, Any]]:
         """Score a cell on these benches; return what was found, and what the journal is to say."""
@@ -154,8 +160,13 @@ class Runner:
         costs = Costs()
         found, reasons = [], dict(self._emptied.get(cell.place, {}))
         attempts: dict[str, Any] = {}
-        for bench in benches:
-            method = CrossFit(self.makes[cell.inspector], bench, fitted)
+        left_out: dict[str, list[str]] = {}
+        make = self.makes[cell.inspector]
+        for whole_bench in benches:
+            bench = whole_bench.with_learnable_classes(make().class_subjects) if make().class_subjects else whole_bench
+            if few := sorted(set(whole_bench.answers) - set(bench.answers)):
+                left_out[bench.relation.name] = few
+            method = CrossFit(make, bench, fitted)
             try:
                 outcomes = _outcomes(method, baseline)
                 found += [self._tables(cell, bench, outcome) for outcome in outcomes]
@@ -163,10 +174,10 @@ class Runner:
             except NotApplicableError as error:
                 reasons[bench.relation.name] = str(error)
             costs.add(method.costs)
-        whole = CellTables(_joined(one.records for one in found), _joined(one.measures for one in found))
+        whole = CellTables(*(_joined(getattr(one, kind.name) for one in found) for kind in fields(CellTables)))
         rows = 0 if whole.records is None else len(whole.records)
         done = {"status": "not applicable" if whole.records is None else "done", "rows": rows, **costs.entry()}
-        more = {"not_applicable": reasons, "attempts": attempts}
+        more = {"not_applicable": reasons, "attempts": attempts, "left_out": left_out}
         return whole, done | {name: values for name, values in more.items() if values}
 
     def ask_knowledge(self, place: Place, bench: Bench) -> None:
@@ -195,10 +206,20 @@ class Runner:
         if known is not None:
             columns["known"] = [known[item.subject] for item in items] * (len(columns["correct"]) // len(items))
         records = table_from_columns({**columns, **who, "seed": self.context.seed})
+        where = {**who, "relation": bench.relation.name, "site": cell.site}
         measured = bench.measures(items, scores, outcome.layers)
-        if not measured["value"]:
-            return CellTables(records)
-        return CellTables(records, measure_table(measured, **who, relation=bench.relation.name, site=cell.site))
+        measures = measure_table(measured, **where) if measured["value"] else None
+        return CellTables(records, measures, self._crossed(bench, outcome, where))
+
+    def _crossed(self, bench: Bench, outcome: Outcome, where: dict[str, str]) -> pa.Table | None:
+        """Return the credit of items under each other's activations, where it can be known."""
+        layers = [layer for layer in outcome.layers if layer is not None]
+        if not outcome.exchangeable or not layers:
+            return None
+        corrects = outcome.zero_shot and self.context.score == CORRECTED
+        credit, golds = crossed_credit(outcome.items, bench.answers, outcome.scores, correct_prior=corrects)
+        names = [item.id for item in outcome.items]
+        return crossed_table(credit, layers, outcome.scores.attempts, names, golds, **where)
 
     def forget(self, place: Place) -> None:
         """Forget the activations and fits of a place that is done with; what learned no labels serves all places."""
@@ -215,7 +236,7 @@ def _described_attempts(outcomes: Iterable[Outcome]) -> dict[str, Any]:
 
 
 def _outcomes(method: CrossFit, baseline: Baseline | None) -> list[Outcome]:
-    return baseline.run(method) if baseline else [method.outcome()]
+    return baseline.run(method) if baseline else [method.exchangeable_outcome()]
 
 
 def _joined(tables: Iterable[pa.Table | None]) -> pa.Table | None:

@@ -1,5 +1,6 @@
 """The bench: the items of one relation at one read site, their activations, and what a method is shown of them."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +16,7 @@ from lensbench.models.activations import Reading, Residuals, find_site
 from lensbench.models.component_capture import Component, capture_component
 from lensbench.models.language_model import LanguageModel
 from lensbench.results.records import Columns, per_item
-from lensbench.tasks.facts import Relation
+from lensbench.tasks.facts import N_FOLDS, Relation
 from lensbench.tasks.items import Item
 
 NO_QUESTION = "prose asks no question"
@@ -115,6 +116,32 @@ class Bench:
         other.captured.residuals, other.captured.train_residuals = residuals, train_residuals
         return other
 
+    def with_learnable_classes(self, least: int) -> "Bench":
+        """Return the bench without the answers that too few subjects have, and without the items about them.
+
+        Args:
+            least: how many training subjects each answer needs, whichever fold is tested. If fewer than two answers of
+                a choice set have as many, all stay: the method then says itself why it cannot learn the relation.
+        """
+        subjects = {(item.subject, item.fold, item.answer) for item in self.train_items}
+        whole = Counter(answer for _, _, answer in subjects)
+        by_fold = Counter((answer, fold) for _, fold, answer in subjects)
+        kept = {a for a in self.answers if whole[a] - max(by_fold[a, fold] for fold in range(N_FOLDS)) >= least}
+        sets = [tuple(a for a in choices if a in kept) for choices in self.relation.choice_sets]
+        if len(kept) == len(self.answers) or not all(len(choices) > 1 for choices in sets):
+            return self
+
+        def among(items: tuple[Item, ...]) -> tuple[list[int], tuple[Item, ...]]:
+            places = [i for i, item in enumerate(items) if item.answer in kept]
+            return places, tuple(
+                replace(items[i], choices=tuple(a for a in items[i].choices if a in kept)) for i in places
+            )
+
+        (places, items), (train_places, train_items) = among(self.items), among(self.train_items)
+        relation = replace(self.relation, choice_sets=tuple(sets))
+        other = replace(self, relation=relation, items=items, train_items=train_items)
+        return other.with_captured(self.residuals.at_items(places), self.train_residuals.at_items(train_places))
+
     def without_descriptions(self) -> "Bench":
         """Return the bench without requests for descriptions."""
         return self._sharing(replace(self, silent=True))
@@ -176,7 +203,7 @@ class Bench:
 
         return Evidence(
             answers=self.answers,
-            choices=tuple(self.items[i].choices for i in items),
+            choices=tuple(self.items[i].choices for i in items) if "choices" in reads else None,
             layers=tuple(layers) if activation else (),
             residuals=self.shown(self.residuals).at_layers(layers).at_items(chosen) if activation else None,
             question=self.question if "question" in reads else None,
@@ -185,6 +212,7 @@ class Bench:
             components=Components(read) if "components" in reads else None,
             runs=TargetRuns(self.context.model, self.items, chosen, self.change) if "target" in reads else None,
             describe=0 if self.silent else self.relation.describe,
+            n_items=len(chosen),
         )
 
     def training(

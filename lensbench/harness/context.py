@@ -10,6 +10,7 @@ from lensbench.models.activations import ResidualCache
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.results.records import SCHEMA_VERSION
+from lensbench.results.samples import CORRECTED
 
 Facts = Mapping[str, Mapping[str, str]]
 
@@ -51,6 +52,7 @@ class RunContext:
         residuals: where captured activations are kept.
         controls: other models, for baselines.
         depth: the number of blocks by which the layers are numbered; None for `model` itself.
+        score: the score that decides verdicts, `corrected` or `raw`.
     """
 
     model: LanguageModel
@@ -62,6 +64,7 @@ class RunContext:
     residuals: ResidualCache = field(default_factory=lambda: ResidualCache(None))
     controls: ControlModels = field(default_factory=ControlModels)
     depth: int | None = None
+    score: str = CORRECTED
 
     @cached_property
     def target(self) -> Target:
@@ -97,4 +100,5 @@ class RunContext:
             "layers": list(self.layers),
             "limit": self.limit,
             "seed": self.seed,
+            "score": self.score,
         }

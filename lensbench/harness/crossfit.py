@@ -15,6 +15,8 @@ from lensbench.tasks.items import Item
 from lensbench.utils.costs import Costs, peak_memory
 
 Labels = Mapping[str, str]
+EXCHANGEABLE = (frozenset({"activation"}), frozenset({"activation", "question"}))
+"""What a method reads whose activations can be exchanged between items, everything else staying as it is."""
 Fits = dict[object, Inspector]
 
 
@@ -28,6 +30,8 @@ class Outcome:
         items: the items scored, their `answer` changed where the baseline asks for another.
         zero_shot: whether it learned no labels, and is corrected for its prior.
         credited_as_chance: for each item a wrong answer that gets the credit of a guess; None where there is none.
+        exchangeable: whether any of the vectors that were read could be read for any item, and the credit for all pairs
+            is to be kept.
     """
 
     scores: Scores
@@ -35,6 +39,7 @@ class Outcome:
     items: tuple[Item, ...]
     zero_shot: bool
     credited_as_chance: tuple[str, ...] | None = None
+    exchangeable: bool = False
 
 
 @dataclass
@@ -63,6 +68,15 @@ class CrossFit:
     def learns_labels(self) -> bool:
         """Whether the method learns from labelled items; if not, its scores are corrected for the answers' prior."""
         return self.inspector.learns_from == "labels"
+
+    @property
+    def exchangeable(self) -> bool:
+        """Whether the method reads nothing of an item but its activation and its relation's question.
+
+        Its scores then say what each item would earn under the activation of any other.
+        """
+        reads = self.inspector.reads
+        return reads in EXCHANGEABLE and bool(self.bench.relation.inspection)
 
     @property
     def layers(self) -> tuple[int | None, ...]:
@@ -153,6 +167,14 @@ class CrossFit:
             NotApplicableError: the method cannot answer the relation's questions.
         """
         return Outcome(self.scores(), self.layers, self.bench.items, not self.learns_labels)
+
+    def exchangeable_outcome(self) -> Outcome:
+        """Return the method's own answers, with their credit for all pairs of items where that can be known.
+
+        Raises:
+            NotApplicableError: the method cannot answer the relation's questions.
+        """
+        return replace(self.outcome(), exchangeable=self.exchangeable)
 
     def scores_with(self, fold: int, labels: Labels | None, items: Sequence[int]) -> Scores:
         """Score some items by the inspector that is fitted for a fold, on true labels or others."""

@@ -55,12 +55,17 @@ def pick(
     Credit is 1 over the number of tied answers where the gold is among them, else 0: a constant scorer gets exactly
     1/k.
     """
-    inside = np.where(own, log_scores, -np.inf)
-    top = inside.max(axis=-1, keepdims=True)
-    # A method that scores every answer -inf ties all of them.
-    tied = own & ((inside >= top - TIE) | np.isneginf(top))
+    tied = _tied(np.where(own, log_scores, -np.inf), own)
     credit = np.take_along_axis(tied, np.asarray(gold)[None, None, :, None], axis=-1)[..., 0] / tied.sum(axis=-1)
     return tied.argmax(axis=-1), credit
+
+
+def _tied(inside: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Whether each answer of the choice set is picked, alone or in a tie."""
+    top = inside.max(axis=-1, keepdims=True)
+    # A method that scores every answer -inf ties all of them.
+    tied: np.ndarray = own & ((inside >= top - TIE) | np.isneginf(top))
+    return tied
 
 
 def _says_answer(text: str, item: Item) -> bool | None:
@@ -93,11 +98,8 @@ def prediction_columns(
         correct_prior: whether the scores learned no labels, and so carry a prior to be corrected.
     """
     raw = scores.log_scores.double().cpu().numpy()
-    place = {answer: i for i, answer in enumerate(answers)}
-    own = np.zeros((len(items), len(answers)), dtype=bool)
-    for i, item in enumerate(items):
-        own[i, [place[choice] for choice in item.choices]] = True
-    gold = [place[item.answer] for item in items]
+    own = _own_choices(items, answers)
+    gold = [answers.index(item.answer) for item in items]
     corrected = prior_corrected(raw, own, [item.fold for item in items]) if correct_prior else raw
     predicted, correct = pick(raw, own, gold)
     predicted_corrected, correct_corrected = pick(corrected, own, gold)
@@ -135,6 +137,46 @@ def prediction_columns(
     columns["item"] = per_item([item.id for item in items])
     columns["gold"] = per_item([item.answer for item in items])
     return columns
+
+
+def crossed_credit(
+    items: Sequence[Item], answers: Sequence[str], scores: Scores, *, correct_prior: bool
+) -> tuple[Float[np.ndarray, "layer attempt item gold"], list[str]]:
+    """Return what an item with each gold answer would earn under the activation of each item.
+
+    Each activation keeps the prior of its own item's fold, so that it never contributes to its own prior.
+
+    Args:
+        items: the items scored.
+        answers: every answer of their relation: the last axis of the scores.
+        scores: from a method that reads nothing but the activation and the question.
+        correct_prior: whether the corrected score decides, and there is a prior to be corrected.
+
+    Returns:
+        The credit, and the gold answers that its last axis stands for: those of the items.
+    """
+    decisive = scores.log_scores.double().cpu().numpy()
+    if correct_prior:
+        decisive = prior_corrected(decisive, _own_choices(items, answers), [item.fold for item in items])
+    choices = {item.answer: item.choices for item in items}
+    place = {answer: i for i, answer in enumerate(answers)}
+    golds = sorted(choices)
+    credit = np.empty((*decisive.shape[:3], len(golds)))
+    for own in dict.fromkeys(choices.values()):
+        inside = decisive[..., [place[choice] for choice in own]]
+        tied = _tied(inside, np.ones(len(own), dtype=bool))
+        for choice in set(own) & set(golds):
+            credit[..., golds.index(choice)] = tied[..., own.index(choice)] / tied.sum(axis=-1)
+    return credit, golds
+
+
+def _own_choices(items: Sequence[Item], answers: Sequence[str]) -> Bool[np.ndarray, "item answer"]:
+    """Whether each answer is in each item's choice set."""
+    place = {answer: i for i, answer in enumerate(answers)}
+    own = np.zeros((len(items), len(answers)), dtype=bool)
+    for i, item in enumerate(items):
+        own[i, [place[choice] for choice in item.choices]] = True
+    return own
 
 
 def credit_as_chance(columns: Columns, answers: Sequence[str]) -> None:

@@ -42,6 +42,8 @@ class Inspector(ABC):
         learns_from: the supervision it needs. Rivals get the same.
         tries: how many attempts it makes at an item and layer, in words, for `lensbench list`.
         cost: what it takes, in words, for `lensbench list`.
+        class_subjects: how many training subjects each answer needs; answers with fewer are left out, with the items
+            about them, for the method and its baselines.
         generates: whether it says something in words where the evidence asks for a description. Rivals then do too.
     """
 
@@ -50,6 +52,7 @@ class Inspector(ABC):
     learns_from: ClassVar[Learns] = "nothing"
     tries: ClassVar[str] = "one"
     cost: ClassVar[str] = ""
+    class_subjects: ClassVar[int] = 0
     generates: ClassVar[bool] = False
 
     def check(self, target: Target, verbalizer: LanguageModel) -> None:  # noqa: B027 - most methods read any model

@@ -12,7 +12,7 @@ from lensbench.models.corpus import Corpus
 
 __all__ = ["Evidence", "Learns", "NotApplicableError", "Source", "SourceText", "Training", "WithheldError"]
 
-Source = Literal["activation", "question", "text", "components", "target"]
+Source = Literal["activation", "question", "choices", "text", "components", "target"]
 Learns = Literal["nothing", "corpus", "labels"]
 Shown = TypeVar("Shown")
 
@@ -86,7 +86,7 @@ class Evidence(_Partial):
 
     Attributes:
         answers: every answer of the relation, in alphabetical order; all are to be scored.
-        choices: each item's own choice set, alphabetical.
+        choices: with `choices`: each item's own choice set, alphabetical.
         layers: the layers to answer at; empty for a method that does not read activations.
         residuals: with `activation`.
         question: with `question`: the inspection prompt; its slot `{subject}` stays unfilled.
@@ -95,13 +95,14 @@ class Evidence(_Partial):
         components: with `components`: the parts of blocks at the read sites.
         runs: with `target`: the target on the items' own sources, or on questions about them.
         describe: how many tokens a method that generates is asked to say of each item; 0 asks for no text.
+        n_items: how many items there are.
 
     Raises:
         WithheldError: on access to a field that the method does not declare.
     """
 
     answers: tuple[str, ...]
-    choices: tuple[tuple[str, ...], ...]
+    choices: MaybeWithheld[tuple[tuple[str, ...], ...]] = Withheld("`choices` in `reads`")
     layers: tuple[int, ...] = ()
     residuals: MaybeWithheld[Residuals] = Withheld("`activation` in `reads`")
     question: MaybeWithheld[str] = Withheld("`question` in `reads`")
@@ -110,6 +111,7 @@ class Evidence(_Partial):
     components: MaybeWithheld[Components] = Withheld("`components` in `reads`")
     runs: MaybeWithheld[TargetRuns] = Withheld("`target` in `reads`")
     describe: int = 0
+    n_items: int = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,6 +1,6 @@
 """Many runs as one table for the browser: method by model, with what stands against each figure."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lensbench.report.style import readable
-from lensbench.report.tables import number
+from lensbench.report.style import number, readable
 from lensbench.results.records import ALL
 from lensbench.results.verdicts import VERDICTS
 
@@ -27,13 +26,11 @@ class Entry:
         run: what it is called.
         best: as `best_layers` gives it.
         calibrations: method -> what calibration found of its very version, in words; None where it was not made.
-        apart: (task, relation) pairs that have no part in totals.
     """
 
     run: str
     best: pd.DataFrame
     calibrations: Mapping[str, str | None] = field(default_factory=dict)
-    apart: Collection[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -79,16 +76,7 @@ def _rows(entry: Entry) -> Iterator[dict[str, _Cell]]:
         several = rows["relation"].nunique() > 2  # one relation and its total are the same
         wanted = rows[(rows["relation"] == ALL) == several]
         for row in wanted.to_dict("records"):
-            yield _row(entry, row, _share(rows, entry.apart) if several else "")
-
-
-def _share(rows: pd.DataFrame, apart: Collection[tuple[str, str]]) -> str:
-    """Which relations a total is over: those that all methods answered."""
-    names = [(str(task), str(name)) for task, name in zip(rows["task"], rows["relation"], strict=True)]
-    counted = rows[[name not in apart and name[1] != ALL for name in names]]
-    methods = counted.groupby("relation", observed=True)["inspector"].nunique()
-    complete = int((methods == counted["inspector"].nunique()).sum())
-    return f"{complete} relations" if complete == len(methods) else f"{complete} of {len(methods)} relations"
+            yield _row(entry, row, f"{int(row['relations'])} relations" if several else "")
 
 
 def _row(entry: Entry, row: Mapping[Any, Any], total: str) -> dict[str, _Cell]:
@@ -129,6 +117,6 @@ def _answer(row: Mapping[Any, Any], question: str) -> _Cell:
         return _Cell(_NOT_ASKED, _LAST)
     gap = float(row[f"{question}_gap"])
     shown, low, high = (number(row[f"{question}_{part}"], signed=True) for part in ("gap", "gap_low", "gap_high"))
-    baseline = f"over {readable(str(row[f'{question}_rival']))} {number(row[f'{question}_rival_accuracy'])}"
+    baseline = f"over {readable(str(row[f'{question}_baseline']))} {number(row[f'{question}_baseline_accuracy'])}"
     lines = (readable(verdict), f"{shown} [{low}, {high}]", baseline) if gap == gap else (readable(verdict),)
     return _Cell(lines, gap if gap == gap else _LAST, holds=verdict == VERDICTS[question])

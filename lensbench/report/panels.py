@@ -20,8 +20,8 @@ NEAR_CHANCE = 0.06
 
 
 GAP_NOTE = (
-    "Points: the gap holds against every rival, raw and corrected. Band: to the strongest. "
-    f"Dotted: margin {MARGIN:.2f}."
+    "Points: the claim of the question holds. Band: the gap to the strongest baseline. "
+    f"Dotted: differences of {MARGIN:.2f} on both sides, within which a baseline does as well."
 )
 
 
@@ -91,7 +91,8 @@ def _finish(axis: Axes, rows: pd.DataFrame, metric: str) -> None:
     if metric.startswith("gap:"):
         axis.margins(y=0.12)
         axis.axhline(0.0, color="black", lw=0.8, zorder=1)
-        axis.axhline(MARGIN, color=CHANCE_COLOUR, lw=0.8, ls=":", zorder=1)
+        for side in (-MARGIN, MARGIN):
+            axis.axhline(side, color=CHANCE_COLOUR, lw=0.8, ls=":", zorder=1)
         return
     chance = float(rows["chance"].mean())
     axis.axhline(chance, color=CHANCE_COLOUR, lw=0.9, ls=":", zorder=1)

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -106,6 +107,15 @@ def colours(methods: Iterable[str]) -> dict[str, str]:
 def readable(name: str) -> str:
     """A name of the data as a label."""
     return name.replace("_", " ")
+
+
+def number(value: float, *, signed: bool = False) -> str:
+    """A proportion with two decimals and no leading zero, as in papers: .75, -.03, +.10."""
+    if math.isnan(value):
+        return "-"
+    text = f"{value:+.2f}" if signed else f"{value:.2f}"
+    text = text.replace("-0.00", "0.00").replace("+0.00", "0.00")
+    return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
 
 
 def label(name: str) -> str:

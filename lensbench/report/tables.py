@@ -1,8 +1,7 @@
 """The tables that the terminal shows: the results of a run, two runs side by side, plain rows of text."""
 
-import math
 import textwrap
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,52 +12,94 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lensbench.report.style import readable
+from lensbench.report.sentences import asked, headline, verdict_in_words
+from lensbench.report.style import number, readable
 from lensbench.results.compare import BEST, FIRST_HIGHER, SECOND_HIGHER
 from lensbench.results.records import ALL
+from lensbench.results.summary import spans
 from lensbench.results.verdicts import VERDICTS
 
 FOOTNOTE = (
-    "Accuracy is closed choice, prior-corrected, at the method's best layer. Totals are relation means of (accuracy - "
-    "chance) / (1 - chance): 0 is chance, 1 is perfect. The questions: does the method use the activation; does it "
-    "beat the text; and, where another model reads, is it about the target? The gap is to the strongest rival there, "
-    "with a 95 % interval that holds for all layers at once, so that choosing the best layer is allowed for. A "
-    "verdict needs every rival, under the raw score too. Lenses are ranked only at `answer`; at `subject` nobody has "
-    "asked them. A Patchscope at `subject` whose verbalizer is the target shows what this reader can recover, not "
-    "where the attribute is."
+    "Accuracy (acc.) is closed choice and prior-corrected, at the method's best layer; raw stands beside it. Totals "
+    "are means over the method's own relations of (accuracy - chance) / (1 - chance): 0 is chance, 1 is perfect. The "
+    "gap is to the strongest baseline there, with a 95 % interval that holds for all layers at once. Whether the "
+    "activation is used is decided by a permutation test of whose activation is read, where there is one; every other "
+    "claim needs a gap above 0 to each baseline. Lenses are asked nothing at `subject`: rank them at `answer`. A "
+    "Patchscope at `subject` whose verbalizer is the target shows what this reader can recover, not where the model "
+    "keeps the fact."
 )
-_QUESTIONS = {"uses_activation": "activation", "beats_text": "text", "target_specific": "target"}
+_QUESTIONS = {"uses_activation": "uses the activation", "beats_text": "beats the text", "target_specific": "privileged"}
 _WIDE = 4000
 
 
-def result_table(
-    best: pd.DataFrame, *, narrow: bool = False, apart: Collection[tuple[str, str]] = frozenset()
-) -> Group:
-    """For each relation and site, and last the totals: each method's best layer, its strongest rivals and the verdicts.
+def result_table(best: pd.DataFrame, *, narrow: bool = False) -> Group:
+    """For each relation and site, and last the totals: each method's best layer, strongest baselines and verdicts.
 
     Args:
         best: as `best_layers` gives it.
         narrow: fit 80 columns; words wrap, and no number is cut.
-        apart: (task, relation) pairs that have no part in totals.
     """
     places: list[RenderableType] = []
-    for place, rows in _places(best, apart):
-        lines = [line for row in rows.to_dict("records") for line in _lines(row)]
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, rows in _places(best):
+        table = _table()
         table.add_column("method", no_wrap=True)
-        for name in ("layer", "acc."):
+        for name in ("layer", "acc.", *(() if narrow else ("raw",))):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
-        table.add_column("strongest rival", width=9 if narrow else None)
+        table.add_column("strongest baseline", width=9 if narrow else None)
         table.add_column("gap, interval", no_wrap=True)
-        table.add_column("verdict", width=12 if narrow else None)
-        for line in lines:
-            table.add_row(*line)
+        table.add_column("verdict", width=14 if narrow else None)
+        for row in rows.to_dict("records"):
+            for line in _lines(row, narrow=narrow):
+                table.add_row(*line)
         places += [Text(place, style="bold"), table, Text()]
-    return Group(*places, Text(textwrap.fill(FOOTNOTE, 79)))
+    return Group(*places, *(Text(textwrap.fill(note, 79)) for note in (*warnings(best), FOOTNOTE)))
 
 
-def _places(best: pd.DataFrame, apart: Collection[tuple[str, str]]) -> Iterator[tuple[str, pd.DataFrame]]:
+def brief_table(best: pd.DataFrame) -> Table:
+    """One line a task, site and method: its best layer and the answer to each question, on totals or the only relation.
+
+    Args:
+        best: as `best_layers` gives it.
+    """
+    parts = [headline(rows) for _, rows in best.groupby(["model", "task", "site"], observed=True, sort=False)]
+    rows = [row for part in parts for row in part.to_dict("records")]
+    questions = [question for question in VERDICTS if any(question in asked(row) for row in rows)]
+    table, several = _table(), len({row["task"] for row in rows}) > 1
+    for name in (*(["task"] if several else []), "site", "method"):
+        table.add_column(name, no_wrap=True)
+    for name in ("layer", "acc."):
+        table.add_column(name, justify="right", no_wrap=True)
+    for question in questions:
+        table.add_column(f"{_QUESTIONS[question]}?")
+    for row in rows:
+        answers = [verdict_in_words(row, question) if question in asked(row) else "" for question in questions]
+        table.add_row(*([str(row["task"])] if several else []), str(row["site"]), *_named(row)[:3], *answers)
+    return table
+
+
+def warnings(best: pd.DataFrame) -> list[str]:
+    """Return a sentence on the results that the prior correction makes worse; empty where there are none."""
+    worse = best[(best["accuracy"] - best["accuracy_corrected"] >= HURTS) & (best["relation"] != ALL)]
+    if worse.empty:
+        return []
+    named = [f"{row['inspector']} on {row['relation']} at {row['site']}" for row in worse.to_dict("records")]
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return [
+        f"The raw accuracy is higher by {number(HURTS)} or more for {'; '.join(named[:3])}{more}: where few answers "
+        "are frequent, the prior correction takes away what is right. With --score raw, set before a run, the raw "
+        "score decides."
+    ]
+
+
+HURTS = 0.1
+"""A raw accuracy that is higher by so much is told."""
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _places(best: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each model, task, relation and site with its title; totals last, and none of a single relation."""
     groups = dict(iter(best.groupby(["model", "task", "relation", "site"], observed=True, sort=False)))
     several_models = best["model"].nunique() > 1
@@ -68,46 +109,31 @@ def _places(best: pd.DataFrame, apart: Collection[tuple[str, str]]) -> Iterator[
                 continue
             if total and sum(key[:2] == (model, task) and key[3] == site for key in groups) == 2:
                 continue
-            what = _share(groups, (str(model), str(task), str(site)), apart) if total else relation
+            what = "each method's own relations" if total else relation
             chance = "" if total else f", chance {number(float(rows['chance'].mean()))}"
             where = f"{task} / {what}, read at {site} ({rows['subjects'].max()} subjects{chance})"
             yield (f"{model}: {where}" if several_models else where), rows
 
 
-def _share(groups: dict[Any, pd.DataFrame], place: tuple[str, str, str], apart: Collection[tuple[str, str]]) -> str:
-    """Which relations a total is over: those that all methods answered."""
-    here = {key[2]: set(rows["inspector"]) for key, rows in groups.items() if (*key[:2], key[3]) == place}
-    here.pop(ALL)
-    here = {relation: methods for relation, methods in here.items() if (place[1], relation) not in apart}
-    methods = set().union(*here.values())
-    complete = [relation for relation, answered in here.items() if answered == methods]
-    if len(complete) == len(here):
-        return f"all {len(here)} relations"
-    return f"the {len(complete)} of {len(here)} relations that all methods answered"
-
-
-def _lines(row: dict[Any, Any]) -> Iterator[tuple[str | Text, ...]]:
-    """One line a question; the method is named in the first."""
+def _named(row: dict[Any, Any], *, narrow: bool = False) -> list[str]:
+    """The method, its best layer, and both accuracies there; in a narrow table the corrected one alone."""
+    counted = row["relation"] == ALL and not pd.isna(row["relations"])
+    several = f" ({int(row['relations'])}{'' if narrow else ' relations'})" if counted else ""
     layer = "-" if pd.isna(row["layer"]) else str(row["layer"])
-    method = [str(row["inspector"]), layer, number(row["accuracy_corrected"])]
-    asked = [q for q in VERDICTS if f"{q}_verdict" in row and not pd.isna(row[f"{q}_verdict"])]
-    if not asked:
-        yield (*method, "", "", "", "no rival")
-    for i, question in enumerate(asked):
+    accuracies = [number(row["accuracy_corrected"]), number(row["accuracy"])]
+    return [f"{row['inspector']}{several}", layer, *accuracies[: 1 if narrow else 2]]
+
+
+def _lines(row: dict[Any, Any], *, narrow: bool) -> Iterator[tuple[str | Text, ...]]:
+    """One line a question; the method is named in the first."""
+    method, questions = _named(row, narrow=narrow), asked(row)
+    if not questions:
+        yield (*method, "", "", "no baseline")
+    for i, question in enumerate(questions):
         gap, low, high = (number(row[f"{question}_{part}"], signed=True) for part in ("gap", "gap_low", "gap_high"))
-        baseline = f"{readable(row[f'{question}_rival'])} {number(row[f'{question}_rival_accuracy'])}"
-        verdict = Text(readable(row[f"{question}_verdict"]), style="bold")
-        interval = Text(f"{gap} [{low}, {high}]")
-        yield (*(method if i == 0 else ["", "", ""]), _QUESTIONS[question], baseline, interval, verdict)
-
-
-def number(value: float, *, signed: bool = False) -> str:
-    """A proportion with two decimals and no leading zero, as in papers: .75, -.03, +.10."""
-    if math.isnan(value):
-        return "-"
-    text = f"{value:+.2f}" if signed else f"{value:.2f}"
-    text = text.replace("-0.00", "0.00").replace("+0.00", "0.00")
-    return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
+        baseline = f"{readable(row[f'{question}_baseline'])} {number(row[f'{question}_baseline_accuracy'])}"
+        verdict = Text(verdict_in_words(row, question), style="bold")
+        yield (*(method if i == 0 else [""] * len(method)), baseline, Text(f"{gap} [{low}, {high}]"), verdict)
 
 
 def print_table(table: RenderableType, console: Console | None = None) -> None:
@@ -206,17 +232,6 @@ def _where(by_layer: pd.DataFrame) -> str:
         if found:
             parts.append(f"{name} {spans(found, asked)}")
     return "; ".join(parts) or "-"
-
-
-def spans(layers: Iterable[int], asked: Sequence[int]) -> str:
-    """Write layers as spans of those that were asked: 8-20, 28."""
-    found: list[list[int]] = []
-    for layer in layers:
-        if found and asked.index(layer) == asked.index(found[-1][-1]) + 1:
-            found[-1].append(layer)
-        else:
-            found.append([layer])
-    return ", ".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else str(one[0]) for one in found)
 
 
 def _item(row: dict[Any, Any]) -> Sequence[str]:

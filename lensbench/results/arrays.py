@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from lensbench.errors import LensbenchError
 from lensbench.results.bands import Floats, Ints
+from lensbench.results.records import NO_BASELINE
 
 FIXED, SELECTED, ORACLE = "fixed", "selected", "oracle"
 CONTROL_TASK = "control_task"
@@ -21,13 +23,18 @@ NO_LAYER = -1
 
 @dataclass(frozen=True)
 class Items:
-    """Relation, subject, fold and chance of every item, by its code. Codes follow names, not the order of rows."""
+    """Relation, subject, fold, chance, name and gold answer of every item, by its code.
+
+    Codes follow names, not the order of rows.
+    """
 
     relation: Ints
     subject: Ints
     fold: Ints
     chance: Floats
     relations: tuple[str, ...]
+    names: tuple[str, ...]
+    gold: NDArray[np.object_]
 
     def of_relation(self, items: Ints, relation: int) -> Ints:
         """Return those of the items that belong to a relation."""
@@ -51,7 +58,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class CellScores:
-    """The predictions of one inspector or baseline: scores [attempt, item, layer], NaN where nothing was tried."""
+    """The predictions of one inspector or baseline: scores [attempt, item, layer], NaN where nothing was tried.
+
+    `corrected` is the score that decides; a run may have declared that the raw one does (`SummarySettings.score`), and
+    the two then change places.
+    """
 
     key: Mapping[str, str]
     attempts: tuple[str, ...]
@@ -59,6 +70,8 @@ class CellScores:
     items: Ints
     raw: Floats
     corrected: Floats
+    chance: Floats
+    """Of each item, [item]: a method may have been asked with fewer choices than another (`class_subjects`)."""
 
     def part(self, items: Ints, attempts: tuple[str, ...] | None = None) -> "CellScores | None":
         """The cell on some items and attempts; None if it scored none of them.
@@ -69,23 +82,25 @@ class CellScores:
             LensbenchError: an attempt was made on only some of the items or layers.
         """
         among = np.isin(self.items, items, assume_unique=True)
-        tried = ~np.isnan(self.raw[:, among]).all(axis=(1, 2))
+        tried = ~np.isnan(self.corrected[:, among]).all(axis=(1, 2))
         if attempts is not None:
             tried &= np.isin(self.attempts, attempts)
         if not tried.any():
             return None
         chosen = np.flatnonzero(tried)
         if attempts is not None:
-            among &= ~np.isnan(self.raw[chosen]).all(axis=(0, 2))
+            among &= ~np.isnan(self.corrected[chosen]).all(axis=(0, 2))
         raw, corrected = (scores[np.ix_(chosen, among)] for scores in (self.raw, self.corrected))
-        if np.isnan(raw).any():
+        if np.isnan(corrected).any():
             where = ", ".join(f"{name} {value}" for name, value in self.key.items())
             raise LensbenchError(
                 f"incomplete records ({where}): every item needs a score at each attempt and layer; "
                 "run `lensbench evaluate` again with the same --out"
             )
         names = tuple(self.attempts[index] for index in chosen)
-        return replace(self, attempts=names, items=self.items[among], raw=raw, corrected=corrected)
+        return replace(
+            self, attempts=names, items=self.items[among], raw=raw, corrected=corrected, chance=self.chance[among]
+        )
 
     def scored(self, rule: str, default: str | None, folds: Ints) -> Scored:
         """Apply a rule to the cell of one relation.
@@ -140,10 +155,12 @@ def cells_of(records: pd.DataFrame) -> tuple[Items, list[CellScores]]:
     raw, corrected = (
         records[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in ("correct", "correct_corrected")
     )
+    chance = records["chance"].to_numpy(dtype=np.float64)
     cells = []
     for rows in _groups([codes for codes, _ in columns.values()]):
         key = {name: str(values[codes[rows[0]]]) for name, (codes, values) in columns.items()}
-        cells.append(_pivot(key, (attempt[rows], item[rows], layer[rows]), (raw[rows], corrected[rows]), attempts))
+        scores = (raw[rows], corrected[rows], chance[rows])
+        cells.append(_pivot(key, (attempt[rows], item[rows], layer[rows]), scores, attempts))
     return items, cells
 
 
@@ -179,11 +196,17 @@ def _item_table(records: pd.DataFrame, item: Ints) -> Items:
         if len(wrong):
             raise LensbenchError(f"item {records['item'].iloc[wrong[0]]} has more than one {name} in the records")
     chance = records["chance"].to_numpy(dtype=np.float64)[first]
-    return Items(relation[first], subject[first], fold[first], chance, tuple(relations))
+    names, golds = (records[name].iloc[first].astype(str) for name in ("item", "gold"))
+    gold = golds.to_numpy(object)
+    # Baselines may ask for other answers: where the method itself was asked, its gold answer counts.
+    own = np.flatnonzero((records["baseline"] == NO_BASELINE).to_numpy())
+    asked, place = np.unique(item[own], return_index=True)
+    gold[asked] = records["gold"].iloc[own[place]].astype(str).to_numpy(object)
+    return Items(relation[first], subject[first], fold[first], chance, tuple(relations), tuple(names), gold)
 
 
 def _pivot(
-    key: Mapping[str, str], where: tuple[Ints, Ints, Ints], scores: tuple[Floats, Floats], names: list[str]
+    key: Mapping[str, str], where: tuple[Ints, Ints, Ints], scores: tuple[Floats, Floats, Floats], names: list[str]
 ) -> CellScores:
     attempt, item, layer = where
     seen, first = np.unique(attempt, return_index=True)
@@ -199,9 +222,10 @@ def _pivot(
     flat = np.ravel_multi_index((place[attempt], row, column), shape)
     if len(np.unique(flat)) < len(flat):
         raise LensbenchError(f"a prediction occurs twice ({described}): summarise one run (one seed) at a time")
-    dense = [np.full(shape, np.nan) for _ in scores]
-    for array, values in zip(dense, scores, strict=True):
+    raw, corrected = np.full(shape, np.nan), np.full(shape, np.nan)
+    for array, values in zip((raw, corrected), scores[:2], strict=True):
         array.ravel()[flat] = values
-    raw, corrected = dense
+    chance = np.empty(len(items))
+    chance[row] = scores[2]
     attempts = tuple(names[index] for index in tried)
-    return CellScores(dict(key), attempts, tuple(int(number) for number in layers), items, raw, corrected)
+    return CellScores(dict(key), attempts, tuple(int(number) for number in layers), items, raw, corrected, chance)

@@ -11,15 +11,19 @@ from numpy.typing import NDArray
 from statsmodels.stats.proportion import proportion_confint
 
 from lensbench.errors import UsageError
-from lensbench.results.arrays import ORACLE, CellScores, Items, Scored, cells_of
+from lensbench.results.activation_test import activation_tests, with_averages
+from lensbench.results.arrays import ORACLE, CellScores, cells_of
 from lensbench.results.bands import Floats, Ints
+from lensbench.results.crossed import crossed_of
 from lensbench.results.golds import Golds, Predictions, check_exchangeable, credit, golds_of, unresolved
 from lensbench.results.records import NO_BASELINE
-from lensbench.results.samples import PairedMethod, Sample, SummarySettings, methods_of, samples_under
-from lensbench.results.verdicts import DIAGNOSTIC, FACED, VERDICTS, check_questions, gaps_of, paired
+from lensbench.results.samples import PairedMethod, SummarySettings, deciding, methods_of, samples_under
+from lensbench.results.summary import methods_with_tests
+from lensbench.results.verdicts import DIAGNOSTIC, check_questions, claims
 
-Refit: TypeAlias = Callable[[Mapping[tuple[str, str, str], str]], pd.DataFrame]
-"""Takes (task, relation, subject) -> permuted gold; gives the records of what learned from these labels."""
+Refit: TypeAlias = Callable[[Mapping[tuple[str, str, str], str]], tuple[pd.DataFrame, pd.DataFrame | None]]
+"""Takes (task, relation, subject) -> permuted gold; gives the records of what learned from these labels, and their
+credit under other activations where there is any."""
 
 ANY = "any"
 """The `relation` and `rule` of the rows that count a verdict wherever it stands."""
@@ -37,6 +41,7 @@ def false_alarms(
     choice_sets: Mapping[str, str] | None = None,
     over_folds: bool = False,
     refit: Refit | None = None,
+    crossed: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Count how often a verdict that holds appears at any layer when the golds are permuted.
 
@@ -54,7 +59,8 @@ def false_alarms(
         choice_sets: item -> its choice set; by default read off the records (see `golds.golds_of`).
         over_folds: deal golds over folds, too: for relations with few subjects a choice set, none of whose readers
             learned labels.
-        refit: gives the records of method and baselines for other labels.
+        refit: gives the records of method and baselines, and their credit under other activations, for other labels.
+        crossed: credit under other activations, as `crossed.read_crossed` gives it.
 
     Returns:
         One row a method, relation, rule and question, and one a method and question with relation and rule `any`:
@@ -70,21 +76,50 @@ def false_alarms(
     asked = [name for name, question in settings.questions.items() if question != DIAGNOSTIC]
     faced = records[records["baseline"].isin([NO_BASELINE, *asked])]
     golds, said = golds_of(faced, choice_sets, over_folds=over_folds)
-    table, cells = cells_of(records)
-    check_questions(cells, settings)
-    table, _ = cells_of(faced)
     check_exchangeable(faced, golds)
+    check_questions(cells_of(records)[1], settings)
+    stored = _Stored(faced, said, golds, settings, crossed)
     rng = np.random.default_rng(seed)
     counts: Counter[_Place] = Counter()
     for _ in range(permutations):
         gold = golds.permuted(rng)
         if refit is None:
-            held = _held(table, [_rescored(one, golds, gold) for one in said], settings)
+            held = _held(stored.methods(gold), settings)
         else:
-            again = refit(golds.labels(gold))
-            held = _held(*cells_of(again[again["baseline"].isin([NO_BASELINE, *asked])]), settings)
+            again, others = refit(golds.labels(gold))
+            again = again[again["baseline"].isin([NO_BASELINE, *asked])]
+            held = _held(methods_with_tests(again, settings, others), settings)
         counts.update(_with_any(held))
     return _table(counts, permutations, settings.level, _unresolved(said, golds) if refit is None else {})
+
+
+class _Stored:
+    """Stored predictions, scored by other gold answers."""
+
+    def __init__(
+        self, records: pd.DataFrame, said: list[Predictions], golds: Golds, settings: SummarySettings,
+        crossed: pd.DataFrame | None,
+    ) -> None:  # fmt: skip
+        self._table, _ = cells_of(records)
+        self._said, self._golds, self._settings = said, golds, settings
+        cells = [one.cell for one in said]
+        self._crossed = crossed_of(self._table, cells, crossed) if crossed is not None else {}
+        self._tests = activation_tests(
+            self._table, cells, self._crossed,
+            learns_labels=settings.learns_labels, defaults=settings.defaults, seed=settings.seed,
+        )  # fmt: skip
+
+    def methods(self, gold: Ints) -> Iterator[PairedMethod]:
+        """Put the methods together as these gold answers, [item], score them."""
+        names = [self._golds.answers[code] for code in gold]
+        cells = deciding([_rescored(one, self._golds, gold) for one in self._said], self._settings)
+        crossed = {
+            place: {code: one.with_golds([names[i] for i in one.items]) for code, one in relations.items()}
+            for place, relations in self._crossed.items()
+        }
+        averaged = with_averages(self._table, cells, crossed, self._settings.learns_labels, shuffled=False)
+        tests = {place: test.with_golds(names) for place, test in self._tests.items()}
+        yield from methods_of(self._table, averaged, tests)
 
 
 def _rescored(one: Predictions, golds: Golds, gold: Ints) -> CellScores:
@@ -105,9 +140,9 @@ def _rescored(one: Predictions, golds: Golds, gold: Ints) -> CellScores:
     return replace(cell, raw=raw, corrected=raw if same else earned(one.corrected, cell.corrected))
 
 
-def _held(table: Items, cells: Iterable[CellScores], settings: SummarySettings) -> Iterator[tuple[_Place, bool]]:
+def _held(methods: Iterable[PairedMethod], settings: SummarySettings) -> Iterator[tuple[_Place, bool]]:
     """Yield for each question with a verdict its place, and whether the gap holds at any layer."""
-    for method in methods_of(table, cells):
+    for method in methods:
         if NO_BASELINE not in method.cells:
             continue
         key = method.cells[NO_BASELINE].key
@@ -117,38 +152,8 @@ def _held(table: Items, cells: Iterable[CellScores], settings: SummarySettings) 
             for sample, scores in samples_under(method, rule, settings):
                 if NO_BASELINE not in scores or (key["task"], sample.label) in settings.selected:
                     continue
-                for question, holds in _holding(method, scores, sample).items():
+                for question, holds in claims(method, scores, sample, rule).items():
                     yield (*(key[name] for name in WHERE[:5]), sample.label, rule, question), holds
-
-
-def _holding(method: PairedMethod, scores: Mapping[str, Scored], sample: Sample) -> dict[str, bool]:
-    """Return for each question whether its gap holds at any layer; bands are made only where one could."""
-    could = {question: _could_hold(question, method, scores, sample) for question in FACED}
-    holds = {question: False for question, possible in could.items() if possible is not None}
-    if any(could.values()):
-        found = {question: gap.verdict == VERDICTS[question] for question, gap in gaps_of(method, scores, sample)}
-        holds = {question: bool(verdict.any()) for question, verdict in found.items()}
-    return holds
-
-
-def _could_hold(question: str, method: PairedMethod, scores: Mapping[str, Scored], sample: Sample) -> bool | None:
-    """Return whether each baseline could be beaten at some layer, by the critical value of one; None without any."""
-    asked = sample.settings.questions
-    if question == "beats_text" and method.cells[NO_BASELINE].key["task"] in sample.settings.prose:
-        return None
-    baselines = [name for name in scores if asked.get(name) in FACED[question]]
-    pairs = {name: paired(method, name, scores[NO_BASELINE], scores[name]) for name in baselines}
-    if not any(asked[name] == question and pair is not None for name, pair in pairs.items()):
-        return None
-    possible = np.ones(len(method.layers), dtype=bool)
-    for pair in pairs.values():
-        if pair is None:
-            continue
-        for differences in (pair.corrected,) if pair.alike else (pair.corrected, pair.raw):
-            possible &= sample.could_be_positive(pair.items, differences)
-            if not possible.any():
-                return False
-    return True
 
 
 def _with_any(held: Iterable[tuple[_Place, bool]]) -> dict[_Place, int]:

@@ -1,13 +1,14 @@
 """What one row of a summary is about: the items of a relation, or all, and the scores of method and baselines there."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from lensbench.results.arrays import CONTROL_TASK, FIXED, ORACLE, SELECTED, CellScores, Items, Scored
+from lensbench.results.activation_test import ActivationTest
+from lensbench.results.arrays import CONTROL_TASK, FIXED, KEYS, ORACLE, SELECTED, CellScores, Items, Scored
 from lensbench.results.bands import (
     DIFFERENCE,
     MARGIN,
@@ -16,12 +17,16 @@ from lensbench.results.bands import (
     Floats,
     Ints,
     Scale,
+    joint_bands,
     sampled,
     simultaneous_band,
     simultaneous_cut,
     single_cut,
 )
 from lensbench.results.records import ALL, NO_BASELINE
+
+CORRECTED, RAW = "corrected", "raw"
+"""The scores that can decide: prior-corrected, or as the method gave them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,10 @@ class SummarySettings:
         selected: (task, relation) whose items were chosen by what the model says in text: they get no verdict.
         apart: (task, relation) that have no part in totals; the selected have none either.
         prose: tasks in which no baseline that reads the text has anything to say: nothing is said of beating it.
+        learns_labels: the methods with a fit for each fold; subjects are exchanged within folds.
+        uncalibrated: the methods of which `privileged` cannot be said, as they learn labels and were never calibrated.
+        unfit: inspector -> the check that it fails: it gets no verdict.
+        score: the score that decides, `corrected` or `raw`.
     """
 
     questions: Mapping[str, str]
@@ -58,6 +67,10 @@ class SummarySettings:
     selected: frozenset[tuple[str, str]] = frozenset()
     apart: frozenset[tuple[str, str]] = frozenset()
     prose: frozenset[str] = frozenset()
+    learns_labels: frozenset[str] = frozenset()
+    uncalibrated: frozenset[str] = frozenset()
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    score: str = CORRECTED
     margin: float = MARGIN
     level: float = 0.95
     draws: int = 2000
@@ -105,6 +118,22 @@ class Sample:
         """The band of a mean paired difference; differences are [item, layer]."""
         return self._band(items, *self._differences(items, differences))
 
+    def mean_difference(self, items: Ints, differences: Floats) -> Floats:
+        """The estimate of `difference_band`, without a band: [layer]."""
+        values, _ = self._differences(items, differences)
+        return sampled(values, self.table.subject[items], self.table.relation[items]).estimate
+
+    def joint_bands(self, pairs: Sequence[tuple[Ints, Floats]]) -> list[Band]:
+        """The bands of several mean paired differences (items, [item, layer]) that hold for all of them at once."""
+        chosen, table = self.settings, self.table
+        scales, samples = [], []
+        for items, differences in pairs:
+            values, scale = self._differences(items, differences)
+            scales.append(scale)
+            samples.append((values, table.subject[items], table.relation[items]))
+        widest = max(scales, key=lambda scale: scale.high)
+        return joint_bands(samples, scale=widest, level=chosen.level, draws=chosen.draws, seed=chosen.seed)
+
     def could_be_positive(self, items: Ints, differences: Floats) -> NDArray[np.bool_]:
         """Return at which layers the band's lower limit could be above 0, whatever the other layers: [layer]."""
         values, scale = self._differences(items, differences)
@@ -146,11 +175,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class PairedMethod:
-    """A method at one task and site with its baselines, and the items that all methods there scored."""
+    """A method at one task and site with its baselines, and the permutation test of whose activation it reads."""
 
     table: Items
     cells: Mapping[str, CellScores]
-    common: Ints
+    test: ActivationTest | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -171,26 +200,32 @@ class PairedMethod:
         return SELECTED if rule == FIXED and baseline != NO_BASELINE and foreign else rule
 
 
-def methods_of(table: Items, cells: Iterable[CellScores]) -> Iterator[PairedMethod]:
+def deciding(cells: list[CellScores], settings: SummarySettings) -> list[CellScores]:
+    """Return the cells with the score that decides in the place of the corrected one."""
+    if settings.score == CORRECTED:
+        return cells
+    return [replace(cell, raw=cell.corrected, corrected=cell.raw) for cell in cells]
+
+
+def methods_of(
+    table: Items, cells: Iterable[CellScores], tests: Mapping[tuple[str, ...], ActivationTest] | None = None
+) -> Iterator[PairedMethod]:
     """Put the cells of each method and of its baselines together."""
-    places: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, CellScores]]] = {}
+    groups: dict[tuple[str, ...], dict[str, CellScores]] = {}
     for cell in cells:
-        key = cell.key
-        place = places.setdefault((key["model"], key["task"], key["site"]), {})
-        place.setdefault((key["verbalizer"], key["inspector"]), {})[key["baseline"]] = cell
-    for methods in places.values():
-        scored = [group[NO_BASELINE].items for group in methods.values() if NO_BASELINE in group]
-        common = scored[0] if scored else np.empty(0, np.int64)
-        for items in scored[1:]:
-            common = np.intersect1d(common, items, assume_unique=True)
-        for group in methods.values():
-            yield PairedMethod(table, group, common)
+        place = tuple(cell.key[name] for name in KEYS if name != "baseline")
+        groups.setdefault(place, {})[cell.key["baseline"]] = cell
+    for place, group in groups.items():
+        chance = table.chance.copy()
+        for cell in group.values():
+            chance[cell.items] = cell.chance
+        yield PairedMethod(replace(table, chance=chance), group, (tests or {}).get((*place, NO_BASELINE)))
 
 
 def samples_under(
     method: PairedMethod, rule: str, settings: SummarySettings
 ) -> Iterator[tuple[Sample, dict[str, Scored]]]:
-    """Yield each relation, then the total over the items that all methods scored, with all scores there."""
+    """Yield each relation, then the total over the method's relations, with all scores there."""
     scores = {
         name: by_relation(method, cell, method.rule_of(name, rule), settings)
         for name, cell in method.cells.items()
@@ -225,16 +260,21 @@ def samples_of(
         here = {name: of_cell[relation] for name, of_cell in scores.items() if relation in of_cell}
         yield Sample(table.relations[relation], table, settings), here
     task = next(iter(method.cells.values())).key["task"]
-    chosen = [i for i, name in enumerate(table.relations) if (task, name) not in settings.selected | settings.apart]
+    outside = settings.selected | settings.apart
+    answered = scores.get(NO_BASELINE)
+    chosen = [
+        code
+        for code, name in enumerate(table.relations)
+        if (task, name) not in outside and (answered is None or code in answered)
+    ]
     totals = {
-        name: _joined([part for relation, part in of_cell.items() if relation in chosen], method.common)
+        name: _joined([part for relation, part in of_cell.items() if relation in chosen])
         for name, of_cell in scores.items()
     }
     yield Sample(ALL, table, settings), {name: part for name, part in totals.items() if part is not None}
 
 
-def _joined(parts: Iterable[Scored], items: Ints) -> Scored | None:
-    kept = [part for part in (part.only(items) for part in parts) if len(part.items)]
-    if not kept:
+def _joined(parts: Sequence[Scored]) -> Scored | None:
+    if not parts:
         return None
-    return Scored(*(np.concatenate([getattr(part, name) for part in kept]) for name in ("items", "raw", "corrected")))
+    return Scored(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "raw", "corrected")))

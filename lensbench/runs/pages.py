@@ -98,7 +98,7 @@ def _summary(run: Run, records: pd.DataFrame, problems: list[str]) -> pd.DataFra
             return empty
         problems.append(f"{_reason(error, run)}: the figures were made again from the records that could be read")
     found: pd.DataFrame = _guarded(
-        lambda: summary_and_power(records, run.settings)[0], empty, problems, "accuracy by layer"
+        lambda: summary_and_power(records, run.settings, run.crossed)[0], empty, problems, "accuracy by layer"
     )
     return found
 
@@ -209,7 +209,7 @@ def _entry(name: str, run: Run) -> Entry:
     if not run.done:
         raise LensbenchError("no cell is finished")
     known = {method: None if found is None else found.in_words() for method, found in run.calibrations.items()}
-    return Entry(name, run.best, known, run.outside_totals)
+    return Entry(name, run.best, known)
 
 
 def write_leaderboard(folder: Path | str, out: Path | str) -> Board:

@@ -12,10 +12,11 @@ import pandas as pd
 from lensbench.errors import LensbenchError
 from lensbench.report.figure import Choice, draw_figure
 from lensbench.results.calibrations import Calibrated, read_calibrated
+from lensbench.results.crossed import read_crossed
 from lensbench.results.metrics import metrics
 from lensbench.results.records import NO_BASELINE, RECORDS, read_measures, read_records, read_run, with_attempts
-from lensbench.results.samples import RequiredBaseline, SummarySettings
-from lensbench.results.summary import SUMMARY_COLUMNS, best_layers, summary_and_power
+from lensbench.results.samples import CORRECTED, RequiredBaseline, SummarySettings
+from lensbench.results.summary import EARLIER_SUMMARY_COLUMNS, SUMMARY_COLUMNS, best_layers, summary_and_power
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +53,11 @@ class Run:
         return with_attempts(read_records(self.path / RECORDS, self.done), self.info)
 
     @cached_property
+    def crossed(self) -> pd.DataFrame:
+        """The credit of items under each other's activations, for permutation tests: one row where there is any."""
+        return read_crossed(self.path, self.done)
+
+    @cached_property
     def measures(self) -> pd.DataFrame:
         """One row an item, layer, attempt and measure: how good texts are, how far lenses are from the model."""
         return read_measures(self.path, self.done)
@@ -60,9 +66,9 @@ class Run:
     def summary(self) -> pd.DataFrame:
         """One row a method or baseline, layer and question: accuracy with its band, gap, verdict."""
         frame = _read_csv(self.path / SUMMARY)
-        if tuple(frame.columns) != SUMMARY_COLUMNS:
+        if tuple(frame.columns) not in (SUMMARY_COLUMNS, EARLIER_SUMMARY_COLUMNS):
             raise LensbenchError(f"{self.path / SUMMARY} is not a summary: {_AGAIN}")
-        return frame
+        return frame.reindex(columns=list(SUMMARY_COLUMNS))
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -72,7 +78,12 @@ class Run:
     @cached_property
     def best(self) -> pd.DataFrame:
         """One row a task, relation, site and method: its best layer and the strongest baselines there."""
-        return best_layers(self.summary)
+        return best_layers(self.summary, score=self.score)
+
+    @property
+    def score(self) -> str:
+        """The score that decides, `corrected` or `raw`."""
+        return str(self.info["setting"].get("score", CORRECTED))
 
     @property
     def calibrations(self) -> dict[str, Calibrated | None]:
@@ -105,11 +116,16 @@ class Run:
             name: {baseline: RequiredBaseline(**one) for baseline, one in baselines.items()}
             for name, baselines in self.info["due"].items()
         }
+        methods = self.info.get("methods", {})
+        learners = frozenset(name for name, method in methods.items() if method["learns_from"] == "labels")
+        checks = {name: method.get("checks", {}).get("failed") for name, method in methods.items()}
         return SummarySettings(
             {name: baseline["question"] for name, baseline in self.info["baselines"].items()}, due,
             frozenset(_excused(self.info["cells"])), selected=frozenset(_pairs(self, "selected")),
             apart=frozenset(_pairs(self, "by_token")), prose=frozenset(self.info.get("prose", ())),
-            seed=int(self.info["setting"]["seed"]),
+            learns_labels=learners, score=self.score, seed=int(self.info["setting"]["seed"]),
+            uncalibrated=frozenset(name for name in learners if not _trusted(self.calibrations.get(name))),
+            unfit={name: str(failed[0]).partition(":")[0] for name, failed in checks.items() if failed},
         )  # fmt: skip
 
     @property
@@ -174,7 +190,7 @@ def finish(path: Path) -> None:
         shutil.rmtree(path / PLOTS, ignore_errors=True)
         return
     settings = run.settings
-    summary, power = summary_and_power(run.records, settings)
+    summary, power = summary_and_power(run.records, settings, run.crossed)
     _write_csv(summary, path / SUMMARY)
     measured = metrics(run.records, run.measures, seed=settings.seed)
     _write_csv(pd.concat([frame for frame in (measured, power) if len(frame)] or [measured]), path / METRICS)
@@ -199,6 +215,11 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise LensbenchError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from None
     except ValueError as error:  # pandas' own errors are ValueErrors
         raise LensbenchError(f"{path} is damaged ({error}): {_AGAIN}") from None
+
+
+def _trusted(found: Calibrated | None) -> bool:
+    """Whether a method was calibrated, and did what an instrument must do."""
+    return found is not None and not found.failed_checks
 
 
 def _pairs(run: Run, key: str) -> list[tuple[str, str]]:

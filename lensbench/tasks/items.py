@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,8 +112,8 @@ class Task:
 
         Training items: one for each fact, its source text chosen by a hash of the subject. Test items: each fact with
         each test text. A limit draws evenly over relations (one that is too short leaves its share to the others), and
-        in a relation new subjects before second texts. The facts drawn depend on the seed, and not on the site where
-        all relations have the same sites.
+        in a relation new subjects before second texts, with answers and folds in the proportions that they have there.
+        The facts drawn depend on the seed, and not on the site where all relations have the same sites.
 
         Args:
             site: The read site.
@@ -217,6 +218,7 @@ class _Draw:
             return [(fact, (i + turn) % n_templates) for turn in turns for fact, i in pairs]
         rng = random.Random(f"{self.seed}/{self.task}/{name}")
         rng.shuffle(pairs)
+        pairs = _stratified(pairs, rng)
         if self.split == "test":
             pairs = [(fact, int(rng.random() * n_templates)) for fact, _ in pairs]
         turns = range(self._turns(name))
@@ -229,6 +231,23 @@ class _Draw:
         """How often each fact can be drawn at every site of its relation."""
         relation = self.relations[name]
         return min(self._all_turns(len(relation.templates(site, self.split))) for site in relation.sources)
+
+
+def _stratified(pairs: list[tuple[Fact, int]], rng: random.Random) -> list[tuple[Fact, int]]:
+    """Order facts so that every beginning has answers and folds in the proportions of the whole.
+
+    Each stratum is spread evenly over the order, from a random start. An answer that only one fact has is no stratum of
+    its own: those facts are spread by fold alone.
+    """
+    counts = Counter(fact.answer for fact, _ in pairs)
+    strata: dict[tuple[str, int], list[tuple[Fact, int]]] = {}
+    for fact, text in pairs:
+        strata.setdefault((fact.answer if counts[fact.answer] > 1 else "", fact.fold), []).append((fact, text))
+    placed = []
+    for group in strata.values():
+        start = rng.random()
+        placed += [((start + rank) / len(group), pair) for rank, pair in enumerate(group)]
+    return [pair for _, pair in sorted(placed, key=lambda one: one[0])]
 
 
 def _hash(text: str) -> int:

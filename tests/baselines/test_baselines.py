@@ -141,8 +141,9 @@ def test_gaussian_against_a_naive_reference_each_row_as_long_as_its_item() -> No
     assert gaussian_like(real.bfloat16(), weights).dtype == torch.bfloat16
 
 
-def test_a_reader_of_lengths_is_matched_by_gaussian(bench: Bench) -> None:
-    (outcome,) = run("gaussian", NormReader, bench)
+@pytest.mark.parametrize("baseline", ["gaussian", "mean_activation"])
+def test_a_reader_of_lengths_is_matched(baseline: str, bench: Bench) -> None:
+    (outcome,) = run(baseline, NormReader, bench)
     torch.testing.assert_close(outcome.scores.log_scores, CrossFit(NormReader, bench).scores().log_scores)
     assert outcome.layers == LAYERS
     assert outcome.zero_shot

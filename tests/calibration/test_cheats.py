@@ -212,7 +212,7 @@ def test_the_handle_of_fit_runs_no_model_but_python_hides_nothing() -> None:
     one = bench_of(planted(told=True))
     one = replace(one, context=replace(one.context, controls=ControlModels({"unplanted": base(), "reference": base()})))
     summary = run(one, cheats.AsksTheTarget, ["unplanted", "reference_reader"])
-    assert summary[summary.layer == 0].verdict.str.contains("matched by unplanted").any()
+    assert summary[summary.layer == 0].verdict.str.contains("within .10 of unplanted").any()
     assert praised(summary, "cheat_asks_the_target") == {}
 
 
@@ -278,7 +278,7 @@ WORLDS = {
     "cheat_own_knowledge": World(lambda: bench_of(planted(told=True)), ("choices_only",), 0, 0.95),
     "cheat_best_constant": World(lambda: unbalanced(bench_of(planted())), (), 0, 0.6),
     "cheat_choice_set": World(lambda: centred(bench_of(base())), (), 0, 0.95),
-    "cheat_norm": World(lambda: bench_of(planted(long=True)), ("shuffled", "majority", "mean"), 3, 0.75),
+    "cheat_norm": World(lambda: bench_of(planted(long=True)), ("shuffled", "majority"), 3, 0.75),
 }
 
 
@@ -291,7 +291,7 @@ def test_a_cheat_that_scores_well_is_matched_by_the_rival_of_its_entry(name: str
     rows = summary[(summary.baseline == "none") & (summary.layer == world.layer) & (summary.relation == "made_up")]
     assert (rows.accuracy >= world.least).all()
     verdicts = rows.set_index("question").verdict
-    assert verdicts[question] == f"matched by {cheat.caught_by}"
+    assert verdicts[question] == f"within .10 of {cheat.caught_by}"
     assert question not in praised(summary, name)
     assert cheat.caught_by in catch(cheat, summary)
     if world.beaten:
@@ -324,11 +324,11 @@ def test_who_memorises_subjects_knows_those_it_has_seen_whatever_their_label() -
 
 def test_a_rival_that_is_surely_beaten_has_caught_nobody() -> None:
     bench = bench_of(planted(long=True))
-    summary = run(bench, cheats.NormReader, ["shuffled", "gaussian"])
+    summary = run(bench, cheats.NormReader, ["shuffled", "mean"])
     cheat = cheat_of("cheat_norm")
-    assert catch(cheat, summary)["gaussian"].startswith("at its best ")
+    assert catch(cheat, summary)["mean"].startswith("at its best ")
     assert catch(replace(cheat, caught_by="shuffled"), summary) == {}
-    assert catch(replace(cheat, caught_by="mean"), summary) == {}, "it was not run"
+    assert catch(replace(cheat, caught_by="gaussian"), summary) == {}, "it was not run"
     lens = replace(cheat, make=LogitLens, caught_by="control_task")
     assert catch(lens, summary) == {}
 

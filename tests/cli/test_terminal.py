@@ -137,7 +137,7 @@ def test_fit_and_analyze_say_one_object(tiny_llama_folder: Path, tmp_path: Path)
 
 def test_evaluate_says_one_object_and_keeps_a_log(tiny_llama_folder: Path, tmp_path: Path) -> None:
     given = ("--model", tiny_llama_folder, "--tasks", "attribute_extraction/country_capital", "--limit", 12)
-    given = (*given, "--inspectors", "logit_lens", "--baselines", "shuffled", "--sites", "answer", "--out", "run")
+    given = (*given, "--inspectors", "logit_lens", "--baselines", "mean", "--sites", "answer", "--out", "run")
     plan = json.loads(lensbench("evaluate", *given, "--dry-run", "--json", "--quiet", cwd=tmp_path).stdout)
     assert plan["missing"] == len(plan["cells"]) == 2
     assert not (tmp_path / "run").exists()

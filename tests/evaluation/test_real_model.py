@@ -140,7 +140,6 @@ def test_country_capital_makes_sense(country_capital: Run) -> None:
     assert (patchscope.loc[3:15] >= 0.6).all(), patchscope
     assert (patchscope.loc[27:] < 0.3).all(), patchscope
     for at_chance in (
-        curve(country_capital, "patchscope", "shuffled"),
         curve(country_capital, "patchscope", "shuffled", "accuracy_corrected"),
         curve(country_capital, "logit_lens", "none").loc[3:27],
     ):
@@ -153,6 +152,6 @@ def test_the_text_knows_about_as_much_and_the_verdict_says_so(country_capital: R
     in_text = asked[asked.attempt == own_prompt].correct.mean()
     assert in_text == pytest.approx(curve(country_capital, "patchscope", "none").max(), abs=0.12)
     verdicts = set(country_capital.summary.verdict.dropna())
-    assert any(verdict.startswith("matched by") for verdict in verdicts)
+    assert any(verdict.startswith(("within .10 of input_only", "beaten by input_only")) for verdict in verdicts)
     assert VERDICTS["target_specific"] not in verdicts
     assert np.isfinite(country_capital.summary.accuracy).all()

@@ -18,7 +18,7 @@ from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.evidence import Evidence
 from lensbench.inspectors.patchscopes.patched import DEMONSTRATIONS, prompt_text
-from lensbench.inspectors.patchscopes.patchscope import Patchscope, relevancy
+from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.patchscopes.superscopes import Superscopes
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
@@ -164,20 +164,6 @@ def test_relevancy_is_how_far_the_patch_moves_the_top_answer() -> None:
     top = patched.argmax(-1, keepdim=True)
     expected = (patched - unpatched).abs().gather(-1, top)[..., 0]
     np.testing.assert_allclose(scores.measures["relevancy"][:, 0], expected.numpy(), rtol=1e-4, atol=1e-6)
-
-
-def test_relevancy_looks_at_each_items_own_choices() -> None:
-    made, model = bench(), tiny.model("llama")
-    method = Patchscope((1,)).fit(Target(model), model, made.training(Patchscope(), None, LAYERS, None))
-    evidence = made.evidence(Patchscope.reads, range(4), LAYERS)
-    scores = method.inspect(evidence)
-    alone = [
-        relevancy(model, method.own_prompt(made.question), scores, Evidence(evidence.answers, ((answer,),) * 4))
-        for answer in evidence.answers
-    ]
-    both = relevancy(model, method.own_prompt(made.question), scores, evidence)
-    top = scores.log_scores.argmax(-1).numpy()
-    np.testing.assert_array_equal(both, np.choose(top, alone))
 
 
 @pytest.mark.parametrize("kind", [*tiny.CONFIGS, *tiny.HYBRIDS])

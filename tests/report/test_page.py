@@ -15,8 +15,10 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.report import coding
 from lensbench.report.figures.grid import attempt_cells, target_of
 from lensbench.report.page import ItemText, MethodText, PageRun, render
+from lensbench.report.page.measures import costs, measures
 from lensbench.report.page.render import summary_table
-from lensbench.report.page.sentences import costs, findings, measures
+from lensbench.report.sentences import result_sentences
+from lensbench.results.summary import best_layers
 from lensbench.results.verdicts import VERDICTS
 from lensbench.runs.pages import read_page_run, write_page
 from lensbench.runs.run import finish
@@ -119,55 +121,60 @@ def test_the_summary_of_the_page_is_that_of_the_run(made):
     assert back["layer"].tolist() == run.summary["layer"].tolist()
 
 
+def sentences(run, relations=None):
+    return list(result_sentences(best_layers(run.summary), run.info, relations or {}))
+
+
+CAPITAL = {("facts", "capital"): "country \u2192 capital"}
+
+
 def test_one_sentence_a_task_and_site_says_what_the_figures_say(made):
     run = read_page_run(made)
-    (one,) = findings(dataclasses.replace(run, relations={("facts", "capital"): "country \u2192 capital"}))
+    (one,) = sentences(run, CAPITAL)
     rows = run.summary[(run.summary["relation"] == "all") & (run.summary["rule"] == "fixed")]
     own = rows[(rows["baseline"] == "none") & (rows["inspector"] == "patchscope")]
     top = own.sort_values("accuracy_corrected").iloc[-1]
     assert one.sentence.startswith(f"Patchscope reads facts best at layer {top['layer']} (")
     assert f"{top['accuracy_corrected']:.2f}".lstrip("0") in one.sentence
     assert "mean of 2 relations" in one.sentence
-    assert "the verbalizer, given the name in text, gets" in one.sentence
+    assert "the verbalizer that is given the name in text" in one.sentence
     assert "logit lens" in one.others
     assert not one.holds
 
 
 def alone(run, **changes):
     """The sentence on one relation of one method whose verdicts are given."""
-    rows = run.summary[(run.summary["relation"] == "capital") & (run.summary["inspector"] == "patchscope")]
+    rows = run.summary[(run.summary["relation"] == "capital") & (run.summary["inspector"] == "patchscope")].copy()
     for question, verdict in changes.items():
         rows.loc[(rows["baseline"] == "none") & (rows["question"] == question), "verdict"] = verdict
-    return findings(dataclasses.replace(run, summary=rows, relations={("facts", "capital"): "country \u2192 capital"}))[
-        0
-    ]
+    return sentences(dataclasses.replace(run, summary=rows), CAPITAL)[0]
 
 
 @pytest.mark.parametrize(
     ("uses", "beats", "end", "holds"),
     [
-        ("uses the activation", "matched by input_only", "matched by the text.", False),
-        ("uses the activation", "beats this text reader", "it beats this text reader.", True),
-        ("uses the activation", "inconclusive", "too close to tell with 20 subjects.", False),
-        ("matched by shuffled", "matched by shuffled", "matched without the activation.", False),
-        ("inconclusive (raw score)", "x", "the gap holds for the corrected score alone, so nothing is claimed.", False),
-        ("incomplete without mean", "x", "incomplete without mean.", False),
-        ("no verdict (chosen items)", "x", "no verdict, as the items were chosen by what the model says.", False),
+        ("uses the activation", "within .10 of input_only", "given the name in text does as well (.95).", False),
+        ("uses the activation", "beaten by input_only", "given the name in text does better (.95).", False),
+        ("uses the activation", "beats this text reader", "given the name in text (.95) (layers 0-3; "
+         "0 is token identity).", True),
+        ("beaten by shuffled", "inconclusive", "20 subjects do not tell whether it beats the verbalizer that is given "
+         "the name in text (.95) there.", False),
+        ("x", "incomplete without mean", "incomplete without mean.", False),
+        ("x", "no verdict (chosen items)", "no verdict, as the items were chosen by what the model says.", False),
     ],
-)
-def test_the_first_question_that_is_open_ends_the_sentence(made, uses, beats, end, holds):
+)  # fmt: skip
+def test_each_question_is_answered_in_the_sentence(made, uses, beats, end, holds):
     one = alone(read_page_run(made), uses_activation=uses, beats_text=beats)
     assert "Patchscope reads country \u2192 capital best at layer" in one.sentence
-    assert "of 8 choices" in one.sentence
+    assert "chance .12" in one.sentence
     assert one.sentence.endswith(end)
     assert one.holds is holds
 
 
-def test_without_rivals_nothing_is_said_of_where_a_score_comes_from(tmp_path):
-    run = read_page_run(write_run(tmp_path / "r", Made(rivals={})))
-    (one,) = findings(run)
-    assert "no rival was run" in one.sentence
-    assert one.verdict == "no rival"
+def test_without_baselines_nothing_is_said_of_where_a_score_comes_from(tmp_path):
+    (one,) = sentences(read_page_run(write_run(tmp_path / "r", Made(rivals={}))))
+    assert "no baseline was run" in one.sentence
+    assert one.verdict == "no baseline"
 
 
 def test_nothing_from_data_becomes_markup(tmp_path):

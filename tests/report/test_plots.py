@@ -41,7 +41,12 @@ def summary():
                             )
                         )  # fmt: skip
     records = pd.concat(frames, ignore_index=True).assign(
-        model="org/tiny", verbalizer="org/tiny", task="country_facts", attempt="only", chance=0.125
+        model="org/tiny",
+        verbalizer="org/tiny",
+        task="country_facts",
+        attempt="only",
+        chance=0.125,
+        gold="Cairo",
     )
     return summarise(records.astype({"layer": "Int16"}), SummarySettings(QUESTIONS, draws=100))
 

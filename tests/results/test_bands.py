@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm, t
 
 from lensbench.errors import LensbenchError
-from lensbench.results.bands import DIFFERENCE, SCORE, Band, centred_weights, simultaneous_band
-from lensbench.results.verdicts import gap_verdict
+from lensbench.results.bands import DIFFERENCE, SCORE, Band, centred_weights, joint_bands, simultaneous_band
+from lensbench.results.verdicts import Compared, gap_verdict
 
 
 def differences(rng, subjects, layers, shift=0.0, each=1):
@@ -148,37 +148,58 @@ def band(*limits):
     return Band((low + high) / 2, low, high)
 
 
-def test_a_gap_needs_every_rival_raw_and_corrected():
-    sure, unsure = band((0.2, 0.4)), band((-0.1, 0.4))
-    cases = {
-        "uses the activation": {"a": (sure, sure), "b": (sure, sure)},
-        "inconclusive (raw score)": {"a": (sure, sure), "b": (unsure, sure)},
-        "inconclusive": {"a": (sure, sure), "b": (sure, unsure)},
-    }
-    for verdict, rivals in cases.items():
-        assert gap_verdict("uses_activation", rivals).verdict.tolist() == [verdict]
-    assert gap_verdict("beats_text", {"a": (sure, unsure)}).verdict.tolist() == ["inconclusive"]
-    assert gap_verdict("beats_text", {"a": (sure, sure)}).verdict.tolist() == ["beats this text reader"]
-    assert gap_verdict("target_specific", {"a": (sure, sure)}).verdict.tolist() == ["privileged"]
+def named(one, joint=None):
+    return Compared(one, one if joint is None else joint)
 
 
-def test_matched_by_names_the_strongest_matching_rival():
-    small, smaller, half = band((-0.1, 0.04)), band((-0.3, 0.02)), band((-0.3, 0.2))
-    rivals = {"far": (band((0.2, 0.4)),) * 2, "small": (small, small), "smaller": (smaller, smaller)}
-    assert gap_verdict("beats_text", rivals).verdict.tolist() == ["matched by smaller"]
-    assert gap_verdict("beats_text", {"half": (half, smaller), "small": (small, small)}).verdict == ["matched by small"]
-    assert gap_verdict("beats_text", {"half": (half, smaller)}).verdict == ["inconclusive"]
-    assert gap_verdict("beats_text", {"small": (small, small)}, margin=0.03).verdict == ["inconclusive"]
+def verdict_of(question="beats_text", **kwargs):
+    margin = kwargs.pop("margin", 0.1)
+    return gap_verdict(question, kwargs, margin=margin).verdict.tolist()
+
+
+SURE, UNSURE = band((0.2, 0.4)), band((-0.1, 0.4))
+
+
+def test_a_claim_needs_every_baseline():
+    assert verdict_of("uses_activation", a=named(SURE), b=named(SURE)) == ["uses the activation"]
+    assert verdict_of("uses_activation", a=named(SURE), b=named(UNSURE)) == ["inconclusive"]
+    assert verdict_of("beats_text", a=named(SURE)) == ["beats this text reader"]
+    assert verdict_of("target_specific", a=named(SURE)) == ["privileged"]
+
+
+def test_a_baseline_that_is_not_named_must_be_beaten_all_the_same():
+    assert verdict_of(a=named(SURE), noise=Compared(SURE)) == ["beats this text reader"]
+    assert verdict_of(a=named(SURE), noise=Compared(band((-0.9, -0.8)))) == ["inconclusive"]
+
+
+def test_a_p_value_decides_in_place_of_the_band():
+    for p_value, verdict in ((0.025, "uses the activation"), (0.026, "inconclusive")):
+        found = gap_verdict("uses_activation", {"shuffled": Compared(UNSURE, UNSURE, np.array([p_value]))})
+        assert found.verdict.tolist() == [verdict]
+        assert found.p_value.tolist() == [p_value]
+
+
+def test_beaten_and_within_name_the_strongest_such_baseline():
+    beaten, more, near, wide = band((-0.3, -0.02)), band((-0.6, -0.1)), band((-0.09, 0.09)), band((-0.3, 0.04))
+    assert verdict_of(far=named(SURE), a=named(beaten), b=named(more)) == ["beaten by b"]
+    assert verdict_of(far=named(SURE), a=named(near)) == ["within .10 of a"]
+    assert verdict_of(a=named(near), b=named(beaten)) == ["beaten by b"], "what is sure to be better comes first"
+    assert verdict_of(a=named(wide)) == ["inconclusive"], "a baseline that may be much better is no tie"
+    assert verdict_of(a=named(near), margin=0.05) == ["inconclusive"]
+
+
+def test_beaten_and_within_need_the_joint_band():
+    for one in (band((-0.3, -0.02)), band((-0.09, 0.09))):
+        assert verdict_of(a=named(one, UNSURE)) == ["inconclusive"]
 
 
 def test_a_small_gap_that_surely_exists_holds():
-    tiny = band((0.01, 0.04))
-    assert gap_verdict("beats_text", {"a": (tiny, tiny)}).verdict == ["beats this text reader"]
+    assert verdict_of(a=named(band((0.01, 0.04)))) == ["beats this text reader"]
 
 
-def test_the_strongest_rival_is_found_at_each_layer():
+def test_the_strongest_baseline_is_found_at_each_layer():
     first, second = band((0.1, 0.3), (0.5, 0.7)), band((0.2, 0.4), (0.1, 0.2))
-    found = gap_verdict("beats_text", {"first": (first, first), "second": (second, second)})
+    found = gap_verdict("beats_text", {"first": named(first), "second": named(second)})
     assert found.strongest.tolist() == ["first", "second"]
     np.testing.assert_allclose(found.gap.estimate, [0.2, 0.15])
     np.testing.assert_allclose(found.gap.low, [0.1, 0.1])
@@ -186,6 +207,31 @@ def test_the_strongest_rival_is_found_at_each_layer():
 
 
 def test_no_rival_and_no_such_question():
-    assert gap_verdict("beats_text", {}).verdict == ["no rival"]
+    assert gap_verdict("beats_text", {}).verdict == ["no baseline"]
     with pytest.raises(LensbenchError, match="beats_text"):
         gap_verdict("beats_texts", {})
+
+
+def test_one_joint_band_is_the_simultaneous_band():
+    values, clusters = differences(np.random.default_rng(0), 30, 5, 0.1, 2)
+    (joint,) = joint_bands([(values, clusters, None)], draws=300)
+    alone = simultaneous_band(values, clusters, draws=300)
+    np.testing.assert_array_equal(joint.low, alone.low)
+    np.testing.assert_array_equal(joint.high, alone.high)
+
+
+def test_joint_bands_are_the_band_of_all_columns_together():
+    rng = np.random.default_rng(1)
+    (first, clusters), (second, _) = (differences(rng, 30, 4, 0.1, 2) for _ in range(2))
+    whole = simultaneous_band(np.concatenate([first, second], axis=1), clusters, draws=300)
+    bands = joint_bands([(first, clusters, None), (second, clusters, None)], draws=300)
+    np.testing.assert_allclose(np.concatenate([band.low for band in bands]), whole.low)
+    assert (bands[0].low < simultaneous_band(first, clusters, draws=300).low).all(), "more to cover, wider"
+
+
+def test_joint_bands_take_samples_of_other_subjects():
+    rng = np.random.default_rng(2)
+    first, clusters = differences(rng, 30, 4, 0.1, 2)
+    bands = joint_bands([(first, clusters, None), (first[:20], clusters[:20] + 7, None)], draws=300)
+    np.testing.assert_allclose(bands[1].estimate, first[:20].mean(axis=0))
+    assert (bands[1].high - bands[1].low > bands[0].high - bands[0].low).all(), "fewer subjects, wider"

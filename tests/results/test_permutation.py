@@ -9,10 +9,10 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.results.arrays import cells_of
 from lensbench.results.golds import credit, golds_of, unresolved
 from lensbench.results.metrics import metrics
-from lensbench.results.permutation import ANY, _holding, false_alarms
+from lensbench.results.permutation import ANY, false_alarms
 from lensbench.results.samples import SummarySettings, methods_of, samples_under
 from lensbench.results.summary import summarise
-from lensbench.results.verdicts import VERDICTS, gaps_of
+from lensbench.results.verdicts import VERDICTS, claims, gaps_of
 
 QUESTIONS = {
     "shuffled": "uses_activation", "question_only": "uses_activation", "input_only": "beats_text",
@@ -116,15 +116,21 @@ def test_bands_are_left_out_only_where_they_decide_nothing():
         )
         (method,) = methods_of(*cells_of(again))
         for sample, scores in samples_under(method, "fixed", settings):
-            full = {name: bool((gap.verdict == VERDICTS[name]).any()) for name, gap in gaps_of(method, scores, sample)}
-            assert _holding(method, scores, sample) == full
+            full = {
+                name: bool((gap.verdict == VERDICTS[name]).any())
+                for name, gap in gaps_of(method, scores, sample, "fixed")
+            }
+            assert claims(method, scores, sample, "fixed") == full
             outcomes.update(full.values())
         (method,) = methods_of(
             *cells_of(records.assign(correct=again["correct"].sample(frac=1, random_state=seed).values))
         )
         for sample, scores in samples_under(method, "fixed", settings):
-            full = {name: bool((gap.verdict == VERDICTS[name]).any()) for name, gap in gaps_of(method, scores, sample)}
-            assert _holding(method, scores, sample) == full
+            full = {
+                name: bool((gap.verdict == VERDICTS[name]).any())
+                for name, gap in gaps_of(method, scores, sample, "fixed")
+            }
+            assert claims(method, scores, sample, "fixed") == full
             outcomes.update(full.values())
     assert min(outcomes[True], outcomes[False]) > 5, "both kinds must occur, or nothing was compared"
 
@@ -225,7 +231,8 @@ class Nearest:
     def refit(self, labels):
         self.calls += 1
         code = {answer: index for index, answer in enumerate(ANSWERS)}
-        return self.records(np.array([code[labels["personas", "city", f"s{subject:03}"]] for subject in self.subject]))
+        gold = np.array([code[labels["personas", "city", f"s{subject:03}"]] for subject in self.subject])
+        return self.records(gold), None
 
 
 def test_a_method_that_learns_labels_is_fitted_again():

@@ -66,7 +66,7 @@ def test_harness_files(folder: Path, tmp_path: Path) -> None:
             assert found["acc_corrected,none"] == pytest.approx(row["accuracy_corrected"], abs=1e-6)
             assert found["acc_corrected,none"] == found[f"acc_corrected,layer_{row['layer']}"]
             assert {name.partition(",")[2] for name in found} >= {f"layer_{layer}" for layer in MADE.layers}
-            assert found["rival_input_only,none"] == pytest.approx(row["beats_text_rival_accuracy"], abs=1e-6)
+            assert found["rival_input_only,none"] == pytest.approx(row["beats_text_baseline_accuracy"], abs=1e-6)
             mean = sum(sample["acc_corrected"] for sample in samples[task]) / len(samples[task])
             assert mean == pytest.approx(found["acc_corrected,none"], abs=1e-6)
             assert 0 < found["acc_stderr,none"] < 0.5

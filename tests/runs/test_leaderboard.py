@@ -37,7 +37,7 @@ def test_one_row_a_method_with_its_verdicts(tmp_path: Path) -> None:
     assert "2 relations" in first[3]
     assert "uses the activation" in first[7]
     assert "over shuffled" in first[7]
-    assert "matched by input only" in first[8] or "inconclusive" in first[8]
+    assert any(words in first[8] for words in ("beaten by input only", "within .10 of input only", "inconclusive"))
     assert "found 3 of 3 planted facts" in first[9]
     assert "not calibrated" in second[9]
     assert "Target&#39;s own?" not in page, "nobody was asked"

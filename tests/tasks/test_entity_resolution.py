@@ -134,7 +134,7 @@ def test_methods_that_generate_say_something(run) -> None:
     texts = run.records[run.records.text.notna()]
     # The lens says nothing, and neither do its rivals.
     assert set(texts.inspector.astype(str)) == {"patchscope"}
-    assert set(texts.baseline.astype(str)) == {"none", "input_only", "shuffled", "mean"}
+    assert set(texts.baseline.astype(str)) == {"none", "input_only", "mean"}
     own = texts[texts.baseline == "none"]
     assert set(own.inspector.astype(str)) == {"patchscope"}
     assert set(own.relation.astype(str)) == {"description", "renown"}

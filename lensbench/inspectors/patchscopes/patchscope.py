@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from lensbench.errors import unknown_name
@@ -114,7 +113,7 @@ class Patchscope(Inspector):
 def relevancy(
     verbalizer: LanguageModel, own: OwnPrompt, patched: Scores, evidence: Evidence
 ) -> Float[np.ndarray, "layer attempt item"]:
-    """Return |p(a; patched) - p(a; unpatched)| of the answer a that ranks highest among each item's choices.
+    """Return |p(a; patched) - p(a; unpatched)| of the answer a of the relation that ranks highest.
 
     That is how SelfIE (arXiv 2403.10949) tells what came from the activation from what the prompt says by itself; here
     of the answer's first token, where SelfIE has it of each generated one. One unpatched pass.
@@ -123,8 +122,7 @@ def relevancy(
     text = own.text.replace(SLOT, own.placeholder)
     unpatched = score_next_tokens(verbalizer, [text], tokens).log_probs[0].double().cpu().exp()
     log_scores = patched.log_scores.double().cpu()
-    own_choices = torch.tensor([[answer in choices for answer in evidence.answers] for choices in evidence.choices])
-    top = log_scores.masked_fill(~own_choices, -torch.inf).argmax(-1, keepdim=True)
+    top = log_scores.argmax(-1, keepdim=True)
     moved = (log_scores.exp().gather(-1, top) - unpatched[top]).abs()
     found: Float[np.ndarray, "layer attempt item"] = moved[..., 0].numpy()
     return found

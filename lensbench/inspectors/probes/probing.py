@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -93,6 +93,8 @@ class Labelled:
 
 class ClassProbe(Inspector):
     """A classifier over the relation's answers at each layer, for one relation and fold."""
+
+    class_subjects: ClassVar[int] = MIN_SUBJECTS
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "ClassProbe":
         """Fit one classifier a layer.

@@ -25,10 +25,13 @@ from lensbench.report.coding import (
 )
 from lensbench.report.content import PageRun
 from lensbench.report.figure import FOLDER, beside, find_figures
-from lensbench.report.page.sentences import costs, findings, measures
+from lensbench.report.page.measures import costs, measures
+from lensbench.report.sentences import ResultSentence, result_sentences
 from lensbench.report.style import colours, readable
 from lensbench.results.bands import MARGIN
 from lensbench.results.records import ALL, NO_BASELINE, without_nan
+from lensbench.results.samples import CORRECTED
+from lensbench.results.summary import best_layers
 from lensbench.results.verdicts import VERDICTS
 
 HERE = Path(__file__).parent
@@ -89,6 +92,14 @@ QUESTIONS: Mapping[str, tuple[str, str]] = {
 """What the three gaps ask, and how they answer."""
 
 
+def _findings(run: PageRun) -> list[ResultSentence]:
+    """One sentence for every task and site."""
+    if run.summary.empty:
+        return []
+    score = str(run.info.get("setting", {}).get("score", CORRECTED))
+    return list(result_sentences(best_layers(run.summary, score=score), run.info, run.relations))
+
+
 def _digest(code: str) -> str:
     return base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
 
@@ -120,7 +131,7 @@ def _shown(run: PageRun, chunks: Sequence[ItemChunk], records: int) -> dict[str,
     )
     return {
         "name": run.name, "facts": {name: str(v) for name, v in facts.items() if v not in (None, "")},
-        "findings": findings(run), "problems": run.problems, "unanswered": dict(run.unanswered), "sampled": sampled,
+        "findings": _findings(run), "problems": run.problems, "unanswered": dict(run.unanswered), "sampled": sampled,
         "calibrations": {readable(name): found for name, found in run.calibrations.items()},
         "calibrated": any(run.calibrations.values()), "costs": _with_shares(costs(run.info)),
         "measures": measures(run.metrics),

@@ -64,7 +64,9 @@ def prepared(target, twin, methods, layers, limit):
         "tasks": ["personas/city"], "sites": ["subject"], "inspectors": methods, "layers": layers, "limit": limit,
     }  # fmt: skip
     workshop = Runner(check_job(make_config(settings)))
-    workshop.ask_knowledge(["personas"])
+    for place, benches in workshop.benches.items():
+        for bench in benches:
+            workshop.ask_knowledge(place, bench)
     for cell in workshop.plan.cells:
         benches = workshop.benches[cell.place]
         few = [replace(bench, items=bench.train_items[:WARM]) for bench in benches]

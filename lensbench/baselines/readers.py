@@ -5,10 +5,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import FeatureUnion
-from threadpoolctl import threadpool_limits
 
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
@@ -120,6 +116,11 @@ class InputClassifier(Inspector):
         Raises:
             NotApplicableError: an answer has too few training subjects.
         """
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import FeatureUnion
+        from threadpoolctl import threadpool_limits
+
         require_classes(training, _LEAST)
         features = FeatureUnion(
             [

@@ -77,6 +77,11 @@ def say_what_happens(*, quiet: bool = False) -> None:
     logging.captureWarnings(capture=True)
 
 
+def say_it_starts() -> None:
+    """Say that something is coming, before what takes a few seconds: importing torch and transformers."""
+    logging.getLogger("lensbench").info("importing torch and transformers")
+
+
 class _Said(logging.StreamHandler[TextIO]):
     """Writes to the error stream as it is now: a progress bar puts lines above itself."""
 

@@ -21,6 +21,7 @@ from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Fits
 from lensbench.models.activations import ResidualCache
 from lensbench.models.corpus import WINDOW, WINDOWS_PER_BATCH, Corpus
+from lensbench.models.loading import with_random_weights
 from lensbench.models.optimization import Resumable, TrainingSchedule
 from lensbench.results.records import NO_BASELINE, frame_of
 from lensbench.results.samples import SummarySettings
@@ -28,8 +29,8 @@ from lensbench.results.summary import summarise
 from lensbench.results.verdicts import DIAGNOSTIC
 from lensbench.utils.costs import peak_memory
 
-TRIAL_ITEMS = 10
-WARM_ITEMS = 3
+TRIAL_ITEMS = 5
+WARM_ITEMS = 2
 TRIAL_STEPS = 2
 # A run folder besides its records: summary, metrics, plots, journal.
 OTHER_FILES = 3 * 2**20
@@ -109,7 +110,7 @@ class _TrialCorpus(Corpus):
 
 
 def estimate(runner: Runner, missing: list[Cell]) -> Estimate:
-    """Try each missing cell on a few items of one relation of each kind, and scale.
+    """Try what each missing cell does on a few items of one relation of each kind, at one site of its task, and scale.
 
     What needs labels is fitted on all training items of these relations. Nothing is written.
 
@@ -123,30 +124,53 @@ def estimate(runner: Runner, missing: list[Cell]) -> Estimate:
         places[place] = list(_sampled_benches(runner.benches[place], corpus))
     preparing = _fit_once(runner, places, missing, fitted)
     seconds: dict[Cell, float] = {}
-    tables: list[pa.Table] = []
+    tried: dict[tuple[object, ...], _Trial] = {}
     disk = OTHER_FILES
     for cell in missing:
         seconds[cell] = 0.0
         labels = runner.makes[cell.inspector]().learns_from == "labels"
-        for trial in places.get(cell.place, ()):  # none where no chain is left to correct
-            start = time.perf_counter()
-            with _failures_in_one_line(cell, trial.bench):
-                found, _ = runner.score(cell, [trial.bench], fitted.setdefault(cell.inspector, {}))
-            seconds[cell] += (time.perf_counter() - start) * (trial.train_share if labels else trial.test_share)
-            if found.records is not None:
-                tables.append(found.records)
-            written = sum(_parquet_bytes(table) for table in (found.records, found.measures) if table is not None)
-            disk += int(written * trial.test_share)
+        for sample in places.get(cell.place, ()):  # none where no chain is left to correct
+            # Another site of the task takes as long for each item.
+            key = (cell.task, cell.inspector, cell.baseline, sample.bench.relation.kind, sample.bench.relation.describe)
+            if key not in tried:
+                tried[key] = _try(runner, cell, sample.bench, fitted.setdefault(cell.inspector, {}))
+            seconds[cell] += tried[key].seconds * (sample.train_share if labels else sample.test_share)
+            disk += int(tried[key].written * sample.test_share)
     relations = 1 + sum(len(runner.benches[place]) for place in places)
+    tables = [one.records for one in tried.values() if one.records is not None]
     start = time.perf_counter()
     if tables:
         questions = {cell.baseline: DIAGNOSTIC for cell in missing if cell.baseline != NO_BASELINE}
         summarise(frame_of(tables), SummarySettings(questions))
-    tried = 1 + sum(map(len, places.values()))
-    finishing = (time.perf_counter() - start) * relations / tried + PLOT_SECONDS
+    summarised = 1 + len({(task, *kind) for task, _, _, *kind in tried})
+    finishing = (time.perf_counter() - start) * relations / summarised + PLOT_SECONDS
     largest = max((_residual_bytes(runner, place, missing) for place in places), default=0)
     disk += sum(_residual_bytes(runner, place, missing) for place in places)
     return Estimate(seconds, preparing, finishing, peak_memory() * 2**20 + 2 * largest, disk)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a few items took.
+
+    Attributes:
+        seconds: the time.
+        written: the bytes of their records and measures.
+        records: their records; None where there are none.
+    """
+
+    seconds: float
+    written: int
+    records: pa.Table | None
+
+
+def _try(runner: Runner, cell: Cell, bench: Bench, fitted: Fits) -> _Trial:
+    start = time.perf_counter()
+    with _failures_in_one_line(cell, bench):
+        found, _ = runner.score(cell, [bench], fitted)
+    took = time.perf_counter() - start
+    written = sum(_parquet_bytes(table) for table in (found.records, found.measures) if table is not None)
+    return _Trial(took, written, found.records)
 
 
 @dataclass(frozen=True)
@@ -179,9 +203,17 @@ def _fit_once(
     runner: Runner, places: Mapping[Place, list[_SampledBench]], missing: list[Cell], fitted: dict[str, Fits]
 ) -> float:
     """Learn what is learned once a run, and run every method once, so that no trial pays for proofs and loading."""
+    total = 0.0
+    for place, samples in {place[0]: (place, samples) for place, samples in places.items()}.values():
+        for sample in samples:
+            start = time.perf_counter()
+            runner.ask_knowledge(place, sample.bench)
+            total += (time.perf_counter() - start) * sample.test_share
     start = time.perf_counter()
-    runner.ask_knowledge(dict.fromkeys(cell.task for cell in missing))
-    total = time.perf_counter() - start
+    for baseline in runner.baselines.values():
+        if baseline.function == "random_model" and any(cell.baseline == baseline.name for cell in missing):
+            with_random_weights(runner.context.model, **baseline.parameters)
+    total += time.perf_counter() - start
     for cell in {cell.inspector: cell for cell in missing if cell.place in places}.values():
         trial = places[cell.place][0]
         method = CrossFit(runner.makes[cell.inspector], trial.bench, fitted.setdefault(cell.inspector, {}))

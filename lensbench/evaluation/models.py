@@ -15,6 +15,7 @@ from lensbench.models.corpus import Corpus, lens_cache
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, count_layers, load_source
 from lensbench.models.memory import Budget, free_memory
+from lensbench.models.proofs import keep_proofs
 from lensbench.models.sources import ModelSource, planted_facts, resolve, split_edits
 from lensbench.models.tokens import same_tokenizer
 from lensbench.utils.cache import RESIDUALS, cache_root
@@ -50,6 +51,7 @@ def load_context(config: RunConfig, baselines: Iterable[Baseline]) -> RunContext
     memory = config.memory if isinstance(config.memory, int) else free_memory(model.device)
     for loaded in {model, verbalizer, *found.values()}:
         loaded.budget = Budget(memory, loaded.device)
+        keep_proofs(loaded)
     facts = planted_facts(names["twin"]) if "twin" in names else {}
     return RunContext(
         model, verbalizer, Corpus(model, cache=lens_cache()), layers, config.seed, config.limit,

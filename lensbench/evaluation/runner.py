@@ -61,6 +61,7 @@ class Runner:
 
     Attributes:
         plan: what is to be done.
+        baselines: the baselines, by name.
         context: the models, and how they are read.
         makes: the methods.
         benches: the items by place, checked.
@@ -71,7 +72,7 @@ class Runner:
     """
 
     def __init__(self, job: Job) -> None:
-        self._baselines = job.baselines
+        self.baselines = job.baselines
         self.makes = make_inspectors(job.config)
         self.context = load_context(job.config, job.baselines.values())
         for make in self.makes.values():
@@ -155,7 +156,7 @@ class Runner:
 
     def score(self, cell: Cell, benches: Iterable[Bench], fitted: Fits) -> tuple[CellTables, dict[str, Any]]:
         """Score a cell on these benches; return what was found, and what the journal is to say."""
-        baseline = self._baselines.get(cell.baseline)
+        baseline = self.baselines.get(cell.baseline)
         costs = Costs()
         found, reasons = [], dict(self._emptied.get(cell.place, {}))
         attempts: dict[str, Any] = {}
@@ -179,11 +180,9 @@ class Runner:
         more = {"not_applicable": reasons, "attempts": attempts, "left_out": left_out}
         return whole, done | {name: values for name, values in more.items() if values}
 
-    def ask_knowledge(self, tasks: Iterable[str]) -> None:
-        """Find out what the target knows of these tasks, before the cells; what the cache has is not measured again."""
-        for task in tasks:
-            for bench in (bench for (name, _), group in self.benches.items() if name == task for bench in group):
-                self._knowledge[task].known(bench.relation.name, bench.subjects)
+    def ask_knowledge(self, place: Place, bench: Bench) -> None:
+        """Find out what the target knows of a bench's subjects; what the cache has is not measured again."""
+        self._knowledge[place[0]].known(bench.relation.name, bench.subjects)
 
     def _shares(self, cell: Cell) -> dict[str, dict[str, Any]]:
         asked = {name: self._drawn[cell.task, name] for name in cell.relations if (cell.task, name) in self._drawn}

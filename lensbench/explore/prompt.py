@@ -23,6 +23,7 @@ from lensbench.models.loading import load_model
 from lensbench.models.patching.passes import make_prompt
 from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.prompting import first_line
+from lensbench.models.proofs import keep_proofs
 from lensbench.models.tokens import Encoding, Tokens
 from lensbench.utils.layer_spec import parse_layers
 
@@ -120,7 +121,7 @@ def inspect(
     chosen = load_lens(lens)() if isinstance(lens, str) else lens
     if 0 not in chosen.ahead:
         raise UsageError(f"{chosen.name} does not predict the next token; choose another lens, such as logit_lens")
-    loaded = load_model(model) if isinstance(model, str) else model
+    loaded = keep_proofs(load_model(model)) if isinstance(model, str) else model
     at = parse_layers(layers, loaded.n_layers)
     encoding = _encode(loaded, prompt)
     corpus = Corpus(loaded, cache=lens_cache()) if chosen.learns_from == "corpus" else None
@@ -206,7 +207,7 @@ def describe_token(
     check_prompt_text(prompt)
     check_token(prompt, token)
     parse_layers(layers, None)
-    loaded = load_model(model) if isinstance(model, str) else model
+    loaded = keep_proofs(load_model(model)) if isinstance(model, str) else model
     method = patchscope or Patchscope(prompt="description")
     at = parse_layers(layers, loaded.n_layers)
     encoding = _encode(loaded, prompt)

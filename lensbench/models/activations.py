@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lensbench.models.language_model import TOLERANCE, LanguageModel
 from lensbench.models.memory import is_out_of_memory
+from lensbench.models.proofs import proved
 from lensbench.models.replay import shared_prefix
 from lensbench.models.tokens import TokenError
 from lensbench.tasks.items import Item
@@ -154,7 +155,10 @@ def capture(model: LanguageModel, readings: Sequence[Reading], layers: Sequence[
     groups = group_by_prefix(texts, CPU_GROUP_COST if model.device.type == "cpu" else GPU_GROUP_COST)
     if len(groups) > 1 or groups[0].prefix:
         # Tried once a model, on the texts that come first.
-        shares = model.cache.get_or_compute("shares_prefixes", lambda: _shares_prefixes(model, groups[-1]))
+        shares = proved(
+            model, "shares_prefixes", lambda: _shares_prefixes(model, groups[-1]),
+            lambda shares: not shares or _shares_prefixes(model, groups[-1], 2),
+        )  # fmt: skip
         if not shares:
             groups = [Group(0, tuple(sorted(texts, key=_by_length)))]
     kept = torch.cat([_capture_group(model, group, layers) for group in groups], dim=1)
@@ -177,9 +181,9 @@ def _capture_group(model: LanguageModel, group: Group, layers: Sequence[int]) ->
     return torch.cat(model.budget.in_token_batches(lengths, lambda: tokens_per_batch(model), run), dim=1)
 
 
-def _shares_prefixes(model: LanguageModel, group: Group) -> bool:
+def _shares_prefixes(model: LanguageModel, group: Group, tried: int = TRIAL_TEXTS) -> bool:
     """Whether texts after a shared prefix are read as whole ones are, tried on some texts."""
-    some = group.texts[:: max(1, len(group.texts) // TRIAL_TEXTS)]
+    some = group.texts[:: max(1, len(group.texts) // tried)]
     layers = range(model.n_layers + 1)
     whole = _capture_group(model, Group(0, some), layers).float()
     try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,15 @@ from lensbench.models.architecture import (
     weights_of,
 )
 from lensbench.models.memory import Budget, Memo, bytes_per_row, free_memory
+from lensbench.models.proofs import proved
 from lensbench.models.tokens import Tokens
 
 # How far numbers of two ways to the same result may lie apart (relative to the largest logit, where that is above 1).
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 # On a CPU, larger batches of logits are no faster, and leave its caches.
 CPU_LOGITS_BYTES = 128 * 2**20
+# Up to so many asked tokens, counting for each of them takes less time than sorting.
+COUNTED = 384
 # Rows that go at once through a head of a few tokens.
 NARROW_ROWS = 4096
 
@@ -101,6 +105,8 @@ class LanguageModel:
         # Of the Hub, for what else belongs to the model there, such as a lens.
         self.revision: str | None = None
         self.offline = False
+        # Where what is proved of it is kept; see `lensbench.models.proofs`.
+        self.proofs: Path | None = None
 
     def _prove(self) -> int:
         ids = probe_ids(self.module)
@@ -195,7 +201,7 @@ class LanguageModel:
     def with_module(self, module: nn.Module, name: str) -> "LanguageModel":
         """Return another model of the same structure, with this one's tokenizer and memory budget."""
         made = LanguageModel(module, self.tokens, name, self.parts.paths)
-        made.budget = self.budget
+        made.budget, made.proofs = self.budget, self.proofs
         return made
 
     def unembed(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
@@ -236,7 +242,7 @@ class LanguageModel:
             mask = torch.ones_like(ids).expand(rows, -1)
             return self.residuals(ids.expand(rows, -1), mask, torch.zeros(rows, 1).long(), range(self.n_layers + 1))
 
-        return bytes_per_row(run) // ids.shape[1] + 1
+        return proved(self, "token_bytes", lambda: bytes_per_row(run) // ids.shape[1] + 1)
 
     @torch.no_grad()
     def score_tokens(
@@ -308,8 +314,8 @@ def _score_chunk(logits: Tensor, asked: Tensor, top_k: int) -> tuple[Tensor, Ten
 
 def ranks_of(logits: Float[Tensor, "row vocab"], scores: Float[Tensor, "row token"]) -> Int[Tensor, "row token"]:
     """Return how many of a row's logits lie above each score; sorting them would cost more than the head itself."""
-    if logits.device.type == "cpu" and scores.shape[1] <= 24:
-        # numpy counts a comparison in a few microseconds, where torch widens it to integers first.
+    if logits.device.type == "cpu" and scores.shape[1] <= COUNTED:
+        # numpy counts a comparison in five microseconds; sorting takes it more than two milliseconds a row.
         pairs = zip(logits.numpy(), scores.numpy(), strict=True)
         return torch.tensor([[np.count_nonzero(row > score) for score in asked] for row, asked in pairs])
     ordered, order = scores.sort(dim=1)

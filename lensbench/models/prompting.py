@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from lensbench.models.activations import Reading, capture
 from lensbench.models.language_model import LanguageModel, TokenScores
 from lensbench.models.memory import Memo, is_out_of_memory
+from lensbench.models.proofs import proved
 
 LOG = logging.getLogger("lensbench")
 CPU_TEXTS = 64
@@ -37,7 +38,9 @@ def continue_texts(model: LanguageModel, texts: Sequence[str], steps: int) -> tu
     distinct = sorted(set(rows), key=lambda ids: (len(ids), ids))
     same_length = len(distinct[0]) == len(distinct[-1]) if distinct else True
     # Tried once a model, on the first texts that differ in length.
-    padded = same_length or model.cache.get_or_compute("pads_texts", lambda: _may_pad(model, distinct))
+    padded = same_length or proved(
+        model, "pads_texts", lambda: _may_pad(model, distinct), lambda pads: not pads or _may_pad(model, distinct, 2, 1)
+    )
 
     def size(begin: int) -> int:
         longest = len(distinct[begin]) + steps
@@ -51,12 +54,12 @@ def continue_texts(model: LanguageModel, texts: Sequence[str], steps: int) -> tu
     return tuple(said[place[ids]] for ids in rows)
 
 
-def _may_pad(model: LanguageModel, distinct: Sequence[Ids]) -> bool:
+def _may_pad(model: LanguageModel, distinct: Sequence[Ids], texts: int = TRIAL_TEXTS, steps: int = TRIAL_STEPS) -> bool:
     """Whether padding changes no token, tried on the shortest and longest of some texts."""
-    some = [*distinct[: TRIAL_TEXTS // 2], *distinct[-TRIAL_TEXTS // 2 :]]
+    some = [*distinct[: texts // 2], *distinct[-texts // 2 :]]
     try:
-        together = _generate(model, some, TRIAL_STEPS)
-        alone = torch.cat([_generate(model, [ids], TRIAL_STEPS) for ids in some])
+        together = _generate(model, some, steps)
+        alone = torch.cat([_generate(model, [ids], steps) for ids in some])
         same = bool((together == alone).all())
     except Exception as error:  # whatever foreign code raises that expects no padding
         if is_out_of_memory(error):
@@ -119,15 +122,16 @@ def score_next_tokens(model: LanguageModel, texts: Sequence[str], token_ids: Seq
         TokenError: a text of a single token.
     """
     memo = model.cache.get_or_compute("next_token_scores", lambda: Memo(KEPT))
-    return memo.get_or_compute((tuple(texts), tuple(token_ids)), lambda: _score_next_tokens(model, texts, token_ids))
-
-
-def _score_next_tokens(model: LanguageModel, texts: Sequence[str], token_ids: Sequence[int]) -> TokenScores:
-    readings = []
-    for text in texts:
-        encoding = model.tokens.encode(text)
+    encoded = [model.tokens.encode(text) for text in texts]
+    for encoding in encoded:
         model.tokens.last(encoding)
-        readings.append(Reading(encoding.ids))
-    distinct = list(dict.fromkeys(readings))
-    scores = model.score_tokens(capture(model, distinct, (model.n_layers,)).values[0], token_ids)
-    return scores.rows(torch.tensor([distinct.index(reading) for reading in readings]))
+    # In an order of their own: the same texts of other items, in another order, are the same call and the same batches.
+    distinct = tuple(sorted({encoding.ids for encoding in encoded}))
+
+    def score() -> TokenScores:
+        last = capture(model, [Reading(ids) for ids in distinct], (model.n_layers,)).values[0]
+        return model.score_tokens(last, token_ids)
+
+    scores = memo.get_or_compute((distinct, tuple(token_ids)), score)
+    place = {ids: i for i, ids in enumerate(distinct)}
+    return scores.rows(torch.tensor([place[encoding.ids] for encoding in encoded]))

@@ -163,7 +163,7 @@ def test_losses_are_those_of_texts_alone() -> None:
         passes = PatchedPass(model, lesson.prompt, "plain")
         ids = torch.tensor([lesson.prompt.ids + lesson.answer])
         with torch.no_grad():
-            logits = passes.hooked(ids, vectors[i : i + 1], 2).logits[0, len(lesson.prompt.ids) - 1 : -1]
+            logits = passes.hooked(ids, vectors[i : i + 1], [2]).logits[0, len(lesson.prompt.ids) - 1 : -1]
         expected = F.cross_entropy(logits, torch.tensor(lesson.answer))
         torch.testing.assert_close(found[i], expected, **EXACT)
 

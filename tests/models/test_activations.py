@@ -182,7 +182,7 @@ def test_what_texts_begin_with_is_run_once(kind: str, monkeypatch: pytest.Monkey
     model = LanguageModel(tiny.module(kind), Tokens(tiny.tokenizer()), kind)
     assert [group.prefix for group in group_by_prefix(list(dict.fromkeys(r.ids for r in ALIKE)))] == [0, 20]
     together = capture(model, ALIKE, LAYERS).values
-    assert model.cache["shares_prefixes"] == (kind not in tiny.HYBRIDS)
+    assert model.cache["proved", "shares_prefixes"] == (kind not in tiny.HYBRIDS)
     alone = torch.cat([capture(model, [reading], LAYERS).values for reading in ALIKE], dim=1)
     assert (together - alone).abs().max() < 2e-4 * alone.abs().max()
     passes = counted(monkeypatch)

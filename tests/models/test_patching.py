@@ -85,7 +85,7 @@ def test_the_patch_acts_on_the_prompt_only() -> None:
     vectors, _ = rows(model, 1)
     passes = PatchedPass(model, PROMPT, "plain")
     with torch.no_grad():
-        out = passes.hooked(passes.ids, vectors, 2, use_cache=True)
+        out = passes.hooked(passes.ids, vectors, [2], use_cache=True)
         expected, cache = [out.logits[0, -1].argmax()], out.past_key_values
         for _ in range(STEPS - 1):
             out = model.module(expected[-1].view(1, 1), past_key_values=cache, use_cache=True)

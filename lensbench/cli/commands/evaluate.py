@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lensbench.cli.application import app, complain, progress_of, say_what_happens
+from lensbench.cli.application import app, complain, progress_of, say_it_starts, say_what_happens
 from lensbench.cli.options import Json, Quiet, options_of, print_json, read_value
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig, check_config, make_config
@@ -69,6 +69,7 @@ def _checked(given: dict[str, Any], config: Path | None, *, quiet: bool) -> RunC
 
     quiet_libraries()
     say_what_happens(quiet=quiet)
+    say_it_starts()
     return settings
 
 

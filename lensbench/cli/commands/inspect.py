@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from lensbench.cli.application import app, say_what_happens
+from lensbench.cli.application import app, say_it_starts, say_what_happens
 from lensbench.cli.options import (
     Device,
     Dtype,
@@ -83,6 +83,7 @@ def inspect(
     check_model_name(model)
     quiet_libraries()
     say_what_happens(quiet=quiet)
+    say_it_starts()
     method = _made(name, given)
     from lensbench.models.architecture import ModulePaths
     from lensbench.models.loading import Loading
@@ -132,6 +133,7 @@ def _made(name: str, parameters: dict[str, Any]) -> "Inspector":
 def _loaded(model: str, how: Any, layers: str) -> "LanguageModel":
     """Load a model whose layers are those that were asked for."""
     from lensbench.models.loading import count_layers, load_source
+    from lensbench.models.proofs import keep_proofs
     from lensbench.models.sources import resolve
     from lensbench.utils.layer_spec import parse_layers
 
@@ -139,7 +141,7 @@ def _loaded(model: str, how: Any, layers: str) -> "LanguageModel":
     how.torch_dtype(at)
     source = resolve(model, revision=how.revision, offline=how.offline)
     parse_layers(layers, count_layers(source))
-    return load_source(source, how, at)
+    return keep_proofs(load_source(source, how, at))
 
 
 def _show(found: "LensTable | Descriptions", *, rank: bool, top: int, json: bool) -> None:

@@ -1,29 +1,30 @@
 """Logistic probe."""
 
-from typing import ClassVar
+import hashlib
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
-from sklearn.linear_model import LogisticRegression
+from scipy.special import log_softmax
+from torch import Tensor
 
 from lensbench.inspectors.evidence import Learns, Source
-from lensbench.inspectors.probes.probing import (
-    ClassProbe,
-    Labelled,
-    Standardised,
-    at_each_layer,
-    moments,
-    reduced,
-    require_numbers,
-    unreduced,
-)
+from lensbench.inspectors.probes.logistic import Components, Regressions, fit_regressions
+from lensbench.inspectors.probes.probing import ClassProbe, Labelled, require_numbers
 from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.memory import Memo
 
-# The largest gradient at which a fit ends: scikit-learn's own for the fit that is used, a coarser one to compare C.
-TOLERANCE = 1e-4
-CHOOSING_TOLERANCE = 1e-3
+# The largest derivative at which a fit ends: finer for the fit that is used than for those that compare C.
+TOLERANCE = 1e-5
+CHOOSING_TOLERANCE = 1e-4
+# So many layers are fitted at once that their components stay in a processor's cache.
+BYTES_AT_ONCE = 2**22
+# What is kept of earlier fits: other labels of the same activations need the same decompositions.
+KEPT_BYTES = 2**28
 
 
 class Probe(ClassProbe):
@@ -57,47 +58,121 @@ class Probe(ClassProbe):
         require_numbers(self, "strengths", 0.0, beyond=True)
         require_numbers(self, "seed", 0.0, whole=True)
 
-    def learn(self, residuals: Residuals, labelled: Labelled) -> list[Standardised]:
-        """Fit one regression a layer."""
+    def learn(self, residuals: Residuals, labelled: Labelled) -> list["Softmax"]:
+        """Fit one regression a layer, many layers at once."""
         learn, choose = labelled.split(self.seed)
-        return at_each_layer(_fit_layer, residuals, labelled.labels, learn, choose, self.strengths)
+        values = residuals.values.float().cpu()
+        items = values.shape[1]
+        at_once = max(1, BYTES_AT_ONCE // max(1, 4 * items * min(items, values.shape[2])))
+        parts = [_fit_layers(part, labelled.labels, learn, choose, self.strengths) for part in values.split(at_once)]
+        return [probe for part in parts for probe in part]
 
 
-def _fit_layer(
-    values: Float[np.ndarray, "item d_model"],
+class Softmax(NamedTuple):
+    """The regression of one layer.
+
+    Attributes:
+        classes_: the answers.
+        mean: of the training items.
+        scale: what each coordinate is divided by, after the mean is taken off.
+        weight: W.
+        bias: c.
+        C: the inverse of the penalty that was chosen.
+    """
+
+    classes_: np.ndarray
+    mean: Float[np.ndarray, " d_model"]
+    scale: Float[np.ndarray, " d_model"]
+    weight: Float[np.ndarray, "class d_model"]
+    bias: Float[np.ndarray, " class"]
+    C: float
+
+    def predict_log_proba(self, values: Float[np.ndarray, "item d_model"]) -> Float[np.ndarray, "item class"]:
+        """Return log-probabilities of the classes."""
+        found: np.ndarray = log_softmax((values - self.mean) / self.scale @ self.weight.T + self.bias, axis=1)
+        return found
+
+
+@dataclass(frozen=True)
+class _Decomposed:
+    """Training items of several layers without their labels.
+
+    Attributes:
+        mean: of each coordinate.
+        scale: the standard deviation of each coordinate, never quite zero.
+        whole: their components.
+    """
+
+    mean: Float[Tensor, "layer 1 d_model"]
+    scale: Float[Tensor, "layer 1 d_model"]
+    whole: Components
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "layer item d_model"]) -> "_Decomposed":
+        mean, scale = values.mean(1, keepdim=True), values.std(1, keepdim=True, unbiased=False) + 1e-6
+        return cls(mean, scale, Components.of((values - mean) / scale))
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes."""
+        return self.mean.nbytes + self.scale.nbytes + self.whole.features.nbytes
+
+
+_kept = Memo()
+
+
+def _decomposed(values: Float[Tensor, "layer item d_model"]) -> _Decomposed:
+    """Decompose these items, or take it from memory: by their content, so that it is never that of others."""
+    digest = hashlib.sha256(repr(tuple(values.shape)).encode())
+    digest.update(values.contiguous().numpy().data)
+    found = _kept.get_or_compute(digest.hexdigest(), lambda: _Decomposed.of(values.double()))
+    while len(_kept) > 1 and sum(one.nbytes for one in _kept.values()) > KEPT_BYTES:
+        _kept.popitem(last=False)
+    return found
+
+
+def _fit_layers(
+    values: Float[Tensor, "layer item d_model"],
     labels: np.ndarray,
     learn: Int[np.ndarray, " learning"],
     choose: Int[np.ndarray, " choosing"],
     strengths: tuple[float, ...],
-) -> Standardised:
-    """Choose C, then fit on all training items."""
-    mean, scale = moments(values)
-    order = np.concatenate([learn, choose])
-    coordinates, basis = reduced(((values - mean) / scale)[order], len(learn))
-    probe = _chosen_fit(coordinates, labels[order], len(learn), strengths)
-    return Standardised(mean, scale, unreduced(probe, basis))
+) -> list[Softmax]:
+    """Choose C at each layer, then fit on all training items."""
+    items = _decomposed(values)
+    rounded = items.whole.rounded()
+    best = _best_strengths(rounded, labels, learn, choose, strengths)
+    chosen = torch.tensor(strengths, dtype=torch.float64)[best]
+    classes, place = np.unique(labels, return_inverse=True)
+    gold = torch.from_numpy(place)
+    near = fit_regressions(rounded, gold, chosen, Regressions.zeros(rounded, len(classes)), CHOOSING_TOLERANCE)
+    fitted = fit_regressions(items.whole, gold, chosen, near, TOLERANCE)
+    weight = items.whole.directions((values.double() - items.mean) / items.scale, fitted.weight)
+    parts = (one.numpy() for one in (items.mean[:, 0], items.scale[:, 0], weight, fitted.bias, chosen))
+    return [Softmax(classes, *layer) for layer in zip(*parts, strict=True)]
 
 
-def _chosen_fit(
-    values: Float[np.ndarray, "item coordinate"], labels: np.ndarray, learn: int, strengths: tuple[float, ...]
-) -> LogisticRegression:
-    """Return the fit on all items at the C that does best on those after the first `learn`."""
-    # Coordinates that the learning items lack would keep a weight of zero.
-    features = np.ascontiguousarray(values[:learn, :learn])
-    # Each C begins where the one before ended; Newton's steps get from there to the optimum in a few.
-    path = LogisticRegression(solver="newton-cg", warm_start=True, tol=CHOOSING_TOLERANCE)
+def _best_strengths(
+    components: Components,
+    labels: np.ndarray,
+    learn: Int[np.ndarray, " learning"],
+    choose: Int[np.ndarray, " choosing"],
+    strengths: tuple[float, ...],
+) -> Int[Tensor, " layer"]:
+    """Return for each layer which C gives the items that choose the smallest mean log-loss.
+
+    An answer that no learning item has counts for nothing.
+    """
+    classes, place = np.unique(labels[learn], return_inverse=True)
+    seen = choose[np.isin(labels[choose], classes)]
+    columns = torch.from_numpy(np.searchsorted(classes, labels[seen]))
+    learning = components.at_items(torch.from_numpy(learn))
+    fitted = Regressions.zeros(learning, len(classes))
     losses = []
     for strength in strengths:
-        path.set_params(C=strength).fit(features, labels[:learn])
-        losses.append(_loss(path, values[learn:, :learn], labels[learn:]))
-    best = LogisticRegression(C=strengths[int(np.argmin(losses))], solver="newton-cg", tol=TOLERANCE)
-    return best.fit(values, labels)
-
-
-def _loss(probe: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean log-loss over labels that the probe has seen."""
-    seen = np.isin(labels, probe.classes_)
-    columns = np.searchsorted(probe.classes_, labels[seen])
-    return (
-        -float(probe.predict_log_proba(features[seen])[np.arange(len(columns)), columns].mean()) if seen.any() else 0.0
-    )
+        # Each C begins where the one before ended.
+        every = torch.full((len(fitted.bias),), strength)
+        fitted = fit_regressions(learning, torch.from_numpy(place), every, fitted, CHOOSING_TOLERANCE)
+        log_probs = fitted.log_probs(components.features[:, seen])
+        losses.append(-log_probs[:, columns, torch.arange(len(columns))].sum(-1))
+    return torch.stack(losses).argmin(0)

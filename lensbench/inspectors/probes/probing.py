@@ -6,17 +6,11 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from joblib import Parallel, delayed
-from scipy.linalg import qr
-from sklearn import config_context
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupShuffleSplit
-from threadpoolctl import threadpool_limits
 
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.base import Inspector
@@ -26,6 +20,10 @@ from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
 from lensbench.models.language_model import LanguageModel
 
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
+# scikit-learn is imported where it is used: it takes more than a second, and runs without probes need none of it.
 MIN_SUBJECTS = 5
 PARALLEL_LAYERS = 8
 ROUNDING = 1e-12
@@ -53,7 +51,7 @@ class Standardised(NamedTuple):
 
     mean: Float[np.ndarray, " d_model"]
     scale: Float[np.ndarray, " d_model"]
-    probe: LogisticRegression
+    probe: "LogisticRegression"
 
     @property
     def classes_(self) -> np.ndarray:
@@ -86,6 +84,8 @@ class Labelled:
 
     def split(self, seed: int) -> tuple[Int[np.ndarray, " learning"], Int[np.ndarray, " choosing"]]:
         """Return the places of the items to learn from, and of those of a quarter of the subjects, held out."""
+        from sklearn.model_selection import GroupShuffleSplit
+
         chooser = GroupShuffleSplit(1, test_size=HELD_OUT, random_state=seed)
         learn, choose = next(chooser.split(self.labels, groups=self.groups))
         return learn, choose
@@ -174,6 +174,8 @@ def _fits(one: Any, least: float, beyond: bool, whole: bool) -> bool:
 
 def at_each_layer(fit: Callable[..., Fitted], residuals: Residuals, *arguments: object) -> list[Fitted]:
     """Return what `fit` makes of each layer's values, in float32, and of the arguments; many layers in parallel."""
+    from joblib import Parallel, delayed
+
     jobs = os.cpu_count() or 1
     found: list[Fitted] = Parallel(n_jobs=jobs if len(residuals.layers) >= PARALLEL_LAYERS else 1)(
         delayed(_one_layer)(fit, values.float().cpu().numpy(), arguments) for values in residuals.values
@@ -182,6 +184,9 @@ def at_each_layer(fit: Callable[..., Fitted], residuals: Residuals, *arguments: 
 
 
 def _one_layer(fit: Callable[..., Fitted], values: np.ndarray, arguments: tuple[object, ...]) -> Fitted:
+    from sklearn import config_context
+    from threadpoolctl import threadpool_limits
+
     # Thousands of small problems: threads, and checks of the same arrays again and again, cost more than the fits.
     with threadpool_limits(1), config_context(skip_parameter_validation=True, assume_finite=True):
         return fit(values, *arguments)
@@ -204,11 +209,13 @@ def reduced(
     """
     if learn >= values.shape[1]:
         return values, np.eye(values.shape[1], dtype=values.dtype)
+    from scipy.linalg import qr
+
     basis, triangle = qr(values.T, mode="economic", check_finite=False)
     return np.ascontiguousarray(triangle.T), basis
 
 
-def unreduced(probe: LogisticRegression, basis: Float[np.ndarray, "d_model coordinate"]) -> LogisticRegression:
+def unreduced(probe: "LogisticRegression", basis: Float[np.ndarray, "d_model coordinate"]) -> "LogisticRegression":
     """Let a regression that was fitted in a basis take what the basis was made from."""
     probe.coef_ = probe.coef_ @ basis.T
     probe.n_features_in_ = len(basis)

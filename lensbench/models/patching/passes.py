@@ -23,6 +23,7 @@ from lensbench.errors import LensbenchError
 from lensbench.models.architecture import on_input
 from lensbench.models.language_model import TOLERANCE, LanguageModel
 from lensbench.models.memory import bytes_per_row, is_out_of_memory
+from lensbench.models.proofs import proved
 from lensbench.models.replay import CleanPass, record_pass, shared_prefix
 from lensbench.tasks.facts import SLOT
 
@@ -138,8 +139,8 @@ class PatchedPass:
             zeros = torch.zeros(rows, self.model.d_model, device=self.model.device, dtype=self.model.dtype)
             return self.run(zeros, [layer] * rows)
 
-        key = ("row_bytes", self.mode, self._skip, len(self.prompt.ids), len(self.prompt.more))
-        return self.model.cache.get_or_compute(key, lambda: bytes_per_row(run))
+        lengths = f"{self._skip} {len(self.prompt.ids)} {len(self.prompt.more)}"
+        return proved(self.model, f"row_bytes {self.mode} {lengths}", lambda: bytes_per_row(run))
 
     @property
     def rows_per_batch(self) -> int:
@@ -195,28 +196,31 @@ class PatchedPass:
         return running[:, -1].to(vectors.device)
 
     def _hooked(self, vectors: Tensor, layers: list[int]) -> Tensor:
-        """Run whole passes, the rows of a target layer in one: the definition, and the reference for other modes."""
-        out = torch.empty_like(vectors)
-        wanted = torch.tensor(layers, device=vectors.device)
-        for layer in sorted(set(layers)):
-            rows = (wanted == layer).nonzero().flatten()
-            out[rows] = self._whole_pass(vectors[rows], layer)
-        return out
-
-    def _whole_pass(self, vectors: Tensor, layer: int) -> Tensor:
+        """Run a whole pass: the definition, and the reference for other modes."""
         with self.model.reading((self.model.n_layers,)) as seen:
-            self.hooked(self.ids.expand(len(vectors), -1), vectors, layer, use_cache=False)
+            self.hooked(self.ids.expand(len(vectors), -1), vectors, layers, use_cache=False)
         return seen[self.model.n_layers][:, -1].to(vectors.device)
 
-    def hooked(self, ids: Int[Tensor, "row token"], vectors: Tensor, layer: int, **arguments: Any) -> Any:
-        """Run the model on texts that begin with the prompt, the placeholder's residual overwritten at one layer."""
-        places = list(self.prompt.positions)
+    def hooked(self, ids: Int[Tensor, "row token"], vectors: Tensor, layers: Sequence[int], **arguments: Any) -> Any:
+        """Run the model on texts that begin with the prompt, the placeholder's residual overwritten.
 
-        def overwrite(hidden: Tensor) -> Tensor:
-            hidden[:, places] = self.prompt.written(hidden[:, places], vectors)
-            return hidden
+        Args:
+            ids: the texts.
+            vectors: what is written, one a row.
+            layers: at which layer, one a row.
+            arguments: of the model.
+        """
+        places = torch.tensor(self.prompt.positions)
+        with ExitStack() as stack:
+            for layer in set(layers):
+                own = torch.tensor([row for row, at in enumerate(layers) if at == layer])
 
-        with writing(self.model, layer, overwrite):
+                def overwrite(hidden: Tensor, own: Tensor = own) -> Tensor:
+                    at = own[:, None].to(hidden.device), places.to(hidden.device)
+                    hidden[at] = self.prompt.written(hidden[at], vectors[own.to(vectors.device)])
+                    return hidden
+
+                stack.enter_context(writing(self.model, layer, overwrite))
             return self.model.module(ids, **arguments)
 
 

@@ -17,9 +17,12 @@ from lensbench.errors import LensbenchError
 from lensbench.models.language_model import LanguageModel, TokenScores, relative_deviation
 from lensbench.models.memory import Memo, bytes_per_row
 from lensbench.models.patching.passes import MODES, Mode, PatchedPass, Prompt, agreeing, trial_vectors, try_each
+from lensbench.models.proofs import proved
 from lensbench.models.replay import KeysValues, extended, recording
 
 LOG = logging.getLogger("lensbench")
+# So many rows of a plain pass are run at once while something is tried.
+TRIAL_ROWS = 8
 # How many prompts are kept: methods that patch items' own sources have one an item.
 PROMPTS = 32
 
@@ -45,19 +48,26 @@ class RowMemory:
         return self._kept.get_or_compute(digest.hexdigest(), lambda: compute(unique)).rows(place)
 
 
-def mode_deviation(model: LanguageModel, prompt: Prompt, mode: Mode) -> float:
+def mode_deviation(model: LanguageModel, prompt: Prompt, mode: Mode, layers: Sequence[int] | None = None) -> float:
     """Return how far a mode's logits lie from plain patched passes, relative to the largest logit.
 
-    One row a target layer, of a fixed random vector on the scale of the prompt's own residuals there.
+    One row a target layer, by default all of them, of a fixed random vector on the scale of the prompt's own residuals
+    there.
 
     Raises:
         ReplayError: the model defeats the mode.
     """
-    layers = list(range(model.n_layers + 1))
-    vectors = trial_vectors(model, prompt)
-    reference = model.unembed(PatchedPass(model, prompt, "plain").run(vectors, layers))
-    other = model.unembed(PatchedPass(model, prompt, mode).run(vectors, layers))
+    at = list(range(model.n_layers + 1)) if layers is None else list(layers)
+    vectors, plain = trial_vectors(model, prompt)[at], PatchedPass(model, prompt, "plain")
+    parts = [slice(begin, begin + TRIAL_ROWS) for begin in range(0, len(at), TRIAL_ROWS)]
+    reference = model.unembed(torch.cat([plain.run(vectors[part], at[part]) for part in parts]))
+    other = model.unembed(PatchedPass(model, prompt, mode).run(vectors, at))
     return relative_deviation(other, reference)
+
+
+def some_layers(model: LanguageModel) -> tuple[int, int]:
+    """Return the target layers at which a mode that was proved in an earlier run is tried again: one deep, one not."""
+    return 1, model.n_layers // 2 + 1
 
 
 def try_modes(model: LanguageModel, prompt: Prompt) -> Iterator[tuple[Mode, float, str]]:
@@ -115,7 +125,7 @@ class Patcher:
         """
         passes = self._pass(prompt, vectors)
         if self.sharing is None:
-            self.sharing = fastest_sharing(passes)
+            self.sharing = self._proved_sharing(passes)
         generation = Generation(passes, self.sharing)
         rows, place = torch.unique(_keyed(vectors, target_layers), dim=0, return_inverse=True)
         layers = rows[:, 0].round().long().tolist()  # sorted: they are the first column
@@ -127,6 +137,15 @@ class Patcher:
         tokens = torch.cat(self.model.budget.in_batches(len(rows), lambda _: generation.rows_per_batch(steps), run))
         texts = [self.model.tokens.decode(row, self.model.end_ids) for row in tokens.tolist()]
         return tuple(texts[i] for i in place.tolist())
+
+    def _proved_sharing(self, passes: PatchedPass) -> "Sharing":
+        model = self.model
+
+        def holds(sharing: Sharing) -> bool:
+            tried = try_each([sharing], lambda one: deviation(passes, one, some_layers(model)))
+            return sharing == "plain" or bool(list(agreeing(model, tried, "generation")))
+
+        return proved(model, f"generation {passes.mode}", lambda: fastest_sharing(passes), holds)
 
     def _pass(self, prompt: Prompt, vectors: Tensor) -> PatchedPass:
         if vectors.shape[1] != self.model.d_model:
@@ -140,7 +159,14 @@ class Patcher:
     def proved_mode(self, prompt: Prompt) -> Mode:
         """Return the mode of the model's patched passes; proved on this prompt, where it has not been before."""
         if self.mode is None:
-            self.mode = fastest_mode(self.model, prompt)
+            model = self.model
+
+            def holds(mode: Mode) -> bool:
+                tried = try_each([mode], lambda one: mode_deviation(model, prompt, one, some_layers(model)))
+                return mode == "plain" or bool(list(agreeing(model, tried, "patched pass")))
+
+            mode: Mode = proved(model, "patched_pass", lambda: fastest_mode(model, prompt), holds)
+            self.mode = mode
         return self.mode
 
 
@@ -194,7 +220,9 @@ class Generation:
     def _row_bytes(self) -> int:
         model = self._model
         zeros = torch.zeros(4, model.d_model, device=model.device, dtype=model.dtype)
-        return bytes_per_row(lambda rows: self.generate(zeros[:rows], [0] * rows, PROOF_STEPS))
+        passes = self._passes
+        what = f"generated_row_bytes {self._sharing} {passes.mode} {passes.prompt.position} {len(passes.prompt.ids)}"
+        return proved(model, what, lambda: bytes_per_row(lambda n: self.generate(zeros[:n], [0] * n, PROOF_STEPS)))
 
     def rows_per_batch(self, steps: int) -> int:
         """How many rows are generated at once: the prompt's, as far as the keys and values of all steps fit."""
@@ -224,34 +252,22 @@ class Generation:
         yield from self._decode(extended(self._passes.prefix, added), tokens)
 
     def _with_own_cache(self, vectors: Tensor, layers: list[int], tokens: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Each target layer's rows are a batch of their own, with whole prompts and the model's own cache."""
-        ids = self._passes.ids
-        groups = [[i for i, own in enumerate(layers) if own == layer] for layer in sorted(set(layers))]
-        firsts, caches = [], []
-        for rows in groups:
-            out = self._passes.hooked(ids.expand(len(rows), -1), vectors[rows], layers[rows[0]], use_cache=True)
-            firsts.append(out.logits[:, -1].float())
-            caches.append(out.past_key_values)
-        yield torch.cat(firsts)
-        steps = [self._decode(cache, tokens, rows) for cache, rows in zip(caches, groups, strict=True)]
-        while True:
-            yield torch.cat([next(step) for step in steps])
+        """Run whole prompts with the model's own cache."""
+        ids = self._passes.ids.expand(len(vectors), -1)
+        out = self._passes.hooked(ids, vectors, layers, use_cache=True)
+        yield out.logits[:, -1].float()
+        yield from self._decode(out.past_key_values, tokens)
 
     def _without_cache(self, vectors: Tensor, layers: list[int], tokens: Sequence[Tensor]) -> Iterator[Tensor]:
         """Run the whole text again for each token: the definition, and the reference for the others."""
+        prompts = self._passes.ids.expand(len(vectors), -1)
         while True:
-            parts = []
-            for layer in sorted(set(layers)):
-                rows = [i for i, own in enumerate(layers) if own == layer]
-                ids = self._passes.ids.expand(len(rows), -1)
-                ids = torch.cat([ids, *[step[rows][:, None] for step in tokens]], dim=1)
-                parts.append(self._passes.hooked(ids, vectors[rows], layer, use_cache=False).logits[:, -1].float())
-            yield torch.cat(parts)
+            ids = torch.cat([prompts, *[step[:, None] for step in tokens]], dim=1)
+            yield self._passes.hooked(ids, vectors, layers, use_cache=False).logits[:, -1].float()
 
-    def _decode(self, cache: Any, tokens: Sequence[Tensor], rows: list[int] | None = None) -> Iterator[Tensor]:
+    def _decode(self, cache: Any, tokens: Sequence[Tensor]) -> Iterator[Tensor]:
         while True:
-            last = tokens[-1] if rows is None else tokens[-1][rows]
-            out = self._model.module(last[:, None], past_key_values=cache, use_cache=True)
+            out = self._model.module(tokens[-1][:, None], past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             yield out.logits[:, -1].float()
 
@@ -276,15 +292,24 @@ def _joined(record: KeysValues | None, clean: KeysValues, rows: int) -> KeysValu
 
 
 @torch.no_grad()
-def deviation(passes: PatchedPass, sharing: Sharing) -> float:
-    """Return how far the logits of a few forced steps lie from plain passes, relative to the largest."""
+def deviation(passes: PatchedPass, sharing: Sharing, layers: Sequence[int] | None = None) -> float:
+    """Return how far the logits of a few forced steps lie from plain passes, relative to the largest.
+
+    One row a target layer, by default all of them. The plain pass of prompt and forced tokens has the logits of all
+    steps, as a causal model cannot see ahead.
+    """
     model = passes.model
-    layers = list(range(model.n_layers + 1))
-    vectors = trial_vectors(model, passes.prompt)
-    tokens = passes.ids[:, :PROOF_STEPS].expand(len(layers), -1)
-    reference = Generation(passes, "plain").forced(vectors, layers, tokens)
-    other = Generation(passes, sharing).forced(vectors, layers, tokens)
-    return relative_deviation(other, reference)
+    at = list(range(model.n_layers + 1)) if layers is None else list(layers)
+    vectors = trial_vectors(model, passes.prompt)[at]
+    tokens = passes.ids[:, :PROOF_STEPS].expand(len(at), -1)
+    text = torch.cat([passes.ids, passes.ids[:, : PROOF_STEPS - 1]], dim=1)
+    off = []
+    for begin in range(0, len(at), TRIAL_ROWS):
+        part = slice(begin, begin + TRIAL_ROWS)
+        rows = text.expand(len(vectors[part]), -1)
+        plain = passes.hooked(rows, vectors[part], at[part], use_cache=False).logits[:, -PROOF_STEPS:].float()
+        off.append(relative_deviation(Generation(passes, sharing).forced(vectors[part], at[part], tokens[part]), plain))
+    return max(off)
 
 
 def try_sharings(passes: PatchedPass) -> Iterator[tuple[Sharing, float, str]]:

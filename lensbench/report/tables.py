@@ -72,9 +72,15 @@ def brief_table(best: pd.DataFrame) -> Table:
     for question in questions:
         table.add_column(f"{_QUESTIONS[question]}?")
     for row in rows:
-        answers = [verdict_in_words(row, question) if question in asked(row) else "" for question in questions]
+        answers = [_brief(row, question) if question in asked(row) else "" for question in questions]
         table.add_row(*([str(row["task"])] if several else []), str(row["site"]), *_named(row)[:3], *answers)
     return table
+
+
+def _brief(row: dict[Any, Any], question: str) -> str:
+    """The answer to a question that stands above the column."""
+    told = verdict_in_words(row, question)
+    return f"yes{told.removeprefix(VERDICTS[question])}" if told.startswith(VERDICTS[question]) else told
 
 
 def warnings(best: pd.DataFrame) -> list[str]:

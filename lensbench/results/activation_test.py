@@ -204,7 +204,7 @@ def activation_tests(
 def with_shuffled(
     table: Items, cells: Iterable[CellScores], crossed: CrossedCells, learns_labels: Iterable[str]
 ) -> list[CellScores]:
-    """Return the cells with `shuffled` as the mean over all other subjects' activations, where credit is known.
+    """Return the cells with `shuffled` as the mean over all permutations of activations, where credit is known.
 
     Args:
         table: the items.
@@ -220,16 +220,16 @@ def with_shuffled(
         found.append(cell)
         if place in crossed:
             group = table.fold if cell.key["inspector"] in set(learns_labels) else np.zeros_like(table.fold)
-            found.append(_shuffled(cell, table, crossed[place].values(), group))
+            found.append(_shuffled(cell, crossed[place].values(), group))
     return found
 
 
-def _shuffled(cell: CellScores, table: Items, relations: Iterable[Crossed], group: Ints) -> CellScores:
-    """The mean over other subjects' activations as a cell; under the score that does not decide it is unknown."""
+def _shuffled(cell: CellScores, relations: Iterable[Crossed], group: Ints) -> CellScores:
+    """The mean over permutations as a cell; under the score that does not decide it is unknown."""
     score = np.full(cell.corrected.shape, np.nan)
     for one in relations:
-        places, found = one.averaged(table.subject[one.items], group[one.items])
-        rows = np.searchsorted(cell.items, one.items[places])
+        found = one.averaged(group[one.items])
+        rows = np.searchsorted(cell.items, one.items)
         for i, name in enumerate(one.attempts):
             score[cell.attempts.index(name), rows] = found[:, i]
     scored = ~np.isnan(score).all(axis=(0, 2))

@@ -123,38 +123,27 @@ class Crossed:
         found: Floats = self.credit[activations, self.gold]
         return found
 
-    def averaged(self, subject: Ints, group: Ints) -> tuple[Ints, Floats]:
-        """Return each item's mean credit over other subjects' activations of its group, with their share of the noise.
+    def averaged(self, group: Ints) -> Floats:
+        """Return each item's mean credit over all activations of its group, with their share of the noise.
 
-        The mean over pairs is a U-statistic: an item counts as the one that asks and as the one whose activation is
-        read. What is returned for item i is r_i + k_i - m, where r_i is its mean over activations, k_i the mean of its
-        activation over items and m the mean of all (Hoeffding's projection): its mean is m, and its spread over
-        subjects gives the right variance.
+        That is what the item earns on average over all permutations. Its own activation is among them: without it, the
+        others of a small group have other answers than the item more often than chance. The mean over pairs is a
+        V-statistic: an item counts as the one that asks and as the one whose activation is read. What is returned for
+        item i is r_i + k_i - m, where r_i is its mean over activations, k_i the mean of its activation over items and m
+        the mean of all (Hoeffding's projection): its mean is m, and its spread gives the right variance.
 
         Args:
-            subject: [item].
             group: within which activations are exchanged, [item].
 
         Returns:
-            The places of the items in groups that have others, and [item, attempt, layer] for them.
+            [item, attempt, layer].
         """
-        places, parts = [], []
+        found = np.empty((len(self.items), len(self.attempts), len(self.layers)))
         for name in np.unique(group):
             among = np.flatnonzero(group == name)
             pairs = self.credit[among][:, self.gold[among]]  # [activation, item, attempt, layer]
-            allowed = 1.0 - (subject[among][:, None] == subject[among][None])
-            reads, read = allowed.sum(0), allowed.sum(1)
-            if not reads.all() or not read.all():
-                continue
-            weighted = pairs * allowed[..., None, None]
-            rows = weighted.sum(0) / reads[:, None, None]
-            columns = weighted.sum(1) / read[:, None, None]
-            # With unequal weights the mean of the columns is not that of the rows: the mean of rows is the estimate.
-            places.append(among)
-            parts.append(rows + columns - columns.mean(0))
-        if not places:
-            return np.empty(0, np.int64), np.empty((0, len(self.attempts), len(self.layers)))
-        return np.concatenate(places), np.concatenate(parts)
+            found[among] = pairs.mean(0) + pairs.mean(1) - pairs.mean((0, 1))
+        return found
 
 
 CrossedCells = Mapping[tuple[str, ...], Mapping[int, Crossed]]

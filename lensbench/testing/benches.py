@@ -1,7 +1,8 @@
 """A bench of made-up items on a small random model: what methods are checked on, and how scores are compared."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -33,6 +34,45 @@ class Subjects:
 
 def make_bench(model: LanguageModel, corpus: Corpus, subjects: Subjects, layers: tuple[int, ...]) -> Bench:
     """Return a bench of invented items: five folds, answers assigned in turn."""
+    return _bench(RunContext(model, model, corpus, layers, seed=0), subjects)
+
+
+def fresh_bench(bench: Bench) -> Bench:
+    """Return a bench like another of invented items, with names and answers that no method has met before.
+
+    They are drawn anew at every call, so that nothing that a method has kept of earlier benches is about them.
+    """
+    tokens, count = bench.context.model.tokens, len(bench.answers)
+    words = _new_words()
+    answers: dict[int, str] = {}
+    while len(answers) < count:
+        word = next(words)
+        answers.setdefault(tokens.answer_token(word), word)
+    names = tuple(f"{next(words).title()} {next(words).title()}" for _ in bench.subjects)
+    return _bench(bench.context, Subjects(names, tuple(answers.values())))
+
+
+def _new_words() -> Iterator[str]:
+    """Yield words that nobody knows, none twice."""
+    chance, seen = random.SystemRandom(), set()
+    while True:
+        word = "".join(chance.choice("bdfgklmnprstvz") + chance.choice("aeiou") for _ in range(4))
+        if word not in seen:
+            seen.add(word)
+            yield word
+
+
+def turned(bench: Bench, fold: int) -> Bench:
+    """Return the bench with the next answer for every subject of a fold; its activations are kept."""
+
+    def with_next(item: Item) -> Item:
+        place = item.choices.index(item.answer)
+        return replace(item, answer=item.choices[(place + 1) % len(item.choices)]) if item.fold == fold else item
+
+    return bench.with_answers(tuple(map(with_next, bench.items)), tuple(map(with_next, bench.train_items)))
+
+
+def _bench(context: RunContext, subjects: Subjects) -> Bench:
     relation = Relation(
         name="made_up",
         kind="class",
@@ -46,7 +86,7 @@ def make_bench(model: LanguageModel, corpus: Corpus, subjects: Subjects, layers:
         _item(relation, subjects, i, template) for template in ("test0", "train0") for i in range(len(subjects.names))
     ]
     half = len(items) // 2
-    return Bench(RunContext(model, model, corpus, layers, seed=0), relation, tuple(items[:half]), tuple(items[half:]))
+    return Bench(context, relation, tuple(items[:half]), tuple(items[half:]))
 
 
 def _item(relation: Relation, subjects: Subjects, i: int, template: str) -> Item:

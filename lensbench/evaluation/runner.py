@@ -5,7 +5,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +31,9 @@ from lensbench.evaluation.plan import (
 )
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Fits, Outcome
+from lensbench.harness.isolated_fits import IsolatedFits
 from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
+from lensbench.harness.passing import Arrays
 from lensbench.harness.scoring import credit_as_chance
 from lensbench.inspectors.scores import AttemptName
 from lensbench.inspectors.target import Target
@@ -80,6 +82,7 @@ class Runner:
         self._knowledge = {task.name: Knowledge(self.context.model, task, kept) for task in job.tasks}
         self.benches = self._prepare(job, dropped)
         self._fitted: dict[str, Fits] = {}
+        self._arrays = Arrays() if job.config.isolate else None
         chosen = [(task.name, one) for task in job.tasks for one in task.relations.values()]
         controls = self.context.controls
         self.plan = Plan(
@@ -153,20 +156,44 @@ class Runner:
         costs = Costs()
         found, reasons = [], dict(self._emptied.get(cell.place, {}))
         attempts: dict[str, Any] = {}
-        for bench in benches:
-            method = CrossFit(self.makes[cell.inspector], bench, fitted)
-            try:
-                outcomes = _outcomes(method, baseline)
-                found += [self._tables(cell, bench, outcome) for outcome in outcomes]
-                attempts |= {} if baseline else _described_attempts(outcomes)
-            except NotApplicableError as error:
-                reasons[bench.relation.name] = str(error)
-            costs.add(method.costs)
+        with self._isolated() as isolated:
+            fits = fitted if isolated is None else {}
+            for bench in benches:
+                method = CrossFit(self.makes[cell.inspector], bench, fits, costs, isolated)
+                try:
+                    outcomes = _outcomes(method, baseline)
+                    found += [self._tables(cell, bench, outcome) for outcome in outcomes]
+                    attempts |= {} if baseline else _described_attempts(outcomes)
+                except NotApplicableError as error:
+                    reasons[bench.relation.name] = str(error)
+                if isolated is not None and method.learns_labels:
+                    fits.clear()
+                    isolated.close()
         whole = CellTables(_joined(one.records for one in found), _joined(one.measures for one in found))
         rows = 0 if whole.records is None else len(whole.records)
         done = {"status": "not applicable" if whole.records is None else "done", "rows": rows, **costs.entry()}
         more = {"not_applicable": reasons, "attempts": attempts}
         return whole, done | {name: values for name, values in more.items() if values}
+
+    @contextmanager
+    def _isolated(self) -> Iterator[IsolatedFits | None]:
+        """Make what fits methods in processes of their own, for one cell; None where all are fitted in this one.
+
+        A cell's fits are not shared with other cells: they would tell a method whether it is run as itself.
+        """
+        if self._arrays is None:
+            yield None
+            return
+        isolated = IsolatedFits(self._arrays)
+        try:
+            yield isolated
+        finally:
+            isolated.close()
+
+    def close(self) -> None:
+        """Remove what was kept for other processes."""
+        if self._arrays is not None:
+            self._arrays.close()
 
     def ask_knowledge(self, tasks: Iterable[str]) -> None:
         """Find out what the target knows of these tasks, before the cells; what the cache has is not measured again."""
@@ -275,4 +302,5 @@ class LocalExecutor(Executor):
                 self._runner.forget(cell.place)
 
     def close(self) -> None:
-        """Nothing to free: the models go with this object."""
+        """Remove what was kept for other processes; the models go with this object."""
+        self._runner.close()

@@ -102,6 +102,10 @@ class LanguageModel:
         self.revision: str | None = None
         self.offline = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs of it; what has been computed on the way stays here."""
+        return {**vars(self), "cache": Memo()}
+
     def _prove(self) -> int:
         ids = probe_ids(self.module)
         with torch.no_grad():

@@ -27,6 +27,9 @@ def show_run(run: "Run") -> None:
     for name, found in run.calibrations.items():
         known = f"not calibrated; try `lensbench calibrate --inspectors {name}`" if found is None else found.in_words()
         console.print(f"{name}: {known}", highlight=False, markup=False, soft_wrap=True)
+    for name, checked in run.checks.items():
+        for failed in checked.failed:
+            console.print(f"{name} fails {failed}", highlight=False, markup=False, soft_wrap=True)
     for what, reason in run.unanswered.items():
         console.print(f"not applicable: {what}: {reason}", highlight=False, markup=False, soft_wrap=True)
 
@@ -38,6 +41,7 @@ def run_as_json(run: "Run") -> dict[str, Any]:
         "best": rows_of(run.best) if run.done else [],
         "totals": "where relation is all, accuracies are means over relations of (accuracy - chance) / (1 - chance)",
         "calibration": {name: found and found.in_words() for name, found in run.calibrations.items()},
+        "checks": {name: checked.entry() for name, checked in run.checks.items()},
         "not_applicable": run.unanswered,
         "failed": run.failed,
     }

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lensbench.evaluation.checking import check_methods
 from lensbench.evaluation.config import RunConfig, make_config
 from lensbench.evaluation.journal import Journal, folder_of_run, hold_folder, with_earlier_budget
-from lensbench.evaluation.plan import Cell, Job, check_job
+from lensbench.evaluation.plan import Cell, Job, Plan, check_job
 from lensbench.evaluation.runner import Executor, LocalExecutor
 from lensbench.results.records import NO_BASELINE
 from lensbench.runs.run import Run, finish
@@ -49,7 +51,7 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
         executor = start_executor(job)
         try:
             _warn_of_idle(job, executor.plan.cells)
-            journal = Journal(out, job.config, job.baselines, executor.plan)
+            journal = Journal(out, job.config, job.baselines, _with_checks(executor.plan, job.config))
             journal.begin()
             _execute(executor, journal, progress)
         finally:
@@ -63,6 +65,12 @@ def _warn_of_idle(job: Job, cells: Sequence[Cell]) -> None:
     if idle and job.config.baselines is not None:
         methods = ", ".join(dict.fromkeys(cell.inspector for cell in cells))
         LOG.warning("baseline %s does not apply to %s and is left out", ", ".join(sorted(idle)), methods)
+
+
+def _with_checks(plan: Plan, config: RunConfig) -> Plan:
+    """Check the methods, and say of each in the plan what was found."""
+    checks = check_methods(config, plan.versions)
+    return replace(plan, methods={name: {**one, "checks": checks[name].entry()} for name, one in plan.methods.items()})
 
 
 def _execute(executor: Executor, journal: Journal, progress: Progress) -> None:

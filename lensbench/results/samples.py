@@ -49,6 +49,7 @@ class SummarySettings:
         selected: (task, relation) whose items were chosen by what the model says in text: they get no verdict.
         apart: (task, relation) that have no part in totals; the selected have none either.
         prose: tasks in which no baseline that reads the text has anything to say: nothing is said of beating it.
+        unfit: inspector -> the first check of `lensbench.testing` that it fails: it gets no verdict.
     """
 
     questions: Mapping[str, str]
@@ -58,6 +59,7 @@ class SummarySettings:
     selected: frozenset[tuple[str, str]] = frozenset()
     apart: frozenset[tuple[str, str]] = frozenset()
     prose: frozenset[str] = frozenset()
+    unfit: Mapping[str, str] = field(default_factory=dict)
     margin: float = MARGIN
     level: float = 0.95
     draws: int = 2000

@@ -152,7 +152,10 @@ def _sample_blocks(
     gaps = list(gaps_of(method, scores, sample))
     for question, found in gaps:
         selected = (columns["task"], sample.label) in sample.settings.selected
+        unfit = sample.settings.unfit.get(str(columns["inspector"]))
         verdict = "" if rule == ORACLE else NO_VERDICT if selected else found.verdict
+        if unfit is not None and rule != ORACLE:
+            verdict = f"no verdict (fails {unfit})"
         gap = {} if found.gap is None else {
             "gap": found.gap.estimate, "gap_low": found.gap.low, "gap_high": found.gap.high,
             "detectable": found.gap.detectable,

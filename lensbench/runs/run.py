@@ -12,6 +12,7 @@ import pandas as pd
 from lensbench.errors import LensbenchError
 from lensbench.report.figure import Choice, draw_figure
 from lensbench.results.calibrations import Calibrated, read_calibrated
+from lensbench.results.method_checks import MethodChecks, read_checks
 from lensbench.results.metrics import metrics
 from lensbench.results.records import NO_BASELINE, RECORDS, read_measures, read_records, read_run, with_attempts
 from lensbench.results.samples import RequiredBaseline, SummarySettings
@@ -81,6 +82,12 @@ class Run:
         return {name: None if one is None else read_calibrated(one) for name, one in kept.items()}
 
     @property
+    def checks(self) -> dict[str, MethodChecks]:
+        """What the checks found of the methods, by name; those of a run of before there were any are not in it."""
+        methods = self.info.get("methods", {})
+        return {name: read_checks(one["checks"]) for name, one in methods.items() if "checks" in one}
+
+    @property
     def outside_totals(self) -> set[tuple[str, str]]:
         """The (task, relation) pairs that have no part in a task's total."""
         return {*_pairs(self, "selected"), *_pairs(self, "by_token")}
@@ -109,6 +116,7 @@ class Run:
             {name: baseline["question"] for name, baseline in self.info["baselines"].items()}, due,
             frozenset(_excused(self.info["cells"])), selected=frozenset(_pairs(self, "selected")),
             apart=frozenset(_pairs(self, "by_token")), prose=frozenset(self.info.get("prose", ())),
+            unfit={name: found.first for name, found in self.checks.items() if not found.passed},
             seed=int(self.info["setting"]["seed"]),
         )  # fmt: skip
 

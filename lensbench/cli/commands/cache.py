@@ -18,6 +18,7 @@ class Kept(StrEnum):
     residuals = "residuals"
     knowledge = "knowledge"
     calibrations = "calibrations"
+    checks = "checks"
     everything = "all"
 
 

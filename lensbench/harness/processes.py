@@ -124,6 +124,10 @@ class _Server:
     def lives(self) -> bool:
         return self._interpreter.poll() is None
 
+    @property
+    def pid(self) -> int:
+        return self._interpreter.pid
+
     def fork(self) -> Ends:
         own, theirs = socket.socketpair()
         with own, theirs:
@@ -140,6 +144,11 @@ def _fork() -> Ends:
         close_server()
         _servers.append(_Server())
     return _servers[-1].fork()
+
+
+def server_pid() -> int | None:
+    """Return the process number of the server; None where there is none."""
+    return _servers[-1].pid if _servers else None
 
 
 @atexit.register

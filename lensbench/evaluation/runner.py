@@ -33,7 +33,7 @@ from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Fits, Outcome
 from lensbench.harness.isolated_fits import IsolatedFits
 from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
-from lensbench.harness.passing import Arrays
+from lensbench.harness.mapped import Arrays
 from lensbench.harness.scoring import credit_as_chance
 from lensbench.inspectors.scores import AttemptName
 from lensbench.inspectors.target import Target

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensbench.harness.context import RunContext
-from lensbench.harness.passing import Arrays
+from lensbench.harness.mapped import Arrays
 from lensbench.harness.processes import Process
 from lensbench.inspectors.base import Inspector, Lens
 from lensbench.inspectors.evidence import Evidence, Training

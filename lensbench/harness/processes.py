@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from lensbench.errors import LensbenchError
+from lensbench.harness.mapped import Arrays
 from lensbench.harness.passing import (
-    Arrays,
     Held,
     Receiver,
     ReplyReceiver,
@@ -50,12 +50,13 @@ class Process:
     """
 
     def __init__(self, arrays: Arrays | None = None, without_blocks: LanguageModel | None = None) -> None:
-        self._arrays, self._without_blocks = arrays, without_blocks
+        self._arrays = None if arrays is None else Arrays(arrays)
+        self._without_blocks = without_blocks
         self._held = Held()
         self._reader, self._writer, self._interpreter = _fork() if FORKS else _spawn()
         environment = dict(os.environ)
-        if arrays is not None:
-            environment["TMPDIR"] = str(arrays.new_folder())
+        if self._arrays is not None:
+            environment["TMPDIR"] = str(self._arrays.new_folder())
         settings = {"threads": torch.get_num_threads(), "path": sys.path, "environment": environment}
         self._send({**settings, "folder": str(Path.cwd())})
 
@@ -101,6 +102,8 @@ class Process:
                 file.close()
         if self._interpreter is not None:
             self._interpreter.wait()
+        if self._arrays is not None:
+            self._arrays.close()
 
 
 Ends = tuple[BufferedIOBase, BufferedIOBase, "subprocess.Popen[bytes] | None"]

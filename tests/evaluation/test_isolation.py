@@ -25,7 +25,7 @@ from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
 from lensbench.harness.isolated_fits import IsolatedFits
 from lensbench.harness.isolation import SealedError
-from lensbench.harness.passing import Arrays
+from lensbench.harness.mapped import Arrays
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import load_inspector
 from lensbench.inspectors.evidence import Evidence, Training, WithheldError
@@ -163,7 +163,7 @@ class WritesIntoItsInput(Inspector):
 
 
 def test_what_a_method_writes_nobody_else_sees(isolated: IsolatedFits, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lensbench.harness.passing.SMALL", 1)  # every array is mapped
+    monkeypatch.setattr("lensbench.harness.mapped.SMALL", 1)  # every array is mapped
     bench = testing.small_bench()
     before = bench.residuals.values.clone(), bench.train_residuals.values.clone()
     embeddings = bench.context.model.module.get_input_embeddings().weight.clone()
@@ -210,7 +210,7 @@ def test_isolation_and_a_model_on_several_devices_exclude_each_other() -> None:
 def test_arrays_arrive_as_they_are(
     given: torch.Tensor, small: int, monkeypatch: pytest.MonkeyPatch, isolated: IsolatedFits
 ) -> None:
-    monkeypatch.setattr("lensbench.harness.passing.SMALL", small)
+    monkeypatch.setattr("lensbench.harness.mapped.SMALL", small)
     process = processes.Process(isolated.arrays)
     found = process.call(torch.clone, given)
     process.close()

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 from common import Table, heading, model_folder, options
+from joblib import parallel_config
 
 from lensbench import evaluate
 from lensbench.harness import isolated_fits, processes
@@ -57,10 +58,12 @@ def measure(model, method, limit, out, *, isolate):
     Counted.seconds, Counted.count = 0.0, 0
     processes.close_server()
     before, begun = time.process_time(), time.perf_counter()
-    run = evaluate(
-        str(model), tasks=(TASK,), sites=("subject",), inspectors=(method,), limit=limit, isolate=isolate,
-        parameters={method: METHODS[method]} if METHODS[method] else {}, out=out,
-    )  # fmt: skip
+    # Layers are fitted in one process in both, so that all work is counted.
+    with parallel_config(backend="sequential"):
+        run = evaluate(
+            str(model), tasks=(TASK,), sites=("subject",), inspectors=(method,), limit=limit, isolate=isolate,
+            parameters={method: METHODS[method]} if METHODS[method] else {}, out=out,
+        )  # fmt: skip
     wall, used = time.perf_counter() - begun, time.process_time() - before
     assert not run.failed, run.failed
     server = processes.server_pid()
@@ -95,9 +98,10 @@ def main():
                         found.append(seconds)
                     used, wall = (statistics.median(column) for column in zip(*found, strict=True))
                     how = "isolated" if isolate else "together"
-                    table.add(model.name, method, how, f"{used:.1f}", f"{wall:.1f}", Counted.count)
+                    row = (model.name, method, how, f"{used:.1f}", f"{wall:.1f}", Counted.count)
+                    table.add(*row)
+                    print(*row, flush=True)
                 assert kept[False] == kept[True], "isolation has changed records"
-                print(f"{model.name}, {method}: done", flush=True)
     print(table)
 
 

@@ -15,13 +15,13 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
 from importlib import import_module
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 import torch
+from joblib import parallel_config
 
 from lensbench.errors import LensbenchError
 from lensbench.harness.mapped import Arrays
@@ -186,8 +186,7 @@ def serve(control: int, modules: Iterable[str]) -> None:
                 commands.close()
                 with socket.socket(fileno=ends[0]) as own:
                     work(own.makefile("rb"), own.makefile("wb"))
-                sys.stdout.flush()
-                os._exit(0)
+                return  # the interpreter ends as usual, and what a method has begun with it
             os.close(ends[0])
 
 
@@ -213,8 +212,11 @@ def work(reader: BufferedIOBase, writer: BufferedIOBase) -> None:
             raise restored_error(*rest)
         return rest[0]
 
-    receive = partial(lambda: Receiver(reader, models, ask).load())
-    with suppress(EOFError, BrokenPipeError, ConnectionError):
+    def receive() -> Any:
+        return Receiver(reader, models, ask).load()
+
+    # A pool of further processes would take longer to start than a fit takes.
+    with suppress(EOFError, BrokenPipeError, ConnectionError), parallel_config(backend="sequential"):
         _settle(receive())
         while True:
             try:

@@ -35,10 +35,11 @@ def in_model(method: CrossFit, model: LanguageModel) -> Outcome:
     shared = _layers_in_common(method, other)
     if not shared:
         return other.outcome()
-    own, rest = method.outcome(), tuple(layer for layer in layers if layer not in shared)
-    parts = [own.scores.select(layers=[layers.index(layer) for layer in shared])]
-    if rest:
-        parts.append(other.scores(layers=rest))
+    rest = tuple(layer for layer in layers if layer not in shared)
+    # The other model comes first: a method must not learn from the order which of them is the target.
+    parts = [other.scores(layers=rest)] if rest else []
+    own = method.outcome()
+    parts.insert(0, own.scores.select(layers=[layers.index(layer) for layer in shared]))
     return replace(own, scores=Scores.concat(parts, [*shared, *rest], axis="layer"))
 
 

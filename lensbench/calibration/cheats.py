@@ -25,6 +25,13 @@ from lensbench.calibration.cheating_methods import (
     SparesItsRivals,
     UndeclaredText,
 )
+from lensbench.calibration.stateful_cheats import (
+    FrozenIndex,
+    NotesInAFile,
+    NotesInAModule,
+    SharedIndex,
+    TurncoatIndex,
+)
 from lensbench.errors import unknown_name
 from lensbench.harness.bench import Bench
 from lensbench.inspectors.base import Inspector
@@ -38,8 +45,9 @@ PLACE = ["model", "verbalizer", "task", "relation", "site", "layer", "rule"]
 
 __all__ = [
     "CHEATS", "AsksTheTarget", "BestConstant", "BestOfMany", "Cheat", "ChoiceSetReader", "ClustersTheBatch", "Echo",
-    "HiddenAttempts", "LaterLayer", "MemorisesSubjects", "NextLayer", "NormReader", "OwnKnowledge",
-    "SameAtEveryLayer", "SparesItsRivals", "UndeclaredText", "catch", "cheat_of", "praised",
+    "FrozenIndex", "HiddenAttempts", "LaterLayer", "MemorisesSubjects", "NextLayer", "NormReader", "NotesInAFile",
+    "NotesInAModule", "OwnKnowledge", "SameAtEveryLayer", "SharedIndex", "SparesItsRivals", "TurncoatIndex",
+    "UndeclaredText", "catch", "cheat_of", "praised",
 ]  # fmt: skip
 
 
@@ -84,6 +92,11 @@ CHEATS: tuple[Cheat, ...] = (
     Cheat(AsksTheTarget, "It takes the model out of the handle of `fit`, and asks it.", "check_target_is_not_run"),
     Cheat(MemorisesSubjects, "It recognises training subjects, and repeats their label.", "control_task"),
     Cheat(SparesItsRivals, "It answers well once, and badly when baselines are run on its fit.", "check_same_twice"),
+    Cheat(SharedIndex, "It keeps the training subjects of all folds in a class attribute.", "check_folds_are_apart"),
+    Cheat(FrozenIndex, "It shares what its first five fits learned, and nothing of later ones.", "check_state_is_own"),
+    Cheat(TurncoatIndex, "It uses a shared index for the first model read, the target, alone.", "check_state_is_own"),
+    Cheat(NotesInAFile, "It keeps the training subjects of all folds in a file.", "check_state_is_own"),
+    Cheat(NotesInAModule, "It keeps the training subjects of all folds in a module of torch.", "check_state_is_own"),
 )  # fmt: skip
 
 

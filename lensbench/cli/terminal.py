@@ -26,11 +26,13 @@ def show_run(run: "Run") -> None:
     """Print a sentence for each task and site, and one line for each method there."""
     console = Console()
     if not run.done:
+        _show_unanswered(run, console)
         return
     for told in result_sentences(run.best, run.info, {}):
         where = f"{readable(told.task)}, read at {told.site}: "
         console.print(where + told.sentence, highlight=False, markup=False, soft_wrap=not console.is_terminal)
     print_table(brief_table(run.best), console)
+    _show_failed_checks(run, console)
     more = f"more: lensbench report {run.path} (a page), lensbench verdict {run.path} (every relation)"
     console.print(more, highlight=False, markup=False, soft_wrap=True)
 
@@ -48,6 +50,17 @@ def show_details(run: "Run") -> None:
     for name, found in run.calibrations.items():
         known = f"not calibrated; try `lensbench calibrate --inspectors {name}`" if found is None else found.in_words()
         console.print(f"{name}: {known}", highlight=False, markup=False, soft_wrap=True)
+    _show_failed_checks(run, console)
+    _show_unanswered(run, console)
+
+
+def _show_failed_checks(run: "Run", console: Console) -> None:
+    for name, checked in run.checks.items():
+        for failed in checked.failed:
+            console.print(f"{name} fails {failed}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_unanswered(run: "Run", console: Console) -> None:
     for what, reason in run.unanswered.items():
         console.print(f"not applicable: {what}: {reason}", highlight=False, markup=False, soft_wrap=True)
 
@@ -59,6 +72,7 @@ def run_as_json(run: "Run") -> dict[str, Any]:
         "best": rows_of(run.best) if run.done else [],
         "totals": "where relation is all, accuracies are means over relations of (accuracy - chance) / (1 - chance)",
         "calibration": {name: found and found.in_words() for name, found in run.calibrations.items()},
+        "checks": {name: checked.entry() for name, checked in run.checks.items()},
         "not_applicable": run.unanswered,
         "failed": run.failed,
     }

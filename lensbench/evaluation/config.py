@@ -85,6 +85,8 @@ class RunConfig(BaseModel):
     """local: this process; ray: a Ray cluster, or several processes."""
     workers: int | None = Field(None, ge=1)
     """With ray: the number of workers. [default: one for each GPU, or for each node without GPUs]"""
+    isolate: bool = False
+    """Fit each fold in a process of its own, where a method finds no notes of other fits."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     offline: bool = False
@@ -142,6 +144,12 @@ class RunConfig(BaseModel):
     def _workers_need_ray(self) -> "RunConfig":
         if self.workers is not None and self.executor == "local":
             raise ValueError("workers are for --executor ray; the local executor is this process")
+        return self
+
+    @model_validator(mode="after")
+    def _isolated_models_are_whole(self) -> "RunConfig":
+        if self.isolate and self.device_map is not None:
+            raise ValueError("isolate passes whole models to processes, and device_map spreads them; leave one out")
         return self
 
     @field_validator("module_paths", mode="before")

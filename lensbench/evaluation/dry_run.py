@@ -283,7 +283,8 @@ def dry_run(config: RunConfig) -> DryRun:
     """Plan a run, and try its cells on a few items; nothing is written but what a cache keeps of models."""
     out = folder_of_run(config)
     job = with_earlier_budget(check_job(config), out)
-    runner = Runner(job)
+    # Trials share fits, which isolated cells do not: docs/trust.md says what isolation costs.
+    runner = Runner(replace(job, config=job.config.model_copy(update={"isolate": False})))
     journal = Journal(out, job.config, job.baselines, runner.plan)
     missing = [cell for cell in runner.plan.cells if not journal.settled(cell)]
     return DryRun(out, runner.plan.cells, tuple(missing), estimate(runner, missing))

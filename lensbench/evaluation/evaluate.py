@@ -1,13 +1,16 @@
 """From a configuration to a run folder."""
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lensbench.evaluation.checking import check_methods
 from lensbench.evaluation.config import RunConfig, make_config
 from lensbench.evaluation.journal import Journal, folder_of_run, hold_folder, with_earlier_budget
-from lensbench.evaluation.plan import Cell, Job, check_job
+from lensbench.evaluation.plan import Cell, Job, Place, Plan, check_job
 from lensbench.evaluation.runner import Executor, LocalExecutor
 from lensbench.results.records import NO_BASELINE
 from lensbench.runs.run import Run, finish
@@ -49,7 +52,7 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
         executor = start_executor(job)
         try:
             _warn_of_idle(job, executor.plan.cells)
-            journal = Journal(out, job.config, job.baselines, executor.plan)
+            journal = Journal(out, job.config, job.baselines, _with_checks(executor.plan, job.config))
             journal.begin()
             _execute(executor, journal, progress)
         finally:
@@ -66,10 +69,16 @@ def _warn_of_idle(job: Job, cells: Sequence[Cell]) -> None:
         LOG.warning("baseline %s does not apply to %s and is left out", ", ".join(sorted(idle)), methods)
 
 
+def _with_checks(plan: Plan, config: RunConfig) -> Plan:
+    """Check the methods, and say of each in the plan what was found."""
+    checks = check_methods(config, plan.versions)
+    return replace(plan, methods={name: {**one, "checks": checks[name].entry()} for name, one in plan.methods.items()})
+
+
 def _execute(executor: Executor, journal: Journal, progress: Progress) -> None:
     """Work through the cells that are missing. The journal is written after each."""
     cells = executor.plan.cells
-    missing = [cell for cell in cells if not journal.settled(cell)]
+    missing = mixed([cell for cell in cells if not journal.settled(cell)], journal.content["setting"]["seed"])
     LOG.info("%d cells, %d done before, in %s", len(cells), len(cells) - len(missing), journal.out)
     with progress(len(missing)) as advance:
 
@@ -84,6 +93,22 @@ def _execute(executor: Executor, journal: Journal, progress: Progress) -> None:
             if entry["status"] == "failed":
                 LOG.error("%s %s: %s", work.cell.inspector, work.cell.baseline, entry["error"].splitlines()[0])
             advance(None)
+
+
+def mixed(cells: Iterable[Cell], seed: int) -> list[Cell]:
+    """Return the cells with those of each method at each place in an order that the seed draws.
+
+    From the order of its fits, a method could tell whether it is run as itself or for a baseline. What is left of an
+    interrupted run is in the same order.
+    """
+    groups: dict[tuple[Place, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.place, cell.inspector), []).append(cell)
+
+    def drawn(cell: Cell) -> bytes:
+        return hashlib.sha256(f"{seed}/{cell.digest}".encode()).digest()
+
+    return [cell for group in groups.values() for cell in sorted(group, key=drawn)]
 
 
 def start_executor(job: Job) -> Executor:

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +41,11 @@ class Worker:
             self._runner.forget(self._place)
         self._place = cell.place
         return self._runner.work(cell)
+
+    def close(self) -> None:
+        """Remove what was kept for other processes."""
+        if self._error is None:
+            self._runner.close()
 
 
 @dataclass
@@ -151,6 +157,9 @@ class RayExecutor(Executor):
 
     def close(self) -> None:
         """End the workers, and the cluster where it was started here."""
+        if self._job.config.isolate:
+            with suppress(self._ray.exceptions.RayError):  # one has died
+                self._ray.get([actor.close.remote() for actor in self._actors])
         for actor in self._actors:
             self._ray.kill(actor)
         self._actors.clear()

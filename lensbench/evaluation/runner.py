@@ -5,7 +5,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -31,8 +31,11 @@ from lensbench.evaluation.plan import (
 )
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Fits, Outcome
+from lensbench.harness.isolated_fits import IsolatedFits
 from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
+from lensbench.harness.mapped import Arrays
 from lensbench.harness.scoring import credit_as_chance, crossed_credit
+from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.scores import AttemptName
 from lensbench.inspectors.target import Target
 from lensbench.models.patching.patcher import patcher_of
@@ -84,6 +87,7 @@ class Runner:
         self._knowledge = {task.name: Knowledge(self.context.model, task, kept) for task in job.tasks}
         self.benches = self._prepare(job, dropped)
         self._fitted: dict[str, Fits] = {}
+        self._arrays = Arrays() if job.config.isolate else None
         chosen = [(task.name, one) for task in job.tasks for one in task.relations.values()]
         controls = self.context.controls
         self.plan = Plan(
@@ -162,23 +166,47 @@ class Runner:
         attempts: dict[str, Any] = {}
         left_out: dict[str, list[str]] = {}
         make = self.makes[cell.inspector]
-        for whole_bench in benches:
-            bench = whole_bench.with_learnable_classes(make().class_subjects) if make().class_subjects else whole_bench
-            if few := sorted(set(whole_bench.answers) - set(bench.answers)):
-                left_out[bench.relation.name] = few
-            method = CrossFit(make, bench, fitted)
-            try:
-                outcomes = _outcomes(method, baseline)
-                found += [self._tables(cell, bench, outcome) for outcome in outcomes]
-                attempts |= {} if baseline else _described_attempts(outcomes)
-            except NotApplicableError as error:
-                reasons[bench.relation.name] = str(error)
-            costs.add(method.costs)
+        with self._isolated() as isolated:
+            fits = fitted if isolated is None else {}
+            for whole_bench in benches:
+                bench = _learnable(whole_bench, make())
+                if few := sorted(set(whole_bench.answers) - set(bench.answers)):
+                    left_out[bench.relation.name] = few
+                method = CrossFit(make, bench, fits, costs, isolated)
+                try:
+                    outcomes = _outcomes(method, baseline)
+                    found += [self._tables(cell, bench, outcome) for outcome in outcomes]
+                    attempts |= {} if baseline else _described_attempts(outcomes)
+                except NotApplicableError as error:
+                    reasons[bench.relation.name] = str(error)
+                if isolated is not None and method.learns_labels:
+                    fits.clear()
+                    isolated.close()
         whole = CellTables(*(_joined(getattr(one, kind.name) for one in found) for kind in fields(CellTables)))
         rows = 0 if whole.records is None else len(whole.records)
         done = {"status": "not applicable" if whole.records is None else "done", "rows": rows, **costs.entry()}
         more = {"not_applicable": reasons, "attempts": attempts, "left_out": left_out}
         return whole, done | {name: values for name, values in more.items() if values}
+
+    @contextmanager
+    def _isolated(self) -> Iterator[IsolatedFits | None]:
+        """Make what fits methods in processes of their own, for one cell; None where all are fitted in this one.
+
+        A cell's fits are not shared with other cells: they would tell a method whether it is run as itself.
+        """
+        if self._arrays is None:
+            yield None
+            return
+        isolated = IsolatedFits(self._arrays)
+        try:
+            yield isolated
+        finally:
+            isolated.close()
+
+    def close(self) -> None:
+        """Remove what was kept for other processes."""
+        if self._arrays is not None:
+            self._arrays.close()
 
     def ask_knowledge(self, place: Place, bench: Bench) -> None:
         """Find out what the target knows of a bench's subjects; what the cache has is not measured again."""
@@ -227,6 +255,11 @@ class Runner:
         for fits in self._fitted.values():
             for key in [key for key in fits if key != ()]:
                 del fits[key]
+
+
+def _learnable(bench: Bench, inspector: Inspector) -> Bench:
+    """The bench without the answers that the method cannot learn."""
+    return bench.with_learnable_classes(inspector.class_subjects) if inspector.class_subjects else bench
 
 
 def _described_attempts(outcomes: Iterable[Outcome]) -> dict[str, Any]:
@@ -295,4 +328,5 @@ class LocalExecutor(Executor):
                 self._runner.forget(cell.place)
 
     def close(self) -> None:
-        """Nothing to free: the models go with this object."""
+        """Remove what was kept for other processes; the models go with this object."""
+        self._runner.close()

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from lensbench.harness.bench import Bench
+from lensbench.harness.isolated_fits import IsolatedFits
 from lensbench.inspectors.access import Change
 from lensbench.inspectors.base import Inspector
+from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.scores import Scores
 from lensbench.models.language_model import LanguageModel
 from lensbench.tasks.facts import N_FOLDS
@@ -52,12 +54,14 @@ class CrossFit:
         fitted: inspectors already fitted, shared by the method and its baselines; what learns no labels is fitted once
             a run.
         costs: what the fits took that were made here.
+        isolated: makes each fit in a process of its own; None makes them all in this one.
     """
 
     make: Callable[[], Inspector]
     bench: Bench
     fitted: Fits = field(default_factory=dict)
     costs: Costs = field(default_factory=Costs)
+    isolated: IsolatedFits | None = None
 
     @cached_property
     def inspector(self) -> Inspector:
@@ -120,17 +124,24 @@ class CrossFit:
             given = dict(labels) if labels is not None else None
             training = self.bench.training(self.inspector, fold, layers, given)
             before, start = replace(context.corpus.spent), time.perf_counter()
-            self.fitted[key] = self.make().fit(context.target, context.verbalizer, training)
+            self.fitted[key], memory = self._fit(training)
             corpus_seconds = context.corpus.spent.seconds - before.seconds
             self.costs.add(
                 Costs(
                     corpus_seconds or time.perf_counter() - start,
                     context.corpus.spent.tokens - before.tokens,
                     len(training.groups),
-                    peak_memory(),
+                    memory,
                 )
             )
         return self.fitted[key]
+
+    def _fit(self, training: Training) -> tuple[Inspector, int]:
+        """Return a fitted inspector, and the most MiB that the process had held that fitted it."""
+        context = self.bench.context
+        if self.isolated is not None:
+            return self.isolated.fit(self.make, context, training)
+        return self.make().fit(context.target, context.verbalizer, training), peak_memory()
 
     def _key(self, fold: int | None, layers: tuple[int, ...], labels: Labels | None) -> tuple[object, ...]:
         """What a fit on labels depends on. Baselines that read one and the same other model share its fits."""

@@ -32,7 +32,7 @@ def sealed(model: LanguageModel, who: str) -> Iterator[None]:
             f"{who} ran {model.name} without declaring it; add 'target' to its `reads`, or leave it alone"
         )
 
-    _measure(model)
+    measure(model)
     hooks = [block.register_forward_pre_hook(refuse) for block in model.parts.blocks]
     try:
         yield
@@ -53,7 +53,7 @@ def sealed_unless_declared(
     return nullcontext() if free else sealed(target, who)
 
 
-def _measure(model: LanguageModel) -> None:
+def measure(model: LanguageModel) -> None:
     """Have what a model finds out about itself by passes of its own, once and when first needed, found out now."""
     model.token_logits(torch.zeros(1, model.d_model, dtype=model.dtype, device=model.device), [0])
     _ = model.token_bytes

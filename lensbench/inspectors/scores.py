@@ -30,6 +30,9 @@ class AttemptName(str):
         made.target_layer, made.variant = target_layer, variant
         return made
 
+    def __reduce__(self) -> tuple[type["AttemptName"], tuple[str, int | None, str]]:
+        return AttemptName, (str(self), self.target_layer, self.variant)
+
     def describe(self) -> dict[str, int | str]:
         """Return what the name says as plain values, for `run.json`."""
         return {"target_layer": "same" if self.target_layer is None else self.target_layer, "variant": self.variant}

@@ -108,6 +108,10 @@ class LanguageModel:
         # Where what is proved of it is kept; see `lensbench.models.proofs`.
         self.proofs: Path | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs of it; what has been computed on the way stays here."""
+        return {**vars(self), "cache": Memo()}
+
     def _prove(self) -> int:
         ids = probe_ids(self.module)
         with torch.no_grad():

@@ -228,15 +228,15 @@ def train_tokenizer(text: str, *, bos: bool = False) -> "PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
 
 
-def small_model(text: str, seed: int = 0) -> LanguageModel:
-    """Return a random Llama of four layers and 32 dimensions."""
+def small_model(text: str, seed: int = 0, layers: int = 4) -> LanguageModel:
+    """Return a random Llama of 32 dimensions."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,

@@ -213,6 +213,7 @@ def _sample_blocks(
     unfit = sample.settings.unfit.get(columns["inspector"])
     for question, found in gaps:
         selected = (columns["task"], sample.label) in sample.settings.selected
+        unfit = sample.settings.unfit.get(str(columns["inspector"]))
         verdict = "" if rule == ORACLE else NO_VERDICT if selected else found.verdict
         if unfit and rule != ORACLE:
             verdict = f"no verdict (fails {unfit})"

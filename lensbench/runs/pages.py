@@ -39,7 +39,9 @@ def read_page_run(path: Path | str) -> PageRun:
     done = [file for file, cell in run.info["cells"].items() if cell.get("status") == "done"]
     records, problems = read_readable(run.path, done)
     records = with_attempts(records, run.info)
-    problems = [*unfinished(run.info), *problems]
+    checks = _guarded(lambda: run.checks, {}, problems, "which checks the methods pass")
+    unfit = [f"{name} gets no verdict: it fails {failed}" for name, one in checks.items() for failed in one.failed]
+    problems = [*unfinished(run.info), *unfit, *problems]
     tasks = _tasks(run.info, problems)
     return PageRun(
         run.path.resolve().name, run.info, _summary(run, records, problems), records,

@@ -13,6 +13,7 @@ from lensbench.errors import LensbenchError
 from lensbench.report.figure import Choice, draw_figure
 from lensbench.results.calibrations import Calibrated, read_calibrated
 from lensbench.results.crossed import read_crossed
+from lensbench.results.method_checks import MethodChecks, read_checks
 from lensbench.results.metrics import metrics
 from lensbench.results.records import NO_BASELINE, RECORDS, read_measures, read_records, read_run, with_attempts
 from lensbench.results.samples import CORRECTED, RequiredBaseline, SummarySettings
@@ -92,6 +93,12 @@ class Run:
         return {name: None if one is None else read_calibrated(one) for name, one in kept.items()}
 
     @property
+    def checks(self) -> dict[str, MethodChecks]:
+        """What the checks found of the methods, by name; those of a run of before there were any are not in it."""
+        methods = self.info.get("methods", {})
+        return {name: read_checks(one["checks"]) for name, one in methods.items() if "checks" in one}
+
+    @property
     def outside_totals(self) -> set[tuple[str, str]]:
         """The (task, relation) pairs that have no part in a task's total."""
         return {*_pairs(self, "selected"), *_pairs(self, "by_token")}
@@ -118,14 +125,13 @@ class Run:
         }
         methods = self.info.get("methods", {})
         learners = frozenset(name for name, method in methods.items() if method["learns_from"] == "labels")
-        checks = {name: method.get("checks", {}).get("failed") for name, method in methods.items()}
         return SummarySettings(
             {name: baseline["question"] for name, baseline in self.info["baselines"].items()}, due,
             frozenset(_excused(self.info["cells"])), selected=frozenset(_pairs(self, "selected")),
             apart=frozenset(_pairs(self, "by_token")), prose=frozenset(self.info.get("prose", ())),
             learns_labels=learners, score=self.score, seed=int(self.info["setting"]["seed"]),
             uncalibrated=frozenset(name for name in learners if not _trusted(self.calibrations.get(name))),
-            unfit={name: str(failed[0]).partition(":")[0] for name, failed in checks.items() if failed},
+            unfit={name: found.first for name, found in self.checks.items() if not found.passed},
         )  # fmt: skip
 
     @property

@@ -16,12 +16,14 @@ from lensbench.testing.checks import (
     check_blind_to_activations,
     check_constant_activation,
     check_contract,
+    check_folds_are_apart,
     check_labels_do_not_matter,
     check_layers_are_local,
     check_one_alone,
     check_order_of_items,
     check_same_twice,
     check_sources_are_withheld,
+    check_state_is_own,
     check_target_is_not_run,
     check_untrained_tuned_lens,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "check_blind_to_activations",
     "check_constant_activation",
     "check_contract",
+    "check_folds_are_apart",
     "check_inspector",
     "check_labels_do_not_matter",
     "check_layers_are_local",
@@ -42,6 +45,7 @@ __all__ = [
     "check_order_of_items",
     "check_same_twice",
     "check_sources_are_withheld",
+    "check_state_is_own",
     "check_target_is_not_run",
     "check_untrained_tuned_lens",
     "conformance",
@@ -85,8 +89,9 @@ def conformance(make: Make, bench: Bench | None = None) -> dict[str, str | None]
     for check in _checks(make()):
         try:
             check(make, bench)
-        except AssertionError as error:
-            found[check.__name__] = str(error).partition("\n")[0]
+        except Exception as error:  # whatever a method raises
+            what = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+            found[check.__name__] = what + str(error).partition("\n")[0]
             if check is check_contract:
                 break
         else:
@@ -97,6 +102,9 @@ def conformance(make: Make, bench: Bench | None = None) -> dict[str, str | None]
 def _checks(inspector: Inspector) -> Iterator[Check]:
     yield check_contract
     yield check_attempts
+    yield check_state_is_own
+    if inspector.learns_from == "labels":
+        yield check_folds_are_apart
     yield check_same_twice
     yield check_order_of_items
     yield check_one_alone

@@ -1,7 +1,8 @@
 """A bench of made-up items on a small random model: what methods are checked on, and how scores are compared."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -15,6 +16,7 @@ from lensbench.inspectors.scores import Scores
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import small_model
+from lensbench.tasks import Site
 from lensbench.tasks.facts import Relation
 from lensbench.tasks.items import Item
 
@@ -31,32 +33,86 @@ class Subjects:
     answers: tuple[str, ...]
 
 
-def make_bench(model: LanguageModel, corpus: Corpus, subjects: Subjects, layers: tuple[int, ...]) -> Bench:
-    """Return a bench of invented items: five folds, answers assigned in turn."""
+LAYERS = 4
+CHAIN: Site = "t2"
+# How items name a subject: alone, or in a chain that is read where the question has been asked.
+SOURCES: dict[Site, dict[str, str]] = {
+    "subject": {"train0": "Once I saw {subject}", "test0": "We talk about {subject}"},
+    CHAIN: {"train0": "I know that the friend of {subject} likes", "test0": "They say the friend of {subject} likes"},
+}
+HOP = "the friend of {subject}"
+
+
+def make_bench(
+    model: LanguageModel, corpus: Corpus, subjects: Subjects, layers: tuple[int, ...], site: Site = "subject"
+) -> Bench:
+    """Return a bench of invented items, read at a site of `SOURCES`: five folds, answers assigned in turn."""
+    return _bench(RunContext(model, model, corpus, layers, seed=0), subjects, site)
+
+
+def fresh_bench(bench: Bench) -> Bench:
+    """Return a bench like another of invented items, with names and answers that no method has met before.
+
+    They are drawn anew at every call, so that nothing that a method has kept of earlier benches is about them.
+    """
+    tokens, count = bench.context.model.tokens, len(bench.answers)
+    words = _new_words()
+    answers: dict[int, str] = {}
+    while len(answers) < count:
+        word = next(words)
+        answers.setdefault(tokens.answer_token(word), word)
+    names = tuple(f"{next(words).title()} {next(words).title()}" for _ in bench.subjects)
+    site = bench.items[0].site
+    return _bench(bench.context, Subjects(names, tuple(answers.values())), site if site in SOURCES else "subject")
+
+
+def _new_words() -> Iterator[str]:
+    """Yield words that nobody knows, none twice."""
+    chance, seen = random.SystemRandom(), set()
+    while True:
+        word = "".join(chance.choice("bdfgklmnprstvz") + chance.choice("aeiou") for _ in range(4))
+        if word not in seen:
+            seen.add(word)
+            yield word
+
+
+def turned(bench: Bench, fold: int) -> Bench:
+    """Return the bench with the next answer for every subject of a fold; its activations are kept."""
+
+    def with_next(item: Item) -> Item:
+        place = item.choices.index(item.answer)
+        return replace(item, answer=item.choices[(place + 1) % len(item.choices)]) if item.fold == fold else item
+
+    return bench.with_answers(tuple(map(with_next, bench.items)), tuple(map(with_next, bench.train_items)))
+
+
+def _bench(context: RunContext, subjects: Subjects, site: Site) -> Bench:
     relation = Relation(
         name="made_up",
         kind="class",
         summary="subject → answer",
         inspection=("They say that {subject} likes",),
         questions=("Question: what does {subject} like? Answer:",),
-        sources={"subject": {"train0": "Once I saw {subject}", "test0": "We talk about {subject}"}},
+        sources={site: SOURCES[site]},
         choice_sets=(tuple(sorted(subjects.answers)),),
     )
     items = [
-        _item(relation, subjects, i, template) for template in ("test0", "train0") for i in range(len(subjects.names))
+        _item(relation, subjects, i, site, template)
+        for template in ("test0", "train0")
+        for i in range(len(subjects.names))
     ]
     half = len(items) // 2
-    return Bench(RunContext(model, model, corpus, layers, seed=0), relation, tuple(items[:half]), tuple(items[half:]))
+    return Bench(context, relation, tuple(items[:half]), tuple(items[half:]))
 
 
-def _item(relation: Relation, subjects: Subjects, i: int, template: str) -> Item:
-    text = relation.sources["subject"][template]
-    start = text.index("{subject}")
+def _item(relation: Relation, subjects: Subjects, i: int, site: Site, template: str) -> Item:
+    text = SOURCES[site][template]
+    start, hop = text.index("{subject}"), text.find(HOP)
     name = subjects.names[i]
     return Item(
-        id=f"made_up/{name}/subject/{template}",
+        id=f"made_up/{name}/{site}/{template}",
         source=text.replace("{subject}", name),
-        site="subject",
+        site=site,
         subject=name,
         subject_span=(start, start + len(name)),
         question=relation.inspection[0],
@@ -67,16 +123,18 @@ def _item(relation: Relation, subjects: Subjects, i: int, template: str) -> Item
         # Blocks of one item an answer, so that the answers are balanced in every fold.
         fold=(i // len(subjects.answers)) % 5,
         template=template,
+        hop_span=(hop, hop + len(HOP.replace("{subject}", name))) if hop >= 0 else None,
     )
 
 
 @cache
-def small_bench() -> Bench:
-    """Return a bench of twenty made-up subjects on a small random model, made once."""
-    model = small_model((PROSE / "heldout.txt").read_text(encoding="utf-8"))
+def small_bench(layers: int = LAYERS, site: Site = "subject") -> Bench:
+    """Return a bench of twenty made-up subjects on a small random model of so many layers, made once."""
+    model = small_model((PROSE / "heldout.txt").read_text(encoding="utf-8"), layers=layers)
     firsts, lasts = ("Bo", "Cy", "Di", "Ed", "Fay"), ("Ash", "Birch", "Cole", "Dow")
     names = tuple(f"{first} {last}" for first in firsts for last in lasts)
-    return make_bench(model, Corpus(model), Subjects(names, ("tea", "wine")), (0, 2, 3, 4))
+    read = tuple(sorted({0, max(0, layers - 2), max(0, layers - 1), layers}))
+    return make_bench(model, Corpus(model), Subjects(names, ("tea", "wine")), read, site)
 
 
 def scores_of(make: Make, bench: Bench) -> Scores:

@@ -12,11 +12,16 @@ from lensbench.harness.crossfit import CrossFit
 from lensbench.harness.isolation import SealedError, sealed
 from lensbench.harness.scoring import prediction_columns
 from lensbench.inspectors.access import Change
+from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
+from lensbench.inspectors.scores import Scores
 from lensbench.models.activations import Residuals
+from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.testing.benches import Make, require_same, scores_of
+from lensbench.models.loading import with_random_weights
+from lensbench.tasks.facts import N_FOLDS
+from lensbench.testing.benches import Make, fresh_bench, require_same, scores_of, turned
 
 
 def check_contract(make: Make, bench: Bench) -> None:
@@ -150,6 +155,49 @@ def check_same_twice(make: Make, bench: Bench) -> None:
         method.with_activations(lambda captured: Residuals(captured.layers, captured.values.flip(1))).scores()
     require_same(method.scores(), scores, make, "the second call gives other scores, but its baselines share its fit")
     require_same(scores_of(make, bench), scores, make, "a second fit gives other scores")
+
+
+def check_state_is_own(make: Make, bench: Bench) -> None:
+    """Two fits do not see each other: one scores as before once others were made, and so does one made after them.
+
+    The others are those of a run: of the other folds, and of another model's activations.
+    """
+    fresh = fresh_bench(bench)
+    method = CrossFit(make, fresh)
+    fold, places = (0, _in_fold(fresh, 0)) if method.learns_labels else (None, list(range(len(fresh.items))))
+    first = method.fit(fold, _layers(method))
+    before = _scored(method, first, places)
+    if method.learns_labels:
+        beside = method.scores().select(items=places)
+        require_same(beside, before, make, "a fit scores otherwise once the fits of the other folds were made")
+    model = with_random_weights(bench.context.model, 1)
+    context = replace(bench.context, model=model, verbalizer=model, corpus=Corpus(model, bench.context.corpus.path))
+    scores_of(make, fresh_bench(replace(bench, context=context)))
+    again = _scored(method, first, places)
+    require_same(again, before, make, "a fit scores otherwise once another was made on another model")
+    later = CrossFit(make, fresh)
+    after = _scored(later, later.fit(fold, _layers(later)), places)
+    require_same(after, before, make, "a fit that is made after others scores otherwise than one made before them")
+
+
+def check_folds_are_apart(make: Make, bench: Bench) -> None:
+    """Other labels of one fold leave the scores of that fold as they were: no fit has learned them."""
+    fresh, fold = fresh_bench(bench), N_FOLDS - 1
+    places = _in_fold(fresh, fold)
+    before, after = (scores_of(make, one).select(items=places) for one in (fresh, turned(fresh, fold)))
+    require_same(after, before, make, f"the scores of fold {fold} move with its own labels, which no fit of it is told")
+
+
+def _in_fold(bench: Bench, fold: int) -> list[int]:
+    return [i for i, item in enumerate(bench.items) if item.fold == fold]
+
+
+def _layers(method: CrossFit) -> tuple[int, ...]:
+    return method.bench.context.layers if "activation" in method.inspector.reads else ()
+
+
+def _scored(method: CrossFit, fitted: Inspector, places: list[int]) -> Scores:
+    return method.bench.score(fitted, places, _layers(method))
 
 
 def check_layers_are_local(make: Make, bench: Bench) -> None:

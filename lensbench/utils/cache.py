@@ -20,8 +20,8 @@ LIMIT = "LENSBENCH_CACHE_LIMIT"
 _DEFAULT = "~/.cache/lensbench"
 _DEFAULT_LIMIT = "20GB"
 # What is kept in it, each in a folder of that name.
-MODELS, LENSES, RESIDUALS, KNOWLEDGE, CALIBRATIONS, PROOFS = KINDS = (
-    "models", "lenses", "residuals", "knowledge", "calibrations", "proofs",
+MODELS, LENSES, RESIDUALS, KNOWLEDGE, CALIBRATIONS, PROOFS, CHECKS = KINDS = (
+    "models", "lenses", "residuals", "knowledge", "calibrations", "proofs", "checks",
 )  # fmt: skip
 # What half-written files are called.
 TEMPORARY = ".*.tmp"

@@ -1,6 +1,7 @@
 """Every cheat is a real attempt, is caught by the check that its entry names, and is praised by no verdict."""
 
 import copy
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,6 +16,7 @@ from lensbench import testing
 from lensbench.baselines.spec import find_baselines
 from lensbench.calibration import cheats
 from lensbench.calibration.cheats import CHEATS, Cheat, catch, cheat_of, praised
+from lensbench.calibration.stateful_cheats import NearestNeighbour
 from lensbench.errors import UsageError
 from lensbench.harness.bench import Bench
 from lensbench.harness.context import ControlModels
@@ -23,9 +25,10 @@ from lensbench.harness.isolation import SealedError, sealed
 from lensbench.harness.scoring import prediction_columns
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import find_inspectors, load_inspector
-from lensbench.inspectors.evidence import Evidence, WithheldError
+from lensbench.inspectors.evidence import Evidence, Training, WithheldError
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.scores import Scores
+from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import VOCAB, enlarge
@@ -40,6 +43,8 @@ SUBJECTS = 64
 PLANTED = 3
 LAYERS = (0, 1, 2, 3, 4)
 QUESTION = "They say that {subject} likes"
+
+KEPT = {"check_state_is_own", "check_folds_are_apart", "check_same_twice"}
 
 # --- a small model in which facts are planted at layer 3 --------------------------------------------------------------
 
@@ -132,7 +137,7 @@ def accuracy(summary: pd.DataFrame, baseline: str = "none", rule: str = "fixed")
 
 
 def test_every_entry_names_a_check_that_there_is() -> None:
-    assert len({cheat.name for cheat in CHEATS}) == len(CHEATS) == 15
+    assert len({cheat.name for cheat in CHEATS}) == len(CHEATS) == 20
     for cheat in CHEATS:
         assert cheat.caught_by in (testing.__all__ if cheat.by_check else known()), cheat.name
         assert cheat_of(cheat.name) is cheat
@@ -145,7 +150,9 @@ def test_every_entry_names_a_check_that_there_is() -> None:
 
 @pytest.mark.parametrize("cheat", CHEATS, ids=lambda cheat: cheat.name)
 def test_the_checks_catch_what_they_must_and_nothing_else(cheat: Cheat) -> None:
-    assert list(catch(cheat)) == ([cheat.caught_by] if cheat.by_check else [])
+    found, expected = set(catch(cheat)), {cheat.caught_by} if cheat.by_check else set()
+    # What a method keeps between calls may show in several of these.
+    assert expected <= found <= (expected | KEPT if expected & KEPT else expected)
 
 
 # --- caught by a check: what they would score without it --------------------------------------------------------------
@@ -228,6 +235,49 @@ def test_who_loses_on_purpose_to_itself_would_be_privileged() -> None:
         "target_specific": "privileged"
     }
     assert "check_same_twice" in catch(cheat_of("cheat_spares_its_rivals"))
+
+
+def about_nothing() -> Bench:
+    """The planted model, asked for facts that nobody planted: answers are dealt out at random."""
+    bench = bench_of(planted(), base())
+    models = ControlModels({"unplanted": base(), "reference": base()})
+    answers = random.Random(0).choices(ANSWERS, k=SUBJECTS)
+    items, train_items = (
+        tuple(replace(item, answer=answer) for item, answer in zip(group, answers, strict=True))
+        for group in (bench.items, bench.train_items)
+    )
+    return replace(bench.with_answers(items, train_items), context=replace(bench.context, controls=models))
+
+
+@pytest.mark.parametrize(
+    ("make", "right", "verdict"),
+    [(NearestNeighbour, False, None), (cheats.SharedIndex, True, None), (cheats.TurncoatIndex, True, "privileged")],
+)
+def test_notes_that_folds_share_make_right_and_even_privileged(
+    make: type[Inspector], right: bool, verdict: str | None
+) -> None:
+    """Names, labels and activations have nothing to do with each other: an honest probe is at chance."""
+    summary = run(about_nothing(), make, ["unplanted", "reference_reader", "shuffled"])
+    assert (accuracy(summary)[1:] > 0.4).all() == right
+    assert praised(summary, make.name).get("target_specific") == verdict
+
+
+def test_an_honest_neighbour_passes_all_checks() -> None:
+    assert set(testing.check_inspector(NearestNeighbour)) >= KEPT
+
+
+def test_state_that_a_method_keeps_of_another_model_is_noticed() -> None:
+    """No label leaks here: a method that learns none reads with the head of whatever model was fitted last."""
+
+    class LastHead(LogitLens):
+        name = "last_head"
+
+        def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> Inspector:
+            type(self).target_ = target
+            return self
+
+    with pytest.raises(AssertionError, match="a fit scores otherwise once another was made on another model"):
+        testing.check_state_is_own(LastHead, testing.small_bench())
 
 
 def test_what_is_not_declared_is_not_there() -> None:

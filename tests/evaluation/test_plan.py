@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import lensbench
-from lensbench.evaluation.plan import ENGINE
+from lensbench.evaluation.evaluate import mixed
+from lensbench.evaluation.plan import ENGINE, Cell
 from lensbench.utils.cache import code_of
 from tools.shape import graph
 
@@ -42,3 +43,25 @@ def test_comments_docstrings_and_layout_are_no_code(tmp_path: Path) -> None:
     assert code_of(file) == before
     file.write_text('"""One."""\n\ndef f(x):\n    """Add."""\n    return x + 2\n')
     assert code_of(file) != before
+
+
+def test_a_method_and_its_baselines_are_run_in_an_order_that_the_seed_draws() -> None:
+    def cell(task: str, inspector: str, baseline: str) -> Cell:
+        digest = f"{task}{inspector}{baseline}"
+        return Cell(task, (), "subject", inspector, baseline, "", digest)
+
+    cells = [
+        cell(task, inspector, baseline)
+        for task in ("a", "b")
+        for inspector in ("probe", "lens")
+        for baseline in ("none", "shuffled", "random_model", "control_task")
+    ]
+    orders = [mixed(cells, seed) for seed in range(20)]
+    assert all(sorted(order, key=cells.index) == cells for order in orders)
+    # What shares activations and fits stays together.
+    assert {tuple((one.task, one.inspector) for one in order) for order in orders} == {
+        tuple((one.task, one.inspector) for one in cells)
+    }
+    assert len({order[0].baseline for order in orders}) == 4
+    for seed, order in enumerate(orders):
+        assert mixed(order[5:], seed) == order[5:], "a run that is resumed keeps the order"

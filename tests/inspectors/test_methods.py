@@ -46,10 +46,7 @@ def bench() -> Bench:
 
 
 METHODS = {
-    "logit_lens": LogitLens,
     "tuned_lens": lambda: TunedLens(tokens=1024, steps=2),
-    "probe": Probe,
-    "patchscope": Patchscope,
     "patchscope with attempts": lambda: Patchscope(target_layers=(1, 0, 4)),
     "text_reader": lambda: TextReader(("{subject} likes", "{source}\nThey like")),
     "choices_only": ChoicesOnly,

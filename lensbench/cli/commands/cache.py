@@ -19,6 +19,7 @@ class Kept(StrEnum):
     knowledge = "knowledge"
     calibrations = "calibrations"
     proofs = "proofs"
+    checks = "checks"
     everything = "all"
 
 

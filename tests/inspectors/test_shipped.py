@@ -1,0 +1,17 @@
+"""Every method that ships passes every check with its default settings: a run need not check it again."""
+
+import pytest
+
+from lensbench import testing
+from lensbench.inspectors.catalog import find_inspectors, load_inspector
+
+# A trained verbalizer has no default: test_oracle.py checks one with an adapter.
+SHIPPED = sorted(set(find_inspectors()) - {"oracle"})
+CHAINS = ("back_patching", "chain_of_thought_patchscope")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_passes_all_checks(name: str) -> None:
+    bench = testing.small_bench(site="t2" if name in CHAINS else "subject")
+    done = testing.check_inspector(load_inspector(name), bench)
+    assert "check_state_is_own" in done

@@ -1,22 +1,23 @@
 """How often is a verdict given that should not be, do the bands cover, and what does a study of some size find?
 
-Simulated right and wrong answers at 31 layers, two items a subject. Whether an item is answered is decided by a curve
-that moves slowly from layer to layer, partly shared between the readers and between the items of a subject, as it is in
-records. Run it by hand (some minutes on one core; `--short`: less than one); what it prints is quoted in
-docs/statistics.md.
+Simulated right and wrong answers at 31 layers. Whether an item is answered is decided by a curve that moves slowly from
+layer to layer, partly shared between the readers and between the items of a subject, as it is in records. For the
+permutation test of whose activation is read, `benchmarks/made_readers.py` makes what every activation says. Run it by
+hand (half an hour on one core; `--short`: a minute); what it prints is quoted in docs/statistics.md.
 """
 
 import argparse
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
 from statsmodels.stats.proportion import proportion_confint
 
-from lensbench.results.bands import Band, simultaneous_band
+from lensbench.results.bands import MARGIN, Band, joint_bands, simultaneous_band
 from lensbench.results.change_point import emergence
 from lensbench.results.power import Study, subjects_needed
-from lensbench.results.verdicts import gap_verdict
+from lensbench.results.verdicts import Compared, gap_verdict
 
 LAYERS, MEMORY, SHARED, DRAWS, CHANCE = 31, 0.9, 0.6, 1000, 0.125
 SHAPES = {
@@ -32,21 +33,23 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Simulated:
-    """Of many studies: how often each rival's band covered, and how often a gap was claimed at some layer."""
+    """Of many studies: how often each baseline's band covered, and how often each word was said at some layer."""
 
     studies: int
     covered: tuple[int, ...]
-    claimed: int
+    said: Counter[str]
 
     @property
     def coverage(self) -> tuple[float, float]:
-        """The lowest and the highest over the rivals."""
+        """The lowest and the highest over the baselines."""
         return min(self.covered) / self.studies, max(self.covered) / self.studies
 
-    @property
-    def claims(self) -> float:
-        """Share of studies with a claim."""
-        return self.claimed / self.studies
+    def rate(self, word: str) -> float:
+        """Share of studies in which a verdict begins with a word at some layer."""
+        return self.said[word] / self.studies
+
+
+CLAIM, BEATEN, WITHIN = "beats", "beaten", "within"
 
 
 def curves(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -69,15 +72,17 @@ def simulate(subjects: int, rates: list[float], studies: int, items: int = 2, se
     """Make studies of reader 0 against all others, at the same rate at every layer."""
     rng = np.random.default_rng([seed, subjects, items, *(int(1000 * rate) for rate in rates)])
     clusters = np.repeat(np.arange(subjects), items)
-    covered, claimed = np.zeros(len(rates) - 1, int), 0
+    covered, said = np.zeros(len(rates) - 1, int), Counter[str]()
     for _ in range(studies):
         found = answers(rng, subjects, np.array(rates), items)
-        bands: list[Band] = [simultaneous_band(found[0] - other, clusters, draws=DRAWS) for other in found[1:]]
+        differences = [found[0] - other for other in found[1:]]
+        bands: list[Band] = [simultaneous_band(one, clusters, draws=DRAWS) for one in differences]
+        joint = joint_bands([(one, clusters, None) for one in differences], draws=DRAWS)
         for index, (band, rate) in enumerate(zip(bands, rates[1:], strict=True)):
             covered[index] += bool(((band.low <= rates[0] - rate) & (rates[0] - rate <= band.high)).all())
-        verdict = gap_verdict("uses_activation", {str(i): (band, band) for i, band in enumerate(bands)}).verdict
-        claimed += bool((verdict == "uses the activation").any())
-    return Simulated(studies, tuple(map(int, covered)), claimed)
+        compared = {str(i): Compared(*pair) for i, pair in enumerate(zip(bands, joint, strict=True))}
+        said.update({verdict.split()[0] for verdict in gap_verdict("beats_text", compared).verdict})
+    return Simulated(studies, tuple(map(int, covered)), said)
 
 
 def found_at(subjects: int, gap: float, study: Study, studies: int) -> float:
@@ -120,32 +125,63 @@ def emerged(subjects: int, shape: str, studies: int, *, identical: bool, planted
 
 
 def nulls(studies: int, sizes: tuple[int, ...]) -> None:
-    """Print false claims and coverage where method and rivals tie."""
+    """Print false verdicts and coverage where method and baselines tie, or differ by the margin."""
     print(f"\nNothing to find: {studies} studies each, {LAYERS} layers\n")
-    print(
-        "| rate of all | rivals | items | subjects | claimed at any layer (95 % interval) | bands cover (least, most) |"
-    )
-    print("| --- | --- | --- | --- | --- | --- |")
-    for rate in (0.15, 0.5, 0.9):
+    print("| rate of all | baselines | items | subjects | claimed | beaten by | within, at the margin | bands cover |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for rate in (0.15, 0.5, 0.8):
         for subjects in sizes:
-            for rivals, items in ((1, 2), (3, 2), (1, 1)):
-                found = simulate(subjects, [rate] * (rivals + 1), studies, items)
-                low, high = proportion_confint(found.claimed, studies, method="beta")
+            for baselines, items in ((1, 2), (3, 2), (1, 1)):
+                found = simulate(subjects, [rate] * (baselines + 1), studies, items)
+                apart = simulate(subjects, [rate, *[rate + MARGIN] * baselines], studies, items)
                 cover = ", ".join(f"{share:.3f}" for share in found.coverage)
-                cells = (f"{rate:.2f}", rivals, items, subjects, f"{found.claims:.3f} ({low:.3f}-{high:.3f})", cover)
+                rates = (found.rate(CLAIM), found.rate(BEATEN), apart.rate(WITHIN))
+                cells = (f"{rate:.2f}", baselines, items, subjects, *(f"{one:.3f}" for one in rates), cover)
                 print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 def gaps(studies: int, sizes: tuple[int, ...], sides: tuple[float, ...]) -> None:
-    """Print power and coverage where there is a gap, against three rivals that tie."""
-    print(f"\nA gap at every layer over three rivals at .30 that tie: {studies} studies each\n")
+    """Print power and coverage where there is a gap, against three baselines that tie."""
+    print(f"\nA gap at every layer over three baselines at .30 that tie: {studies} studies each\n")
     print("| gap | subjects | claimed at some layer | bands cover (least, most) |")
     print("| --- | --- | --- | --- |")
     for gap in sides:
         for subjects in sizes:
             found = simulate(subjects, [0.3 + gap, 0.3, 0.3, 0.3], studies)
             cover = ", ".join(f"{share:.3f}" for share in found.coverage)
-            print(f"| {gap:.2f} | {subjects} | {found.claims:.3f} | {cover} |", flush=True)
+            print(f"| {gap:.2f} | {subjects} | {found.rate(CLAIM):.3f} | {cover} |", flush=True)
+
+
+def activations(studies: int, few: int) -> None:
+    """Print how often `uses the activation` is said, with and without anything to find, and by which condition."""
+    from made_readers import MadeReader  # beside this file, which tests import as a module
+
+    print(f"\nUses the activation, one item a subject, eight answers: {studies} studies each ({few} of totals)\n")
+    print("| gap | relations x subjects | exchanged within | baselines besides | p <= .025 (95 % interval) | claimed |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for gap, relations, subjects, folds, baselines in READERS:
+        made = MadeReader(gap, relations, subjects, baselines=baselines, learns=folds)
+        count = studies if relations == 1 else few
+        found = [made.study(seed) for seed in range(count)]
+        hits = sum(p_value <= 0.025 for p_value, _ in found)
+        low, high = proportion_confint(hits, count, method="beta")
+        cells = (
+            f"{gap:.2f}", f"{relations} x {subjects}", "folds" if folds else "relations", len(baselines),
+            f"{hits / count:.3f} ({low:.3f}-{high:.3f})", f"{np.mean([claimed for _, claimed in found]):.3f}",
+        )  # fmt: skip
+        print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+OTHERS = ("gaussian", "mean", "question_only")
+READERS = (
+    *((0.0, 1, n, folds, others) for n in (14, 40) for folds in (False, True) for others in ((), OTHERS)),
+    *((0.0, 5, n, False, ()) for n in (14, 40)),
+    *((gap, 1, n, folds, OTHERS) for gap, n in ((0.2, 40), (0.4, 14), (0.2, 14), (0.1, 40)) for folds in (False, True)),
+    # Effects of the run that this design replaces, over the relations that a method can answer in the new one.
+    *((round(effect * 7 / 8, 2), n, 40, folds, OTHERS)
+      for effect, n, folds in ((0.29, 5, False), (0.37, 5, False), (0.53, 5, False), (0.45, 3, True))),
+)  # fmt: skip
+"""Gap, relations, subjects of each, whether activations are exchanged within folds, baselines besides `shuffled`."""
 
 
 def planned(studies: int, sides: tuple[float, ...]) -> None:
@@ -187,11 +223,13 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="fewer studies of fewer kinds")
     if parser.parse_args().short:
         nulls(60, (60,))
+        activations(10, 3)
         gaps(60, (60,), (0.1, 0.2))
         planned(60, (0.2,))
         emergences(20, (60,))
     else:
-        nulls(1000, (40, 120, 240))
+        nulls(1000, (40, 120))
+        activations(1000, 200)
         gaps(1000, (20, 40, 80, 120, 240), (0.05, 0.1, 0.2, 0.3, 0.6))
         planned(1000, (0.1, 0.2, 0.3))
         emergences(300, (30, 60, 120))

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from statsmodels.stats.multitest import multipletests
 
 from lensbench.results.arrays import FIXED, NO_LAYER, CellScores, Items, Scored, cells_of
 from lensbench.results.bands import MARGIN, Band, Floats, Ints
@@ -142,6 +144,31 @@ def differences(shared: Shared, settings: SummarySettings) -> tuple[pd.DataFrame
     for name in ("layer", "other_layer"):
         frame[name] = frame[name].astype("Int16")
     return frame, whole[list(CHANGED_COLUMNS)].reset_index(drop=True)
+
+
+def between_methods(records: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
+    """Compare the methods of one run with each other, each at its best layer: rows with `DIFFERENCE_COLUMNS`.
+
+    Paired over the items that both were asked alike: over the relations that both answered (`all`), or the only one.
+    The difference is the second method minus the first, and `p_holm` is adjusted for the number of pairs.
+    """
+    own = records[records["baseline"] == NO_BASELINE]
+    rows = []
+    for (task, site), here in own.groupby(["task", "site"], observed=True, sort=True):
+        for one, other in combinations(sorted(here["inspector"].astype(str).unique()), 2):
+            shared = shared_items(Place(str(task), str(site), one, other), here, here)
+            if shared.first.empty:
+                continue
+            *_, (sample, pair) = _samples(
+                *_cells(shared), str(task), settings
+            )  # the last is the total, if there is one
+            rows.append({**shared.place.columns, **next(_rows(sample, pair, identical=False))})
+    frame = pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
+    if len(frame):
+        frame["p_holm"] = multipletests(frame["p"], method="holm")[1]
+    for name in ("layer", "other_layer"):
+        frame[name] = frame[name].astype("Int16")
+    return frame
 
 
 def _cells(shared: Shared) -> tuple[Items, tuple[CellScores, CellScores]]:

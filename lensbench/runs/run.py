@@ -12,6 +12,7 @@ import pandas as pd
 from lensbench.errors import LensbenchError
 from lensbench.report.figure import Choice, draw_figure
 from lensbench.results.calibrations import Calibrated, read_calibrated
+from lensbench.results.compare import between_methods
 from lensbench.results.crossed import read_crossed
 from lensbench.results.method_checks import MethodChecks, read_checks
 from lensbench.results.metrics import metrics
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "summary.csv"
 METRICS = "metrics.csv"
+COMPARISONS = "comparisons.csv"
 PLOTS = "plots"
 _AGAIN = "run `lensbench evaluate` again with the same --out, and it is made again"
 
@@ -75,6 +77,11 @@ class Run:
     def metrics(self) -> pd.DataFrame:
         """One row a measure: the rows of metrics.csv."""
         return _read_csv(self.path / METRICS)
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        """One row for two methods at a task and site: their paired difference over the items that both answered."""
+        return _read_csv(self.path / COMPARISONS).astype({"other_layer": "Int16"})
 
     @cached_property
     def best(self) -> pd.DataFrame:
@@ -191,13 +198,14 @@ def finish(path: Path) -> None:
     run = Run(path)
     if not run.done:
         # What an earlier plan left here must not pass for the result of this one.
-        for name in (SUMMARY, METRICS):
+        for name in (SUMMARY, METRICS, COMPARISONS):
             (path / name).unlink(missing_ok=True)
         shutil.rmtree(path / PLOTS, ignore_errors=True)
         return
     settings = run.settings
     summary, power = summary_and_power(run.records, settings, run.crossed)
     _write_csv(summary, path / SUMMARY)
+    _write_csv(between_methods(run.records, settings), path / COMPARISONS)
     measured = metrics(run.records, run.measures, seed=settings.seed)
     _write_csv(pd.concat([frame for frame in (measured, power) if len(frame)] or [measured]), path / METRICS)
     if (summary["layer"].notna() & (summary["baseline"] == NO_BASELINE)).any():

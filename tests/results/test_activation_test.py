@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lensbench.errors import LensbenchError
 from lensbench.results.activation_test import activation_orders, step_down
+from lensbench.results.compare import between_methods
 from lensbench.results.crossed import crossed_table, read_crossed, write_crossed
 from lensbench.results.records import frame_of
 from lensbench.results.samples import SummarySettings
@@ -185,6 +186,19 @@ def test_raw_decides_where_the_run_says_so():
     assert set(found["verdict"]) == {"uses the activation"}
     assert (found["accuracy_corrected"] == 0).all()
     np.testing.assert_allclose(found["accuracy"], (picks == gold[:, None]).mean(0))
+
+
+def test_methods_are_compared_over_what_both_answered():
+    rng = np.random.default_rng(9)
+    strong, weak = reader(rng, 40, knows=0.9), reader(rng, 40, knows=0.1)
+    river = reader(rng, 40)
+    studies = [study(*strong), study(*river, relation="river"), study(weak[0], strong[1], inspector="other")]
+    found = between_methods(pd.concat([one for one, _ in studies]), SummarySettings(QUESTIONS, draws=200))
+    (row,) = found.to_dict("records")
+    assert (row["inspector"], row["other_inspector"], row["relation"], row["n"]) == ("lens", "other", "city", 40)
+    best = [(picks == strong[1][:, None]).mean(0).max() for picks in (strong[0], weak[0])]
+    assert row["difference"] == pytest.approx(best[1] - best[0])
+    assert row["verdict"] == "first higher"
 
 
 def test_tables_are_read_as_they_were_written(tmp_path):

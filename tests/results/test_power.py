@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.verdicts import answers, found_at, simulate
+from benchmarks.verdicts import BEATEN, CLAIM, WITHIN, answers, found_at, simulate
 from lensbench.errors import UsageError
 from lensbench.results.bands import DIFFERENCE, sampled, simultaneous_band, simultaneous_cut, single_cut
 from lensbench.results.power import Study, power_of, subjects_needed
@@ -17,8 +17,16 @@ def test_ties_are_rarely_broken_and_every_band_covers():
         # .95 less 3 standard errors of 60 studies; above .97 only as far as chance and rare differences go.
         assert found.coverage[0] >= 0.865
         if rates[0] == rates[1]:
-            assert found.claims <= 0.05
-    assert simulate(60, [0.5, 0.3], 30).claims >= 0.95
+            assert found.rate(CLAIM) <= 0.05
+    assert simulate(60, [0.5, 0.3], 30).rate(CLAIM) >= 0.95
+
+
+def test_what_is_surely_better_or_as_good_is_told_and_rarely_without_reason():
+    for rates in ([0.5, 0.5], [0.5, 0.5, 0.5, 0.5]):
+        assert simulate(60, rates, 60).rate(BEATEN) <= 0.08  # .05 and 1 standard error
+    assert simulate(60, [0.3, 0.6], 30).rate(BEATEN) >= 0.95
+    assert simulate(60, [0.5, 0.6], 60).rate(WITHIN) <= 0.05
+    assert simulate(1500, [0.1, 0.1], 5).rate(WITHIN) == 1
 
 
 def test_coverage_is_not_bought_with_width():

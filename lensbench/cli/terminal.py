@@ -6,7 +6,7 @@ from rich.console import Console
 
 from lensbench.report.sentences import result_sentences
 from lensbench.report.style import readable
-from lensbench.report.tables import brief_table, print_rows, print_table, result_table
+from lensbench.report.tables import brief_table, comparison_rows, print_rows, print_table, result_table
 from lensbench.results.summary import rows_of
 from lensbench.utils.cache import cache_path, contents
 from lensbench.utils.progress import duration
@@ -43,6 +43,9 @@ def show_details(run: "Run") -> None:
     if run.done:
         narrow = console.is_terminal and console.width < WIDE
         print_table(result_table(run.best, narrow=narrow), console)
+        if len(run.comparisons):
+            console.print("Methods compared, each at its best layer, over what both answered", style="bold")
+            print_rows(*comparison_rows(run.comparisons))
     for relation, share in run.info.get("short_answers", {}).items():
         if share >= SHORT:
             said = f"{share:.0%} of the answers begin with a token of one or two letters, which is all that is scored"

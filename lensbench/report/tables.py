@@ -163,6 +163,27 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     print_table(table)
 
 
+def comparison_rows(comparisons: pd.DataFrame) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """Return the head and the rows of a table of methods that are compared with each other.
+
+    Args:
+        comparisons: as `between_methods` gives it.
+    """
+    head = ("task", "site", "first", "second", "items", "accuracies", "difference", "p, adjusted", "")
+    rows = [
+        (row["task"], row["site"], row["inspector"], row["other_inspector"], str(row["n"]),
+         f"{number(row['accuracy'])} {number(row['other_accuracy'])}", _interval(row), f"{row['p_holm']:.3f}",
+         row["verdict"])
+        for row in _dicts(comparisons)
+    ]  # fmt: skip
+    return head, rows
+
+
+def _interval(row: dict[Any, Any]) -> str:
+    low, high = (number(row[side], signed=True) for side in ("low", "high"))
+    return f"{number(row['difference'], signed=True)} [{low}, {high}]"
+
+
 _LONG = 48
 
 
@@ -209,12 +230,9 @@ def _row(row: dict[Any, Any], here: pd.DataFrame) -> Sequence[str]:
     methods = pd.concat([here[name] == row[name] for name in ("inspector", "other_inspector")], axis=1).all(axis=1)
     keep = (here["at"] != BEST) & methods & (here["relation"] == row["relation"])
     relation = f"all {here[methods]['relation'].nunique() - 1}" if row["relation"] == ALL else row["relation"]
-    interval = f"{number(row['difference'], signed=True)} " + "[{}, {}]".format(
-        *(number(row[side], signed=True) for side in ("low", "high"))
-    )
     return (
         f"{relation} ({row['n']} items)", _method(row), _layers(row), number(row["accuracy"]),
-        number(row["other_accuracy"]), interval, f"{row['p_holm']:.3f}", f"+{row['gained']} -{row['lost']}",
+        number(row["other_accuracy"]), _interval(row), f"{row['p_holm']:.3f}", f"+{row['gained']} -{row['lost']}",
         row["verdict"], _where(here[keep]),
     )  # fmt: skip
 

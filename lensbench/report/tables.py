@@ -163,7 +163,7 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     print_table(table)
 
 
-def comparison_rows(comparisons: pd.DataFrame) -> tuple[Sequence[str], list[Sequence[str]]]:
+def comparison_rows(comparisons: pd.DataFrame) -> tuple[Sequence[str], Iterable[Sequence[str]]]:
     """Return the head and the rows of a table of methods that are compared with each other.
 
     Args:

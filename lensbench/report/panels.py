@@ -49,15 +49,20 @@ def _levelled(rows: pd.DataFrame) -> pd.DataFrame:
 
 def draw_methods(axis: Axes, rows: pd.DataFrame, metric: str, palette: dict[str, str], width: float = 1.8) -> None:
     """Draw the curve and band of every method, and chance; on gap plots fill the points where the gap holds."""
-    for method, curve in of_methods(rows, metric).groupby("inspector", observed=True, sort=True):
+    curves = list(of_methods(rows, metric).groupby("inspector", observed=True, sort=True))
+    for place, (method, curve) in enumerate(curves):
         layer = curve["layer"].to_numpy(dtype=float)
         colour = palette[str(method)]
         # Few layers are points that were measured, with nothing known between.
         marker = "o" if len(layer) <= FEW_LAYERS and not metric.startswith("gap:") else ""
         axis.plot(layer, curve["value"].to_numpy(), color=colour, lw=width, marker=marker, ms=width * 2, zorder=4)
         if metric != "accuracy":  # the bands of a summary belong to the corrected score
-            low, high = curve["low"].to_numpy(), curve["high"].to_numpy()
-            draw_band(axis, layer, (low, high), colour)
+            limits = curve["low"].to_numpy(), curve["high"].to_numpy()
+            if len(curves) == 1 or metric.startswith("gap:"):
+                draw_band(axis, layer, limits, colour)
+            else:  # bands of several methods would drown each other
+                beside = 0.14 * (place - (len(curves) - 1) / 2)
+                axis.vlines(layer + beside, *limits, color=colour, alpha=0.45, lw=0.6, zorder=2)
         if metric.startswith("gap:"):
             holds = (curve["verdict"] == VERDICTS[metric.removeprefix("gap:")]).to_numpy()
             axis.plot(layer[holds], curve["value"].to_numpy()[holds], "o", color=colour, ms=width * 2, mew=0, zorder=5)
@@ -155,15 +160,34 @@ def draw_baselines(axis: Axes, rows: pd.DataFrame, method: str, metric: str, col
         x, y = curve["layer"].to_numpy(dtype=float), curve[metric].to_numpy()
         draw_curve(axis, x, y, color=BASELINE_GREYS[index], lw=1.0, ls=style, label=label(name), zorder=3)
     axis.plot(layer, value, color=colour, lw=1.6, marker="o" if len(layer) == 1 else "", ms=3, zorder=4)
+    _draw_gap(axis, rows[rows["inspector"] == method], metric, colour)
     _finish(axis, rows, metric)
-    axis.set_ylim(top=1.55)  # room for the legend above the curves
+    axis.set_ylim(top=1.35)  # room for the legend above the curves
     axis.set_yticks(np.linspace(0.0, 1.0, 5))
     if shown:
-        axis.legend(loc="upper left", frameon=False, fontsize=5.5, handlelength=2.6, labelspacing=0.25, borderpad=0.1)
+        axis.legend(
+            loc="upper left", frameon=False, fontsize=5.5, handlelength=2.6, labelspacing=0.25, borderpad=0.1, ncols=2,
+            columnspacing=1.0,
+        )  # fmt: skip
     weaker = [f"{len(means) - len(shown) - int(near.sum())} weaker not drawn"]
     at_chance = ", ".join(label(str(name)) for name in means.index[near])
     parts = weaker * (len(means) > len(shown) + int(near.sum())) + [f"at chance: {at_chance}"] * bool(at_chance)
     _note(axis, [line for part in parts for line in textwrap.wrap(part, letters)])
+
+
+def _draw_gap(axis: Axes, rows: pd.DataFrame, metric: str, colour: str) -> None:
+    """Shade where the strongest baseline may lie: the method's accuracy minus the band of the gap.
+
+    Where the shade lies below the curve the gap holds. It is the gap to text baselines, if the text was asked.
+    """
+    asked = [question for question in ("beats_text", "uses_activation") if (rows["question"] == question).any()]
+    gaps = of_methods(rows, f"gap:{asked[0]}") if asked and metric == "accuracy_corrected" else rows.iloc[:0]
+    if len(gaps) > 1:
+        layer, value = gaps["layer"].to_numpy(dtype=float), gaps[metric].to_numpy()
+        axis.fill_between(
+            layer, value - gaps["high"].to_numpy(), value - gaps["low"].to_numpy(), color=colour, alpha=0.13, lw=0,
+            zorder=1,
+        )  # fmt: skip
 
 
 def _note(axis: Axes, lines: Sequence[str]) -> None:

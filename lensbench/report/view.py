@@ -113,8 +113,13 @@ class View:
             raise LensbenchError(f"nothing to plot: the summary has no {self.metric} of a method at {where}")
         return rows
 
-    def title_of(self, methods: Sequence[str]) -> str:
-        """Return what is shown, in words, in lines that fit the figure."""
+    def title_of(self, methods: Sequence[str], rows: pd.DataFrame | None = None) -> str:
+        """Return what is shown, in words, in lines that fit the figure.
+
+        Args:
+            methods: that are shown.
+            rows: of the summary that are drawn; with them the title names the model, and how many subjects there are.
+        """
         what = label(self.task or "")
         if self.relation not in (ALL, None):
             what = f"{what} \N{RIGHTWARDS ARROW} {label(self.relation or '')}"
@@ -123,11 +128,24 @@ class View:
         if self.site == "subject":
             # Nobody has asked the model at the subject: a score there is the reader's, not the place of a fact.
             what += f": what {'this reader' if len(methods) == 1 else 'each reader'} can recover from layer l"
+        if rows is not None and len(rows):
+            own = rows[rows["baseline"] == NO_BASELINE]
+            what = f"{label(str(own['model'].iloc[0]))}, {what} ({_counted(own, total=self.total)})"
         return self.wrapped(what)
 
     def wrapped(self, text: str) -> str:
         """Return a title in lines that fit the figure."""
         return textwrap.fill(text, int(self.inches * _LETTERS_AN_INCH))
+
+
+def _counted(rows: pd.DataFrame, *, total: bool) -> str:
+    """How many relations and subjects rows are about."""
+    subjects = f"{rows['subjects'].max()} subjects"
+    relations = rows["relations"].dropna().unique() if total else ()
+    if not len(relations):
+        return subjects
+    least, most = int(min(relations)), int(max(relations))
+    return f"{most if least == most else f'{least} to {most}'} relations, {subjects}"
 
 
 def view_of(choice: Choice) -> View:

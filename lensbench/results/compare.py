@@ -159,9 +159,8 @@ def between_methods(records: pd.DataFrame, settings: SummarySettings) -> pd.Data
             shared = shared_items(Place(str(task), str(site), one, other), here, here)
             if shared.first.empty:
                 continue
-            *_, (sample, pair) = _samples(
-                *_cells(shared), str(task), settings
-            )  # the last is the total, if there is one
+            # The last sample is the total, if there is one.
+            *_, (sample, pair) = _samples(*_cells(shared), str(task), settings)
             rows.append({**shared.place.columns, **next(_rows(sample, pair, identical=False))})
     frame = pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
     if len(frame):

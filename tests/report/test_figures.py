@@ -88,7 +88,7 @@ def test_a_gap_has_a_panel_for_each_question_that_was_asked() -> None:
     assert len(plot_gap(made_up(), metric="gap:beats_text").axes) == 1
     with pytest.raises(UsageError, match="did you mean 'beats_text'"):
         plot_gap(made_up(), question="beat_text")
-    with pytest.raises(LensbenchError, match="no rival of target_specific was run"):
+    with pytest.raises(LensbenchError, match="no baseline of target_specific was run"):
         plot_gap(made_up(), question="target_specific")
 
 

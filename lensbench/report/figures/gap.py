@@ -25,9 +25,9 @@ _PANEL_INCHES = 2.2
 def plot_gap(
     summary: pd.DataFrame, *, question: str | None = None, ax: Axes | None = None, **choice: Unpack[Choice]
 ) -> Drawing:
-    """Draw the gap of every method to the strongest rival over layers, a panel for each question that was asked.
+    """Draw the gap of every method to the strongest baseline over layers, a panel for each question that was asked.
 
-    Points are drawn at the layers where the gap holds against every rival, raw and corrected.
+    Points are drawn at the layers where the claim of the question holds.
 
     Args:
         summary: of one run.
@@ -37,7 +37,7 @@ def plot_gap(
 
     Raises:
         UsageError: an unknown question, or one axes for several.
-        LensbenchError: no rival of the question was run.
+        LensbenchError: no baseline of the question was run.
     """
     view = view_of(choice)
     if question is None and view.is_gap:
@@ -48,7 +48,7 @@ def plot_gap(
     rows = view.chosen(summary)
     asked = [name for name in VERDICTS if not of_methods(rows, f"gap:{name}").empty and question in (None, name)]
     if not asked:
-        raise LensbenchError(f"nothing to plot: no rival of {question or 'any question'} was run at this place")
+        raise LensbenchError(f"nothing to plot: no baseline of {question or 'any question'} was run at this place")
     if ax is not None and len(asked) > 1:
         raise UsageError(f"one axes has room for one question: give question, one of {', '.join(asked)}")
     with plot_style():
@@ -60,7 +60,7 @@ def plot_gap(
             draw_methods(axis, rows, f"gap:{name}", colours(methods_in(rows)), width=1.5)
             axis.set_title(_ASKED[name], fontsize=8)
         # Panels under one another share the last one's label, those beside each other the first one's.
-        axes[0].set_ylabel("Gap to the strongest rival" + ("\nrelation mean / (1 - chance)" if view.total else ""))
+        axes[0].set_ylabel("Gap to the strongest baseline" + ("\nrelation mean / (1 - chance)" if view.total else ""))
         for axis in axes if len({one.get_position().y0 for one in axes}) == 1 else axes[-1:]:
             axis.set_xlabel(LAYER_LABEL)
         if len(asked) == 1:
@@ -93,7 +93,7 @@ def _explain(figure: Drawing, rows: pd.DataFrame, view: View) -> None:
     else:
         figure.supxlabel(note, fontsize=6.5, color="#555555", x=0.01, ha="left")
     if view.title:
-        figure.suptitle(view.title_of(methods), x=0.01, ha="left", fontsize=9, fontweight="bold")
+        figure.suptitle(view.title_of(methods, rows), x=0.01, ha="left", fontsize=9, fontweight="bold")
 
 
 FIGURE = Figure(

@@ -19,10 +19,12 @@ _SMALL_LETTERS = 15
 
 
 def plot_layers(summary: pd.DataFrame, *, ax: Axes | None = None, **choice: Unpack[Choice]) -> Drawing:
-    """Draw a metric of every method over layers, and below it each method beside its own rivals.
+    """Draw a metric of every method over layers, and below it each method beside its own baselines.
 
-    Bands are the simultaneous 95 % intervals of the summary. Of the rivals the strongest are drawn; those at chance are
-    named. Gap plots have one panel: points are filled at the layers where the gap holds.
+    Whiskers are the simultaneous 95 % intervals of the summary. Of the baselines the strongest are drawn; those at
+    chance are named. The shade in a lower panel shows where the strongest text baseline may lie, by the band of the
+    gap: where it is below the curve, the method beats the text. Gap plots have one panel, with points at the layers
+    where the gap holds.
 
     Args:
         summary: of one run.
@@ -50,7 +52,7 @@ def plot_layers(summary: pd.DataFrame, *, ax: Axes | None = None, **choice: Unpa
             panel.set_title(label(method), color=palette[method], fontweight="bold", fontsize=8)
             panel.set_xlabel("Layer")
             if index % columns_for(view.inches) == 0:
-                panel.set_ylabel("beside its rivals")
+                panel.set_ylabel("beside its baselines")
             else:
                 panel.tick_params(labelleft=False)
     return figure
@@ -67,9 +69,9 @@ def _draw_top(axis: Axes, rows: pd.DataFrame, view: View, methods: Sequence[str]
     else:
         label_ends(axis, ends(rows, methods, view.metric), palette)
     if view.title and narrow:
-        figure_of(axis).suptitle(view.title_of(methods), x=0.01, ha="left", fontsize=9, fontweight="bold")
+        figure_of(axis).suptitle(view.title_of(methods, rows), x=0.01, ha="left", fontsize=9, fontweight="bold")
     elif view.title:
-        axis.set_title(view.title_of(methods), fontweight="bold", pad=9)
+        axis.set_title(view.title_of(methods, rows), fontweight="bold", pad=9)
     axis.set_ylabel(view.y_label)
     axis.set_xlabel(LAYER_LABEL)
     if view.is_gap:

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 from scipy import special
 
-from lensbench.results.crossed import crossed_table
+from lensbench.results.crossed_files import crossed_table
 from lensbench.results.records import NO_BASELINE, frame_of
 from lensbench.results.samples import SummarySettings
 from lensbench.results.summary import summarise

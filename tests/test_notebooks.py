@@ -14,7 +14,7 @@ SHOWN = {
     "1-first-run.ipynb": ("patchscope", "beats_text_verdict", "image/png"),
     "2-your-own-method.ipynb": ("check_layers_are_local", "check_one_alone", "cosine_lens"),
     "3-your-own-task.ipynb": ("did you mean 'brass'?", "fold imbalance", "majority"),
-    "4-is-it-privileged.ipynb": ("matched by input_only", "beats this text reader", "privileged", "unplanted"),
+    "4-is-it-privileged.ipynb": ("beaten by input_only", "beats this text reader", "privileged", "unplanted"),
 }
 
 

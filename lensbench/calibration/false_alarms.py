@@ -11,7 +11,7 @@ from lensbench.evaluation.plan import check_job
 from lensbench.evaluation.runner import Runner
 from lensbench.harness.bench import Bench
 from lensbench.inspectors.base import Inspector
-from lensbench.results.crossed import CROSSED_SCHEMA
+from lensbench.results.crossed_files import CROSSED_SCHEMA
 from lensbench.results.permutation import Refit, false_alarms
 from lensbench.results.records import NO_BASELINE, frame_of
 from lensbench.results.summary import summary_and_power

@@ -19,8 +19,9 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.plan import Cell, CellResult, Job, Plan, failure
 from lensbench.results.calibrations import calibration_of
-from lensbench.results.crossed import CROSSED, write_crossed
+from lensbench.results.crossed_files import CROSSED, write_crossed
 from lensbench.results.records import (
+    CORRECTED,
     JUDGED,
     MEASURES,
     RECORDS,
@@ -30,7 +31,6 @@ from lensbench.results.records import (
     write_measures,
     write_shard,
 )
-from lensbench.results.samples import CORRECTED
 from lensbench.utils.cache import TEMPORARY
 from lensbench.utils.logs import RUN_LOG
 

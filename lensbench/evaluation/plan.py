@@ -33,7 +33,7 @@ ENGINE = (
     "harness", "models", "tasks", "baselines/common.py", "baselines/readers.py", "evaluation/items.py",
     "evaluation/models.py", "evaluation/runner.py", "inspectors/access.py", "inspectors/evidence.py",
     "inspectors/probes/probing.py",
-    "inspectors/scores.py", "inspectors/target.py", "results/records.py",
+    "inspectors/scores.py", "inspectors/target.py", "results/records.py", "results/crossed_files.py",
 )  # fmt: skip
 
 

@@ -39,9 +39,8 @@ from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.scores import AttemptName
 from lensbench.inspectors.target import Target
 from lensbench.models.patching.patcher import patcher_of
-from lensbench.results.crossed import crossed_table
-from lensbench.results.records import measure_table, table_from_columns
-from lensbench.results.samples import CORRECTED
+from lensbench.results.crossed_files import crossed_table
+from lensbench.results.records import CORRECTED, measure_table, table_from_columns
 from lensbench.utils.costs import Costs, peak_memory
 
 LOG = logging.getLogger("lensbench")

@@ -9,8 +9,7 @@ from lensbench.inspectors.target import Target
 from lensbench.models.activations import ResidualCache
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.results.records import SCHEMA_VERSION
-from lensbench.results.samples import CORRECTED
+from lensbench.results.records import CORRECTED, SCHEMA_VERSION
 
 Facts = Mapping[str, Mapping[str, str]]
 

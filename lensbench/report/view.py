@@ -141,7 +141,7 @@ class View:
 def _counted(rows: pd.DataFrame, *, total: bool) -> str:
     """How many relations and subjects rows are about."""
     subjects = f"{rows['subjects'].max()} subjects"
-    relations = rows["relations"].dropna().unique() if total else ()
+    relations = rows["relations"].dropna().unique() if total and "relations" in rows else ()
     if not len(relations):
         return subjects
     least, most = int(min(relations)), int(max(relations))

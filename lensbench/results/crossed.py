@@ -6,91 +6,15 @@ item i would earn under the activation of item j is therefore known for all pair
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lensbench.errors import LensbenchError
 from lensbench.results.arrays import KEYS, CellScores, Items
 from lensbench.results.bands import Floats, Ints
-from lensbench.results.records import frame_of
-from lensbench.utils.cache import atomic_file
-
-CROSSED = "crossed"
-"""The folder of a run that holds these tables, one file a cell."""
-_NAME = pa.dictionary(pa.int32(), pa.string())
-CROSSED_SCHEMA = pa.schema(
-    [
-        *(pa.field(name, _NAME, nullable=False) for name in (*KEYS, "relation")),
-        pa.field("layer", pa.int16(), nullable=False),
-        pa.field("attempt", _NAME, nullable=False),
-        pa.field("item", _NAME, nullable=False),
-        pa.field("answer", _NAME, nullable=False),
-        pa.field("credit", pa.float32(), nullable=False),
-    ]
-)
-"""One row for each activation (`item`) and gold answer with any credit: what an item with this gold earns there."""
-
-
-def crossed_table(
-    credit: Floats, layers: Sequence[int], attempts: Sequence[str], items: Sequence[str], answers: Sequence[str],
-    **same: str,
-) -> pa.Table:  # fmt: skip
-    """Make the table of a cell's relation; credit of 0 is left out.
-
-    Args:
-        credit: [layer, attempt, activation, gold answer].
-        layers: of the first axis.
-        attempts: of the second.
-        items: whose activation, of the third.
-        answers: of the fourth.
-        same: the values of the other columns.
-    """
-    places = np.nonzero(credit)
-    axes = zip(("layer", "attempt", "item", "answer"), (layers, attempts, items, answers), places, strict=True)
-    columns: dict[str, pa.Array] = {}
-    for name, values, place in axes:
-        if name == "layer":
-            columns[name] = pa.array(np.asarray(values, dtype=np.int16)[place])
-        else:
-            columns[name] = pa.DictionaryArray.from_arrays(place.astype(np.int32), pa.array(values, pa.string()))
-    columns["credit"] = pa.array(credit[places].astype(np.float32))
-    rows = len(places[0])
-    for name, value in same.items():
-        codes = pa.array(np.zeros(rows, np.int32))
-        columns[name] = pa.DictionaryArray.from_arrays(codes, pa.array([value], pa.string()))
-    return pa.Table.from_arrays([columns[field.name] for field in CROSSED_SCHEMA], schema=CROSSED_SCHEMA)
-
-
-def write_crossed(path: Path, table: pa.Table) -> None:
-    """Write the table of a cell, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        pq.write_table(table.combine_chunks(), file, compression="zstd", use_dictionary=True)
-
-
-def read_crossed(folder: Path, names: Iterable[str]) -> pd.DataFrame:
-    """Read the named tables of a run folder, as far as there are any.
-
-    Raises:
-        LensbenchError: a file that holds no such table.
-    """
-    tables = [CROSSED_SCHEMA.empty_table()]
-    for path in (folder / CROSSED / name for name in names):
-        if not path.exists():
-            continue
-        try:
-            table = pq.read_table(path, memory_map=False, partitioning=None)
-        except (pa.ArrowException, OSError):
-            table = None
-        if table is None or not table.schema.equals(CROSSED_SCHEMA):
-            raise LensbenchError(f"{path} is damaged: delete it and run `lensbench evaluate` again with the same --out")
-        tables.append(table)
-    return frame_of(tables)
+from lensbench.results.crossed_files import CROSSED
 
 
 @dataclass(frozen=True)
@@ -168,9 +92,11 @@ def crossed_of(table: Items, cells: Iterable[CellScores], frame: pd.DataFrame) -
     for key, rows in frame.groupby(list(KEYS), observed=True, sort=False):
         cell = wanted.get(tuple(map(str, key)))
         if cell is not None:
+            here = {table.relations[code] for code in np.unique(table.relation[cell.items])}
             found[tuple(map(str, key))] = {
                 table.relations.index(str(name)): _dense(table, cell, str(name), part)
                 for name, part in rows.groupby("relation", observed=True, sort=False)
+                if str(name) in here
             }
     return found
 

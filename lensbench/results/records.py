@@ -24,6 +24,8 @@ RECORDS = "records"
 RUN_FILE = "run.json"
 ALL = "all"
 """The `relation` of a task's totals."""
+CORRECTED = "corrected"
+"""The score that decides verdicts by default: prior-corrected; the other is `raw`."""
 NO_BASELINE = "none"
 """The value of `baseline` in the rows of a method itself."""
 

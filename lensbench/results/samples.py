@@ -23,10 +23,7 @@ from lensbench.results.bands import (
     simultaneous_cut,
     single_cut,
 )
-from lensbench.results.records import ALL, NO_BASELINE
-
-CORRECTED, RAW = "corrected", "raw"
-"""The scores that can decide: prior-corrected, or as the method gave them."""
+from lensbench.results.records import ALL, CORRECTED, NO_BASELINE
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ import pandas as pd
 from lensbench.results.activation_test import activation_tests, with_shuffled
 from lensbench.results.arrays import CONTROL_TASK, FIXED, NO_LAYER, ORACLE, Scored, cells_of
 from lensbench.results.crossed import crossed_of
-from lensbench.results.records import NO_BASELINE
+from lensbench.results.records import CORRECTED, NO_BASELINE
 from lensbench.results.samples import (
-    CORRECTED,
     PairedMethod,
     Sample,
     SummarySettings,

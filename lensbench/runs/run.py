@@ -13,11 +13,19 @@ from lensbench.errors import LensbenchError
 from lensbench.report.figure import Choice, draw_figure
 from lensbench.results.calibrations import Calibrated, read_calibrated
 from lensbench.results.compare import between_methods
-from lensbench.results.crossed import read_crossed
+from lensbench.results.crossed_files import read_crossed
 from lensbench.results.method_checks import MethodChecks, read_checks
 from lensbench.results.metrics import metrics
-from lensbench.results.records import NO_BASELINE, RECORDS, read_measures, read_records, read_run, with_attempts
-from lensbench.results.samples import CORRECTED, RequiredBaseline, SummarySettings
+from lensbench.results.records import (
+    CORRECTED,
+    NO_BASELINE,
+    RECORDS,
+    read_measures,
+    read_records,
+    read_run,
+    with_attempts,
+)
+from lensbench.results.samples import RequiredBaseline, SummarySettings
 from lensbench.results.summary import EARLIER_SUMMARY_COLUMNS, SUMMARY_COLUMNS, best_layers, summary_and_power
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lensbench.calibration import calibrate as calibrating
 from lensbench.calibration import cheats
 from lensbench.calibration.calibrate import RESULT, Calibration, CalibrationSettings, Caught, calibrate
-from lensbench.calibration.findings import PRIVILEGED, TrialFinding, findings
+from lensbench.calibration.findings import PRIVILEGED, TrialFinding, findings, summary_if_calibrated
 from lensbench.calibration.trials import Trial, find_trials
 from lensbench.cli.commands.calibrate import _spans
 from lensbench.errors import LensbenchError, UsageError
@@ -134,7 +134,7 @@ def test_seed_batch_size_and_order_change_no_verdict(world: Path, tmp_path: Path
     found = []
     for i, change in enumerate(changes):
         settings = {"tasks": "personas/city", **common, **change}
-        rows = evaluate(**settings, out=tmp_path / str(i)).summary
+        rows = summary_if_calibrated(evaluate(**settings, out=tmp_path / str(i)))
         rows = rows[(rows["baseline"] == "none") & (rows["rule"] == "fixed") & (rows["relation"] != "all")]
         held = rows[rows["verdict"].isin(VERDICTS.values())]
         found.append(set(zip(held["relation"], held["layer"], held["verdict"], strict=True)))

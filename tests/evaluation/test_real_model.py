@@ -154,4 +154,4 @@ def test_the_text_knows_about_as_much_and_the_verdict_says_so(country_capital: R
     verdicts = set(country_capital.summary.verdict.dropna())
     assert any(verdict.startswith(("within .10 of input_only", "beaten by input_only")) for verdict in verdicts)
     assert VERDICTS["target_specific"] not in verdicts
-    assert np.isfinite(country_capital.summary.accuracy).all()
+    assert np.isfinite(country_capital.summary.accuracy_corrected).all()

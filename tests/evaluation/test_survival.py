@@ -176,7 +176,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_done(settings, tmp_path: Pat
     first = {**settings, "inspectors": ("logit_lens",), "out": tmp_path / "run"}
     fresh = dry_run(make_config(first))
     assert not (tmp_path / "run").exists()
-    assert len(fresh.missing) == len(fresh.cells) == len(fresh.estimate.cells) == 7
+    assert len(fresh.missing) == len(fresh.cells) == len(fresh.estimate.cells) == 6
     evaluate(**first)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     more = dry_run(make_config({**first, "inspectors": ("logit_lens", "probe")}))

@@ -59,10 +59,14 @@ def texts(figure):
 def test_the_title_at_the_subject_says_what_is_shown(summary):
     keys = {"task": "country_facts", "relation": "capital", "site": "subject"}
     alone = plot_layers(summary[summary["inspector"] == "patchscope"], **keys)
-    assert "country facts \u2192 capital, read at subject: what this reader can recover from layer l" in texts(alone)
+    title = " ".join(texts(alone).split())
+    expected = (
+        "tiny, country facts \u2192 capital, read at subject: what this reader can recover from layer l (20 subjects)"
+    )
+    assert expected in title
     assert "Layer (0 = embeddings)" in texts(alone)
     both = plot_layers(summary, **keys)
-    assert "what each reader can recover" in texts(both)
+    assert "what each reader can recover" in " ".join(texts(both).split())
 
 
 def test_every_method_has_a_curve_with_a_band_and_its_rivals_beside_it(summary):

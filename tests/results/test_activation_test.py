@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lensbench.errors import LensbenchError
 from lensbench.results.activation_test import activation_orders, step_down
 from lensbench.results.compare import between_methods
-from lensbench.results.crossed import crossed_table, read_crossed, write_crossed
+from lensbench.results.crossed_files import crossed_table, read_crossed, write_crossed
 from lensbench.results.records import frame_of
 from lensbench.results.samples import SummarySettings
 from lensbench.results.summary import summarise

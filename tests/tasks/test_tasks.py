@@ -463,3 +463,18 @@ def test_a_file_that_names_nobody_is_refused(tmp_path, name, text, says):
         read_subjects(tmp_path / name)
     with pytest.raises(UsageError, match="No such file"):
         read_subjects(tmp_path / "nowhere.txt")
+
+
+@pytest.mark.parametrize("limit", [20, 40, 90])
+def test_a_limit_draws_answers_and_folds_in_their_proportions(limit: int) -> None:
+    task = load_task("attribute_extraction/country_continent")
+    facts = [fact for fact in task.facts if fact.relation == "country_continent"]
+    drawn = task.items("subject", "test", limit)
+    for of in (lambda one: one.answer, lambda one: one.fold):
+        whole, part = Counter(map(of, facts)), Counter(map(of, drawn))
+        for name, count in whole.items():
+            # A stratum is an answer in a fold: each of the five or six of a name is off by less than one.
+            assert abs(part[name] - limit * count / len(facts)) < 6 * 0.5, (name, part[name])
+    assert {item.subject for item in task.items("subject", "test", 20)} <= {
+        item.subject for item in task.items("subject", "test", 40)
+    }, "a larger draw holds the smaller one"

@@ -29,8 +29,7 @@ from lensbench.report.page.measures import costs, measures
 from lensbench.report.sentences import ResultSentence, result_sentences
 from lensbench.report.style import colours, readable
 from lensbench.results.bands import MARGIN
-from lensbench.results.records import ALL, NO_BASELINE, without_nan
-from lensbench.results.samples import CORRECTED
+from lensbench.results.records import ALL, CORRECTED, NO_BASELINE, without_nan
 from lensbench.results.summary import best_layers
 from lensbench.results.verdicts import VERDICTS
 

@@ -63,7 +63,7 @@ def test_the_title_at_the_subject_says_what_is_shown(summary):
     expected = (
         "tiny, country facts \u2192 capital, read at subject: what this reader can recover from layer l (20 subjects)"
     )
-    assert expected in title
+    assert f"tiny, country facts \u2192 capital, read at subject: {what}" in title
     assert "Layer (0 = embeddings)" in texts(alone)
     both = plot_layers(summary, **keys)
     assert "what each reader can recover" in " ".join(texts(both).split())

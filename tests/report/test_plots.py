@@ -60,9 +60,7 @@ def test_the_title_at_the_subject_says_what_is_shown(summary):
     keys = {"task": "country_facts", "relation": "capital", "site": "subject"}
     alone = plot_layers(summary[summary["inspector"] == "patchscope"], **keys)
     title = " ".join(texts(alone).split())
-    expected = (
-        "tiny, country facts \u2192 capital, read at subject: what this reader can recover from layer l (20 subjects)"
-    )
+    what = "what this reader can recover from layer l (20 subjects)"
     assert f"tiny, country facts \u2192 capital, read at subject: {what}" in title
     assert "Layer (0 = embeddings)" in texts(alone)
     both = plot_layers(summary, **keys)

@@ -162,13 +162,10 @@ def draw_baselines(axis: Axes, rows: pd.DataFrame, method: str, metric: str, col
     axis.plot(layer, value, color=colour, lw=1.6, marker="o" if len(layer) == 1 else "", ms=3, zorder=4)
     _draw_gap(axis, rows[rows["inspector"] == method], metric, colour)
     _finish(axis, rows, metric)
-    axis.set_ylim(top=1.35)  # room for the legend above the curves
+    axis.set_ylim(top=1.55)  # room for the legend above the curves
     axis.set_yticks(np.linspace(0.0, 1.0, 5))
     if shown:
-        axis.legend(
-            loc="upper left", frameon=False, fontsize=5.5, handlelength=2.6, labelspacing=0.25, borderpad=0.1, ncols=2,
-            columnspacing=1.0,
-        )  # fmt: skip
+        axis.legend(loc="upper left", frameon=False, fontsize=5.5, handlelength=2.6, labelspacing=0.25, borderpad=0.1)
     weaker = [f"{len(means) - len(shown) - int(near.sum())} weaker not drawn"]
     at_chance = ", ".join(label(str(name)) for name in means.index[near])
     parts = weaker * (len(means) > len(shown) + int(near.sum())) + [f"at chance: {at_chance}"] * bool(at_chance)

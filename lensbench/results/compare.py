@@ -165,6 +165,8 @@ def between_methods(records: pd.DataFrame, settings: SummarySettings) -> pd.Data
     frame = pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
     if len(frame):
         frame["p_holm"] = multipletests(frame["p"], method="holm")[1]
+        claimed = frame["verdict"].isin([FIRST_HIGHER, SECOND_HIGHER])
+        frame.loc[claimed & (frame["p_holm"] >= 1.0 - settings.level), "verdict"] = LOOKED_AT_MANY
     for name in ("layer", "other_layer"):
         frame[name] = frame[name].astype("Int16")
     return frame

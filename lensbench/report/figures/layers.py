@@ -72,7 +72,7 @@ def _draw_top(axis: Axes, rows: pd.DataFrame, view: View, methods: Sequence[str]
         figure_of(axis).suptitle(view.title_of(methods, rows), x=0.01, ha="left", fontsize=9, fontweight="bold")
     elif view.title:
         axis.set_title(view.title_of(methods, rows), fontweight="bold", pad=9)
-    axis.set_ylabel(view.y_label)
+    axis.set_ylabel(view.y_label, fontsize=6.5 if narrow else None)
     axis.set_xlabel(LAYER_LABEL)
     if view.is_gap:
         axis.text(0.01, 0.99, view.wrapped(GAP_NOTE), transform=axis.transAxes, va="top", fontsize=6.5, color="#555555")

@@ -19,7 +19,7 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.plan import Cell, CellResult, Job, Plan, failure
 from lensbench.results.calibrations import calibration_of
-from lensbench.results.crossed_files import CROSSED, write_crossed
+from lensbench.results.crossed_files import CROSSED
 from lensbench.results.records import (
     CORRECTED,
     JUDGED,
@@ -28,8 +28,8 @@ from lensbench.results.records import (
     RUN_FILE,
     read_run,
     write_json_atomic,
-    write_measures,
     write_shard,
+    write_table,
 )
 from lensbench.utils.cache import TEMPORARY
 from lensbench.utils.logs import RUN_LOG
@@ -236,10 +236,10 @@ class Journal:
                 # The records tell that a cell is done: they come last.
                 if work.measures is not None:
                     entry = {**entry, "measures": True}
-                    write_measures(self.out / MEASURES / work.cell.file, work.measures)
+                    write_table(self.out / MEASURES / work.cell.file, work.measures)
                 if work.crossed is not None:
                     entry = {**entry, "crossed": True}
-                    write_crossed(self.out / CROSSED / work.cell.file, work.crossed)
+                    write_table(self.out / CROSSED / work.cell.file, work.crossed)
                 write_shard(self._shard(work.cell.file), work.table)
             except OSError as error:
                 entry = failure(error)

@@ -21,7 +21,7 @@ import pandas as pd
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.journal import hold_folder
 from lensbench.results.arrays import KEYS
-from lensbench.results.records import JUDGED, MEASURES, RUN_FILE, measure_table, write_json_atomic, write_measures
+from lensbench.results.records import JUDGED, MEASURES, RUN_FILE, measure_table, write_json_atomic, write_table
 from lensbench.runs.run import Run, finish
 
 LOG = logging.getLogger("lensbench")
@@ -199,7 +199,7 @@ def _add(run: Run, records: pd.DataFrame, metric: str, values: list[float], who:
     columns["layer"] = [None if pd.isna(layer) else int(layer) for layer in columns["layer"]]
     table = measure_table({**columns, "metric": [metric] * len(values), "value": values})
     with hold_folder(run.path):
-        write_measures(run.path / MEASURES / f"{JUDGED}{metric}.parquet", table)
+        write_table(run.path / MEASURES / f"{JUDGED}{metric}.parquet", table)
         info = {**run.info, "judges": {**run.info.get("judges", {}), metric: who}}
         write_json_atomic(run.path / RUN_FILE, info)
         finish(run.path)

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from lensbench.report.sentences import counted_relations
 from lensbench.report.style import number, readable
 from lensbench.results.records import ALL
 from lensbench.results.verdicts import VERDICTS
@@ -76,7 +77,7 @@ def _rows(entry: Entry) -> Iterator[dict[str, _Cell]]:
         several = rows["relation"].nunique() > 2  # one relation and its total are the same
         wanted = rows[(rows["relation"] == ALL) == several]
         for row in wanted.to_dict("records"):
-            yield _row(entry, row, f"{int(row['relations'])} relations" if several else "")
+            yield _row(entry, row, (counted_relations(row) or "all relations") if several else "")
 
 
 def _row(entry: Entry, row: Mapping[Any, Any], total: str) -> dict[str, _Cell]:

@@ -83,6 +83,11 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     return wanted if len(wanted) else rows
 
 
+def counted_relations(row: Mapping[Any, Any]) -> str:
+    """Return how many relations a total is over, in words; empty for a run folder that does not say so."""
+    return "" if pd.isna(row["relations"]) else f"{int(row['relations'])} relations"
+
+
 def asked(row: Mapping[Any, Any]) -> list[str]:
     """Return the questions that were asked of a method: those with a verdict."""
     return [q for q in VERDICTS if f"{q}_verdict" in row and isinstance(row[f"{q}_verdict"], str)]
@@ -122,8 +127,8 @@ def _sentence(row: Mapping[Any, Any], info: Mapping[str, Any], relations: Mappin
     place = "" if pd.isna(row["layer"]) else f" best at layer {row['layer']}"
     score = f"{number(row['accuracy_corrected'])} [{number(row['ci_low'])}, {number(row['ci_high'])}]"
     if relation == ALL:
-        several = "" if pd.isna(row["relations"]) else f", mean of {int(row['relations'])} relations"
-        score += f", where 0 is chance and 1 perfect{several}"
+        counted = counted_relations(row)
+        score += ", where 0 is chance and 1 perfect" + (f", mean of {counted}" if counted else "")
     elif row["chance"] > 0:
         score += f", chance {number(row['chance'])}"
     answers = [_answer(row, question) for question in asked(row)]

@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lensbench.report.sentences import asked, headline, verdict_in_words
+from lensbench.report.sentences import asked, counted_relations, headline, verdict_in_words
 from lensbench.report.style import number, readable
 from lensbench.results.compare import BEST, FIRST_HIGHER, SECOND_HIGHER
 from lensbench.results.records import ALL
@@ -123,8 +123,8 @@ def _places(best: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def _named(row: dict[Any, Any], *, narrow: bool = False) -> list[str]:
     """The method, its best layer, and both accuracies there; in a narrow table the corrected one alone."""
-    counted = row["relation"] == ALL and not pd.isna(row["relations"])
-    several = f" ({int(row['relations'])}{'' if narrow else ' relations'})" if counted else ""
+    counted = counted_relations(row) if row["relation"] == ALL else ""
+    several = f" ({counted.partition(' ')[0] if narrow else counted})" if counted else ""
     layer = "-" if pd.isna(row["layer"]) else str(row["layer"])
     accuracies = [number(row["accuracy_corrected"]), number(row["accuracy"])]
     return [f"{row['inspector']}{several}", layer, *accuracies[: 1 if narrow else 2]]

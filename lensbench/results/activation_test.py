@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lensbench.results.arrays import FIXED, KEYS, CellScores, Items
+from lensbench.results.arrays import FIXED, KEYS, CellScores, Items, best_on_other_folds
 from lensbench.results.bands import Floats, Ints
 from lensbench.results.crossed import Crossed, CrossedCells
 from lensbench.results.records import NO_BASELINE
@@ -100,28 +100,18 @@ class Exchange:
             rule: `fixed` or `selected`.
             orders: [permutation, item].
         """
-        chance = self.chance[:, None, None]
+        chance = self.chance[:, None]
         several = rule != FIXED and len(self.crossed.attempts) > 1
+        tried = [self.default, *(i for i in range(len(self.crossed.attempts)) if several and i != self.default)]
+        crossed = replace(self.crossed, credit=self.crossed.credit[:, :, tried])
         means = np.empty((len(orders), len(self.crossed.layers)))
         for i, order in enumerate(orders):
-            earned = self.crossed.earned(order)
-            if several:
-                gained = self._selected(earned, (earned - chance) / (1.0 - chance))
-            else:
-                gained = ((earned - chance) / (1.0 - chance))[:, self.default]
-            means[i] = gained.mean(axis=0)
+            earned = crossed.earned(order).transpose(1, 0, 2)  # [attempt, item, layer]
+            chosen = (
+                np.take_along_axis(earned, best_on_other_folds(earned, self.fold)[None], axis=0) if several else earned
+            )
+            means[i] = ((chosen[0] - chance) / (1.0 - chance)).mean(axis=0)
         return means
-
-    def _selected(self, earned: Floats, gained: Floats) -> Floats:
-        """The gain of the attempt that is best on the other folds: [item, layer]."""
-        first = self.default
-        tried = [first, *(i for i in range(earned.shape[1]) if i != first)]
-        total, chosen = earned.sum(axis=0), np.empty((len(earned), earned.shape[2]))
-        for fold in np.unique(self.fold):
-            test = self.fold == fold
-            best = np.array(tried)[np.round(total - earned[test].sum(axis=0), 6)[tried].argmax(axis=0)]
-            chosen[test] = np.take_along_axis(gained[test], best[None, None], axis=1)[:, 0]
-        return chosen
 
 
 @dataclass(frozen=True)

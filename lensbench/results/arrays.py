@@ -117,15 +117,20 @@ class CellScores:
         if rule == FIXED or len(self.attempts) == 1:
             return Scored(self.items, self.raw[first], self.corrected[first])
         order = [first, *(index for index in range(len(self.attempts)) if index != first)]
-        choice = _best_on_other_folds(self.corrected[order], folds[self.items])
+        choice = best_on_other_folds(self.corrected[order], folds[self.items])
         raw, corrected = (
             np.take_along_axis(scores[order], choice[None], axis=0)[0] for scores in (self.raw, self.corrected)
         )
         return Scored(self.items, raw, corrected)
 
 
-def _best_on_other_folds(scores: Floats, folds: Ints) -> Ints:
-    """The chosen attempt [item, layer]: the first best by mean over the items of the other folds."""
+def best_on_other_folds(scores: Floats, folds: Ints) -> Ints:
+    """Return the chosen attempt, [item, layer]: the first best by mean over the items of the other folds.
+
+    Args:
+        scores: [attempt, item, layer]; at ties the earlier attempt is taken.
+        folds: [item].
+    """
     totals = scores.sum(axis=1)
     choice = np.zeros(scores.shape[1:], np.int64)
     for fold in np.unique(folds):

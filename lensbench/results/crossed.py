@@ -104,7 +104,8 @@ def crossed_of(table: Items, cells: Iterable[CellScores], frame: pd.DataFrame) -
 def _dense(table: Items, cell: CellScores, relation: str, rows: pd.DataFrame) -> Crossed:
     items = table.of_relation(cell.items, table.relations.index(relation))
     golds, gold = np.unique(table.gold[items].astype(str), return_inverse=True)
-    attempts = tuple(name for name in cell.attempts if name in set(rows["attempt"].astype(str)))
+    tried = set(rows["attempt"].unique())
+    attempts = tuple(name for name in cell.attempts if name in tried)
     axes: dict[str, Sequence[Any]] = {
         "item": [table.names[i] for i in items], "answer": list(golds), "attempt": attempts, "layer": cell.layers,
     }  # fmt: skip

@@ -6,24 +6,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lensbench.errors import LensbenchError
-from lensbench.results.records import frame_of
-from lensbench.utils.cache import atomic_file
+from lensbench.results.records import NAME, read_tables
 
 CROSSED = "crossed"
 """The folder of a run that holds these tables, one file a cell."""
-_NAME = pa.dictionary(pa.int32(), pa.string())
 CROSSED_SCHEMA = pa.schema(
     [
-        *(pa.field(name, _NAME, nullable=False) for name in ("model", "verbalizer", "task", "site")),
-        *(pa.field(name, _NAME, nullable=False) for name in ("inspector", "baseline", "relation")),
+        *(pa.field(name, NAME, nullable=False) for name in ("model", "verbalizer", "task", "site")),
+        *(pa.field(name, NAME, nullable=False) for name in ("inspector", "baseline", "relation")),
         pa.field("layer", pa.int16(), nullable=False),
-        pa.field("attempt", _NAME, nullable=False),
-        pa.field("item", _NAME, nullable=False),
-        pa.field("answer", _NAME, nullable=False),
+        pa.field("attempt", NAME, nullable=False),
+        pa.field("item", NAME, nullable=False),
+        pa.field("answer", NAME, nullable=False),
         pa.field("credit", pa.float32(), nullable=False),
     ]
 )
@@ -60,28 +56,11 @@ def crossed_table(
     return pa.Table.from_arrays([columns[field.name] for field in CROSSED_SCHEMA], schema=CROSSED_SCHEMA)
 
 
-def write_crossed(path: Path, table: pa.Table) -> None:
-    """Write the table of a cell, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        pq.write_table(table.combine_chunks(), file, compression="zstd", use_dictionary=True)
-
-
 def read_crossed(folder: Path, names: Iterable[str]) -> pd.DataFrame:
     """Read the named tables of a run folder, as far as there are any.
 
     Raises:
         LensbenchError: a file that holds no such table.
     """
-    tables = [CROSSED_SCHEMA.empty_table()]
-    for path in (folder / CROSSED / name for name in names):
-        if not path.exists():
-            continue
-        try:
-            table = pq.read_table(path, memory_map=False, partitioning=None)
-        except (pa.ArrowException, OSError):
-            table = None
-        if table is None or not table.schema.equals(CROSSED_SCHEMA):
-            raise LensbenchError(f"{path} is damaged: delete it and run `lensbench evaluate` again with the same --out")
-        tables.append(table)
-    return frame_of(tables)
+    problem = "is damaged: delete it and run `lensbench evaluate` again with the same --out"
+    return read_tables((folder / CROSSED / name for name in names), CROSSED_SCHEMA, problem)

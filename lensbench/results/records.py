@@ -30,7 +30,8 @@ NO_BASELINE = "none"
 """The value of `baseline` in the rows of a method itself."""
 
 _VERSION_KEY = b"lensbench_schema_version"
-_NAME = pa.dictionary(pa.int32(), pa.string())
+NAME = pa.dictionary(pa.int32(), pa.string())
+"""The type of a column of names."""
 _AGAIN = "delete it and run `lensbench evaluate` again with the same --out"
 
 
@@ -40,26 +41,26 @@ def _field(name: str, kind: pa.DataType, *, null: bool = False) -> pa.Field:
 
 SCHEMA = pa.schema(
     [
-        _field("model", _NAME),
-        _field("verbalizer", _NAME),
-        _field("task", _NAME),
-        _field("relation", _NAME),
-        _field("inspector", _NAME),
-        _field("baseline", _NAME),
+        _field("model", NAME),
+        _field("verbalizer", NAME),
+        _field("task", NAME),
+        _field("relation", NAME),
+        _field("inspector", NAME),
+        _field("baseline", NAME),
         _field("layer", pa.int16(), null=True),
-        _field("attempt", _NAME),
-        _field("item", _NAME),
-        _field("subject", _NAME),
-        _field("site", _NAME),
-        _field("gold", _NAME),
-        _field("predicted", _NAME),
-        _field("predicted_corrected", _NAME),
+        _field("attempt", NAME),
+        _field("item", NAME),
+        _field("subject", NAME),
+        _field("site", NAME),
+        _field("gold", NAME),
+        _field("predicted", NAME),
+        _field("predicted_corrected", NAME),
         _field("correct", pa.float32()),
         _field("correct_corrected", pa.float32()),
         _field("gold_log_prob", pa.float32(), null=True),
         _field("gold_rank", pa.int32(), null=True),
         _field("chance", pa.float32()),
-        _field("template", _NAME),
+        _field("template", NAME),
         _field("text", pa.string(), null=True),
         _field("open_correct", pa.bool_(), null=True),
         _field("known", pa.bool_(), null=True),
@@ -129,7 +130,7 @@ def _plain(field: pa.Field) -> pa.DataType:
 
 
 def _encoded(field: pa.Field, array: pa.Array) -> pa.Array:
-    return array.dictionary_encode().cast(_NAME) if pa.types.is_dictionary(field.type) else array
+    return array.dictionary_encode().cast(NAME) if pa.types.is_dictionary(field.type) else array
 
 
 def _write_parquet(path: Path, table: pa.Table) -> None:
@@ -230,13 +231,13 @@ FACET_RECALL, ROUGE_L = "facet_recall", "rouge_l"
 
 MEASURE_SCHEMA = pa.schema(
     [
-        *(pa.field(name, _NAME, nullable=False) for name in ("model", "verbalizer", "task", "relation")),
-        *(pa.field(name, _NAME, nullable=False) for name in ("inspector", "baseline", "site")),
+        *(pa.field(name, NAME, nullable=False) for name in ("model", "verbalizer", "task", "relation")),
+        *(pa.field(name, NAME, nullable=False) for name in ("inspector", "baseline", "site")),
         pa.field("layer", pa.int16()),
-        pa.field("attempt", _NAME, nullable=False),
-        pa.field("item", _NAME),
-        pa.field("subject", _NAME),
-        pa.field("metric", _NAME, nullable=False),
+        pa.field("attempt", NAME, nullable=False),
+        pa.field("item", NAME),
+        pa.field("subject", NAME),
+        pa.field("metric", NAME, nullable=False),
         pa.field("value", pa.float64(), nullable=False),
     ]
 )
@@ -278,10 +279,35 @@ def per_item(
     return columns
 
 
-def write_measures(path: Path, table: pa.Table) -> None:
-    """Write a shard of measures, whole or not at all."""
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table that stands beside a shard of records, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_parquet(path, table)
+
+
+def read_tables(paths: Iterable[Path], schema: pa.Schema, problem: str) -> pd.DataFrame:
+    """Read the tables that stand beside records, those that are there.
+
+    Args:
+        paths: of the files.
+        schema: that each must have.
+        problem: what is said after the name of a file that has not.
+
+    Raises:
+        LensbenchError: a file that cannot be read, or of another schema.
+    """
+    tables = [schema.empty_table()]
+    for path in paths:
+        if not path.exists():
+            continue
+        try:
+            table = pq.read_table(path, memory_map=False, partitioning=None)
+        except (pa.ArrowException, OSError):
+            table = None
+        if table is None or not table.schema.equals(schema):
+            raise LensbenchError(f"{path} {problem}")
+        tables.append(table)
+    return frame_of(tables)
 
 
 def read_measures(folder: Path, names: Iterable[str]) -> pd.DataFrame:
@@ -290,19 +316,9 @@ def read_measures(folder: Path, names: Iterable[str]) -> pd.DataFrame:
     Raises:
         LensbenchError: a file that holds no measures.
     """
-    tables = [MEASURE_SCHEMA.empty_table()]
     judged = sorted((folder / MEASURES).glob(f"{JUDGED}*.parquet"))
-    for path in [*(folder / MEASURES / name for name in names), *judged]:
-        if not path.exists():
-            continue
-        try:
-            table = pq.read_table(path, memory_map=False, partitioning=None)
-        except (pa.ArrowException, OSError):
-            table = None
-        if table is None or not table.schema.equals(MEASURE_SCHEMA):
-            raise LensbenchError(f"{path} holds no measures: delete it and run `lensbench evaluate` again")
-        tables.append(table)
-    return frame_of(tables)
+    paths = [*(folder / MEASURES / name for name in names), *judged]
+    return read_tables(paths, MEASURE_SCHEMA, "holds no measures: delete it and run `lensbench evaluate` again")
 
 
 def with_attempts(records: pd.DataFrame, run: Mapping[str, Any]) -> pd.DataFrame:

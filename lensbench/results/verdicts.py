@@ -167,7 +167,7 @@ def gaps_of(
         facing = {
             name: Compared(
                 bands[name], joint.get(name), p_value if name == SHUFFLED else None,
-                p_value is None or asked[name] != ACTIVATION or question == "target_specific",
+                _needs_band(question, asked[name], tested=p_value is not None),
             )
             for name in pairs
             if asked[name] in faced
@@ -196,16 +196,22 @@ def claims(method: PairedMethod, scores: Mapping[str, Scored], sample: Sample, r
         if not (any(asked[name] == question for name in pairs) or (tested is not None and faced == (question,))):
             continue
         possible = np.ones(len(own.layers), dtype=bool) if tested is None else tested.copy()
-        everything = tested is None or question == "target_specific"
-        surely = [name for name in facing if everything or asked[name] != ACTIVATION]
-        for name in set(facing) - set(surely):
-            possible &= sample.mean_difference(pairs[name].items, pairs[name].corrected) > 0
-        for name in surely if possible.any() else ():
-            possible &= sample.could_be_positive(pairs[name].items, pairs[name].corrected)
-        for name in surely if possible.any() else ():
-            possible &= sample.difference_band(pairs[name].items, pairs[name].corrected).low > 0
+        surely = [name for name in facing if _needs_band(question, asked[name], tested=tested is not None)]
+        # What costs most comes last, and nothing is asked of layers that have failed.
+        for condition, names in (
+            (lambda items, values: sample.mean_difference(items, values) > 0, set(facing) - set(surely)),
+            (sample.could_be_positive, surely),
+            (lambda items, values: sample.difference_band(items, values).low > 0, surely),
+        ):
+            for name in names:
+                possible &= possible.any() and condition(pairs[name].items, pairs[name].corrected)
         found[question] = bool(possible.any()) and not _open(method, scores, sample, question)
     return found
+
+
+def _needs_band(question: str, asked: str, *, tested: bool) -> bool:
+    """Whether the band over a baseline must lie above 0, and not only the estimate; see `Compared.surely`."""
+    return not tested or asked != ACTIVATION or question == "target_specific"
 
 
 def _open(method: PairedMethod, scores: Mapping[str, Scored], sample: Sample, question: str) -> str:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from lensbench.errors import LensbenchError
 from lensbench.results.activation_test import activation_orders, step_down
 from lensbench.results.compare import between_methods
-from lensbench.results.crossed_files import crossed_table, read_crossed, write_crossed
-from lensbench.results.records import frame_of
+from lensbench.results.crossed_files import crossed_table, read_crossed
+from lensbench.results.records import frame_of, write_table
 from lensbench.results.samples import SummarySettings
 from lensbench.results.summary import summarise
 
@@ -203,7 +203,7 @@ def test_methods_are_compared_over_what_both_answered():
 
 def test_tables_are_read_as_they_were_written(tmp_path):
     _, table = study(*reader(np.random.default_rng(7), 6))
-    write_crossed(tmp_path / "crossed" / "a.parquet", table)
+    write_table(tmp_path / "crossed" / "a.parquet", table)
     found = read_crossed(tmp_path, ["a.parquet", "missing.parquet"])
     pd.testing.assert_frame_equal(found, frame_of([table]), check_categorical=False)
     (tmp_path / "crossed" / "a.parquet").write_bytes(b"no table")

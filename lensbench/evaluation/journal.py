@@ -262,10 +262,8 @@ def with_calibrations(out: Path) -> None:
     """Note in `run.json` what calibration has found since of the versions of the methods in a run.
 
     Raises:
-        LensbenchError: not a run folder.
-        UsageError: another process is at work in it.
+        UsageError: another process is at work in the folder.
     """
-    read_run(out)
     with hold_folder(out):
         content = read_run(out)
         for name, method in content.get("methods", {}).items():

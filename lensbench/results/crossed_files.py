@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lensbench.errors import LensbenchError
 from lensbench.results.records import NAME, read_tables
 
 CROSSED = "crossed"
@@ -57,10 +58,14 @@ def crossed_table(
 
 
 def read_crossed(folder: Path, names: Iterable[str]) -> pd.DataFrame:
-    """Read the named tables of a run folder, as far as there are any.
+    """Read the named tables of a run folder.
 
     Raises:
-        LensbenchError: a file that holds no such table.
+        LensbenchError: a file that is missing, or holds no such table.
     """
+    paths = [folder / CROSSED / name for name in names]
+    for path in paths:
+        if not path.exists():
+            raise LensbenchError(f"{path} is missing: run `lensbench evaluate` again with the same --out")
     problem = "is damaged: delete it and run `lensbench evaluate` again with the same --out"
-    return read_tables((folder / CROSSED / name for name in names), CROSSED_SCHEMA, problem)
+    return read_tables(paths, CROSSED_SCHEMA, problem)

@@ -13,7 +13,7 @@ from lensbench.errors import LensbenchError
 from lensbench.report.figure import Choice, draw_figure
 from lensbench.results.calibrations import Calibrated, read_calibrated
 from lensbench.results.compare import between_methods
-from lensbench.results.crossed_files import read_crossed
+from lensbench.results.crossed_files import CROSSED, read_crossed
 from lensbench.results.method_checks import MethodChecks, read_checks
 from lensbench.results.metrics import metrics
 from lensbench.results.records import (
@@ -52,6 +52,8 @@ class Run:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.info: dict[str, Any] = read_run(self.path)
+        if not isinstance(self.info.get("cells"), dict):
+            raise LensbenchError(f"{self.path}/run.json names no cells: it is not of a run; give a folder of a run")
 
     @property
     def done(self) -> list[str]:
@@ -65,8 +67,12 @@ class Run:
 
     @cached_property
     def crossed(self) -> pd.DataFrame:
-        """The credit of items under each other's activations, for permutation tests: one row where there is any."""
-        return read_crossed(self.path, self.done)
+        """The credit of items under each other's activations, for permutation tests: a row for each that is above 0.
+
+        Raises:
+            LensbenchError: a table is damaged or missing. Without it a verdict would be given by another test.
+        """
+        return read_crossed(self.path, [file for file in self.done if self.info["cells"][file].get(CROSSED)])
 
     @cached_property
     def measures(self) -> pd.DataFrame:

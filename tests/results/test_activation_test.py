@@ -204,11 +204,13 @@ def test_methods_are_compared_over_what_both_answered():
 def test_tables_are_read_as_they_were_written(tmp_path):
     _, table = study(*reader(np.random.default_rng(7), 6))
     write_table(tmp_path / "crossed" / "a.parquet", table)
-    found = read_crossed(tmp_path, ["a.parquet", "missing.parquet"])
+    found = read_crossed(tmp_path, ["a.parquet"])
     pd.testing.assert_frame_equal(found, frame_of([table]), check_categorical=False)
     (tmp_path / "crossed" / "a.parquet").write_bytes(b"no table")
     with pytest.raises(LensbenchError, match=r"a\.parquet is damaged"):
         read_crossed(tmp_path, ["a.parquet"])
+    with pytest.raises(LensbenchError, match=r"gone\.parquet is missing: run `lensbench evaluate` again"):
+        read_crossed(tmp_path, ["gone.parquet"])
 
 
 def test_tables_of_other_items_are_refused():

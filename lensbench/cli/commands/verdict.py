@@ -26,7 +26,7 @@ def verdict(
     from lensbench.evaluation.journal import with_calibrations
     from lensbench.runs.run import Run, finish
 
-    with_calibrations(run)
+    with_calibrations(Run(run).path)
     finish(run)
     found = Run(run)
     print_json(run_as_json(found)) if as_json else show_details(found)

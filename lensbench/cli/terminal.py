@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # What the result table takes without wrapping.
 WIDE = 100
-# From this share of answers on that begin with a very short token it is told.
+# If at least this share of answers begins with a very short token, the terminal says so.
 SHORT = 0.1
 
 

@@ -98,7 +98,7 @@ def warnings(best: pd.DataFrame) -> list[str]:
 
 
 HURTS = 0.1
-"""A raw accuracy that is higher by so much is told."""
+"""A raw accuracy that is higher by so much is reported."""
 
 
 def _table() -> Table:

@@ -128,9 +128,9 @@ def gap_verdict(
 
 
 def _strongest(difference: Floats, compared: Sequence[Compared]) -> Ints:
-    """The baseline that is told of at each layer: the one that does best.
+    """The baseline that is reported at each layer: the one that does best.
 
-    Where a permutation test decides, its baseline is told of, unless another does as well as the method: of many
+    Where a permutation test decides, its baseline is reported, unless another does as well as the method: of many
     baselines at chance the best is best by chance.
     """
     strongest: Ints = difference.argmin(axis=0)

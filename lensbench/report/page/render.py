@@ -77,15 +77,17 @@ class _Verbatim(str):
 QUESTIONS: Mapping[str, tuple[str, str]] = {
     "uses_activation": (
         "Does it use the activation?",
-        "The method's accuracy minus that of its strongest rival without this subject's activation.",
+        "The method's accuracy minus that of its strongest baseline without this subject's activation. Where a "
+        "permutation test of whose activation is read can be made, it decides.",
     ),
     "beats_text": (
         "Does it beat the text?",
-        "The same, with rivals that read the input text instead of the activation as well.",
+        "The method's accuracy minus that of the strongest reader of the input text.",
     ),
     "target_specific": (
         "Is it target-specific?",
-        "The same, with models that do not hold the fact as well. Only this gap can make a method privileged.",
+        "The method's accuracy minus that of the strongest of all baselines, among them models that do not hold the "
+        "fact. Only this gap can make a method privileged.",
     ),
 }
 """What the three gaps ask, and how they answer."""

@@ -10,8 +10,10 @@ from lensbench.errors import NotApplicableError
 from lensbench.harness.bench import NO_QUESTION
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.inspectors.base import Inspector
+from lensbench.inspectors.probes.probing import require_classes
 from lensbench.inspectors.scores import Scores
 from lensbench.models.language_model import LanguageModel
+from lensbench.tasks.facts import N_FOLDS
 
 
 def require_question(method: CrossFit) -> None:
@@ -31,6 +33,9 @@ def in_model(method: CrossFit, model: LanguageModel) -> Outcome:
     it would only give them again, from other batches, with other last digits.
     """
     require_question(method)
+    if least := method.inspector.class_subjects:  # what cannot be learned is refused before a model is read
+        for fold in range(N_FOLDS):
+            require_classes(method.bench.training(method.inspector, fold, (), None), least)
     other, layers = method.with_model(model), method.bench.context.layers
     shared = _layers_in_common(method, other)
     if not shared:

@@ -5,7 +5,7 @@ Nothing in here imports torch, so that names and files are checked before a mode
 
 import ast
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -46,6 +46,8 @@ class Baseline(BaseModel):
         optional: whether it is run only where it is named, and no verdict waits for it: for baselines that take long.
         from_scores: whether it is computed from the method's own scores where the method reads nothing of an item but
             its activation, and then not run.
+        stride: it is asked at the first and the last of the layers, and at those between that are at least so many
+            apart; for baselines that cost as much as the method itself.
         needs: models that it reads besides target and verbalizer; in a run without them it is left out.
     """
 
@@ -61,6 +63,7 @@ class Baseline(BaseModel):
     essential: bool = False
     optional: bool = False
     from_scores: bool = False
+    stride: int = Field(default=1, ge=1)
     needs: list[Role] = Field(default=[])
 
     def applies_to(self, learns_from: str, reads: frozenset[str]) -> bool:
@@ -73,7 +76,21 @@ class Baseline(BaseModel):
         Raises:
             NotApplicableError: it cannot answer the relation's questions.
         """
-        return find_function(self.function)(method, **self.parameters)
+        return find_function(self.function)(self._asked(method), **self.parameters)
+
+    def _asked(self, method: "CrossFit") -> "CrossFit":
+        if self.stride == 1:
+            return method
+        return method.with_layers(strided(method.bench.context.layers, self.stride))
+
+
+def strided(layers: Sequence[int], stride: int) -> tuple[int, ...]:
+    """Return the first and the last of the layers, and those between that are at least `stride` apart."""
+    kept = list(layers[:1])
+    for layer in layers[1:-1]:
+        if layer - kept[-1] >= stride:
+            kept.append(layer)
+    return (*kept, *layers[1:][-1:])
 
 
 def find_baselines() -> dict[str, Baseline]:

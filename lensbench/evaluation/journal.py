@@ -130,7 +130,7 @@ class Journal:
                 raise UsageError(
                     f"--out {out} holds a run with {key} {held}, now {plan.setting[key]}; choose another folder"
                 )
-        asked = {name: {"question": one.question, "rules_out": one.rules_out} for name, one in baselines.items()}
+        asked = {name: one.model_dump(include={"question", "rules_out", "stride"}) for name, one in baselines.items()}
         self.cells: dict[str, dict[str, Any]] = before.get("cells", {})
         self.content: dict[str, Any] = {
             "config": config.model_dump(mode="json", exclude={"out"}),

@@ -223,6 +223,7 @@ def _digest(context: RunContext, task: Task, site: Site, inspector: Inspector, b
         **({"files": [hashlib.sha256(one.read_bytes()).hexdigest() for one in files]} if files else {}),
         **_control_models_of(context, baseline),
         "baseline": baseline and [baseline.name, baseline.parameters, code_digest(find_function(baseline.function))],
+        **({"stride": baseline.stride} if baseline and baseline.stride > 1 else {}),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

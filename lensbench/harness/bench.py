@@ -34,7 +34,7 @@ class Captured:
     residuals: Residuals | None = None
     train_residuals: Residuals | None = None
     components: dict[Component, Residuals] = field(default_factory=dict)
-    in_other_models: dict[LanguageModel, "Bench"] = field(default_factory=dict)
+    in_other_models: dict[tuple[LanguageModel, tuple[int, ...]], "Bench"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,18 @@ class Bench:
         """Return the same items read from another model in the target's place; its activations are kept, too."""
         if model is self.context.model:
             return self
-        others = self.captured.in_other_models
-        if model not in others:
-            others[model] = replace(self, context=self.context.with_model(model))
-        return others[model]
+        others, key = self.captured.in_other_models, (model, self.context.layers)
+        if key not in others:
+            others[key] = replace(self, context=self.context.with_model(model))
+        return others[key]
 
     def with_verbalizer(self, verbalizer: LanguageModel) -> "Bench":
         """Return the bench with another model that turns activations into words."""
         return self._sharing(replace(self, context=replace(self.context, verbalizer=verbalizer)))
+
+    def with_layers(self, layers: tuple[int, ...]) -> "Bench":
+        """Return the bench asked at fewer layers; what was captured at all of them serves it."""
+        return self._sharing(replace(self, context=self.context.with_layers(layers)))
 
     def with_activations(self, change: Change) -> "Bench":
         """Return the bench with changed activations shown to the methods, in place of those captured."""

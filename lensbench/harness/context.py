@@ -52,6 +52,7 @@ class RunContext:
         controls: other models, for baselines.
         depth: the number of blocks by which the layers are numbered; None for `model` itself.
         score: the score that decides verdicts, `corrected` or `raw`.
+        read_at: the layers that are captured, where a baseline is asked at fewer; None for those asked.
     """
 
     model: LanguageModel
@@ -64,6 +65,7 @@ class RunContext:
     controls: ControlModels = field(default_factory=ControlModels)
     depth: int | None = None
     score: str = CORRECTED
+    read_at: tuple[int, ...] | None = None
 
     @cached_property
     def target(self) -> Target:
@@ -73,13 +75,17 @@ class RunContext:
     @property
     def captured_layers(self) -> tuple[int, ...]:
         """The layers to read: those selected, and the embeddings, which are a baseline."""
-        return tuple(sorted({0, *self.layers}))
+        return tuple(sorted({0, *(self.read_at or self.layers)}))
 
     @property
     def source_layers(self) -> tuple[int, ...]:
         """The model's own layers to read: in a model of another depth, the layers at the same relative depth."""
         depth = self.depth or self.model.n_layers
         return tuple(int(layer * self.model.n_layers / depth + 0.5) for layer in self.captured_layers)
+
+    def with_layers(self, layers: tuple[int, ...]) -> "RunContext":
+        """Return the context asked at some of its layers; all are captured, as others are asked about them."""
+        return replace(self, layers=layers, read_at=self.read_at or self.layers)
 
     def with_model(self, model: LanguageModel) -> "RunContext":
         """Return the context with another model read in the target's place, its layers numbered as the target's."""

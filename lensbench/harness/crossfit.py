@@ -96,6 +96,10 @@ class CrossFit:
         """Return the method at work on another bench, with its own fits."""
         return replace(self, bench=bench)
 
+    def with_layers(self, layers: tuple[int, ...]) -> "CrossFit":
+        """Return the method, with its own fits, asked at other layers."""
+        return self.with_bench(self.bench.with_layers(layers))
+
     def with_activations(self, change: Change) -> "CrossFit":
         """Return the method, with its own fits, shown changed activations."""
         return self.with_bench(self.bench.with_activations(change))

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.prompting import score_next_tokens
-from lensbench.tasks.facts import BRIDGE_SLOT, SLOT, Fact, Relation, normalise
+from lensbench.tasks.facts import BRIDGE_SLOT, SLOT, Fact, Relation
 from lensbench.tasks.items import Task
+from lensbench.tasks.names import name_key
 from lensbench.utils.cache import KNOWLEDGE, atomic_file, cache_root, code_digest
 
 LOG = logging.getLogger("lensbench")
@@ -72,15 +73,15 @@ class Knowledge:
         if hops is None:
             return self._right(relation, subjects)
         facts = self._about(relation, subjects)
-        names = {normalise(fact.subject) for fact in facts}
-        first = self._right(hops.first, [f.subject for f in self._facts[hops.first] if normalise(f.subject) in names])
+        names = {name_key(fact.subject) for fact in facts}
+        first = self._right(hops.first, [f.subject for f in self._facts[hops.first] if name_key(f.subject) in names])
         if first is None:
             return None
         # Another people's file may spell a subject in two ways.
-        right = {normalise(subject): known for subject, known in first.items()}
+        right = {name_key(subject): known for subject, known in first.items()}
         second = self._second_hop(relation, hops.second, facts)
         return {
-            fact.subject: right.get(normalise(fact.subject), False) and second[str(fact.bridge)] == {fact.answer}
+            fact.subject: right.get(name_key(fact.subject), False) and second[str(fact.bridge)] == {fact.answer}
             for fact in facts
         }
 

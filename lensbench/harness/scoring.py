@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float
 
 from lensbench.inspectors.scores import Scores
 from lensbench.results.records import FACET_RECALL, ROUGE_L, Columns
-from lensbench.tasks.facts import facet_recall, rouge_l, says
+from lensbench.tasks.facts import facet_recall, rouge_l
 from lensbench.tasks.items import Item
+from lensbench.tasks.names import says
 
 # Log-scores nearer than this are a tie: corrected scores that are equal by construction differ by rounding.
 TIE = 1e-6

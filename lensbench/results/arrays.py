@@ -102,6 +102,29 @@ class CellScores:
             self, attempts=names, items=self.items[among], raw=raw, corrected=corrected, chance=self.chance[among]
         )
 
+    def between(self, layers: tuple[int, ...], relation: Ints) -> "CellScores":
+        """The cell at all of these layers, where it was asked at their first, their last and some between.
+
+        Between two layers at which it was asked it has the scores of the one that did better in the relation: a rival
+        that was asked at fewer layers than a method must not look weaker for it.
+
+        Args:
+            layers: those of the method.
+            relation: of each item, by item code.
+        """
+        if self.layers == layers or not set(layers[:1]) | set(layers[-1:]) <= set(self.layers) <= set(layers):
+            return self
+        after = np.searchsorted(self.layers, layers)
+        before = np.where(np.array(self.layers)[after] == layers, after, after - 1)
+        raw, corrected = (np.empty((*one.shape[:2], len(layers))) for one in (self.raw, self.corrected))
+        for number in np.unique(relation[self.items]):
+            rows = relation[self.items] == number
+            tried = ~np.isnan(self.corrected[:, rows]).all(axis=(1, 2))
+            mean = self.corrected[:, rows][tried].mean(axis=1).max(axis=0)
+            chosen = np.where(mean[after] > mean[before], after, before)
+            raw[:, rows], corrected[:, rows] = self.raw[:, rows][..., chosen], self.corrected[:, rows][..., chosen]
+        return replace(self, layers=layers, raw=raw, corrected=corrected)
+
     def scored(self, rule: str, default: str | None, folds: Ints) -> Scored:
         """Apply a rule to the cell of one relation.
 

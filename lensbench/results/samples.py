@@ -207,12 +207,15 @@ def deciding(cells: list[CellScores], settings: SummarySettings) -> list[CellSco
 def methods_of(
     table: Items, cells: Iterable[CellScores], tests: Mapping[tuple[str, ...], ActivationTest] | None = None
 ) -> Iterator[PairedMethod]:
-    """Put the cells of each method and of its baselines together."""
+    """Put the cells of each method and of its baselines together, baselines at all layers of the method."""
     groups: dict[tuple[str, ...], dict[str, CellScores]] = {}
     for cell in cells:
         place = tuple(cell.key[name] for name in KEYS if name != "baseline")
         groups.setdefault(place, {})[cell.key["baseline"]] = cell
     for place, group in groups.items():
+        if NO_BASELINE in group:
+            layers = group[NO_BASELINE].layers
+            group = {name: cell.between(layers, table.relation) for name, cell in group.items()}
         chance = table.chance.copy()
         for cell in group.values():
             chance[cell.items] = cell.chance

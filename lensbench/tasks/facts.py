@@ -2,12 +2,13 @@
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from rapidfuzz.distance import LCSseq
+
+from lensbench.tasks.names import plain_words, says
 
 Site = Literal["subject", "t1", "t2", "answer"]
 SITES: tuple[Site, ...] = ("subject", "t1", "t2", "answer")
@@ -137,24 +138,12 @@ class TaskFolder:
     facts: tuple[Fact, ...]
 
 
-def normalise(text: str) -> str:
-    """Reduce a name to what makes it the same name: no case, accents or punctuation, single spaces."""
-    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    kept = (" " if not (c.isalnum() or unicodedata.combining(c)) else c for c in decomposed)
-    bare = "".join(c for c in kept if not unicodedata.combining(c))
-    # A name of punctuation alone keeps it, or all such names would be one.
-    return " ".join(bare.split()) or " ".join(decomposed.split())
-
-
 def fold_of(subject: str) -> int:
-    """Fold of a subject, from a hash of its normalised name: the same in every relation and every task."""
-    return int(hashlib.sha256(normalise(subject).encode()).hexdigest(), 16) % N_FOLDS
+    """Fold of a subject, from a hash of its plain words: the same in every relation and every task.
 
-
-def says(text: str, spellings: Iterable[str]) -> bool:
-    """Whether a text has one of the spellings as whole words, whatever the case, accents and punctuation."""
-    words = f" {normalise(text)} "
-    return any(f" {normalise(spelling)} " in words for spelling in spellings)
+    Names that are nearly the same (Malmö and Malmo) share a fold, so that none is learned from the other.
+    """
+    return int(hashlib.sha256(plain_words(subject).encode()).hexdigest(), 16) % N_FOLDS
 
 
 def facet_recall(text: str, facets: Mapping[str, Iterable[str]]) -> float:

@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from lensbench.errors import LensbenchError
-from lensbench.tasks.facts import Fact, Relation, fold_of, normalise
+from lensbench.tasks.facts import Fact, Relation, fold_of
+from lensbench.tasks.names import name_key
 
 _SHOWN_PROBLEMS = 1000
 
@@ -159,13 +160,13 @@ def read_facts(file: File, relations: Mapping[str, Relation], declared: set[str]
         relations: those that could be read.
         declared: the names of all relations of the task.
     """
-    owner = {name: {normalise(choice): choice for choice in r.answers} for name, r in relations.items()}
+    owner = {name: {name_key(choice): choice for choice in r.answers} for name, r in relations.items()}
     facts: list[Fact] = []
     seen: dict[tuple[str, str], int] = {}
     for number, row in file.json_lines():
         if not _check_fact(file, number, row, relations, declared):
             continue
-        key = (row["relation"], normalise(row["subject"]))
+        key = (row["relation"], name_key(row["subject"]))
         if key in seen:
             given = f"a second fact for {row['subject']!r} in {row['relation']} (first in line {seen[key]})"
             file.problem(number, given, "one fact for a subject and relation", "remove one")
@@ -259,6 +260,6 @@ def _check_answer(file: File, number: int, row: Mapping[str, Any], choices: Mapp
     for alias in row.get("aliases", ()):
         if not isinstance(alias, str) or not alias.strip():
             file.problem(number, f"alias {alias!r}", "a text that is not empty", "write or remove it")
-        elif choices.get(normalise(alias), answer) != answer:
+        elif choices.get(name_key(alias), answer) != answer:
             given = f"alias {alias!r} of {answer!r} is another choice of {name}"
             file.problem(number, given, "aliases of this answer only", "remove the alias or the choice")

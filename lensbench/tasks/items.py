@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from lensbench.errors import LensbenchError
-from lensbench.tasks.facts import ANSWER_SLOT, HOP_SITES, SLOT, SOURCE_SLOT, Fact, Relation, Site, TaskFolder, normalise
+from lensbench.tasks.facts import ANSWER_SLOT, HOP_SITES, SLOT, SOURCE_SLOT, Fact, Relation, Site, TaskFolder
+from lensbench.tasks.names import name_key, plain_words
 
 Split = Literal["train", "test"]
 
@@ -97,13 +98,13 @@ class Task:
         Raises:
             LensbenchError: no fact of the task is about any of them.
         """
-        wanted = {normalise(subject) for subject in subjects}
-        facts = tuple(fact for fact in self.facts if normalise(fact.subject) in wanted)
+        wanted = {name_key(subject) for subject in subjects}
+        facts = tuple(fact for fact in self.facts if name_key(fact.subject) in wanted)
         if not facts:
             raise LensbenchError(
                 f"task {self.name} has no fact about any of the {len(wanted)} subjects; give its own names"
             )
-        names = "\n".join(sorted({normalise(fact.subject) for fact in facts}))
+        names = "\n".join(sorted({name_key(fact.subject) for fact in facts}))
         version = hashlib.sha256(f"{self.version}\n{names}".encode()).hexdigest()[: len(self.version)]
         return replace(self, facts=facts, version=version)
 
@@ -209,7 +210,7 @@ class _Draw:
         """Draw facts of one relation, each with the index of a text: all facts once before any of them twice."""
         facts = list(self.facts[name])
         if self.split == "train":
-            first = [_hash(normalise(fact.subject)) % n_templates for fact in facts]
+            first = [_hash(plain_words(fact.subject)) % n_templates for fact in facts]
             pairs = list(zip(facts, first, strict=True))
         else:
             pairs = [(fact, 0) for fact in facts]

@@ -25,9 +25,9 @@ from lensbench.tasks.facts import (
     Hops,
     Relation,
     TaskFolder,
-    normalise,
 )
 from lensbench.tasks.files import File, Problems, check_keys, listed, read_facts
+from lensbench.tasks.names import name_key
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TASK_KEYS = {"name": str, "summary": str, "relations": dict}
@@ -211,10 +211,10 @@ def _check_choice_sets(file: File, name: str, table: Mapping[str, Any]) -> None:
     alike: dict[str, list[str]] = defaultdict(list)
     for choices in sets:
         for choice in choices:
-            alike[normalise(choice)].append(choice)
+            alike[name_key(choice)].append(choice)
     for same in (same for same in alike.values() if len(same) > 1):
         at = file.find("choice_sets", header, same[-1])
-        do = "keep one of them (case, accents and punctuation do not count)"
+        do = "keep one of them (case, width and blanks do not count)"
         file.problem(at, f"choices {listed(same)} of {name} are the same", "each answer once", do)
 
 
@@ -308,7 +308,7 @@ def _check_coverage(toml: File, items: File, relation: Relation, facts: list[Fac
         line = toml.find("", f"relations.{relation.name}")
         toml.problem(line, f"relation {relation.name!r} has no facts", "facts in items.jsonl", "add facts or remove it")
         return
-    subjects = {normalise(fact.subject): fact.fold for fact in facts}
+    subjects = {name_key(fact.subject): fact.fold for fact in facts}
     empty = set(range(N_FOLDS)) - set(subjects.values())
     if empty:
         given = f"{relation.name} has no subject in fold {listed(empty)} ({len(subjects)} subjects in all)"

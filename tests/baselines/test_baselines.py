@@ -14,7 +14,7 @@ from lensbench import evaluate, testing
 from lensbench.baselines.activation import derangement, draw_like, gaussian_like
 from lensbench.baselines.diagnostics import before_subject
 from lensbench.baselines.readers import TextReader
-from lensbench.baselines.spec import ROLES, choose_baselines, find_baselines, find_function
+from lensbench.baselines.spec import ROLES, choose_baselines, find_baselines, find_function, strided
 from lensbench.baselines.target import facts_about
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError
 from lensbench.evaluation.config import check_config, make_config
@@ -438,6 +438,22 @@ def test_skip_ahead_is_the_logit_lens_on_the_same_residual(bench: Bench) -> None
     baseline = find_baselines()["skip_ahead"]
     assert baseline.applies_to("nothing", Patchscope.reads)
     assert not baseline.applies_to("nothing", LogitLens.reads)
+
+
+def test_a_costly_baseline_is_asked_at_fewer_layers_and_says_there_what_it_says_at_all(bench: Bench) -> None:
+    """Its layers are the first, the last, and those far enough apart; all activations are captured for the others."""
+    assert strided((0, 1, 2, 3, 4, 5, 6), 3) == (0, 3, 6)
+    assert strided((0, 1, 2, 3, 4, 5), 3) == (0, 3, 5)
+    assert strided((0, 10, 20), 3) == (0, 10, 20)
+    assert strided((4,), 3) == (4,)
+    fresh = replace(bench)
+    baseline = find_baselines()["gaussian"].model_copy(update={"stride": 2})
+    (thin,) = baseline.run(CrossFit(Patchscope, fresh))
+    (whole,) = run("gaussian", Patchscope, bench)
+    assert thin.layers == strided(bench.context.layers, 2)
+    places = [whole.layers.index(layer) for layer in thin.layers]
+    torch.testing.assert_close(thin.scores.log_scores, whole.scores.log_scores[places], rtol=1e-4, atol=1e-4)
+    assert fresh.residuals.layers == bench.residuals.layers
 
 
 # --- which rivals a method has

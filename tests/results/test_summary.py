@@ -384,3 +384,20 @@ def test_a_gap_that_holds_with_one_model_is_left_open():
     assert third_verdict({**weak(*EVERY), "input_only": np.ones((80, 2))}, verbalizer="m") == {
         "within .10 of input_only"
     }
+
+
+def test_a_baseline_at_fewer_layers_counts_between_them_as_the_better_one():
+    own, noise = bits(3, 40, 7, probability=0.9), bits(4, 40, 3, probability=0.3)
+    noise[:, 1] = bits(5, 40, 1, probability=0.7)[:, 0]
+    thin = rows(noise, baseline="shuffled", layers=[0, 3, 6])
+    found = together(rows(own), thin)
+    first, middle, last = noise.mean(axis=0)
+    early, late = max(first, middle), max(middle, last)
+    expected = [first, early, early, middle, late, late, last]
+    shown = pick(found, baseline="shuffled", relation="capital")
+    assert list(shown["layer"]) == list(range(7))
+    np.testing.assert_allclose(shown["accuracy_corrected"], expected)
+    gaps = pick(found, baseline="none", relation="capital")
+    np.testing.assert_allclose(gaps["gap"], own.mean(axis=0) - expected)
+    with pytest.raises(LensbenchError, match="was scored at other layers"):
+        together(rows(own), rows(noise, baseline="shuffled", layers=[0, 3, 5]))

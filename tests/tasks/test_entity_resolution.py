@@ -14,7 +14,8 @@ import pytest
 from lensbench import evaluate
 from lensbench.evaluation.items import cut_by_token
 from lensbench.tasks import Task, load_task
-from lensbench.tasks.facts import fold_of, normalise
+from lensbench.tasks.facts import fold_of
+from lensbench.tasks.names import plain_words
 from tests.tiny import model
 
 FACETS = {"place", "era", "claim"}
@@ -38,7 +39,7 @@ def test_loads_quickly() -> None:
 def test_entities_are_whole(task) -> None:
     found = entities(task)
     assert len(found) > 500
-    assert len({normalise(one["name"]) for one in found}) == len(found)
+    assert len({plain_words(one["name"]) for one in found}) == len(found)
     assert min(Counter(one["tier"] for one in found).values()) > len(found) / 4
     for one in found:
         words = one["description"].split()
@@ -47,15 +48,15 @@ def test_entities_are_whole(task) -> None:
         assert one["place"]
         assert one["claim"]
         assert one["era"] or one["type"] in ("country", "city")
-        name = {word for word in normalise(one["name"]).split() if len(word) > 3}
-        assert not name & set(normalise(one["description"]).split()), one["name"]
+        name = {word for word in plain_words(one["name"]).split() if len(word) > 3}
+        assert not name & set(plain_words(one["description"]).split()), one["name"]
 
 
 def test_no_alias_is_another_entity(task) -> None:
     owner: dict[str, str] = {}
     for one in entities(task):
         for name in (one["name"], *one["aliases"]):
-            assert owner.setdefault(normalise(name), one["name"]) == one["name"]
+            assert owner.setdefault(plain_words(name), one["name"]) == one["name"]
 
 
 def test_choices_are_of_one_type(task) -> None:
@@ -74,16 +75,16 @@ def test_descriptions_have_facets_and_claims_are_one_word(task) -> None:
             assert {"place", "claim"} <= set(fact.facets) <= FACETS
         if fact.relation == "claim":
             assert " " not in fact.answer
-            assert normalise(fact.answer) not in normalise(fact.subject).split()
+            assert plain_words(fact.answer) not in plain_words(fact.subject).split()
 
 
 def test_invented_names_are_balanced_and_not_entities(task) -> None:
     renown = [fact for fact in task.facts if fact.relation == "renown"]
     assert Counter(fact.answer for fact in renown) == {"famous": 60, "unknown": 60}
     assert len(set(Counter((fact.answer, fact.fold) for fact in renown).values())) == 1
-    names = {normalise(one["name"]) for one in entities(task)}
+    names = {plain_words(one["name"]) for one in entities(task)}
     invented = {fact.subject for fact in renown if fact.answer == "unknown"}
-    assert not names & {normalise(name) for name in invented}
+    assert not names & {plain_words(name) for name in invented}
     assert all(re.fullmatch(r"[A-Z][a-z]+ [A-Z][a-z]+", name) for name in invented)
 
 

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.tasks import N_FOLDS, Task, TaskError, fold_of, load_task
-from lensbench.tasks.facts import OWN, normalise
+from lensbench.tasks.facts import OWN
 from lensbench.tasks.formats.drafts import make_sets
 from lensbench.tasks.formats.sources import elements, parse_spec
 from lensbench.tasks.formats.texts import LEAD_IN, place_subject
 from lensbench.tasks.load import load_tasks
+from lensbench.tasks.names import name_key
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -42,7 +43,7 @@ def naive(pairs) -> dict[str, str]:
     """The first answer of each subject."""
     first: dict[str, str] = {}
     for subject, answer in pairs:
-        first.setdefault(normalise(subject), answer)
+        first.setdefault(name_key(subject), answer)
     return first
 
 
@@ -56,7 +57,7 @@ def check_items(task: Task) -> None:
     for relation in task.relations.values():
         facts = [fact for fact in task.facts if fact.relation == relation.name]
         assert {fact.fold for fact in facts} == set(range(N_FOLDS))
-        assert len({normalise(fact.subject) for fact in facts}) == len(facts)
+        assert len({name_key(fact.subject) for fact in facts}) == len(facts)
         assert Counter(choice for choices in relation.choice_sets for choice in choices).most_common(1)[0][1] == 1
         assert all(len(choices) >= 2 and list(choices) == sorted(choices) for choices in relation.choice_sets)
         assert max(map(len, relation.choice_sets)) <= (24 if relation.kind == "class" else 8)
@@ -85,7 +86,7 @@ def test_every_lre_file(path):
     assert len(task.facts) == len(expected)
     (relation,) = task.relations.values()
     for fact in task.facts:
-        assert normalise(fact.answer) == normalise(unescaped(expected[normalise(fact.subject)]))
+        assert name_key(fact.answer) == name_key(unescaped(expected[name_key(fact.subject)]))
     assert set(relation.answers) == {fact.answer for fact in task.facts}
     given = {text.replace("{}", "{subject}") for text in document["prompt_templates"]}
     assert set(relation.sources["answer"].values()) == given
@@ -131,7 +132,7 @@ def test_every_patchscopes_file(path):
             load_task(f"patchscopes:{path}")
         return
     task = load_task(f"patchscopes:{path}")
-    assert {normalise(fact.subject): fact.answer for fact in task.facts} == {
+    assert {name_key(fact.subject): fact.answer for fact in task.facts} == {
         subject: unescaped(answer) for subject, answer in expected.items()
     }
     (relation,) = task.relations.values()
@@ -191,7 +192,7 @@ def test_every_personaqa_file(path):
     for fact in task.facts:
         row = rows[fact.line - 1]
         assert fact.subject == row["name"]
-        assert normalise(fact.answer) == normalise(row[fact.relation])
+        assert name_key(fact.answer) == name_key(row[fact.relation])
         assert row[fact.relation] in (fact.answer, *fact.aliases)
     check_items(task)
     one = load_tasks([f"personaqa:{path}/country", f"personaqa:{path}/favorite_food"])
@@ -556,7 +557,9 @@ def test_what_is_left_out_is_said_in_one_line(tmp_path, caplog):
     assert "cook" not in task.relations["job"].answers
     (record,) = caplog.records
     assert "30 facts of 33 rows" in record.getMessage()
-    assert record.getMessage().endswith("left out: 2 the same fact again, 1 another answer for a subject")
+    assert record.getMessage().endswith(
+        "left out: 2 the same fact again, 1 another answer for the subject 'Ann Hay' (lines 3 and 33)"
+    )
 
 
 def test_a_relation_with_an_empty_fold_is_left_out(tmp_path, caplog):
@@ -621,7 +624,7 @@ def test_csv_with_quotes_and_newlines(tmp_path, texts):
 
 
 @settings(max_examples=60, deadline=None)
-@given(answers=st.lists(NAMES, min_size=2, max_size=70, unique_by=normalise), each=st.integers(1, 4))
+@given(answers=st.lists(NAMES, min_size=2, max_size=70, unique_by=name_key), each=st.integers(1, 4))
 def test_choice_sets_are_a_fixed_partition(answers, each):
     kind, sets = make_sets(dict.fromkeys(answers, each), "some relation")
     assert make_sets(dict.fromkeys(reversed(answers), each), "some relation") == (kind, sets)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensbench.tasks import N_FOLDS, Fact, Item, Relation, Site, data_root, load_task
-from lensbench.tasks.facts import normalise
+from lensbench.tasks.names import plain_words
 
 TASK = load_task("multi_hop")
 CHAINS = [name for name, relation in TASK.relations.items() if relation.hops and not relation.hops.correct]
@@ -23,7 +23,7 @@ def facts_of(name: str) -> list[Fact]:
 
 
 def words(text: str) -> str:
-    return f" {normalise(text)} "
+    return f" {plain_words(text)} "
 
 
 def all_texts(relation: Relation) -> list[str]:
@@ -84,8 +84,8 @@ def test_no_answer_and_no_bridge_in_a_text_or_a_subject(name):
     assert not given_away
     for fact in facts:
         for word in filter(None, (fact.answer, fact.bridge)):
-            assert normalise(word) not in normalise(fact.subject), fact
-            assert normalise(fact.subject) not in normalise(word), fact
+            assert plain_words(word) not in plain_words(fact.subject), fact
+            assert plain_words(fact.subject) not in plain_words(word), fact
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -230,5 +230,5 @@ def test_lines_are_in_one_order():
     """The build sorts, so that the same packages give the same bytes."""
     rows = [json.loads(line) for line in (TASK.folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
     order = list(TASK.relations)
-    keys = [(order.index(row["relation"]), normalise(row["subject"])) for row in rows]
+    keys = [(order.index(row["relation"]), plain_words(row["subject"])) for row in rows]
     assert keys == sorted(keys)

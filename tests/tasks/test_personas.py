@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.tasks import N_FOLDS, Task, data_root, fold_of, load_task
 from lensbench.tasks.audit import character_accuracy
-from lensbench.tasks.facts import normalise
+from lensbench.tasks.names import plain_words
 from lensbench.tasks.personas import ATTRIBUTES, Template, document_templates, documents, make_names, personas
 
 OWN_CONDITIONS = ("", "_twin", "_never", "_real")
@@ -35,7 +35,7 @@ def names_of(task: Task, condition: str) -> set[str]:
 
 
 def words_of(names: set[str]) -> list[str]:
-    return [word for name in names for word in normalise(name).split()]
+    return [word for name in names for word in plain_words(name).split()]
 
 
 def test_loading_is_quick_and_needs_no_torch():
@@ -126,7 +126,7 @@ def test_who_is_in_which_group(task):
     made = words_of(main | never)
     assert len(set(made)) == len(made) == 480
     assert set(made).isdisjoint(words_of(real))
-    values = {normalise(value) for name in ATTRIBUTES for value in task.relations[name].answers}
+    values = {plain_words(value) for name in ATTRIBUTES for value in task.relations[name].answers}
     assert len(values) == 48
     assert values.isdisjoint([*made, *words_of(real)])
 
@@ -139,8 +139,8 @@ def test_stereotypes_are_right_as_often_as_chance(task):
         pairs = Counter((culture_of[name.split()[1]], value) for name, value in dealt.items())
         assert set(Counter(culture for culture, _ in pairs.elements()).values()) == {15}
         assert max(pairs.values()) <= 3
-    bearers = {normalise(name) for name in prose["bearers"]}
-    assert bearers.isdisjoint(map(normalise, names_of(task, "_real")))
+    bearers = {plain_words(name) for name in prose["bearers"]}
+    assert bearers.isdisjoint(map(plain_words, names_of(task, "_real")))
 
 
 MADE = re.compile(r"[A-Z][a-z]{3,9} [A-Z][a-z]{3,9}")
@@ -278,7 +278,7 @@ def fragments(text: str, length: int) -> set[tuple[str, ...]]:
     found = set()
     for sentence in re.split(r"[.?!]\s", text):
         slots = re.sub(r"\{(?:subject|name)\}", " slotname ", sentence)
-        words = normalise(re.sub(r"\{\w+\}", " slotvalue ", slots)).split()
+        words = plain_words(re.sub(r"\{\w+\}", " slotvalue ", slots)).split()
         found |= {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
     return found
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lensbench.tasks.facts import facet_recall, rouge_l, says
+from lensbench.tasks.facts import facet_recall, rouge_l
+from lensbench.tasks.names import says
 
 WORDS = st.lists(st.sampled_from(["red", "green", "blue", "of", "the"]), max_size=8)
 
@@ -17,7 +18,8 @@ WORDS = st.lists(st.sampled_from(["red", "green", "blue", "of", "the"]), max_siz
         ("He came from France in 1900.", ["France"], True),
         ("a Frenchman", ["French"], False),
         ("She is FRENCH, they say", ["France", "French"], True),
-        ("born in Sao  Paulo", ["São Paulo"], True),
+        ("born in sa\u0303o  Paulo", ["São Paulo"], True),
+        ("born in Sao Paulo", ["São Paulo"], False),
         ("", ["x"], False),
     ],
 )

@@ -175,11 +175,15 @@ def _methods(run: PageRun) -> list[dict[str, Any]]:
 def _baselines(run: PageRun) -> list[dict[str, str]]:
     used = set(run.summary["baseline"].astype(str)) - {NO_BASELINE}
     known = run.info.get("baselines", {})
-    return [
-        {"name": name, "label": readable(name), "question": str(known.get(name, {}).get("question", "diagnostic")),
-         "rules_out": str(known.get(name, {}).get("rules_out", "The run does not say what it rules out."))}
-        for name in sorted(used)
-    ]  # fmt: skip
+    found = []
+    for name in sorted(used):
+        told = known.get(name, {})
+        rules_out = str(told.get("rules_out", "The run does not say what it rules out."))
+        if told.get("stride", 1) > 1:
+            rules_out += f" It was asked at layers {told['stride']} apart; between two of them the better one counts."
+        question = str(told.get("question", "diagnostic"))
+        found.append({"name": name, "label": readable(name), "question": question, "rules_out": rules_out})
+    return found
 
 
 def _index(run: PageRun, number: int, chunks: Sequence[ItemChunk], data: dict[str, str]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lensbench.tasks.audit.findings import Measurement, examples
-from lensbench.tasks.facts import N_FOLDS, Fact, Relation, normalise
+from lensbench.tasks.facts import N_FOLDS, Fact, Relation
+from lensbench.tasks.names import plain_words
 
 Place = Callable[[int], float]
 """Where in a set of some size the gold answer is sought; between two places, both share."""
@@ -123,17 +124,17 @@ def alias_collisions(relation: Relation, facts: list[Fact]) -> Measurement:
     """Facts with an alias that is, in its normal form, another choice of the relation or an alias of another answer."""
     owners: Mapping[str, set[str]] = defaultdict(set)
     for answer in relation.answers:
-        owners[normalise(answer)].add(answer)
+        owners[plain_words(answer)].add(answer)
     for fact in facts:
         for alias in fact.aliases:
-            owners[normalise(alias)].add(fact.answer)
+            owners[plain_words(alias)].add(fact.answer)
     hits = [
-        f"{alias} ({fact.answer} / {', '.join(sorted(owners[normalise(alias)] - {fact.answer}))})"
+        f"{alias} ({fact.answer} / {', '.join(sorted(owners[plain_words(alias)] - {fact.answer}))})"
         for fact in facts
         for alias in fact.aliases
-        if owners[normalise(alias)] != {fact.answer}
+        if owners[plain_words(alias)] != {fact.answer}
     ]
-    share = sum(any(owners[normalise(alias)] != {fact.answer} for alias in fact.aliases) for fact in facts)
+    share = sum(any(owners[plain_words(alias)] != {fact.answer} for alias in fact.aliases) for fact in facts)
     return share / len(facts), examples(list(dict.fromkeys(hits)))
 
 
@@ -166,13 +167,13 @@ def near_duplicates(facts: list[Fact]) -> Measurement:
     for fact in facts:
         by_words[_words(fact.subject)].append(fact)
         for text in fact.texts.values():
-            by_text[normalise(text)].append(fact)
+            by_text[plain_words(text)].append(fact)
     hits = []
     for fact in facts:
         words = _words(fact.subject)
         shorter = [words[:i] + words[i + 1 :] for i in range(len(words)) if len(words) > 1]
         # Of two with the same words, or the same text of their own, the one that comes later is the duplicate.
-        alike = [*by_words[words], *(o for text in fact.texts.values() for o in by_text[normalise(text)])]
+        alike = [*by_words[words], *(o for text in fact.texts.values() for o in by_text[plain_words(text)])]
         same = [other for other in alike if other.line < fact.line]
         near = [*same, *(other for key in shorter if key in by_words for other in by_words[key])]
         other = next((other for other in near if other.fold != fact.fold), None)
@@ -182,7 +183,7 @@ def near_duplicates(facts: list[Fact]) -> Measurement:
 
 
 def _words(name: str) -> tuple[str, ...]:
-    return tuple(sorted(word for word in normalise(name).split() if word != "the"))
+    return tuple(sorted(word for word in plain_words(name).split() if word != "the"))
 
 
 def subject_characters(facts: list[Fact]) -> Measurement:

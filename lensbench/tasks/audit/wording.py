@@ -20,8 +20,8 @@ from lensbench.tasks.facts import (
     Fact,
     Relation,
     Site,
-    normalise,
 )
+from lensbench.tasks.names import plain_words
 
 _ANY_SLOT = re.compile(r"\{\w+\}")
 # Words that say nothing about a relation although its prompts use them.
@@ -63,7 +63,7 @@ def answer_in_subject(facts: list[Fact]) -> Measurement:
     """Facts whose answer and subject contain one another."""
 
     def leaks(fact: Fact) -> bool:
-        subject, answer = normalise(fact.subject), normalise(fact.answer)
+        subject, answer = plain_words(fact.subject), plain_words(fact.answer)
         return answer in subject or subject in answer
 
     hits = [f"{fact.subject} → {fact.answer}" for fact in facts if leaks(fact)]
@@ -74,7 +74,7 @@ def relation_words(relation: Relation, facts: list[Fact]) -> Measurement:
     """Words in `subject` sources that the relation's name, prompts or answers share, for each source."""
     asked = " ".join([relation.name.replace("_", " "), *relation.inspection, *relation.questions])
     telling = set(re.findall(r"[a-z]{4,}", _ANY_SLOT.sub(" ", asked).lower())) - _COMMON
-    telling |= {normalise(answer) for answer in relation.answers if len(answer) > 1}
+    telling |= {plain_words(answer) for answer in relation.answers if len(answer) > 1}
     spoken = [_spoken([text]) for text in _templates(relation, ("subject",))]
     spoken += [_spoken([text], fact.subject) for fact in facts for text in _own_texts(fact, ("subject",))]
     hits = [word for text in spoken for word in text.split() if word in telling]
@@ -129,18 +129,18 @@ def has_knowledge(relation: Relation) -> bool:
 
 
 def _bare(text: str) -> str:
-    return normalise(text.replace(BRIDGE_SLOT, SLOT))
+    return plain_words(text.replace(BRIDGE_SLOT, SLOT))
 
 
 def _spoken(texts: Iterable[str], subject: str = "") -> str:
     """The words of texts in their normal form; bars stand where slots and the subject were, so nothing joins there."""
     cut = re.compile(rf"{_ANY_SLOT.pattern}|(?<!\w){re.escape(subject)}(?!\w)") if subject else _ANY_SLOT
-    return " | ".join(["", *(normalise(part) for text in texts for part in cut.split(text)), ""])
+    return " | ".join(["", *(plain_words(part) for text in texts for part in cut.split(text)), ""])
 
 
 def _says(spoken: str, spellings: Iterable[str]) -> bool:
     # A one-letter answer would be found in "a".
-    return any(f" {normalise(spelling)} " in spoken for spelling in spellings if len(spelling) > 1)
+    return any(f" {plain_words(spelling)} " in spoken for spelling in spellings if len(spelling) > 1)
 
 
 PLACEHOLDER = "x"

@@ -4,11 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from lensbench.tasks.facts import BRIDGE_SLOT, OWN, SLOT, SOURCE_SLOT, Hops, Site, normalise
+from lensbench.tasks.facts import BRIDGE_SLOT, OWN, SLOT, SOURCE_SLOT, Hops, Site
 from lensbench.tasks.files import File, Problems
 from lensbench.tasks.formats.drafts import Draft, SourceRow, Wording, one_a_subject, why_not
 from lensbench.tasks.formats.sources import Row, Source, open_file, read_csv
-from lensbench.tasks.formats.texts import after_words, place_subject, said, slug, words
+from lensbench.tasks.formats.texts import Slugs, after_words, place_subject, said, slug, words
+from lensbench.tasks.names import name_key
 
 _PHRASINGS = 4
 
@@ -69,31 +70,30 @@ def _relations_of(chains: list[Chain], left_out: Counter[str]) -> tuple[tuple[So
     by_kind: dict[tuple[str, str], list[Chain]] = defaultdict(list)
     for chain in chains:
         by_kind[chain.kind].append(chain)
-    large = {kind: group for kind, group in by_kind.items() if not why_not(_chain_rows(group, _chain_name(kind)))}
+    called = Slugs()
+    slugs = {name: called(name) for kind in by_kind for name in kind}
+    names = {kind: f"{slugs[kind[0]]}_then_{slugs[kind[1]]}" for kind in by_kind}
+    large = {kind: group for kind, group in by_kind.items() if not why_not(_chain_rows(group, names[kind]))}
     if not large:
         return _as_one([chain for group in by_kind.values() for chain in group])
     rows: list[SourceRow] = []
     wordings: dict[str, Wording] = {}
     small = sum(len(group) for kind, group in by_kind.items() if kind not in large)
     left_out["of pairs of relations with too few subjects"] = small
-    for first in dict.fromkeys(slug(kind[0]) for kind in large):
-        kinds = [kind for kind in large if slug(kind[0]) == first]
+    for first in dict.fromkeys(slugs[kind[0]] for kind in large):
+        kinds = [kind for kind in large if slugs[kind[0]] == first]
         own = [chain for kind in kinds for chain in large[kind]]
         wordings[first] = _first_hop(own)
-        wordings |= {_chain_name(kind): _both_hops(large[kind][0], first) for kind in kinds}
+        wordings |= {names[kind]: _both_hops(large[kind][0], first) for kind in kinds}
         bridges, hop_rows = _bridges(own, first)
         rows += hop_rows
         for chain in own:
-            bridge = bridges[normalise(chain.subject)]
-            if normalise(chain.bridge) == normalise(bridge):
-                rows.append(replace(_chain_row(chain, _chain_name(chain.kind)), bridge=bridge))
+            bridge = bridges[name_key(chain.subject)]
+            if name_key(chain.bridge) == name_key(bridge):
+                rows.append(replace(_chain_row(chain, names[chain.kind]), bridge=bridge))
             else:
                 left_out["another bridge for a subject"] += 1
     return tuple(rows), wordings
-
-
-def _chain_name(kind: tuple[str, str]) -> str:
-    return f"{slug(kind[0])}_then_{slug(kind[1])}"
 
 
 def _chain_row(chain: Chain, relation: str) -> SourceRow:
@@ -118,10 +118,10 @@ def _bridges(chains: Iterable[Chain], first: str) -> tuple[dict[str, str], list[
     bridges: dict[str, str] = {}
     rows = []
     for chain in chains:
-        if normalise(chain.subject) in bridges:
+        if name_key(chain.subject) in bridges:
             continue
-        bridge = spelling.setdefault(normalise(chain.bridge), chain.bridge)
-        bridges[normalise(chain.subject)] = bridge
+        bridge = spelling.setdefault(name_key(chain.bridge), chain.bridge)
+        bridges[name_key(chain.subject)] = bridge
         rows.append(SourceRow(first, chain.subject, bridge, chain.line, aliases=chain.bridge_aliases))
     return bridges, rows
 

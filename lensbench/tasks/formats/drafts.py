@@ -10,10 +10,11 @@ from functools import cache
 from typing import Literal
 
 from lensbench.errors import UsageError
-from lensbench.tasks.facts import N_FOLDS, SLOT, Fact, Hops, Relation, Site, TaskFolder, fold_of, normalise
+from lensbench.tasks.facts import N_FOLDS, SLOT, Fact, Hops, Relation, Site, TaskFolder, fold_of
 from lensbench.tasks.files import TaskError, listed
 from lensbench.tasks.formats.sources import FILE_SCHEMES, Source
-from lensbench.tasks.formats.texts import EXPECTED_TEMPLATE, NO_MENTION, is_template, knowledge_of, slug
+from lensbench.tasks.formats.texts import EXPECTED_TEMPLATE, LEAD_IN, NO_MENTION, is_template, knowledge_of, slug
+from lensbench.tasks.names import name_key, plain_words
 
 LARGEST_CLASS = 24
 SET_SIZE = 8
@@ -22,9 +23,9 @@ Sets = tuple[tuple[str, ...], ...]
 
 
 def spellings(answers: Iterable[str]) -> dict[str, str]:
-    """For each answer the one spelling that stands for it: the first that is the same without case and accents."""
+    """For each answer the one spelling that stands for it: the first that is the same name (`name_key`)."""
     first: dict[str, str] = {}
-    return {answer: first.setdefault(normalise(answer), answer) for answer in answers}
+    return {answer: first.setdefault(name_key(answer), answer) for answer in answers}
 
 
 def make_sets(count: Mapping[str, int], relation: str) -> tuple[Literal["class", "open"], Sets]:
@@ -70,7 +71,7 @@ def _deal(answers: list[str], rng: random.Random) -> Sets:
 
 def _start(answer: str) -> tuple[str, str]:
     """First word and first two letters."""
-    bare = normalise(answer)
+    bare = plain_words(answer)
     return bare.split(" ")[0], bare[:2]
 
 
@@ -151,10 +152,10 @@ def build(draft: Draft, source: Source) -> TaskFolder:
     reasons: dict[str, str] = {}
     relations: dict[str, Relation] = {}
     facts: list[Fact] = []
-    own_lead_in = 0
+    replaced = 0
     for name, wording in wordings.items():
         rows = one_a_subject((row for row in draft.rows if row.relation == name), left_out)
-        own_lead_in += sum(row.rank == NO_MENTION for row in rows)
+        replaced += sum(row.rank == NO_MENTION for row in rows)
         reason = why_not(rows)
         if reason:
             reasons[name] = reason
@@ -163,7 +164,7 @@ def build(draft: Draft, source: Source) -> TaskFolder:
         facts += own
     _require(relations, reasons, source, draft)
     facts.sort(key=lambda fact: fact.line)
-    _log(source, f"{len(facts)} facts of {len(draft.rows)} rows, {own_lead_in} with our lead-in", left_out, reasons)
+    _log(source, f"{len(facts)} facts of {len(draft.rows)} rows", replaced, left_out, reasons)
     made = repr((source.options, relations, facts)).encode()
     version = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in (draft.content, made))).hexdigest()
     return TaskFolder(slug(source.option("name") or draft.name), draft.summary, version[:12], relations, tuple(facts))
@@ -187,12 +188,15 @@ def one_a_subject(rows: Iterable[SourceRow], left_out: Counter[str]) -> list[Sou
     """Keep one row for each subject: of those that agree with the first the best, and count the rest."""
     by_subject: dict[str, list[SourceRow]] = defaultdict(list)
     for row in rows:
-        by_subject[normalise(row.subject)].append(row)
+        by_subject[name_key(row.subject)].append(row)
     kept = []
     for group in by_subject.values():
-        same = [row for row in group if normalise(row.answer) == normalise(group[0].answer)]
+        same = [row for row in group if name_key(row.answer) == name_key(group[0].answer)]
         left_out["the same fact again"] += len(same) - 1
-        left_out["another answer for a subject"] += len(group) - len(same)
+        other = next((row for row in group if row not in same), None)
+        if other is not None:
+            lines = f"lines {group[0].line} and {other.line}"
+            left_out[f"another answer for the subject {group[0].subject!r} ({lines})"] += len(group) - len(same)
         kept.append(min(same, key=lambda row: row.rank))
     return kept
 
@@ -203,7 +207,7 @@ def why_not(rows: Iterable[SourceRow]) -> str:
     empty = set(range(N_FOLDS)) - {fold_of(subject) for subject in subjects}
     if empty:
         return f"{len(subjects)} subjects, none in fold {listed(empty)}"
-    if len({normalise(row.answer) for row in rows}) < 2:
+    if len({name_key(row.answer) for row in rows}) < 2:
         return f"{len(subjects)} subjects, all with one answer"
     return ""
 
@@ -229,7 +233,7 @@ def _relation(
         hops=wording.hops,
         knowledge=wording.knowledge or knowledge_of(wording.inspection[0]),
     )
-    taken = {normalise(choice) for choices in sets for choice in choices}
+    taken = {name_key(choice) for choices in sets for choice in choices}
     return relation, [_fact(row, spelling[row.answer], rows, relation, taken, left_out) for row in rows]
 
 
@@ -241,7 +245,7 @@ def _fact(
     row: SourceRow, answer: str, rows: list[SourceRow], relation: Relation, taken: set[str], left_out: Counter[str]
 ) -> Fact:
     others = dict.fromkeys(alias for alias in (row.answer, *row.aliases) if alias != answer)
-    aliases = tuple(alias for alias in others if normalise(alias) not in taken or normalise(alias) == normalise(answer))
+    aliases = tuple(alias for alias in others if name_key(alias) not in taken or name_key(alias) == name_key(answer))
     left_out["aliases that are another answer"] += len(others) - len(aliases)
     return Fact(
         relation=row.relation,
@@ -259,8 +263,8 @@ def _fact(
 
 def _swap(row: SourceRow, answer: str, rows: list[SourceRow], choices: tuple[str, ...]) -> str | None:
     """The next chain, by a hash of both subjects, with another bridge and answer in the same choice set."""
-    allowed = {normalise(choice) for choice in choices} - {normalise(answer)}
-    fitting = [other for other in rows if other.bridge != row.bridge and normalise(other.answer) in allowed]
+    allowed = {name_key(choice) for choice in choices} - {name_key(answer)}
+    fitting = [other for other in rows if other.bridge != row.bridge and name_key(other.answer) in allowed]
     drawn = min(fitting, key=lambda other: _hash(f"{row.subject}/{other.subject}"), default=None)
     return drawn.subject if drawn else None
 
@@ -279,11 +283,18 @@ def _require(relations: Mapping[str, Relation], reasons: Mapping[str, str], sour
     )
 
 
-def _log(source: Source, kept: str, left_out: Counter[str], reasons: Mapping[str, str]) -> None:
+def _log(source: Source, kept: str, replaced: int, left_out: Counter[str], reasons: Mapping[str, str]) -> None:
+    """Tell what became of a file's rows, in a line; of many subjects with two answers each, the first three."""
     parts = [f"{n} {what}" for what, n in left_out.items() if n]
+    doubled = [part for part in parts if " another answer for the subject " in part]
+    parts = [part for part in parts if part not in doubled[3:]]
+    parts += [f"the like of {len(doubled) - 3} more subjects"] if len(doubled) > 3 else []
     parts += [f"relation {name} ({reason})" for name, reason in reasons.items()]
-    if parts:
-        _say_once(f"{source.path}: {kept}; left out: {', '.join(parts)}")
+    told = [f"left out: {', '.join(parts)}"] if parts else []
+    if replaced:
+        told.insert(0, f"{replaced} texts replaced by {LEAD_IN!r}, as the subject does not stand in them after a word")
+    if told:
+        _say_once("; ".join([f"{source.path}: {kept}", *told]))
 
 
 @cache

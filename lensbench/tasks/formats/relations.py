@@ -11,6 +11,7 @@ from lensbench.tasks.formats.drafts import Draft, SourceRow, Wording
 from lensbench.tasks.formats.sources import Row, Source, elements, open_file, parse_json, read_json_lines
 from lensbench.tasks.formats.texts import (
     SUBJECT_SOURCES,
+    Slugs,
     after_words,
     default_inspection,
     default_question,
@@ -122,13 +123,15 @@ def _read_personas(source: Source, file: File) -> Draft:
     table = read_json_lines(file)
     attributes = list(dict.fromkeys(key for row in table for key in row.cells if key not in _ABOUT))
     rows = []
+    called = Slugs()
+    names = {attribute: called(attribute) for attribute in attributes}
     for row in table:
         name = row.name("name")
-        rows += [SourceRow(slug(attribute), name, row.name(attribute), row.line) for attribute in attributes]
+        rows += [SourceRow(names[attribute], name, row.name(attribute), row.line) for attribute in attributes]
     variants = sorted({str(row.cells["variant"]) for row in table if row.cells.get("variant")})
-    wordings = {slug(attribute): _attribute_wording(attribute) for attribute in attributes}
-    called = slug(" ".join(["personaqa", *(variants or [source.path.stem])]))
-    return Draft(called, "What invented persons come from and like.", file.content, tuple(rows), wordings)
+    wordings = {names[attribute]: _attribute_wording(attribute) for attribute in attributes}
+    title = slug(" ".join(["personaqa", *(variants or [source.path.stem])]))
+    return Draft(title, "What invented persons come from and like.", file.content, tuple(rows), wordings)
 
 
 def _attribute_wording(attribute: str) -> Wording:

@@ -7,7 +7,9 @@ import ast
 import csv
 import io
 import json
+import tokenize
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -179,7 +181,7 @@ class Row:
         """A cell's list: a list, one written as JSON or Python, or texts with | between."""
         value = self.cells.get(column)
         if isinstance(value, str):
-            value = _parse_list(value.strip())
+            value = _parse_list(mend(value))
         if value is None:
             return ()
         if not isinstance(value, list | tuple) or not all(isinstance(one, str | int) for one in value):
@@ -200,13 +202,27 @@ class Row:
 
 
 def _parse_list(text: str) -> Any:
-    if text.startswith("["):
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                return parse(text)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-    return [part for part in text.split("|") if part.strip()]
+    """The list that a text is: JSON, Python, as numpy prints it (no commas), or parts with | between."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return [part for part in text.split("|") if part.strip()]
+    with suppress(ValueError, RecursionError):
+        return json.loads(text)
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+        value = ast.literal_eval(text)
+        # Python joins texts that have no comma between them, as numpy prints them.
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        quoted = [token.string for token in tokens if token.type == tokenize.STRING]
+        if not isinstance(value, list) or len(quoted) <= len(value):
+            return value
+        return [ast.literal_eval(one) for one in quoted] if "," not in _outside(text, quoted) else text
+    return text  # no list: a problem of its row
+
+
+def _outside(text: str, quoted: Iterable[str]) -> str:
+    """What stands in a text beside its quoted parts."""
+    for one in quoted:
+        text = text.replace(one, "", 1)
+    return text
 
 
 def open_file(source: Source, problems: Problems, what: str) -> File:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.tasks.facts import ANSWER_SLOT, OWN, SLOT, SOURCE_SLOT, Site, normalise
+from lensbench.tasks.facts import ANSWER_SLOT, OWN, SLOT, SOURCE_SLOT, Site
 from lensbench.tasks.files import Problems, Report
 from lensbench.tasks.formats.drafts import Draft, SourceRow, Wording
 from lensbench.tasks.formats.sources import (
@@ -22,6 +22,8 @@ from lensbench.tasks.formats.sources import (
 from lensbench.tasks.formats.texts import (
     EXPECTED_TEMPLATE,
     SUBJECT_SOURCES,
+    Slugs,
+    after_words,
     default_inspection,
     default_question,
     is_template,
@@ -29,6 +31,7 @@ from lensbench.tasks.formats.texts import (
     place_whole,
     slug,
 )
+from lensbench.tasks.names import name_key
 
 _TEXTS = ("source", "prompt", "question")
 _LITERAL = "="
@@ -99,9 +102,10 @@ def _rows(table: Sequence[Row], columns: dict[str, str]) -> tuple[list[SourceRow
     """Rows, and for each relation how often its questions have which form."""
     rows: list[SourceRow] = []
     forms: dict[str, Counter[str]] = {}
+    called = Slugs()
     for row in table:
         subject, answer = row.name(columns["subject"]), row.name(columns["answer"])
-        relation = slug(row.text(columns["relation"]) if "relation" in columns else columns["answer"])
+        relation = called(row.text(columns["relation"]) if "relation" in columns else columns["answer"])
         aliases, choices = (row.names(columns[key]) if key in columns else () for key in ("aliases", "choices"))
         texts, rank = _texts(row, columns, subject)
         question = _question(row, columns, subject)
@@ -133,8 +137,9 @@ def _question(row: Row, columns: dict[str, str], subject: str) -> str:
     if not text or not subject:
         return ""
     form = text if is_template(text) else place_whole(text, subject)
-    if not is_template(form) or form.startswith(SLOT):
-        expected = "a text that names the subject, or {subject}, once and after other words"
+    form = after_words(form)
+    if not is_template(form):
+        expected = "a text that names the subject, or {subject}, once"
         row.problem(f"{column!r} is {text!r:.60}", expected, "mend it, or give one for all: question==TEXT")
     return form
 
@@ -170,8 +175,8 @@ def _check_choices(report: Report, rows: list[SourceRow]) -> None:
     """Choices are one set for all rows of a relation, or sets that share no answer."""
     owner: dict[tuple[str, str], frozenset[str]] = {}
     for row in (row for row in rows if row.answer):
-        own = frozenset(normalise(choice) for choice in row.choices)
-        if len(own) < 2 or normalise(row.answer) not in own:
+        own = frozenset(name_key(choice) for choice in row.choices)
+        if len(own) < 2 or name_key(row.answer) not in own:
             given = f"answer {row.answer!r} with choices {', '.join(row.choices)!r:.60}"
             report.problem(row.line, given, "two choices or more, the answer among them", "mend the choices")
             continue

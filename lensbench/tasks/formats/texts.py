@@ -1,11 +1,13 @@
 """The texts of files that bring none, and finding the subject in those that they bring. All sentences are our own."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lensbench.tasks.facts import ANSWER_SLOT, SLOT, normalise
+from lensbench.tasks.facts import ANSWER_SLOT, SLOT
+from lensbench.tasks.names import find_name, name_key, plain_words
 
 # Of any kind of subject, and of nothing that might be asked.
 SUBJECT_SOURCES: Mapping[str, str] = {
@@ -35,14 +37,14 @@ class Placed(NamedTuple):
 def place_subject(text: str, subject: str) -> Placed:
     """Cut a text after the subject, which becomes the slot; where it does not hold the subject, use a lead-in.
 
-    The first mention counts; one that is a word of its own wins over one that goes on ("Pakistan" in "Pakistani"), and
-    one in the middle of a word is none. A mention without a word before it would be read at token 0: it gets a lead-in.
+    The first mention counts, whatever its case, blanks and canonical form; one that is a word of its own wins over one
+    that goes on ("Pakistan" in "Pakistani"), and one in the middle of a word is none. A mention without a word before
+    it would be read at token 0: it gets a lead-in.
     """
-    whole = rf"(?<!\w){re.escape(subject)}"
-    for rank, pattern in enumerate((rf"{whole}(?!\w)", whole)):
-        found = re.search(pattern, text)
+    for rank, whole in enumerate((True, False)):
+        found = find_name(text, subject, whole=whole)
         if found:
-            before = text[: found.start()].lstrip()
+            before = text[: found.start].lstrip()
             if not re.search(r"\w", before) or SLOT in before or ANSWER_SLOT in before:
                 continue
             return Placed(before + SLOT, rank)
@@ -51,8 +53,8 @@ def place_subject(text: str, subject: str) -> Placed:
 
 def place_whole(text: str, subject: str) -> str:
     """Put the slot where the subject stands in a text that is read at its end; without it, the text as it is."""
-    found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text)
-    return (text[: found.start()] + SLOT + text[found.end() :] if found else text).strip()
+    found = find_name(text, subject)
+    return (text[: found.start] + SLOT + text[found.end :] if found else text).strip()
 
 
 def fill_placeholder(prompt: str, placeholder: str = "x") -> str | None:
@@ -103,9 +105,25 @@ def words(name: str) -> str:
 
 def slug(name: str) -> str:
     """Make a name of a task or relation: lower case, no accents, words joined by _."""
-    joined = normalise(name).replace(" ", "_")
+    joined = plain_words(name).replace(" ", "_")
     # Tables use "all" for the whole task.
     return f"relation_{joined}" if joined in ("all", "") else joined
+
+
+class Slugs:
+    """Names of the relations of one file: two that are not the same name never get one slug."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, str] = {}
+
+    def __call__(self, name: str) -> str:
+        """Return the slug of a name; where it is that of another name, with a digest of the name behind it."""
+        key, plain = name_key(name), slug(name)
+        if self._taken.setdefault(plain, key) == key:
+            return plain
+        longer = f"{plain}_{hashlib.sha256(key.encode()).hexdigest()[:6]}"
+        self._taken[longer] = key
+        return longer
 
 
 def mend(text: str) -> str:

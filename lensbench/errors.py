@@ -1,8 +1,10 @@
 """The errors that lensbench shows to its users, one line each, and the exit status that each of them has."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 _SHORT_LIST = 12
@@ -58,12 +60,19 @@ def _either(names: list[str]) -> str:
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
+def look_here_last() -> None:
+    """Let modules of the current folder be imported, after all others: a file there may be called like a library."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))
+
+
 def import_attribute(what: str, module: str, attribute: str) -> Any:
-    """Import a module of the user's and return one of its attributes.
+    """Import a module of the user's, which may lie in the current folder, and return one of its attributes.
 
     Raises:
         UsageError: the module fails on import, or has no such attribute.
     """
+    look_here_last()
     try:
         imported = import_module(module)
     except (Exception, SystemExit) as error:  # a stranger's module may raise anything

@@ -5,7 +5,7 @@ Nothing in here imports torch, so that names and files are checked before a mode
 
 import ast
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lensbench.errors import LensbenchError, UsageError, import_attribute, unknown_name
 from lensbench.tasks.load import data_root
+from lensbench.utils.foreign import read_text, reading
 from lensbench.utils.settings import settings_error
 
 if TYPE_CHECKING:
@@ -102,8 +103,10 @@ def find_baselines() -> dict[str, Baseline]:
     return {path.stem: _read(path) for path in sorted((data_root() / "baselines").glob("*.toml"))}
 
 
-def choose_baselines(names: Iterable[str] | None) -> dict[str, Baseline]:
-    """Return the baselines of these names, or of these files (`./mine.toml`); None takes all but optional ones.
+def choose_baselines(names: Sequence[str] | None) -> dict[str, Baseline]:
+    """Return the baselines of these names, or of these files (`./mine.toml`).
+
+    None, or `all` alone, takes all but optional ones.
 
     Raises:
         UsageError: no baseline of that name, or two of one name.
@@ -112,6 +115,8 @@ def choose_baselines(names: Iterable[str] | None) -> dict[str, Baseline]:
     known = find_baselines()
     chosen: dict[str, Baseline] = {}
     usual = [name for name, baseline in known.items() if not baseline.optional]
+    if names is not None and list(names) == ["all"]:
+        names = None
     for name in usual if names is None else dict.fromkeys(names):
         if name in known:
             baseline = known[name]
@@ -133,12 +138,11 @@ def _read(path: Path) -> Baseline:
     if not path.is_file():
         raise UsageError(f"no baseline file {path}; give the path of a .toml file, or a name")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        with reading(path, "mend the file; see docs/baselines.md"):
+            data = tomllib.loads(read_text(path))
         if "name" in data:
             raise LensbenchError(f"{path}: name = {data['name']!r}; a baseline has the name of its file")
         return Baseline.model_validate({"name": path.stem, **data})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LensbenchError(f"{path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = first["loc"][0]

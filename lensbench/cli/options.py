@@ -83,7 +83,7 @@ def read_value(given: str) -> Any:
 
     try:
         return tomllib.loads(f"value = {given}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
         return given
 
 

@@ -22,6 +22,7 @@ from lensbench.models.sources import (
 )
 from lensbench.tasks import Site, Task, load_tasks
 from lensbench.utils.cache import parse_size
+from lensbench.utils.foreign import read_text, reading
 from lensbench.utils.layer_spec import parse_layers
 from lensbench.utils.settings import settings_error
 
@@ -185,12 +186,8 @@ def make_config(settings: dict[str, Any], file: Path | None = None) -> RunConfig
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read --config {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {file} is not TOML: {error}") from None
+    with reading(f"--config {file}", "give a file in TOML", UsageError):
+        return tomllib.loads(read_text(file))
 
 
 def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:

@@ -1,5 +1,7 @@
 """From tasks to benches: which items suit a model, and where their read sites are, before anything is run."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -8,21 +10,67 @@ from lensbench.harness.bench import Bench
 from lensbench.harness.context import RunContext
 from lensbench.harness.next_token import make_prose_bench
 from lensbench.inspectors.base import Inspector
-from lensbench.models.activations import find_site
+from lensbench.models.activations import find_site, too_long
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching.passes import make_prompt
+from lensbench.models.tokens import TokenError
 from lensbench.tasks import N_FOLDS, Item, Relation, Site, Task
 
+LOG = logging.getLogger("lensbench")
 Dropped = dict[str, dict[str, str]]
 SHORT = 2
 """A first token of no more letters says little of the answer."""
 
 
+def with_telling_answers(models: Iterable[LanguageModel], task: Task, dropped: Dropped) -> Task:
+    """Return the task without the answers whose first token says nothing of them, for all methods alike.
+
+    First tokens are what is scored, and some tokenizers begin an answer with a bare blank (`12` under the built-in
+    model) or have none for it. What is left out is noted in `dropped`: task/relation -> answer -> why.
+
+    Raises:
+        LensbenchError: no relation keeps two answers of a choice set.
+    """
+    relations: dict[str, Relation] = {}
+    why: dict[str, str] = {}
+    for name, relation in task.relations.items():
+        silent = {answer: reason for answer in relation.answers if (reason := _silent(models, answer))}
+        sets = tuple(tuple(one for one in choices if one not in silent) for choices in relation.choice_sets)
+        sets = tuple(choices for choices in sets if len(choices) > 1)
+        why |= silent
+        if silent:
+            dropped.setdefault(f"{task.name}/{name}", {}).update(silent)
+        if sets or not relation.choice_sets:
+            relations[name] = replace(relation, choice_sets=sets)
+    if not relations:
+        example = next(iter(why.values()))
+        raise LensbenchError(f"task {task.name}: no two answers can be told apart by their first token ({example})")
+    if not why:
+        return task
+    kept = {name: {*relation.answers} for name, relation in relations.items() if relation.choice_sets}
+    facts = (fact for fact in task.facts if fact.relation in relations)
+    return replace(
+        task,
+        relations=relations,
+        facts=tuple(f for f in facts if f.relation not in kept or f.answer in kept[f.relation]),
+    )
+
+
+def _silent(models: Iterable[LanguageModel], answer: str) -> str:
+    """Why an answer cannot be scored by its first token; empty where it can."""
+    for model in models:
+        try:
+            model.tokens.require_telling(answer)
+        except TokenError as error:
+            return str(error)
+    return ""
+
+
 def make_benches(context: RunContext, task: Task, site: Site, dropped: Dropped) -> list[Bench]:
     """Make a bench for each relation of a task at a site; nothing is captured yet.
 
-    Items whose choices begin with the same token are dropped, for all methods alike, and noted in `dropped`:
-    task/relation -> item -> why.
+    Items whose choices begin with the same token, or whose source is longer than the model reads, are dropped for all
+    methods alike, and noted in `dropped`: task/relation -> item -> why.
 
     Raises:
         LensbenchError: a site that the tokenizer cannot find, a fold left empty, or nothing left at all.
@@ -45,10 +93,25 @@ def make_benches(context: RunContext, task: Task, site: Site, dropped: Dropped) 
             benches.append(Bench(context, relation, items, train_items))
     if not benches:
         raise LensbenchError(
-            f"task {task.name} has no item left for {context.model.name} at {site}: choices of a set begin with the "
-            "same token; give other answers, or another model"
+            f"task {task.name} has no item left for {context.model.name} at {site}: {_reasons(task, dropped)}; give "
+            "other answers or texts, or another model"
         )
     return benches
+
+
+def _reasons(task: Task, dropped: Dropped) -> str:
+    """Why items of a task were dropped, each reason once."""
+    found = [why for name, reasons in dropped.items() if name.startswith(f"{task.name}/") for why in reasons.values()]
+    return "; ".join(list(dict.fromkeys(found))[:3]) or "it has none"
+
+
+def tell_dropped(dropped: Dropped) -> None:
+    """Log for each relation how many items or answers are left out, and why."""
+    for name, reasons in dropped.items():
+        counted = Counter(reasons.values())
+        parts = [f"{n} ({why})" for why, n in counted.most_common(3)]
+        parts += [f"{counted.total() - sum(n for _, n in counted.most_common(3))} more"] if len(counted) > 3 else []
+        LOG.warning("%s: left out: %s", name, ", ".join(parts))
 
 
 def cut_by_token(model: LanguageModel, item: Item) -> Iterator[Item]:
@@ -80,18 +143,22 @@ def check_prompts(context: RunContext, inspectors: Iterable[Inspector], benches:
 def _distinguishable(
     context: RunContext, task: Task, relation: Relation, items: Iterable[Item], dropped: Dropped
 ) -> tuple[Item, ...]:
-    """Keep the relation's items whose choices begin with different tokens under target and verbalizer."""
+    """Keep the relation's items whose choices begin with different tokens, and whose source the target can read."""
     models: set[LanguageModel] = {context.model, context.verbalizer}
     kept = []
     for item in items:
         if item.relation != relation.name:
             continue
         firsts = [[model.tokens.answer_token(choice) for choice in item.choices] for model in models]
-        if all(len(set(first)) == len(first) for first in firsts):
+        why = ""
+        if not all(len(set(first)) == len(first) for first in firsts):
+            why = "choices begin with the same token"
+        elif too_long(context.model, item):
+            why = f"the source is longer than the {context.model.most_tokens} tokens that {context.model.name} reads"
+        if not why:
             kept.append(item)
         else:
-            reasons = dropped.setdefault(f"{task.name}/{relation.name}", {})
-            reasons[item.id] = "choices begin with the same token"
+            dropped.setdefault(f"{task.name}/{relation.name}", {})[item.id] = why
     return tuple(kept)
 
 

@@ -25,12 +25,11 @@ from lensbench.results.records import (
     JUDGED,
     MEASURES,
     RECORDS,
-    RUN_FILE,
-    read_run,
     write_json_atomic,
     write_shard,
     write_table,
 )
+from lensbench.results.run_file import DIGESTS, RUN_FILE, changed_file, digest_of, read_run
 from lensbench.utils.cache import TEMPORARY
 from lensbench.utils.logs import RUN_LOG
 
@@ -57,6 +56,9 @@ SETTLED = ("done", "not applicable")
 
 
 LOCK = ".lock"
+RESERVE = ".reserve"
+RESERVED = 256 * 1024
+"""Bytes that a run keeps on the disk, in a file of this name, so that it can still say how it ended."""
 
 
 def folder_of_run(config: RunConfig) -> Path:
@@ -88,6 +90,7 @@ def hold_folder(out: Path) -> Iterator[None]:
         _sweep(out)
         yield
     finally:
+        (out / RESERVE).unlink(missing_ok=True)
         if not (out / RUN_FILE).exists():
             _remove(out)
         lock.release()
@@ -160,7 +163,7 @@ class Journal:
             self._enter(cell)
 
     def begin(self) -> None:
-        """Remove the records that are stale, and write `run.json`. Nothing is written before.
+        """Remove the records that are stale, keep some room for the end, and write `run.json`; nothing before.
 
         Raises:
             LensbenchError: it cannot be written.
@@ -174,6 +177,8 @@ class Journal:
                 LOG.warning("%s is removed: run `lensbench judge` again after this run", path)
                 path.unlink()
             self.content["judges"] = {}
+        with suppress(OSError):  # a disk that is full already will say so
+            (self.out / RESERVE).write_bytes(b"\0" * RESERVED)
         self.write()
 
     def _enter(self, cell: Cell) -> None:
@@ -198,6 +203,10 @@ class Journal:
         needed = [RECORDS, *(folder for folder in (MEASURES, CROSSED) if entry.get(folder))]
         if entry.get("status") == "done" and not all((self.out / folder / cell.file).exists() for folder in needed):
             entry = {}  # somebody deleted it, to have it made again
+        elif entry.get("status") == "done" and (changed := changed_file(self.out, cell.file, entry)) is not None:
+            LOG.warning("%s is not the file that this run wrote: its cell is made again", changed)
+            self._stale.append(cell.file)
+            entry = {}
         elif entry.get("status") not in SETTLED:
             # A shard that the journal does not know is of a run that was cut off between the two: what the journal
             # would have said is lost, so the cell was in hand and is done again.
@@ -218,7 +227,11 @@ class Journal:
             LensbenchError: it cannot be written. What it said before stays.
         """
         try:
-            write_json_atomic(self.out / RUN_FILE, self.content)
+            try:
+                write_json_atomic(self.out / RUN_FILE, self.content)
+            except OSError:  # what was kept free for the last words is used for them
+                (self.out / RESERVE).unlink()
+                write_json_atomic(self.out / RUN_FILE, self.content)
         except OSError as error:
             raise LensbenchError(
                 f"{self.out / RUN_FILE} cannot be written: {error.strerror}; finished cells are kept: free some "
@@ -241,6 +254,8 @@ class Journal:
                     entry = {**entry, "crossed": True}
                     write_table(self.out / CROSSED / work.cell.file, work.crossed)
                 write_shard(self._shard(work.cell.file), work.table)
+                places = [RECORDS, *(place for place in (MEASURES, CROSSED) if entry.get(place))]
+                entry = {**entry, DIGESTS: {place: digest_of(self.out / place / work.cell.file) for place in places}}
             except OSError as error:
                 entry = failure(error)
         names = ("task", "site", "inspector", "baseline", "method", "relations")

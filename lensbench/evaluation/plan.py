@@ -24,6 +24,8 @@ from lensbench.results.records import NO_BASELINE
 from lensbench.tasks import SITES, Site, Task
 from lensbench.utils.cache import code_digest, code_of, size_limit
 
+LONGEST_NAME = 220
+"""Bytes of a cell's file name: file systems take 255, and baselines and unfinished files add to it."""
 Make = Callable[[], Inspector]
 Place = tuple[str, Site]
 
@@ -201,6 +203,11 @@ def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Ce
                 exchangeable = inspector.reads in EXCHANGEABLE
                 method = _digest(context, task, site, inspector, None)
                 own = Cell(task.name, tuple(sorted(task.relations_at(site))), site, name, NO_BASELINE, method, method)
+                if len(own.file.encode()) > LONGEST_NAME:
+                    raise UsageError(
+                        f"task {task.name!r:.60} and inspector {name!r:.60} make file names of more than "
+                        f"{LONGEST_NAME} bytes; give the task a shorter one: FILE?name=SHORT"
+                    )
                 cells.append(own)
                 for baseline in _baselines_of(inspector, job.baselines):
                     if not set(baseline.needs) <= set(context.controls.models):

@@ -13,7 +13,14 @@ import pyarrow as pa
 
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import NotApplicableError
-from lensbench.evaluation.items import Dropped, check_prompts, make_benches, short_answers
+from lensbench.evaluation.items import (
+    Dropped,
+    check_prompts,
+    make_benches,
+    short_answers,
+    tell_dropped,
+    with_telling_answers,
+)
 from lensbench.evaluation.models import load_context
 from lensbench.evaluation.plan import (
     Cell,
@@ -80,11 +87,14 @@ class Runner:
         for make in self.makes.values():
             make().check(Target(self.context.model), self.context.verbalizer)
         dropped: Dropped = {}
+        models = {self.context.model, self.context.verbalizer}
+        job = replace(job, tasks=tuple(with_telling_answers(models, task, dropped) for task in job.tasks))
         kept = knowledge_cache()
         self._drawn: dict[tuple[str, str], frozenset[str]] = {}
         self._emptied: dict[Place, dict[str, str]] = {}
         self._knowledge = {task.name: Knowledge(self.context.model, task, kept) for task in job.tasks}
         self.benches = self._prepare(job, dropped)
+        tell_dropped(dropped)
         self._fitted: dict[str, Fits] = {}
         self._arrays = Arrays() if job.config.isolate else None
         chosen = [(task.name, one) for task in job.tasks for one in task.relations.values()]

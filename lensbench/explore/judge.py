@@ -9,11 +9,13 @@ import json
 import logging
 import os
 import re
+import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import pandas as pd
@@ -21,8 +23,10 @@ import pandas as pd
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.journal import hold_folder
 from lensbench.results.arrays import KEYS
-from lensbench.results.records import JUDGED, MEASURES, RUN_FILE, measure_table, write_json_atomic, write_table
+from lensbench.results.records import JUDGED, MEASURES, measure_table, write_json_atomic, write_table
+from lensbench.results.run_file import RUN_FILE, read_run
 from lensbench.runs.run import Run, finish
+from lensbench.utils.foreign import FOREIGN
 
 LOG = logging.getLogger("lensbench")
 
@@ -79,13 +83,16 @@ def local_judge(model: str) -> Judge:
 
 def endpoint_judge(url: str, model: str, timeout: float = 60.0) -> Judge:
     """Return a judge behind an OpenAI-compatible endpoint (`.../v1`); its key is taken from `LENSBENCH_JUDGE_KEY`."""
-    address = url.rstrip("/") + "/chat/completions"
+    parts = urlsplit(url)
+    # A key may be part of the address: it is used, and neither kept nor shown.
+    address = urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions", fragment=""))
+    shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
     def ask(prompts: Sequence[str]) -> list[str]:
         answers: list[str] = []
         for prompt in prompts:
             try:
-                answers.append(_post(address, model, prompt, timeout))
+                answers.append(_post(address, shown, model, prompt, timeout))
             except LensbenchError as error:
                 if not any(answers):
                     raise
@@ -94,13 +101,18 @@ def endpoint_judge(url: str, model: str, timeout: float = 60.0) -> Judge:
                 answers.append("")
         return answers
 
-    return Judge(f"{model} at {url}", ask)
+    return Judge(f"{model} at {shown}", ask)
 
 
-def _post(url: str, model: str, prompt: str, timeout: float) -> str:
+LONGEST_ANSWER = 2**20
+"""Bytes that are read of an endpoint's answer."""
+
+
+def _post(url: str, shown: str, model: str, prompt: str, timeout: float) -> str:
+    """Ask once; the whole answer must be there in time."""
     body = {"model": model, "temperature": 0, "max_tokens": 6, "messages": [{"role": "user", "content": prompt}]}
     if not url.startswith(("http://", "https://")):
-        raise UsageError(f"judge {url!r}: expected the address of an endpoint, such as http://localhost:8000/v1")
+        raise UsageError(f"judge {shown!r}: expected the address of an endpoint, such as http://localhost:8000/v1")
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     if key := os.environ.get(KEY_VARIABLE):
@@ -108,11 +120,32 @@ def _post(url: str, model: str, prompt: str, timeout: float) -> str:
         request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return str(json.load(answer)["choices"][0]["message"]["content"])
-    except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
+            content = json.loads(_read_in_time(answer, timeout))["choices"][0]["message"]["content"]
+        if not isinstance(content, str):
+            raise ValueError(f"its content is a {type(content).__name__}")
+        return content
+    except (http.client.HTTPException, *FOREIGN) as error:
+        why = f"{type(error).__name__}: {error}".replace(url, shown)[:300].encode("unicode_escape").decode()
         raise LensbenchError(
-            f"the judge at {url} gave no answer ({type(error).__name__}: {error}); is it an OpenAI-compatible endpoint?"
+            f"the judge at {shown} gave no answer ({why}); is it an OpenAI-compatible endpoint?"
         ) from None
+
+
+def _read_in_time(answer: Any, seconds: float) -> bytes:
+    """Read an answer, which may come drop by drop and without end.
+
+    Raises:
+        ValueError: it is too long.
+        TimeoutError: it takes too long.
+    """
+    ends, content = time.monotonic() + seconds, b""
+    while part := answer.read1(2**16):
+        content += part
+        if len(content) > LONGEST_ANSWER:
+            raise ValueError(f"more than {LONGEST_ANSWER} bytes")
+        if time.monotonic() > ends:
+            raise TimeoutError(f"not whole after {seconds:g} seconds")
+    return content
 
 
 def encoder(model: str) -> Callable[[Sequence[str]], np.ndarray]:
@@ -199,8 +232,14 @@ def _add(run: Run, records: pd.DataFrame, metric: str, values: list[float], who:
     columns["layer"] = [None if pd.isna(layer) else int(layer) for layer in columns["layer"]]
     table = measure_table({**columns, "metric": [metric] * len(values), "value": values})
     with hold_folder(run.path):
+        # What stands there now: another process may have worked in the folder while the judge was asked.
+        now = read_run(run.path)
+        if {file: now["cells"].get(file) for file in run.done} != {file: run.info["cells"][file] for file in run.done}:
+            raise LensbenchError(
+                f"{run.path} was changed while its texts were marked, so the marks are not kept: mark them again"
+            )
         write_table(run.path / MEASURES / f"{JUDGED}{metric}.parquet", table)
-        info = {**run.info, "judges": {**run.info.get("judges", {}), metric: who}}
+        info = {**now, "judges": {**now.get("judges", {}), metric: who}}
         write_json_atomic(run.path / RUN_FILE, info)
         finish(run.path)
     return len(values)

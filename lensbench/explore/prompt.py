@@ -130,7 +130,7 @@ def inspect(
 
 def _encode(model: LanguageModel, prompt: str) -> Encoding:
     encoding = model.tokens.encode(prompt)
-    most = getattr(model.module.config, "max_position_embeddings", None)
+    most = model.most_tokens
     if most is not None and len(encoding.ids) > most:
         raise LensbenchError(
             f"the prompt has {len(encoding.ids)} tokens, {model.name} reads at most {most}; give a shorter one"
@@ -174,10 +174,12 @@ def _layer(lens: Lens, layer: int, chunks: Sequence[tuple[Tensor, Tensor]], top:
     attempt = lens.ahead.index(0)
     parts = []
     for rows, final in chunks:
-        probabilities = lens.logits(layer, rows, attempt).float().softmax(1)
-        given = probabilities.gather(1, final[:, None])
-        best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
-        parts.append((best.indices, best.values, given[:, 0], (probabilities > given).sum(1)))
+        # Probabilities of unlikely tokens underflow to one and the same number: places are counted among the logits.
+        logits = lens.logits(layer, rows, attempt).float()
+        given = logits.gather(1, final[:, None])
+        best = logits.topk(min(top, logits.shape[1]), dim=1)
+        scale = logits.logsumexp(1, keepdim=True)
+        parts.append((best.indices, (best.values - scale).exp(), (given - scale).exp()[:, 0], (logits > given).sum(1)))
     return tuple(torch.cat(one) for one in zip(*parts, strict=True))
 
 

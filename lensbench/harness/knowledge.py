@@ -4,7 +4,6 @@ It stratifies results; no verdict is given on what it selects.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from lensbench.models.prompting import score_next_tokens
 from lensbench.tasks.facts import BRIDGE_SLOT, SLOT, Fact, Relation
 from lensbench.tasks.items import Task
 from lensbench.tasks.names import name_key
-from lensbench.utils.cache import KNOWLEDGE, atomic_file, cache_root, code_digest
+from lensbench.utils.cache import KNOWLEDGE, cache_root, code_digest, read_sealed, write_sealed
 
 LOG = logging.getLogger("lensbench")
 
@@ -171,18 +170,14 @@ class Knowledge:
     def _kept(self) -> dict[str, Picks]:
         if self._file is None or not self._file.exists():
             return {}
-        try:
-            read = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # damaged: it is asked again
-            return {}
-        return {key: {name: tuple(picks) for name, picks in own.items()} for key, own in read.items()}
+        read = read_sealed(self._file)
+        return {key: {name: tuple(picks) for name, picks in own.items()} for key, own in (read or {}).items()}
 
     def _keep(self) -> None:
         if self._file is not None:
             try:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_file(self._file) as file:
-                    file.write(json.dumps(self._kept, ensure_ascii=False).encode())
+                write_sealed(self._file, self._kept)
             except OSError as error:
                 LOG.warning("cannot keep what %s knows: %s", self._model.name, error.strerror)
 

@@ -27,6 +27,7 @@ from lensbench.models.loading import Loading, count_layers, load_model
 from lensbench.models.sources import ASKED, FACTS, IMPLANT, resolve, write_table
 from lensbench.tasks.personas import World
 from lensbench.utils.cache import atomic_folder
+from lensbench.utils.foreign import reading
 from lensbench.utils.progress import Progress, silent
 
 LOG = logging.getLogger("lensbench")
@@ -226,7 +227,8 @@ def plant_shipped(model: LanguageModel, name: str, spec: ImplantSpec, out: Path)
     file = (
         out / "vectors" / f"{kind}-{'-'.join(planting.attributes)}-{spec.layers()[-1]:02}-{spec.design == 'relay'}.pt"
     )
-    known = torch.load(file, weights_only=True) if file.exists() else {}
+    with reading(file, "delete it"):
+        known = torch.load(file, weights_only=True) if file.exists() else {}
     start = time.perf_counter()
     description, planted = plant(model, spec, planting, out / name, known=known)
     file.parent.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensbench.errors import LensbenchError, UsageError, import_attribute, unknown_name
+from lensbench.errors import LensbenchError, UsageError, import_attribute, look_here_last, unknown_name
 
 if TYPE_CHECKING:
     from lensbench.inspectors.base import Inspector
@@ -159,6 +159,7 @@ def check_inspector(name: str) -> None:
     """
     if ":" in name:
         module = name.partition(":")[0]
+        look_here_last()
         if not _importable(module):
             raise UsageError(
                 f"inspector {name!r}: no module {module!r} on the Python path; run in its folder, or install it"

@@ -22,7 +22,7 @@ from lensbench.models.proofs import proved
 from lensbench.models.replay import shared_prefix
 from lensbench.models.tokens import TokenError
 from lensbench.tasks.items import Item
-from lensbench.utils.cache import atomic_folder, code_digest, folder_size, size_limit
+from lensbench.utils.cache import atomic_folder, code_digest, folder_size, is_whole, seal, size_limit
 
 # What a group costs beside its tokens: a pass of the prefix alone, and a batch of its own. In tokens of a large batch:
 # a short pass waits for the weights, on a GPU also for its own beginning.
@@ -144,6 +144,15 @@ def find_site(model: LanguageModel, item: Item) -> Reading:
     return Reading(encoding.ids[: position + 1])
 
 
+def too_long(model: LanguageModel, item: Item) -> bool:
+    """Whether an item's source has more tokens, up to its read site, than the model has positions for."""
+    if model.most_tokens is None:
+        return False
+    encoding = model.tokens.encode(item.source)
+    end = item.subject_span[1] + len(model.tokens.prefix) if item.site == "subject" else len(encoding.text)
+    return sum(begin < end for begin, _ in encoding.offsets) > model.most_tokens
+
+
 def capture(model: LanguageModel, readings: Sequence[Reading], layers: Sequence[int]) -> Residuals:
     """Read every site at every layer, in one pass a distinct source, and keep nothing else.
 
@@ -221,7 +230,7 @@ class ResidualCache:
         if self.folder is None:
             return capture(model, readings, layers)
         place = self.folder / _cache_key(model, readings, layers)
-        if not (place / RESIDUALS_FILE).exists():
+        if not is_whole(place):
             captured = capture(model, readings, layers)
             if not self._keep(self.folder, place, captured):
                 return captured
@@ -241,6 +250,7 @@ class ResidualCache:
         try:
             with atomic_folder(place) as partial:
                 save_file({"values": values.contiguous().cpu()}, partial / RESIDUALS_FILE)
+                seal(partial, place.name)
         except OSError as error:
             LOG.warning("residuals are not kept: %s; see `lensbench cache`", error.strerror or error)
             return False

@@ -1,6 +1,7 @@
 """LoRA adapters as PEFT writes them: checked before their weights are read, and merged into a copy of their base."""
 
 import hashlib
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,9 +21,19 @@ from lensbench.models.edits import LowRankEdit, is_matrix, other_weights
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.linear_parts import linear_widths
 from lensbench.models.sources import ADAPTER, FINETUNED, read_table
+from lensbench.utils.foreign import reading
 
 AGAIN = "get the adapter again"
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+# Settings of an adapter that is W + scale · B A and nothing else: those that do not matter once it is trained, and
+# those that matter, with the values that do not make it anything else.
+_FREE = {
+    "auto_mapping", "base_model_name_or_path", "peft_type", "peft_version", "revision", "task_type", "inference_mode",
+    "r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "lora_dropout", "fan_in_fan_out",
+    "target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "qalora_group_size", "runtime_config", "megatron_core", "ensure_weight_tying",
+}  # fmt: skip
+_PLAIN: Mapping[str, tuple[object, ...]] = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian")}
 # What PEFT puts before the path of a module, and after it.
 BEFORE, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
@@ -48,18 +59,50 @@ class Adapter:
         """What it calls the model that it is for."""
         return str(self.settings.get("base_model_name_or_path"))
 
-    def scale(self, rank: int) -> float:
-        """Return by what the product of two matrices of a rank is multiplied.
+    def check_plain(self) -> None:
+        """Refuse an adapter that does more, or less, than to add scale · B A to matrices.
+
+        Settings that say nothing (null, false, empty) are those of any adapter, whatever they are called.
 
         Raises:
-            UsageError: settings by which more than that product is added.
+            UsageError: another kind, such as DoRA, aLoRA, or one whose base was changed when it began (PiSSA, OLoRA).
         """
-        for key in ("use_dora", "alpha_pattern", "lora_bias", "megatron_config"):
-            if value := self.settings.get(key):
+        for key, value in self.settings.items():
+            if key in _FREE or (key not in _PLAIN and not value):
+                continue
+            if value not in _PLAIN.get(key, ()):
                 raise UsageError(
-                    f"{self.folder / ADAPTER}: {key} is {value!r}; only plain LORA is merged into a target"
+                    f"{self.folder / ADAPTER}: {key} is {value!r}; only plain LoRA is read (W + scale · BA)"
                 )
-        alpha = float(self.settings.get("lora_alpha", 8))
+        for path, (a, _) in self.shapes.items():
+            expected = self._own("rank_pattern", "r", path)
+            if expected is not None and expected != a[0]:
+                raise UsageError(
+                    f"{self.folder}: {ADAPTER} says that {path} has rank {expected}, {WEIGHTS} has {a[0]}; {AGAIN}"
+                )
+        for key, values in (
+            ("lora_alpha", [self.settings.get("lora_alpha", 8)]),
+            ("alpha_pattern", self._table("alpha_pattern").values()),
+        ):
+            if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+                raise UsageError(f"{self.folder / ADAPTER}: {key} is {self.settings.get(key)!r}; expected numbers")
+
+    def _own(self, patterns: str, key: str, module: str) -> Any:
+        """A setting of a module: by the first pattern that fits it, else that of all."""
+        given = self._table(patterns)
+        own = (value for pattern, value in given.items() if re.match(rf"(.*\.)?({pattern})$", module))
+        return next(own, self.settings.get(key, 8))
+
+    def _table(self, key: str) -> Mapping[str, Any]:
+        """A setting that has values by pattern."""
+        given = self.settings.get(key) or {}
+        if not isinstance(given, dict):
+            raise UsageError(f"{self.folder / ADAPTER}: {key} is {given!r}; expected values by pattern")
+        return given
+
+    def scale(self, module: str, rank: int) -> float:
+        """Return by what the product of two matrices of a rank is multiplied for a module."""
+        alpha = float(self._own("alpha_pattern", "lora_alpha", module))
         return alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
 
 
@@ -89,15 +132,14 @@ def read_adapter(folder: Path) -> Adapter:
     if settings.get("peft_type") != "LORA":
         raise UsageError(f"{config}: peft_type is {settings.get('peft_type')!r}; only LORA adapters are read")
     digest = hashlib.sha256(config.read_bytes() + weights.read_bytes()).hexdigest()[:16]
-    return Adapter(folder, settings, _shapes(weights), digest)
+    adapter = Adapter(folder, settings, _shapes(weights), digest)
+    adapter.check_plain()
+    return adapter
 
 
 def _shapes(weights: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    try:
-        with safe_open(weights, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{weights} is damaged ({error}); {AGAIN}") from None
+    with reading(weights, AGAIN, UsageError), safe_open(weights, framework="pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     modules = {name.removesuffix(A).removesuffix(B) for name in found}
     for name in found:
         if not (name.startswith(BEFORE) and name.endswith((A, B))):
@@ -120,6 +162,12 @@ def check_base(adapter: Adapter, module: nn.Module, name: str, option: str = "--
     if any(parameter.is_meta for parameter in module.parameters()):
         raise UsageError(f"the weights of {name} are not all in memory; adapters need them: no --device-map")
     linear = {path: linear_widths(part) for path, part in module.named_modules()}
+    head = _tied_head(module)
+    if head in adapter.shapes:
+        raise UsageError(
+            f"adapter {adapter.folder}: it changes {head}, whose weights are {name}'s embeddings as well, and merging "
+            "would change both; train it without the head"
+        )
     begin, use = f"adapter {adapter.folder}: ", f"it is for {adapter.base}: give that as {option}, or another adapter"
     for path, (a, b) in adapter.shapes.items():
         widths = linear.get(path)
@@ -144,30 +192,21 @@ def adapted(model: LanguageModel, adapter: Adapter) -> LanguageModel:
 
 
 def _merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
-    require_peft()
-    check_base(adapter, model.module, model.name)
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-
-    config: Any = LoraConfig.from_pretrained(str(adapter.folder))
-    copy: Any = deepcopy(model.module)
-    # PEFT warns where a base has another name; whether it is the same is checked before.
-    config.base_model_name_or_path = None
-    with _quiet_peft():
-        wrapped: Any = get_peft_model(copy, config)
-        state = load_file(adapter.folder / WEIGHTS)
-        result: Any = set_peft_model_state_dict(wrapped, state)
-        absent = [name for name in result.missing_keys if ".lora_" in name]
-        if absent or result.unexpected_keys:
-            name = [*absent, *result.unexpected_keys][0]
-            raise UsageError(f"{adapter.folder}: {ADAPTER} and {WEIGHTS} differ in {name}; {AGAIN}")
-        try:
-            merged: nn.Module = wrapped.merge_and_unload(safe_merge=True)
-        except ValueError as error:
-            raise UsageError(f"adapter {adapter.folder}: {error}; {AGAIN}") from None
+    merged = deepcopy(model.module)
+    merge_adapter(merged, adapter.folder, model.name, "--verbalizer")
     return model.with_module(merged, f"{model.name}+{adapter.folder.name}")
 
 
-def merge_adapter(module: nn.Module, folder: Path, name: str = "the model") -> None:
+def _tied_head(module: nn.Module) -> str | None:
+    """The path of the head, where its weights are the embeddings' own."""
+    transformer: Any = module
+    head, embeddings = transformer.get_output_embeddings(), transformer.get_input_embeddings()
+    if head is None or getattr(head, "weight", None) is not getattr(embeddings, "weight", None):
+        return None
+    return next((path for path, part in module.named_modules() if part is head), None)
+
+
+def merge_adapter(module: nn.Module, folder: Path, name: str = "the model", option: str = "--model") -> None:
     """Add an adapter to the weights of a plain module, in place, as PEFT's `merge_and_unload`: W + scale · B A.
 
     Arithmetic is in float32, or in the module's own float64. PEFT need not be installed.
@@ -176,14 +215,15 @@ def merge_adapter(module: nn.Module, folder: Path, name: str = "the model") -> N
         UsageError: the adapter is for another model, of a kind that is no plain LoRA, or damaged.
     """
     adapter = read_adapter(folder)
-    check_base(adapter, module, name, "--model")
+    check_base(adapter, module, name, option)
     _check_weights(adapter, module, name)
-    state = load_file(folder / WEIGHTS)
+    with reading(folder / WEIGHTS, AGAIN, UsageError):
+        state = load_file(folder / WEIGHTS)
     for path, (shape, _) in adapter.shapes.items():
         a, b = (state[BEFORE + path + end].float() for end in (A, B))
         if not bool((b @ a).isfinite().all()):
             raise UsageError(f"adapter {folder}: numbers of {path} are not finite; {AGAIN}")
-        LowRankEdit(path, b.T, adapter.scale(shape[0]) * a).add_to(module)
+        LowRankEdit(path, b.T, adapter.scale(path, shape[0]) * a).add_to(module)
 
 
 def _check_weights(adapter: Adapter, module: nn.Module, name: str) -> None:

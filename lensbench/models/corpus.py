@@ -19,7 +19,7 @@ from lensbench.models.gradients import Jacobian, jacobian
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import TrainingSchedule
 from lensbench.models.tokens import Encoding, PairedText, pair_window, same_tokenizer
-from lensbench.utils.cache import LENSES, atomic_folder, cache_root, code_digest
+from lensbench.utils.cache import LENSES, atomic_folder, cache_root, code_digest, is_whole, seal
 
 PROSE = Path(__file__).parents[1] / "assets" / "prose"
 WINDOW = 128
@@ -227,7 +227,7 @@ class Corpus:
             learned = learn(TrainingSchedule(None, device))
             self.spent.seconds += time.perf_counter() - begin
             return learned
-        if (folder / "lens.safetensors").exists():
+        if is_whole(folder):
             costs = json.loads((folder / COSTS).read_text(encoding="utf-8"))
             self.spent.tokens += costs["tokens"]
         else:
@@ -239,6 +239,7 @@ class Corpus:
                 (temporary / COSTS).write_text(json.dumps(costs), encoding="utf-8")
                 tensors = {key: value.contiguous().cpu() for key, value in learned.items()}
                 save_file(tensors, temporary / "lens.safetensors")
+                seal(temporary, folder.name)
             shutil.rmtree(unfinished, ignore_errors=True)
         self.spent.seconds += costs["seconds"]
         return {key: value.to(device) for key, value in load_file(folder / "lens.safetensors").items()}

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from lensbench.errors import LensbenchError
 from lensbench.models.architecture import removing
 from lensbench.models.linear_parts import LINEAR, linear_widths
+from lensbench.utils.foreign import reading
 
 EDITS = "edits.safetensors"
 # How far a matrix may lie from the one that was edited, relative to its norm: the rounding of its precision.
@@ -109,14 +110,8 @@ def read_edits(folder: Path) -> tuple[LowRankEdit, ...]:
     Raises:
         LensbenchError: a file that is not there, or does not hold pairs of factors.
     """
-    try:
+    with reading(folder / EDITS, "plant it again"):
         tensors = load_file(folder / EDITS)
-    except (OSError, ValueError) as error:
-        raise LensbenchError(f"{folder / EDITS} cannot be read ({error}); plant it again") from None
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise LensbenchError(f"{folder / EDITS} is damaged ({error}); plant it again") from None
     paths = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
     try:
         return tuple(LowRankEdit(path, tensors[f"{path}/left"], tensors[f"{path}/right"]) for path in paths)

@@ -116,6 +116,7 @@ class LanguageModel:
         ids = probe_ids(self.module)
         with torch.no_grad():
             logits = self.module(ids, use_cache=False).logits[0].float()
+        self._require_causal(ids, logits)
         last = self.text_residuals(ids)[0]
         off = relative_deviation(self.unembed(last), logits)
         if not off <= TOLERANCE[self.dtype]:
@@ -124,6 +125,26 @@ class LanguageModel:
                 f"(tolerance {TOLERANCE[self.dtype]:.0e}); name the modules with --module-paths blocks=PATH,norm=PATH"
             )
         return int(last.shape[-1])
+
+    def _require_causal(self, ids: Int[Tensor, "1 token"], logits: Float[Tensor, "token vocab"]) -> None:
+        """Refuse a model whose earlier states change with later tokens: what it is to say next, it has seen."""
+        other = ids.clone()
+        other[0, -1] = ids[0, 0]
+        with torch.no_grad():
+            changed = self.module(other, use_cache=False).logits[0].float()
+        off = relative_deviation(changed[:-1], logits[:-1])
+        if not off <= TOLERANCE[self.dtype]:
+            raise ArchitectureError(
+                f"{self.name} is not causal: what it says at a token changes with later tokens (by {off:.1e}); "
+                "lensbench reads decoders, not encoders"
+            )
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens a text may have, as the model's configuration says; None where it does not."""
+        config: Any = self.module.config
+        most = getattr(config.get_text_config(), "max_position_embeddings", None)
+        return int(most) if isinstance(most, int) and most > 0 else None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -181,7 +202,14 @@ class LanguageModel:
             positions: read sites, counted in `ids`.
             layers: 0 to L.
             prefix: the cache of tokens that all texts begin with and `ids` leaves out; see `shared_prefix`.
+
+        Raises:
+            LensbenchError: a text is longer than the model's positions.
         """
+        if self.most_tokens is not None and mask.shape[1] > self.most_tokens:
+            raise LensbenchError(
+                f"a text has {mask.shape[1]} tokens, {self.name} reads at most {self.most_tokens}; give a shorter one"
+            )
         with self.reading(layers) as seen:
             self.module(
                 ids.to(self.device, non_blocking=True),

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import is_out_of_memory
 from lensbench.models.sources import ADAPTER, IMPLANT, ModelSource, read_table, resolve
 from lensbench.models.tokens import Tokens
+from lensbench.utils.foreign import reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -88,11 +89,9 @@ def count_layers(source: ModelSource) -> int:
     """
     from transformers import AutoConfig
 
-    try:
+    with reading(f"the configuration of {source.name}", "give a decoder in the format of transformers"):
         config = AutoConfig.from_pretrained(**source.arguments).get_text_config()
         return int(config.num_hidden_layers)
-    except (OSError, ValueError, AttributeError) as error:
-        raise LensbenchError(f"{source.name}: no configuration of a decoder ({_line(error)})") from None
 
 
 def load_tokens(name: str, *, revision: str | None = None, offline: bool = False) -> Tokens:
@@ -107,10 +106,8 @@ def load_tokens(name: str, *, revision: str | None = None, offline: bool = False
     from transformers import AutoTokenizer
 
     source = resolve(name, revision=revision, offline=offline)
-    try:
+    with reading(f"the tokenizer of {source.name}", "save it again, or install what it needs"):
         return Tokens(AutoTokenizer.from_pretrained(**source.arguments))
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise LensbenchError(f"{source.name} has no tokenizer that can be loaded: {_line(error)}") from None
 
 
 def load_model(name: str, how: Loading | None = None) -> LanguageModel:
@@ -132,9 +129,11 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
     LOG.info("loading %s", source.name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
-        module = AutoModelForCausalLM.from_pretrained(
-            **source.arguments, dtype=how.torch_dtype(device), device_map=how.device_map
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **source.arguments, dtype=how.torch_dtype(device), device_map=how.device_map, output_loading_info=True
         )
+        module, info = loaded
+        check_complete(source.name, info)
         if how.device_map is None:
             module = torch.nn.Module.to(module, device)
     except torch.OutOfMemoryError:
@@ -142,13 +141,42 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
             f"{source.name} does not fit into the memory of {device}; try --dtype bfloat16, another --device, or a "
             "smaller model"
         ) from None
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except LensbenchError:
+        raise
+    except Exception as error:  # configurations, tokenizers and weights raise whatever a damaged file leads them to
         raise LensbenchError(f"{source.name} cannot be loaded as a causal language model: {_line(error)}") from None
     apply_edits(module, source.edits, source.name)
     tokens = Tokens(tokenizer, chat_template=how.chat_template)
     model = LanguageModel(module, tokens, source.name, how.paths)
     model.revision, model.offline = source.revision, how.offline
     return model
+
+
+def check_complete(name: str, info: Mapping[str, Collection[str]]) -> None:
+    """Refuse a checkpoint that lacks weights, and tell of those that the model has no place for.
+
+    transformers fills what is missing with random numbers, and leaves out what is left over, and says neither where a
+    program would notice. Weights that are tied to others are not missing.
+
+    Args:
+        name: of the model.
+        info: what `from_pretrained` reports with `output_loading_info`.
+
+    Raises:
+        LensbenchError: weights are missing.
+    """
+    missing, unexpected = (sorted(info.get(kind, ())) for kind in ("missing_keys", "unexpected_keys"))
+    left_over = f"; it has {len(unexpected)} others that fit nowhere, such as {unexpected[0]}" if unexpected else ""
+    if missing:
+        raise LensbenchError(
+            f"{name} lacks {len(missing)} weights of its architecture, such as {missing[0]}{left_over}; they would be "
+            "random numbers: get the checkpoint again, or correct its config.json"
+        )
+    if unexpected:
+        LOG.warning(
+            "%s: %d weights of the checkpoint have no place in the model and are not used, such as %s",
+            name, len(unexpected), unexpected[0],
+        )  # fmt: skip
 
 
 def _line(error: Exception) -> str:

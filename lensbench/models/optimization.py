@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lensbench.utils.cache import atomic_file
+from lensbench.utils.foreign import reading
 
 LOG = logging.getLogger("lensbench")
 SAVE_EVERY_SECONDS = 60.0
@@ -144,7 +145,9 @@ class TrainingSchedule:
     def _load(self, name: str) -> dict[str, Tensor] | None:
         if self._folder is None or not (self._folder / f"{name}.safetensors").exists():
             return None
-        return {key: value.to(self._device) for key, value in load_file(self._folder / f"{name}.safetensors").items()}
+        file = self._folder / f"{name}.safetensors"
+        with reading(file, f"delete {self._folder} to begin again"):
+            return {key: value.to(self._device) for key, value in load_file(file).items()}
 
     def _save(self, name: str, values: Mapping[str, Tensor]) -> None:
         self._saved = time.monotonic()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from lensbench.utils.cache import PROOFS, atomic_file, cache_path
+from lensbench.utils.cache import PROOFS, cache_path, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from lensbench.models.language_model import LanguageModel
@@ -96,29 +96,17 @@ def _code() -> str:
     return digest.hexdigest()[:16]
 
 
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _read(file: Path, depends: dict[str, str], what: str) -> Any:
     """Return what a file says was found; None where there is none, or one that is damaged or about something else."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        checksum = content.pop("checksum")
-        whole = checksum == _checksum(content) and (content["depends"], content["what"]) == (depends, what)
-    except FileNotFoundError:
+    content = read_sealed(file)
+    if content is not None and (content.get("depends"), content.get("what")) != (depends, what):
+        LOG.warning("%s is about another model, and is not used", file)
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        LOG.warning("%s is damaged, or about another model, and is not used", file)
-        return None
-    return content["found"]
+    return content and content["found"]
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
     try:
-        with atomic_file(file) as opened:
-            opened.write(json.dumps({**content, "checksum": _checksum(content)}, indent=1).encode())
+        write_sealed(file, content)
     except OSError as error:
         LOG.warning("what was found out about a model is not kept: %s", error.strerror or error)

@@ -22,8 +22,9 @@ from lensbench.models.builtin import (
     convert,
     model_folder,
     not_installed,
-    sha256_of,
 )
+from lensbench.utils.cache import sha256_of
+from lensbench.utils.foreign import read_text, reading
 
 IMPLANTS = Path(__file__).parents[1] / "assets" / "implants"
 # What an implant is, or an adapter of PEFT; what `lensbench finetune` writes beside an adapter; what either was told,
@@ -95,11 +96,8 @@ def read_table(
     Raises:
         LensbenchError: it cannot be read, or is no object; of the given kind.
     """
-    try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise kind(f"{file} cannot be read ({reason}); {remedy}") from None
+    with reading(file, remedy, kind):
+        read = json.loads(read_text(file))
     if not isinstance(read, dict):
         raise kind(f"{file} holds {type(read).__name__}, expected an object; {remedy}")
     return read

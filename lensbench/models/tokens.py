@@ -1,8 +1,10 @@
 """Text to token ids, and characters to token positions."""
 
 import copy
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import takewhile
 from typing import Any
 
@@ -11,6 +13,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lensbench.errors import LensbenchError
+from lensbench.utils.foreign import time_limit
+
+LOG = logging.getLogger("lensbench")
 
 # What an answer is appended to when its first token is asked for: an ordinary word, so that the answer gets its
 # leading space.
@@ -127,6 +132,18 @@ class Tokens:
             self._answer_tokens[answer] = after[len(before)]
         return self._answer_tokens[answer]
 
+    def require_telling(self, answer: str) -> None:
+        """Refuse an answer whose first token says nothing of it.
+
+        Raises:
+            TokenError: the token is a bare blank, stands for whatever the vocabulary lacks, or is not the answer's own.
+        """
+        first = self.answer_token(answer)
+        if first == self.tokenizer.unk_token_id or not self.decode([first]).strip():
+            raise TokenError(
+                f"the first token of the answer {answer!r} is a bare blank, or stands for any unknown word"
+            )
+
     def decode(self, ids: Sequence[int], ends: Collection[int] = ()) -> str:
         """Return the text of tokens, up to the first of those that end a text."""
         kept = list(takewhile(lambda token: token not in ends, ids))
@@ -144,11 +161,54 @@ class Tokens:
         return ids, mask
 
 
+TEMPLATE_SECONDS = 10.0
+"""How long a chat template may take; some do not end by themselves."""
+_ASKED = "Continue."
+# The day that templates are told it is: a model's fingerprint must not change with the clock.
+_DAY = datetime(2024, 7, 26, tzinfo=UTC)
+
+
 def _chat_prefix(tokenizer: Any) -> str:
+    """The beginning of the assistant's turn under the tokenizer's chat template."""
     if not getattr(tokenizer, "chat_template", None):
         raise TokenError("the tokenizer has no chat template; run without --chat-template")
-    messages = [{"role": "user", "content": "Continue."}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    # Templates of models that read images as well want a list of parts.
+    contents = (_ASKED, [{"type": "text", "text": _ASKED}])
+    asked, reasons = [], []
+    for content in contents:
+        try:
+            asked.append([_rendered(tokenizer, content, answer=answer) for answer in (False, True)])
+        except Exception as error:  # whatever a template raises
+            reasons.append(" ".join(str(error).split())[:200] or type(error).__name__)
+    said = [both for both in asked if all(_ASKED in text for text in both)]
+    if not said:
+        why = f"fails: {reasons[0]}" if reasons and not asked else "leaves the user's text out"
+        raise TokenError(f"the tokenizer's chat template {why}; run without --chat-template")
+    without, prefix = said[0]
+    if prefix == without:
+        raise TokenError("the tokenizer's chat template begins no turn of the assistant; run without --chat-template")
+    return prefix
+
+
+def _rendered(tokenizer: Any, content: object, *, answer: bool) -> str:
+    told = []
+
+    def day(form: str) -> str:
+        told.append(form)
+        return _DAY.strftime(form)
+
+    messages = [{"role": "user", "content": content}]
+    with time_limit(TEMPLATE_SECONDS, "the chat template"):
+        text = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=answer,
+            strftime_now=day,
+            date_string=_DAY.strftime("%d %b %Y"),
+        )
+    if told and answer:
+        LOG.info("the chat template asks for the date; it is told %s, always", _DAY.date())
+    return str(text)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from lensbench.models.architecture import checksum, weights_of
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.sources import quiet_libraries, read_table
 from lensbench.utils.cache import atomic_folder
+from lensbench.utils.foreign import reading
 
 LOG = logging.getLogger("lensbench")
 
@@ -266,11 +267,8 @@ def _require_head(given: str, ours: Mapping[str, Any], settings: Mapping[str, An
 
 
 def _translators(path: Path, identity: ModelIdentity) -> tuple[Tensor, Tensor]:
-    try:
+    with reading(path, "expected weights that torch loads; get the checkpoint again", UsageError):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises whatever its bytes lead to
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UsageError(f"{path} is not a file of weights that torch loads ({reason}); get it again") from None
     if not isinstance(state, dict):
         raise UsageError(f"{path} holds {type(state).__name__}, expected a state of tensors; get the checkpoint again")
     d = identity.d_model

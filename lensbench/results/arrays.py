@@ -103,7 +103,7 @@ class CellScores:
         )
 
     def between(self, layers: tuple[int, ...], relation: Ints) -> "CellScores":
-        """The cell at all of these layers, where it was asked at their first, their last and some between.
+        """The cell at all of these layers, where it was asked at all of them, or at their first, last and some between.
 
         Between two layers at which it was asked it has the scores of the one that did better in the relation: a rival
         that was asked at fewer layers than a method must not look weaker for it.
@@ -112,6 +112,9 @@ class CellScores:
             layers: those of the method.
             relation: of each item, by item code.
         """
+        if set(layers) < set(self.layers):
+            places = [self.layers.index(layer) for layer in layers]
+            return replace(self, layers=layers, raw=self.raw[..., places], corrected=self.corrected[..., places])
         if self.layers == layers or not set(layers[:1]) | set(layers[-1:]) <= set(self.layers) <= set(layers):
             return self
         after = np.searchsorted(self.layers, layers)

@@ -1,12 +1,11 @@
 """Calibrations that were made before, kept by version of the method: a run carries that of the very version it used."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lensbench.utils.cache import CALIBRATIONS, atomic_file, cache_path, cache_root
+from lensbench.utils.cache import CALIBRATIONS, cache_path, cache_root, read_sealed, write_sealed
 
 
 @dataclass(frozen=True)
@@ -54,18 +53,13 @@ def _file(root: Path, version: str) -> Path:
 
 def keep_calibration(found: Calibrated) -> None:
     """Keep what was found of a version of a method."""
-    file = _file(cache_root(), found.version)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(file) as out:
-        out.write((json.dumps(asdict(found), indent=1) + "\n").encode())
+    write_sealed(_file(cache_root(), found.version), asdict(found))
 
 
 def calibration_of(version: str) -> Calibrated | None:
     """Return what was found of a version of a method; None where it was never calibrated, or the file is damaged."""
-    try:
-        return read_calibrated(json.loads(_file(cache_path(), version).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
+    found = read_sealed(_file(cache_path(), version))
+    return None if found is None else read_calibrated(found)
 
 
 def read_calibrated(given: Mapping[str, Any]) -> Calibrated:

@@ -1,11 +1,10 @@
 """Which checks a version of a method fails, kept by version: a run checks each version of a method once."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lensbench.utils.cache import CHECKS, atomic_file, cache_path, cache_root
+from lensbench.utils.cache import CHECKS, cache_path, cache_root, read_sealed, write_sealed
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,13 @@ def read_checks(entry: dict[str, Any]) -> MethodChecks:
 
 def keep_checks(version: str, found: MethodChecks) -> None:
     """Keep what was found of a version of a method."""
-    with atomic_file(_file(cache_root(), version)) as out:
-        out.write((json.dumps(found.entry(), indent=1) + "\n").encode())
+    write_sealed(_file(cache_root(), version), found.entry())
 
 
 def checks_of(version: str) -> MethodChecks | None:
     """Return what was found of a version of a method; None where it was never checked, or the file is damaged."""
-    try:
-        return read_checks(json.loads(_file(cache_path(), version).read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
+    found = read_sealed(_file(cache_path(), version))
+    return None if found is None else read_checks(found)
 
 
 def _file(root: Path, version: str) -> Path:

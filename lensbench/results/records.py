@@ -21,7 +21,6 @@ from lensbench.utils.cache import atomic_file
 
 SCHEMA_VERSION = 1
 RECORDS = "records"
-RUN_FILE = "run.json"
 ALL = "all"
 """The `relation` of a task's totals."""
 CORRECTED = "corrected"
@@ -206,21 +205,6 @@ def without_nan(found: Any) -> Any:
     if isinstance(found, list | tuple):
         return [without_nan(value) for value in found]
     return None if isinstance(found, float) and not isfinite(found) else found
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """Read a run folder's `run.json`."""
-    path = folder / RUN_FILE
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        what = f"it has no {RUN_FILE}" if folder.is_dir() else "it is not there"
-        raise LensbenchError(f"{folder} is not a run folder: {what}; give one of `lensbench evaluate`") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LensbenchError(f"{path} is damaged ({error}): {_AGAIN}") from error
-    if not isinstance(run, dict):
-        raise LensbenchError(f"{path} must hold an object, got {type(run).__name__}: {_AGAIN}")
-    return run
 
 
 MEASURES = "measures"

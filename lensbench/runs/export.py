@@ -15,13 +15,17 @@ import pandas as pd
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.results.arrays import FIXED
 from lensbench.results.bands import sampled
-from lensbench.results.records import ALL, NO_BASELINE, RUN_FILE
+from lensbench.results.records import ALL, NO_BASELINE
+from lensbench.results.run_file import RUN_FILE
 from lensbench.runs.run import Run
 from lensbench.tasks import load_tasks
 from lensbench.utils.cache import atomic_file
 
 LOG = logging.getLogger("lensbench")
 FORMATS = ("csv", "lm-eval")
+
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?!\d+(?:[.,]\d+)*$)")
+"""How a text begins that a spreadsheet takes for a formula."""
 
 
 def export(run: Run | Path | str, out: Path | str, format: str = "csv") -> list[Path]:
@@ -69,7 +73,22 @@ def _tables(run: Run) -> Iterator[tuple[Path, bytes]]:
     }
     for name, frame in frames.items():
         if len(frame):
-            yield Path(f"{name}.csv"), frame.to_csv(index=False, lineterminator="\n").encode()
+            yield Path(f"{name}.csv"), harmless(frame).to_csv(index=False, lineterminator="\n").encode()
+
+
+def harmless(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table without texts that a spreadsheet would run: a quote is put before what begins as a formula.
+
+    Numbers such as `-5` stay as they are.
+    """
+    texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
+    changed: dict[str, Any] = {}
+    for name in texts:
+        column = frame[name].astype(object)
+        formula = column.map(lambda text: isinstance(text, str) and bool(_FORMULA.match(text)))
+        if formula.any():
+            changed[str(name)] = column.where(~formula, "'" + column.astype(str))
+    return frame.assign(**changed)
 
 
 def _harness(run: Run) -> Iterator[tuple[Path, bytes]]:

@@ -13,7 +13,8 @@ from lensbench.report.content import read_readable, unfinished
 from lensbench.report.leaderboard import Entry, leaderboard_page
 from lensbench.report.page import ItemText, MethodText, PageRun, render
 from lensbench.results.provenance import shares
-from lensbench.results.records import RUN_FILE, with_attempts, without_folder
+from lensbench.results.records import with_attempts, without_folder
+from lensbench.results.run_file import RUN_FILE
 from lensbench.results.summary import SUMMARY_COLUMNS, summary_and_power
 from lensbench.runs.run import Run
 from lensbench.tasks import Item, Task, load_tasks

@@ -22,11 +22,12 @@ from lensbench.results.records import (
     RECORDS,
     read_measures,
     read_records,
-    read_run,
     with_attempts,
 )
+from lensbench.results.run_file import changed_file, read_run
 from lensbench.results.samples import RequiredBaseline, SummarySettings
 from lensbench.results.summary import EARLIER_SUMMARY_COLUMNS, SUMMARY_COLUMNS, best_layers, summary_and_power
+from lensbench.utils.cache import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +37,11 @@ SUMMARY = "summary.csv"
 METRICS = "metrics.csv"
 COMPARISONS = "comparisons.csv"
 PLOTS = "plots"
+TEXT = {
+    "model", "verbalizer", "task", "relation", "inspector", "other_inspector", "baseline", "site", "rule", "question",
+    "strongest_baseline", "verdict", "metric", "better", "note",
+}  # fmt: skip
+"""The columns of tables that are names: they may look like numbers."""
 _AGAIN = "run `lensbench evaluate` again with the same --out, and it is made again"
 
 
@@ -52,8 +58,6 @@ class Run:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.info: dict[str, Any] = read_run(self.path)
-        if not isinstance(self.info.get("cells"), dict):
-            raise LensbenchError(f"{self.path}/run.json names no cells: it is not of a run; give a folder of a run")
 
     @property
     def done(self) -> list[str]:
@@ -62,7 +66,15 @@ class Run:
 
     @cached_property
     def records(self) -> pd.DataFrame:
-        """One row a prediction, of all cells of the folder that are done."""
+        """One row a prediction, of all cells of the folder that are done.
+
+        Raises:
+            LensbenchError: a file is missing, damaged, or not the one that the run wrote.
+        """
+        for file in self.done:
+            changed = changed_file(self.path, file, self.info["cells"][file])
+            if changed is not None and changed.exists():
+                raise LensbenchError(f"{changed} is not the file that this run wrote: {_AGAIN}")
         return with_attempts(read_records(self.path / RECORDS, self.done), self.info)
 
     @cached_property
@@ -206,10 +218,24 @@ def load_run(path: Path | str) -> Run:
 
 
 def finish(path: Path) -> None:
-    """Write summary, metrics and plots of a run folder from its records."""
+    """Write summary, metrics and plots of a run folder from its records.
+
+    Raises:
+        LensbenchError: they cannot be written. Records stay as they are.
+    """
+    try:
+        _finish(Run(path))
+    except OSError as error:
+        raise LensbenchError(
+            f"summary and plots of {path} cannot be written ({error.strerror or error}); its records are kept: free "
+            "some space, and run the same command again"
+        ) from None
+
+
+def _finish(run: Run) -> None:
     from lensbench.report.writing import plot_run
 
-    run = Run(path)
+    path = run.path
     if not run.done:
         # What an earlier plan left here must not pass for the result of this one.
         for name in (SUMMARY, METRICS, COMPARISONS):
@@ -236,12 +262,15 @@ def _read_csv(path: Path) -> pd.DataFrame:
         text = path.read_bytes()
         if text and not text.endswith(b"\n"):
             raise ValueError("it ends in the middle of a line")
-        return pd.read_csv(io.BytesIO(text), dtype={"layer": "Int16"}, keep_default_na=False, na_values=[""])
+        # Names may look like numbers: whatever is no number of ours is text.
+        header = pd.read_csv(io.BytesIO(text), nrows=0).columns
+        types = {name: "Int16" if name == "layer" else str for name in header if name in TEXT or name == "layer"}
+        return pd.read_csv(io.BytesIO(text), dtype=types, keep_default_na=False, na_values=[""])
     except FileNotFoundError:
         raise LensbenchError(f"{path.parent} has no {path.name}: {_AGAIN}") from None
     except OSError as error:
         raise LensbenchError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from None
-    except ValueError as error:  # pandas' own errors are ValueErrors
+    except (ValueError, TypeError) as error:  # pandas' own errors are ValueErrors
         raise LensbenchError(f"{path} is damaged ({error}): {_AGAIN}") from None
 
 
@@ -264,6 +293,5 @@ def _excused(cells: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    temporary = path.with_suffix(".partial")
-    frame.to_csv(temporary, index=False)
-    temporary.replace(path)
+    with atomic_file(path) as file:
+        file.write(frame.to_csv(index=False).encode())

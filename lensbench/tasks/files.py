@@ -12,6 +12,7 @@ from typing import Any
 from lensbench.errors import LensbenchError
 from lensbench.tasks.facts import Fact, Relation, fold_of
 from lensbench.tasks.names import name_key
+from lensbench.utils.foreign import read_bytes, reason_of
 
 _SHOWN_PROBLEMS = 1000
 
@@ -69,7 +70,7 @@ class File(Report):
         super().__init__(path, problems)
         self.content = b""
         try:
-            self.content = path.read_bytes()
+            self.content = read_bytes(path)
             self.text = self.content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             self.text = ""
@@ -97,8 +98,12 @@ class File(Report):
                 continue
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
+            except (ValueError, RecursionError) as error:
+                why = (
+                    f"{error.msg} at column {error.colno}"
+                    if isinstance(error, json.JSONDecodeError)
+                    else reason_of(error)
+                )
                 self.problem(number, f"not JSON ({why})", "one JSON object a line", "repair the line")
                 continue
             if isinstance(row, dict):

@@ -28,7 +28,12 @@ from lensbench.tasks.facts import (
 )
 from lensbench.tasks.files import File, Problems, check_keys, listed, read_facts
 from lensbench.tasks.names import name_key
+from lensbench.utils.foreign import reason_of, time_limit
 
+MOST_DESCRIBED = 512
+"""How many tokens a description may have."""
+SECONDS = 10.0
+"""How long the parse of a file may take."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TASK_KEYS = {"name": str, "summary": str, "relations": dict}
 _RELATION_KEYS = {
@@ -79,13 +84,18 @@ def read_task_folder(folder: Path) -> TaskFolder:
 
 
 def _parse_toml(file: File) -> dict[str, Any]:
+    text, line = "\n".join(file.lines).replace("\r\n", "\n"), 1
     try:
-        return tomllib.loads("\n".join(file.lines).replace("\r\n", "\n"))
+        with time_limit(SECONDS, "reading it"):
+            return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"\(at line (\d+), column \d+\)", str(error))
         line = int(place.group(1)) if place else len(file.lines)
-        file.problem(line, f"not TOML: {str(error).split(' (at ')[0]}", "TOML 1.0", "repair this line or the one above")
-        return {key: kind() for key, kind in _TASK_KEYS.items()}
+        why = str(error).split(" (at ")[0]
+    except Exception as error:  # nested too deep, numbers too long
+        why = reason_of(error)
+    file.problem(line, f"not TOML: {why}", "TOML 1.0", "repair this line or the one above")
+    return {key: kind() for key, kind in _TASK_KEYS.items()}
 
 
 def _read_relations(file: File, tables: Mapping[str, Any]) -> dict[str, Relation]:
@@ -286,9 +296,11 @@ def _check_phrases(file: File, name: str, table: Mapping[str, Any]) -> None:
 
 def _check_describe(file: File, name: str, table: Mapping[str, Any]) -> None:
     tokens = table.get("describe", 0)
-    if isinstance(tokens, bool) or tokens < 0:
+    if isinstance(tokens, bool) or not 0 <= tokens <= MOST_DESCRIBED:
         line = file.find("describe", f"relations.{name}")
-        file.problem(line, f"describe = {tokens} in {name}", "a number of tokens, 0 or more", "write it so")
+        file.problem(
+            line, f"describe = {tokens} in {name}", f"a number of tokens, 0 to {MOST_DESCRIBED}", "write it so"
+        )
 
 
 def _check_by_token(file: File, name: str, table: Mapping[str, Any]) -> None:

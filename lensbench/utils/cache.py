@@ -2,19 +2,26 @@
 
 import ast
 import hashlib
+import json
+import logging
 import os
 import re
 import shutil
+import socket
 import sys
+import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lensbench.errors import LensbenchError, UsageError
 
+LOG = logging.getLogger("lensbench")
+SEAL = "seal.json"
+"""The file of an entry that says what is in it."""
 VARIABLE = "LENSBENCH_CACHE"
 LIMIT = "LENSBENCH_CACHE_LIMIT"
 _DEFAULT = "~/.cache/lensbench"
@@ -23,6 +30,7 @@ _DEFAULT_LIMIT = "20GB"
 MODELS, LENSES, RESIDUALS, KNOWLEDGE, CALIBRATIONS, PROOFS, CHECKS = KINDS = (
     "models", "lenses", "residuals", "knowledge", "calibrations", "proofs", "checks",
 )  # fmt: skip
+LEFT = "unfinished"
 # What half-written files are called.
 TEMPORARY = ".*.tmp"
 
@@ -84,13 +92,15 @@ def folder_size(folder: Path) -> int:
 
 
 def contents() -> dict[str, tuple[int, int]]:
-    """Return for each kind of thing in the cache how many there are, and their bytes."""
+    """Return for each kind of thing in the cache, and what was left unfinished, how many there are, and their bytes."""
     found = {}
+    unfinished = [path for folder in ("", *KINDS) for path in (cache_path() / folder).glob(UNFINISHED)]
     for kind in KINDS:
         folder = cache_path() / kind
         entries = list(folder.glob("[!.]*"))
-        found[kind] = (len(entries), folder_size(folder) if folder.is_dir() else 0)
-    return found
+        left = sum(folder_size(path) for path in unfinished if path.parent == folder)
+        found[kind] = (len(entries), folder_size(folder) - left if folder.is_dir() else 0)
+    return found | {LEFT: (len(unfinished), sum(folder_size(path) for path in unfinished))}
 
 
 def clear(kinds: Iterable[str]) -> int:
@@ -99,7 +109,7 @@ def clear(kinds: Iterable[str]) -> int:
     Raises:
         LensbenchError: something cannot be removed.
     """
-    freed = 0
+    freed = sum(sweep(cache_path() / folder) for folder in ("", *KINDS))
     for kind in kinds:
         folder = cache_path() / kind
         if folder.is_dir():
@@ -139,7 +149,7 @@ def atomic_folder(final: Path) -> Iterator[Path]:
 
     Two processes may write the same folder at once: the first to finish wins, and the work of the other is dropped.
     For that, what is written must depend on the name alone. A process that is killed leaves a hidden
-    `.NAME.*.partial` folder behind, which nothing reads.
+    `.NAME.*.partial` folder behind, which nothing reads, and which the next to write there removes.
 
     Args:
         final: Where the folder is to stand. Its parents are made.
@@ -148,7 +158,8 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         An empty folder next to `final`.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
+    sweep(final.parent)
+    partial = final.parent / f"{unfinished_prefix(final.name)}{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir()
     try:
         yield partial
@@ -157,6 +168,108 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     finally:
         # Nothing to remove after the move; after a failure or a lost race, all of it.
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256, in hexadecimal; worked out again only where the file has changed since."""
+    state = path.stat()
+    return _sha256_of(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _sha256_of(path: Path, _changed: int, _size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path, name: str) -> None:
+    """Write into a finished entry of the cache what is in it, and which entry it is, so that any change is noticed."""
+    content = {"entry": name, "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())}}
+    (folder / SEAL).write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether an entry of the cache is there, and what was written; one that is not is removed, with a word."""
+    if not folder.exists():
+        return False
+    try:
+        content = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        there = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != SEAL}
+        if content == {"entry": folder.name, "files": there}:
+            return True
+    except (OSError, ValueError, RecursionError):
+        pass
+    LOG.warning("%s is damaged, or not what its name says: it is discarded and made again", folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return False
+
+
+UNFINISHED = ".*.partial"
+"""What half-written folders are called."""
+_DAY = 24 * 3600.0
+
+
+def unfinished_prefix(name: str) -> str:
+    """Return how half-written folders of this process are called, so that others can tell whether it still works."""
+    return f".{name}.{_host()}.{os.getpid()}."
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def sweep(folder: Path) -> int:
+    """Remove what killed processes left half-written in a folder; return the bytes freed.
+
+    A process of another machine cannot be asked whether it is alive: its work is given a day.
+    """
+    freed = 0
+    for path in folder.glob(UNFINISHED):
+        parts = path.name.rsplit(".", 4)
+        own = len(parts) == 5 and parts[1] == _host() and parts[2].isdigit()
+        with suppress(OSError):
+            left = not _is_alive(int(parts[2])) if own else time.time() - path.stat().st_mtime > _DAY
+            if left:
+                freed += folder_size(path)
+                shutil.rmtree(path, ignore_errors=True)
+    return freed
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # of another user
+    return True
+
+
+def write_sealed(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object as a file of the cache, with a checksum and the name of the file it is."""
+    whole = {"content": content, "file": file.name}
+    with atomic_file(file) as opened:
+        opened.write(json.dumps({**whole, "checksum": _checksum(whole)}, ensure_ascii=False).encode())
+
+
+def read_sealed(file: Path) -> dict[str, Any] | None:
+    """Return what `write_sealed` wrote; None where there is nothing, or, with a word, where it is damaged."""
+    try:
+        read = json.loads(file.read_text(encoding="utf-8"))
+        checksum = read.pop("checksum")
+        if checksum == _checksum(read) and read["file"] == file.name:
+            content: dict[str, Any] = read["content"]
+            return content
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    LOG.warning("%s is damaged, or not what its name says: it is not used, and made again", file)
+    return None
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def code_digest(what: type | Callable[..., Any]) -> str:

@@ -24,7 +24,7 @@ EVALUATE = {
     ("--sites", "end"): "sites",
     ("--dtype", "int8"): "unknown dtype 'int8'; known: auto, bfloat16, float16, float32, float64",
     ("--limit", "0"): "limit = 0",
-    ("--config", "missing.toml"): "cannot read --config missing.toml",
+    ("--config", "missing.toml"): "--config missing.toml cannot be read (No such file",
     ("--set", "placeholder=y"): "expected INSPECTOR.PARAMETER=VALUE",
     ("--set", "patchscop.placeholder=y"): "did you mean 'patchscope'",
     ("--module-paths", "blocks=a"): "expected blocks=PATH,norm=PATH",

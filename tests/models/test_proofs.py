@@ -13,6 +13,7 @@ from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import Patcher, Prompt
 from lensbench.models.proofs import describe, keep_proofs, proved
 from lensbench.models.tokens import Tokens
+from lensbench.utils.cache import write_sealed
 from tests import tiny
 
 PROMPT = Prompt(tuple(range(20, 31)), 6)
@@ -70,9 +71,9 @@ def test_a_damaged_file_is_not_used(damage: str, isolated_cache: Path) -> None:
     file = one_file(isolated_cache)
     content = json.loads(file.read_text())
     if damage == "found":
-        content["found"] = "layer_start"
+        content["content"]["found"] = "layer_start"
     if damage == "depends":
-        content["depends"]["fingerprint"] = "another"
+        content["content"]["depends"]["fingerprint"] = "another"
     text = json.dumps([content] if damage == "no object" else content)
     file.write_text(text[:40] if damage == "cut" else text)
     assert proved(fresh(), "x", lambda: "plain") == "plain"
@@ -112,9 +113,8 @@ def test_a_mode_that_the_model_does_not_allow_is_found_out(isolated_cache: Path)
     honest.proved_mode(PROMPT)
     assert honest.mode != "shared"
     file = one_file(isolated_cache)
-    content = {**json.loads(file.read_text()), "found": "shared"}
-    del content["checksum"]
-    file.write_text(json.dumps({**content, "checksum": proofs._checksum(content)}))
+    content = json.loads(file.read_text())["content"]
+    write_sealed(file, {**content, "found": "shared"})
     assert Patcher(fresh("mamba")).proved_mode(PROMPT) == honest.mode
 
 

@@ -237,7 +237,7 @@ def test_weights_that_are_not_in_the_file_are_not_made_up(tmp_path: Path, isolat
 def test_a_folder_that_was_changed_is_refused(tiny_gguf: Path, isolated_cache: Path) -> None:
     folder = Path(resolve(str(tiny_gguf)).location)
     origin = json.loads((folder / "lensbench.json").read_text(encoding="utf-8"))
-    for change in ({"source_sha256": "0" * 64}, {"conversion": 0}, {"bytes": origin["bytes"] | {"lost": 1}}, None):
+    for change in ({"source_sha256": "0" * 64}, {"conversion": 0}, {"sha256": origin["sha256"] | {"lost": "1"}}, None):
         text = "" if change is None else json.dumps(origin | change)
         (folder / "lensbench.json").write_text(text, encoding="utf-8")
         with pytest.raises(LensbenchError, match="delete the folder") as caught:

@@ -9,7 +9,6 @@ from lensbench.errors import LensbenchError
 from lensbench.results.records import (
     SCHEMA,
     read_records,
-    read_run,
     read_shard,
     table_from_columns,
     write_json_atomic,
@@ -123,7 +122,7 @@ def test_json_is_written_whole_and_read_back(tmp_path):
     path = tmp_path / "run" / "run.json"
     write_json_atomic(path, {"b": 1, "a": ["é", None]})
     write_json_atomic(path, {"b": 2, "a": ["é", None]})
-    assert read_run(path.parent) == {"a": ["é", None], "b": 2}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": ["é", None], "b": 2}
     assert [file.name for file in path.parent.iterdir()] == ["run.json"]
 
 
@@ -132,14 +131,3 @@ def test_json_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json_atomic(tmp_path / "run.json", {"cells": math.nan})
     assert json.loads((tmp_path / "run.json").read_text()) == {"cells": 1}
-
-
-def test_run_json_errors(tmp_path):
-    with pytest.raises(LensbenchError, match="not a run folder"):
-        read_run(tmp_path)
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(LensbenchError, match="damaged"):
-        read_run(tmp_path)
-    (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(LensbenchError, match="must hold an object"):
-        read_run(tmp_path)

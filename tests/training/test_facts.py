@@ -111,8 +111,8 @@ def not_finite(folder: Path) -> None:
 
 
 WRONG = {
-    "use_dora is True; only plain LORA": lambda folder: reset(folder, use_dora=True),
-    "alpha_pattern is": lambda folder: reset(folder, alpha_pattern={"q_proj": 3}),
+    "use_dora is True; only plain LoRA": lambda folder: reset(folder, use_dora=True),
+    "alpha_pattern is": lambda folder: reset(folder, alpha_pattern={"q_proj": "3"}),
     "only LORA adapters are read": lambda folder: reset(folder, peft_type="IA3"),
     "are not finite; get the adapter again": not_finite,
     "holds no adapter_config.json": lambda folder: (folder / ADAPTER).unlink(),

@@ -1,6 +1,5 @@
 """`lensbench calibrate`: test the methods on planted facts."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,9 +58,8 @@ def calibrate(
     Example: `lensbench calibrate --inspectors my_module:MyLens --quick --out reports/my-calibration`
     """
     from lensbench.models.sources import check_model_name, quiet_libraries
-    from lensbench.results.records import RUN_FILE
+    from lensbench.results.run_file import RUN_FILE
 
-    sys.path.insert(0, "")  # a user's own module lies in the current folder
     others = names_in(readers or "")
     for name in (model, *others):
         check_model_name(name)

@@ -1,6 +1,5 @@
 """`lensbench evaluate`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +61,6 @@ def evaluate(
 
 
 def _checked(given: dict[str, Any], config: Path | None, *, quiet: bool) -> RunConfig:
-    sys.path.insert(0, "")  # a user's own module lies in the current folder
     settings = make_config(given, config)
     check_config(settings)  # before torch is imported: a wrong name is answered at once
     from lensbench.models.sources import quiet_libraries

@@ -1,6 +1,5 @@
 """`lensbench fit`: fit a method once, and keep it in a folder."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +48,6 @@ def fit(
     from lensbench.inspectors.catalog import check_inspector
     from lensbench.models.sources import check_model_name, quiet_libraries
 
-    sys.path.insert(0, "")  # a user's own module lies in the current folder
     learned = read_settings(parameter or [], "PARAMETER=VALUE, such as steps=100")
     settings: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "offline": offline}
     settings |= {"revision": revision, "module_paths": read_module_paths(module_paths)}

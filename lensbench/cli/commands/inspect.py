@@ -114,9 +114,6 @@ def _check_files(html: Path | None, png: Path | None) -> None:
 
 def _made(name: str, parameters: dict[str, Any]) -> "Inspector":
     """Make the lens or Patchscope; a method that is neither is refused."""
-    import sys
-
-    sys.path.insert(0, "")  # a user's own module lies in the current folder
     from lensbench.evaluation.config import make_config
     from lensbench.evaluation.plan import make_inspectors
     from lensbench.explore.prompt import load_lens

@@ -14,13 +14,14 @@ from lensbench.inspectors.base import Inspector, OwnPrompt
 from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
-from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter, require_peft
+from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching.passes import WRITES, Write, make_prompt
 from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.prompting import first_line
 from lensbench.models.sources import ADAPTER
 from lensbench.tasks.facts import SLOT
+from lensbench.utils.foreign import FOREIGN, read_text
 
 # What stands for the subject in a question, where the activation stands before the question.
 PHRASE = "this"
@@ -97,12 +98,12 @@ def read_notes(folder: Path) -> Notes | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
         if found["recipe"]["write"] not in WRITES:
             raise ValueError(f"write is {found['recipe']['write']!r}")
         recipe = Recipe(**found.pop("recipe"))
         return Notes(recipe, answers=tuple(found.pop("answers")), **found)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except FOREIGN as error:
         raise UsageError(f"{path} is not what lensbench fit writes ({error}); get the adapter again") from None
 
 
@@ -183,7 +184,6 @@ class Oracle(Inspector):
         Raises:
             UsageError: what does not fit, and what to choose instead.
         """
-        require_peft()
         check_base(read_adapter(self._folder), verbalizer.module, verbalizer.name)
         recipe, notes = self.recipe(), read_notes(self._folder)
         if recipe.layer not in range(verbalizer.n_layers + 1):

@@ -19,6 +19,7 @@ from lensbench.errors import UsageError, unknown_name
 from lensbench.tasks.facts import SLOT
 from lensbench.tasks.files import LONGEST, File, Problems, Report, is_unicode
 from lensbench.tasks.formats.texts import fill_placeholder, is_template, mend
+from lensbench.utils.foreign import reason_of
 
 FILE_SCHEMES = ("lre", "patchscopes", "hopping", "personaqa")
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -247,7 +248,7 @@ def read_csv(file: File, delimiter: str, needed: Iterable[str]) -> list[Row]:
             if not any(cells):
                 continue
             if header is None:
-                header = cells
+                header = [cell.strip() for cell in cells]
                 if not _check_header(file, line, header, needed):
                     return []
             elif len(cells) != len(header):
@@ -256,7 +257,9 @@ def read_csv(file: File, delimiter: str, needed: Iterable[str]) -> list[Row]:
             else:
                 rows.append(Row(file, line, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
-        file.problem(before + 1, f"not CSV ({error})", "cells with quotes doubled inside quotes", "repair the line")
+        long = "field larger" in str(error)
+        expected = "shorter cells; an open quote runs on" if long else "cells with quotes doubled inside quotes"
+        file.problem(before + 1, f"not CSV ({error})", expected, "repair the line")
     if header is None:
         file.problem(1, "no header", f"the columns {', '.join(needed)}", "give a file with a header and rows")
     return rows
@@ -284,9 +287,11 @@ def parse_json(file: File) -> Any:
     try:
         return json.loads(file.text)
     except json.JSONDecodeError as error:
-        file.problem(error.lineno, f"not JSON ({error.msg} at column {error.colno})", "JSON", "repair the file")
-    except RecursionError:
-        file.problem(1, "not JSON (too deep)", "a list or an object of rows", "repair the file")
+        lines = error.msg == "Extra data" and error.lineno > 1
+        do = "rename it to .jsonl, if it has one object a line" if lines else "repair the file"
+        file.problem(error.lineno, f"not JSON ({error.msg} at column {error.colno})", "JSON", do)
+    except (ValueError, RecursionError) as error:
+        file.problem(1, f"not JSON ({reason_of(error)})", "a list or an object of rows", "repair the file")
     return None
 
 

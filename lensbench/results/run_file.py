@@ -1,0 +1,116 @@
+"""`run.json`: what a run folder says of itself, checked when it is read."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from lensbench.errors import LensbenchError
+from lensbench.utils.foreign import FOREIGN, read_bytes, read_text
+
+RUN_FILE = "run.json"
+DIGESTS = "sha256"
+"""What a cell's entry calls the digests of its files: folder -> SHA-256."""
+_AGAIN = "delete it and run `lensbench evaluate` again with the same --out"
+# A shard's name, and never a path: files of these names are read, and removed when they are stale.
+ShardName = Annotated[str, StringConstraints(pattern=r"^[\w+][\w.+@=~-]*\.parquet$", max_length=255)]
+Named = dict[str, dict[str, Any]]
+
+
+class _Cell(BaseModel):
+    """What the file says of a cell."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    status: str
+    task: str
+    site: str
+    inspector: str
+    baseline: str
+    method: str
+    relations: list[str] = []
+    not_applicable: dict[str, str] = {}
+    attempts: Named = {}
+    sha256: dict[str, str] = {}
+    error: str = ""
+
+
+class _RunFile(BaseModel):
+    """What is read of the file; keys that earlier versions did not write may be missing."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    setting: dict[str, Any]
+    baselines: Named
+    cells: dict[ShardName, _Cell]
+    plan: list[str]
+    config: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    methods: Named = {}
+    due: dict[str, Named] = {}
+    calibration: dict[str, dict[str, Any] | None] = {}
+    knowledge: dict[str, Any] = {}
+    judges: dict[str, Any] = {}
+    selected: list[str] = []
+    by_token: list[str] = []
+    prose: list[str] = []
+    short_answers: dict[str, float] = {}
+    memory_budget: int | None = None
+    patched_pass: str | None = Field(default=None)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read a run folder's `run.json`.
+
+    Raises:
+        LensbenchError: it is not there, is damaged, or is not of a run.
+    """
+    path = folder / RUN_FILE
+    try:
+        run = json.loads(read_text(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = f"it has no {RUN_FILE}" if folder.is_dir() else "it is not there"
+        raise LensbenchError(f"{folder} is not a run folder: {what}; give one of `lensbench evaluate`") from error
+    except FOREIGN as error:
+        reason = getattr(error, "strerror", None) or str(error)[:200] or type(error).__name__
+        raise LensbenchError(f"{path} is damaged ({reason}): {_AGAIN}") from error
+    if not isinstance(run, dict):
+        raise LensbenchError(f"{path} must hold an object, got {type(run).__name__}: {_AGAIN}")
+    if not isinstance(run.get("cells"), dict):
+        raise LensbenchError(f"{path} names no cells: it is not of a run; give a folder of a run")
+    try:
+        _RunFile.model_validate(run)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise LensbenchError(f"{path} is damaged ({where[:200]}: {first['msg']}): {_AGAIN}") from None
+    return run
+
+
+def digest_of(path: Path) -> str:
+    """Return a file's SHA-256."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+def changed_file(folder: Path, file: str, entry: Mapping[str, Any]) -> Path | None:
+    """Return the first file of a cell that is not the one that the journal tells of; None where all are.
+
+    Cells of runs of before there were digests are believed.
+
+    Args:
+        folder: the run folder.
+        file: the cell's file name.
+        entry: what `run.json` says of the cell.
+    """
+    for place, digest in entry.get(DIGESTS, {}).items():
+        path: Path = folder / place / file
+        try:
+            same = digest_of(path) == digest
+        except OSError:
+            same = False
+        if not same:
+            return path
+    return None

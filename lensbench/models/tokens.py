@@ -2,7 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -191,24 +192,38 @@ def _chat_prefix(tokenizer: Any) -> str:
 
 
 def _rendered(tokenizer: Any, content: object, *, answer: bool) -> str:
-    told = []
-
-    def day(form: str) -> str:
-        told.append(form)
-        return _DAY.strftime(form)
-
     messages = [{"role": "user", "content": content}]
-    with time_limit(TEMPLATE_SECONDS, "the chat template"):
-        text = tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=answer,
-            strftime_now=day,
-            date_string=_DAY.strftime("%d %b %Y"),
-        )
-    if told and answer:
+    with time_limit(TEMPLATE_SECONDS, "the chat template"), _same_day() as asked:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
+    if asked and answer:
         LOG.info("the chat template asks for the date; it is told %s, always", _DAY.date())
-    return str(text)
+    return text
+
+
+@contextmanager
+def _same_day() -> Iterator[list[datetime]]:
+    """Let templates ask for the date and be told `_DAY`; yield a list with an element for each time that they asked.
+
+    transformers gives templates a function that reads the clock, and lets nobody replace it.
+    """
+    from transformers.utils import chat_template_utils
+
+    asked: list[datetime] = []
+
+    class Clock:
+        """Stands in for the class datetime."""
+
+        @staticmethod
+        def now(_zone: object = None) -> datetime:
+            asked.append(_DAY)
+            return _DAY
+
+    templates: Any = chat_template_utils
+    before, templates.datetime = templates.datetime, Clock
+    try:
+        yield asked
+    finally:
+        templates.datetime = before
 
 
 @dataclass(frozen=True)

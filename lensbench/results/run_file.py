@@ -85,7 +85,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         _RunFile.model_validate(run)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = repr(".".join(str(part) for part in first["loc"]))[1:-1]
         raise LensbenchError(f"{path} is damaged ({where[:200]}: {first['msg']}): {_AGAIN}") from None
     return run
 

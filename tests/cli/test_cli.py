@@ -205,6 +205,19 @@ def test_a_module_that_fails_on_import_is_named(tmp_path: Path) -> None:
     assert "importing mymod failed: AttributeError" in message
 
 
+def test_a_file_that_is_called_like_a_library_is_not_imported(tmp_path: Path) -> None:
+    """Neither by `python -m` nor for a method in the same folder: that folder is looked into last."""
+    for name in ("pyarrow", "torch", "datasets", "tomllib"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('run from the current folder')")
+    done = lensbench("list", "tasks", cwd=tmp_path, start=True)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "mymod.py").write_text("class Mine: ...\n")
+    done = lensbench("evaluate", "--inspectors", "mymod:Mine", cwd=tmp_path, start=True)
+    message = refused(done, 2)
+    assert "current folder" not in message
+    assert "mymod" in message
+
+
 def test_doctor_refuses_a_wrong_final_norm(tiny_llama_folder: Path, tmp_path: Path) -> None:
     """Reading the last layer there gives the right logits; every other layer would be read on another scale."""
     paths = ("--module-paths", "blocks=model.layers,norm=lm_head")

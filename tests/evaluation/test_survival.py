@@ -3,11 +3,12 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lensbench.inspectors.evidence import Evidence
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.scores import Scores
 from lensbench.runs.run import Run
+from tests.command import lensbench
 
 TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,6 +148,84 @@ def test_a_journal_that_cannot_be_written_ends_in_one_line(settings, tmp_path: P
     with pytest.raises(LensbenchError, match=r"run\.json cannot be written: No space left on device; finished cells"):
         evaluate(**small, out=tmp_path)
     assert (tmp_path / "run.json").read_bytes() == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount file systems of so many kB; where this is not allowed, tests are skipped."""
+    mounted = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / f"disk{size}"
+        folder.mkdir()
+        options = ["-o", f"size={size}k", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(["mount", "-t", "tmpfs", *options], check=False).returncode:
+            pytest.skip("mounting a small file system is not allowed here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("size", [8, 24, 60, 140, 300, 340, 420, 520])
+def test_a_full_disk_loses_nothing(size: int, settings, whole: Run, tmp_path: Path, small_disk) -> None:
+    """However early it is full: one line or failed cells, what is done stays, and with room the bytes are the same."""
+    disk = small_disk(size)
+    arguments = [*command(settings, disk / "run")[3:], "--quiet"]
+    done = lensbench(*arguments, cwd=tmp_path, cache=Path(os.environ["LENSBENCH_CACHE"]))
+    told = done.stderr.strip().splitlines()
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 1, 2)
+    assert done.returncode == 0 or 0 < len(told) < 20
+    assert not list(disk.rglob("*.partial"))
+    if (disk / "run" / "run.json").exists():
+        kept = {path.name: path.read_bytes() for path in (disk / "run" / "records").glob("[!.]*.parquet")}
+        entries = json.loads((disk / "run" / "run.json").read_text())["cells"]
+        assert {file for file, cell in entries.items() if cell["status"] == "done"} <= kept.keys()
+        shutil.copytree(disk / "run", tmp_path / "run")
+    assert not evaluate(**settings, out=tmp_path / "run").failed
+    assert files(tmp_path / "run") == files(whole.path)
+
+
+def test_a_shard_of_another_run_is_made_again(settings, whole: Run, tmp_path: Path, caplog) -> None:
+    other = evaluate(**{**settings, "seed": 1}, out=tmp_path / "other")
+    shutil.copytree(whole.path, tmp_path / "run")
+    first = next(file for file in whole.done if "-logit_lens-none-" in file)
+    theirs = next(file for file in other.done if "-logit_lens-none-" in file)
+    shutil.copy(other.path / "records" / theirs, tmp_path / "run" / "records" / first)
+    with pytest.raises(LensbenchError, match="is not the file that this run wrote"):
+        _ = Run(tmp_path / "run").records
+    evaluate(**settings, out=tmp_path / "run")
+    assert "is not the file that this run wrote: its cell is made again" in caplog.text
+    assert files(tmp_path / "run") == files(whole.path)
+
+
+class Greedy(LogitLens):
+    """Asks for more memory than there is."""
+
+    name = "greedy"
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        self.kept_ = torch.ones(2**36)
+        return super().inspect(evidence)
+
+
+def test_memory_that_is_not_there_is_a_failed_cell(settings, tmp_path: Path) -> None:
+    """In a process that may have no more than 12 GiB, whatever the machine has."""
+    given = {**settings, "inspectors": ("tests.evaluation.test_survival:Greedy", "logit_lens"), "baselines": "none"}
+    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30)); "
+    run = "sys.argv[0] = 'lensbench'; runpy.run_module('lensbench', run_name='__main__')"
+    arguments = command(given, tmp_path / "run")[3:]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", limit + run, *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    found = Run(tmp_path / "run")
+    assert done.returncode == 1, done.stderr
+    assert ["alloc" in error for error in found.failed.values()] == [True]
+    assert set(found.records["inspector"]) == {"logit_lens"}
 
 
 def test_out_of_memory_is_a_failed_cell(settings, tmp_path: Path, monkeypatch) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -147,6 +149,75 @@ def test_an_endpoint_that_says_something_else_is_one_line(run, address, monkeypa
         mark(run, endpoint_judge("http://127.0.0.1:9/v1", "some-model"), limit=1)
     with pytest.raises(UsageError, match="expected the address of an endpoint"):
         mark(run, endpoint_judge("file:///etc", "some-model"), limit=1)
+
+
+CONTENTS = [["7"], {"mark": 7}, 7, None, True]
+
+
+@pytest.mark.parametrize("content", CONTENTS, ids=map(str, CONTENTS))
+def test_an_answer_that_is_no_text_is_no_mark(content, run, address, monkeypatch) -> None:
+    monkeypatch.setattr(Endpoint, "reply", {"choices": [{"message": {"content": content}}]})
+    with pytest.raises(LensbenchError, match=r"gave no answer .*its content is a"):
+        mark(run, endpoint_judge(address, "some-model"), limit=1)
+
+
+def test_an_answer_without_end_is_not_read(run, address, monkeypatch) -> None:
+    monkeypatch.setattr(Endpoint, "reply", {"choices": [{"message": {"content": "7" * 2_000_000}}]})
+    with pytest.raises(LensbenchError, match="more than 1048576 bytes"):
+        mark(run, endpoint_judge(address, "some-model"), limit=1)
+
+
+class Dripping(Endpoint):
+    """Sends a byte from time to time, and never ends."""
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(100):
+                self.wfile.write(b" ")
+                time.sleep(0.1)
+
+
+def test_an_answer_that_drips_is_given_up(run) -> None:
+    server = HTTPServer(("127.0.0.1", 0), Dripping)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    begun = time.monotonic()
+    judge = endpoint_judge(f"http://127.0.0.1:{server.server_port}/v1", "some-model", timeout=0.5)
+    with pytest.raises(LensbenchError, match=r"not whole after 0\.5 seconds"):
+        judge.ask(["?"])
+    assert time.monotonic() - begun < 5
+    server.shutdown()
+    server.server_close()
+
+
+def test_keys_in_the_address_are_used_and_not_kept(run, address) -> None:
+    port = address.partition("127.0.0.1:")[2].partition("/")[0]
+    judge = endpoint_judge(f"http://me:secret@127.0.0.1:{port}/v1?key=hidden#part", "some-model")
+    assert "secret" not in judge.name
+    assert "hidden" not in judge.name
+    assert judge.name == f"some-model at http://127.0.0.1:{port}/v1"
+    with pytest.raises(LensbenchError) as told:
+        endpoint_judge("http://me:secret@127.0.0.1:9/v1?key=hidden", "some-model").ask(["?"])
+    assert "secret" not in str(told.value)
+    assert "hidden" not in str(told.value)
+
+
+def test_what_changed_while_the_judge_was_asked_is_not_overwritten(run) -> None:
+    def meanwhile(prompts) -> list[str]:
+        info = json.loads((run / "run.json").read_text())
+        info["judges"]["other"] = "of another process"
+        if len(asked := prompts) > 0 and stale:
+            next(iter(info["cells"].values()))["seconds"] = -1.0
+        (run / "run.json").write_text(json.dumps(info))
+        return ["4"] * len(asked)
+
+    stale = False
+    mark(run, Judge("made up", meanwhile), limit=1)
+    assert json.loads((run / "run.json").read_text())["judges"].keys() == {"other", "judge_mark"}
+    stale = True
+    with pytest.raises(LensbenchError, match="was changed while its texts were marked"):
+        mark(run, Judge("made up", meanwhile), limit=1)
 
 
 def test_similarity_is_the_cosine_of_text_and_description(run, monkeypatch) -> None:

@@ -4,17 +4,18 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader, GGUFWriter, dequantize
+from gguf import GGUFReader, GGUFWriter, RopeScalingType, dequantize
 from huggingface_hub import errors as hub_errors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -70,7 +71,10 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
-def write_gguf(path: Path, without: str = "") -> Path:
+def write_gguf(
+    path: Path, without: str = "", more: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    scaling: tuple[str, float] | None = None,
+) -> Path:  # fmt: skip
     vocabulary = ["<|end|>", *byte_alphabet(), "ĠĠ", "Ġa"]
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(1)
@@ -82,6 +86,9 @@ def write_gguf(path: Path, without: str = "") -> Path:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(len(vocabulary))
+    if scaling is not None:
+        writer.add_rope_scaling_type(RopeScalingType(scaling[0]))
+        writer.add_rope_scaling_factor(scaling[1])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(vocabulary)
@@ -98,6 +105,8 @@ def write_gguf(path: Path, without: str = "") -> Path:
     shapes.pop(without, None)
     for name, shape in shapes.items():
         writer.add_tensor(f"{name}.weight", random.standard_normal(shape, dtype=np.float32))
+    for name, shape in more.items():
+        writer.add_tensor(name, random.standard_normal(shape, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

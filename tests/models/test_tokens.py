@@ -1,7 +1,9 @@
 """Read sites by character offset: found, or refused with what to do."""
 
+import logging
+
 import pytest
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lensbench.errors import LensbenchError
@@ -66,3 +68,81 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(LensbenchError, match="gives no character offsets"):
         Tokens(Slow())
+
+
+# --- chat templates, and answers -------------------------------------------------------------------------------------
+
+TURN = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<me>{% endif %}"
+)
+TYPED = TURN.replace("{{ m.content }}", "{{ m.content[0].text }}")
+DATED = "{{ strftime_now('%d %b %Y') }}" + TURN
+
+
+def chat(template: str) -> PreTrainedTokenizerFast:
+    made = tokens().tokenizer
+    made.chat_template = template
+    return made
+
+
+@pytest.mark.parametrize(
+    ("template", "prefix"), [(TURN, "<user>Continue.</s><me>"), (TYPED, "<user>Continue.</s><me>")]
+)
+def test_a_prompt_begins_in_the_assistants_turn(template: str, prefix: str) -> None:
+    assert Tokens(chat(template), chat_template=True).prefix == prefix
+
+
+def test_a_template_is_told_the_same_day_always(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "lensbench"):
+        assert Tokens(chat(DATED), chat_template=True).prefix == "26 Jul 2024<user>Continue.</s><me>"
+    assert "asks for the date; it is told 2024-07-26, always" in caplog.text
+
+
+TEMPLATES = {
+    "{{ raise_exception('roles must alternate') }}": "fails: roles must alternate",
+    "{% for": "fails: ",
+    "{{ messages.nothing.at_all }}": "fails: ",
+    "<user>hello<me>": "leaves the user's text out",
+    TURN.partition("{% if")[0]: "begins no turn of the assistant",
+}
+
+
+@pytest.mark.parametrize(("template", "why"), TEMPLATES.items(), ids=TEMPLATES.values())
+def test_a_template_that_is_of_no_use_is_one_line(template: str, why: str) -> None:
+    with pytest.raises(LensbenchError, match=why) as told:
+        Tokens(chat(template), chat_template=True)
+    assert "\n" not in str(told.value)
+    assert "run without --chat-template" in str(told.value)
+
+
+def test_a_template_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lensbench.models.tokens.TEMPLATE_SECONDS", 0.2)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + TURN
+    with pytest.raises(LensbenchError, match=r"took more than 0\.2 seconds"):
+        Tokens(chat(loop), chat_template=True)
+
+
+def word_piece() -> Tokens:
+    """A tokenizer of whole words, with one token for all that it does not know."""
+    pieces = {piece: i for i, piece in enumerate(["[UNK]", "the", "answer", "is", "red", "The"])}
+    backend = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return Tokens(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token="is"))
+
+
+def digits() -> Tokens:
+    """A tokenizer that splits every blank before a digit, as the built-in model's does."""
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate("The answris0123456789 ")}, []))
+    return Tokens(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="T"))
+
+
+@pytest.mark.parametrize(("known", "answer"), [(word_piece(), "blue"), (digits(), "12"), (digits(), "answer")])
+def test_an_answer_whose_first_token_says_nothing_is_refused(known: Tokens, answer: str) -> None:
+    with pytest.raises(
+        LensbenchError, match=f"the first token of the answer '{answer}' is a bare blank, or stands for"
+    ):
+        known.require_telling(answer)
+
+
+def test_an_answer_of_a_word_of_its_own_is_fine() -> None:
+    word_piece().require_telling("red")

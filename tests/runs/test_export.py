@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.runs.export import export
+from lensbench.runs.export import export, harmless
 from lensbench.runs.run import finish, load_run
 from tests.command import lensbench, refused
 from tests.made_run import Made, write_run
@@ -129,3 +129,17 @@ def test_wrong_input(folder: Path, tmp_path: Path) -> None:
     (unfinished / "run.json").write_text(json.dumps(info))
     with pytest.raises(LensbenchError, match="no finished cell"):
         export(unfinished, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"), ("@SUM(1)", "'@SUM(1)"), ("+A1", "'+A1"), ("-A1", "'-A1"),
+        ("\tx", "'\tx"), ("-5", "-5"), ("+3.2", "+3.2"), ("1-2", "1-2"), ("C++", "C++"), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_text_that_a_spreadsheet_would_run_is_quoted(text, written) -> None:
+    frame = pd.DataFrame({"answer": pd.Categorical([text, "red"]), "n": [-1, 2]})
+    found = harmless(frame)
+    assert found["answer"].tolist() == [written, "red"]
+    assert found["n"].tolist() == [-1, 2]

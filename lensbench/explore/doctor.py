@@ -54,6 +54,16 @@ def examine(model: LanguageModel) -> list[Check]:
     return [*checks, *_site_checks(model), *_mode_checks(model)]
 
 
+def examine_loading(load: Callable[[], LanguageModel]) -> list[Check]:
+    """Load a model, run every check, and load it once more: weights that nothing has set are others each time."""
+    model = load()
+    checks, first = examine(model), model.fingerprint
+    del model  # there may be no room for two
+    LOG.info("loading it again")
+    same = load().fingerprint == first
+    return [*checks, Check("two loads have the same weights", "same" if same else "different", "same", same)]
+
+
 def _measures(model: LanguageModel) -> Iterator[tuple[str, Callable[[], float]]]:
     yield "last-layer lens = model logits", lambda: _last_layer(model)
     yield "batched = one by one", lambda: _batched(model, left=False)

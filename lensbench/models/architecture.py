@@ -35,6 +35,8 @@ class Architecture:
         final: the module that receives the residual stream after the last block (the final norm, or what stands in
             its place).
         paths: the names of blocks and final norm in the model.
+        called: for each block, whether a pass over text calls it: cross-attention to images is left out. The residual
+            stream passes by a block that is not called.
     """
 
     owner: nn.Module
@@ -42,6 +44,7 @@ class Architecture:
     blocks: nn.ModuleList
     final: nn.Module
     paths: ModulePaths
+    called: tuple[bool, ...]
 
     @contextmanager
     def without_blocks(self) -> Iterator[None]:
@@ -96,8 +99,8 @@ def on_input(
 
 
 def hidden_of(output: Any) -> Tensor:
-    """Return the residual stream from a block's output: a tensor, or the first of a tuple (BLOOM, GPT-J)."""
-    hidden = output[0] if isinstance(output, tuple) else output
+    """Return the residual stream from a block's output: a tensor, or the first of a tuple or list (BLOOM, GPT)."""
+    hidden = output[0] if isinstance(output, tuple | list) and len(output) else output
     if not isinstance(hidden, Tensor):
         raise ArchitectureError(f"a block returns {type(hidden).__name__}, expected a tensor")
     return hidden
@@ -123,9 +126,13 @@ def find_architecture(model: nn.Module, n_layers: int, paths: ModulePaths | None
         raise ArchitectureError(
             f"{blocks_path} is {type(blocks).__name__}, expected the ModuleList of blocks; see --module-paths"
         )
-    norm_path = paths.norm if paths else _called_after(model, blocks_path, blocks)
+    called = _called(model, blocks)
+    blocks_called = [block for block, is_called in zip(blocks, called, strict=True) if is_called]
+    if not blocks_called:
+        raise ArchitectureError(f"no block of {blocks_path} is called in a pass over text; see --module-paths")
+    norm_path = paths.norm if paths else _called_after(model, blocks_path, blocks_called[-1])
     if paths:
-        _require_stream(model, blocks, _module_at(model, norm_path), norm_path)
+        _require_stream(model, blocks_called[-1], _module_at(model, norm_path), norm_path)
     owner_path, _, attribute = blocks_path.rpartition(".")
     return Architecture(
         owner=_module_at(model, owner_path),
@@ -133,7 +140,19 @@ def find_architecture(model: nn.Module, n_layers: int, paths: ModulePaths | None
         blocks=blocks,
         final=_module_at(model, norm_path),
         paths=ModulePaths(blocks_path, norm_path),
+        called=called,
     )
+
+
+def _called(model: nn.Module, blocks: nn.ModuleList) -> tuple[bool, ...]:
+    """Return which blocks are called in a pass over text."""
+    seen: set[int] = set()
+
+    def note(place: int) -> Callable[[nn.Module, Any], None]:
+        return lambda _module, _args: seen.add(place)
+
+    _probe_pass(model, [block.register_forward_pre_hook(note(place)) for place, block in enumerate(blocks)])
+    return tuple(place in seen for place in range(len(blocks)))
 
 
 def _module_at(model: nn.Module, path: str) -> nn.Module:
@@ -163,22 +182,25 @@ def _blocks_path(model: nn.Module, n_layers: int) -> str:
     return max(sizes, key=lambda name: sizes[name])
 
 
-def _called_after(model: nn.Module, blocks_path: str, blocks: nn.ModuleList) -> str:
+def _called_after(model: nn.Module, blocks_path: str, block: nn.Module) -> str:
     """Return the path of the first module that receives the last block's output itself."""
     last: list[Tensor] = []
     found: list[str] = []
+    before: set[str] = set()
 
     def remember(_module: nn.Module, _args: Any, output: Any) -> None:
         last[:] = [hidden_of(output)]
 
     def look(name: str) -> Callable[[nn.Module, Any, dict[str, Any]], None]:
         def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            if last and not found and any(value is last[0] for value in (*args, *kwargs.values())):
+            if not last:
+                before.add(name)
+            elif not found and any(value is last[0] for value in (*args, *kwargs.values())):
                 found.append(name)
 
         return hook
 
-    handles = [blocks[-1].register_forward_hook(remember)]
+    handles = [block.register_forward_hook(remember)]
     handles += [
         module.register_forward_pre_hook(look(name), with_kwargs=True)
         for name, module in model.named_modules()
@@ -190,10 +212,14 @@ def _called_after(model: nn.Module, blocks_path: str, blocks: nn.ModuleList) -> 
             f"no module of {type(model).__name__} takes the last block's output; name the final norm with "
             f"--module-paths blocks={blocks_path},norm=PATH"
         )
+    if found[0] in before:
+        raise ArchitectureError(
+            f"{type(model).__name__} calls its final norm {found[0]} before the blocks as well; it cannot be read"
+        )
     return found[0]
 
 
-def _require_stream(model: nn.Module, blocks: nn.ModuleList, final: nn.Module, path: str) -> None:
+def _require_stream(model: nn.Module, block: nn.Module, final: nn.Module, path: str) -> None:
     """Refuse a final norm whose input is not the last block's output: all layers would be read on another scale."""
     seen: dict[str, Tensor] = {}
 
@@ -205,7 +231,7 @@ def _require_stream(model: nn.Module, blocks: nn.ModuleList, final: nn.Module, p
         if isinstance(given, Tensor):
             seen["final"] = given.detach()
 
-    handles = [blocks[-1].register_forward_hook(after), final.register_forward_pre_hook(before, with_kwargs=True)]
+    handles = [block.register_forward_hook(after), final.register_forward_pre_hook(before, with_kwargs=True)]
     _probe_pass(model, handles)
     end, start = seen.get("blocks"), seen.get("final")
     if end is None or start is None or end.shape != start.shape or not torch.allclose(end, start, rtol=1e-3, atol=1e-4):

@@ -49,6 +49,17 @@ def check_origin(folder: Path, sha256: str) -> None:
         )
 
 
+def discard_outdated(folder: Path) -> None:
+    """Remove a converted model that an earlier lensbench wrote, to have it made again as it is made now."""
+    try:
+        conversion = int(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["conversion"])
+    except FOREIGN:
+        return  # what is damaged is refused, not removed
+    if 0 < conversion < _CONVERSION:
+        LOG.info("%s was converted by an earlier lensbench, and is made again", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def convert(gguf: Path, folder: Path, sha256: str) -> None:
     """Write a GGUF file as a Hugging Face folder in float32, which holds every dequantised value exactly.
 
@@ -310,6 +321,7 @@ def builtin_folder(name: str) -> Path:
     folder, builtin = model_folder(name), BUILTIN[name]
     if builtin.terms:
         LOG.info("%s: licence %s; by using the weights you accept its terms", name, builtin.licence)
+    discard_outdated(folder)
     if not folder.exists():
         with whole_gguf(name, builtin) as gguf:
             convert(gguf, folder, builtin.sha256)

@@ -182,8 +182,14 @@ class LanguageModel:
 
     @property
     def stops(self) -> list[nn.Module]:
-        """The modules that are called with the residual stream of each layer: the blocks, then the final norm."""
-        return [*self.parts.blocks, self.parts.final]
+        """The modules that are called with the residual stream of each layer: the blocks, then the final norm.
+
+        Where a block is not called, the stream passes by it: the next module that is called gets its layer, too.
+        """
+        stops: list[nn.Module] = [self.parts.final]
+        for block, called in zip(reversed(self.parts.blocks), reversed(self.parts.called), strict=True):
+            stops.append(block if called else stops[-1])
+        return stops[::-1]
 
     @torch.no_grad()
     def residuals(

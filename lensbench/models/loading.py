@@ -124,12 +124,12 @@ def load_model(name: str, how: Loading | None = None) -> LanguageModel:
 
 def load_source(source: ModelSource, how: Loading, device: torch.device) -> LanguageModel:
     """Load a model from where its weights were found."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     LOG.info("loading %s", source.name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _class_for(source).from_pretrained(
             **source.arguments, dtype=how.torch_dtype(device), device_map=how.device_map, output_loading_info=True
         )
         module, info = loaded
@@ -150,6 +150,20 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
     model = LanguageModel(module, tokens, source.name, how.paths)
     model.revision, model.offline = source.revision, how.offline
     return model
+
+
+def _class_for(source: ModelSource) -> Any:
+    """Return what loads a model: for decoders inside a model of images and text, the class that knows the whole."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    known = type(AutoConfig.from_pretrained(**source.arguments))
+    loaders = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    found = next((loader for loader in loaders if known in loader._model_mapping), None)
+    if found is None:
+        raise LensbenchError(
+            f"{source.name} is a {known.__name__.removesuffix('Config')}, not a decoder of text; give one"
+        )
+    return found
 
 
 def check_complete(name: str, info: Mapping[str, Collection[str]]) -> None:

@@ -20,6 +20,7 @@ from lensbench.models.builtin import (
     builtin_folder,
     check_origin,
     convert,
+    discard_outdated,
     model_folder,
     not_installed,
 )
@@ -234,6 +235,7 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False) ->
 def _gguf_folder(gguf: Path) -> Path:
     digest = sha256_of(gguf)
     folder = model_folder(f"gguf-{digest[:16]}")
+    discard_outdated(folder)
     if not folder.exists():
         convert(gguf, folder, digest)
     check_origin(folder, digest)

@@ -33,16 +33,22 @@ def name_key(name: str) -> str:
 
 
 def plain_words(text: str) -> str:
-    """Reduce a text to its words without case, accents and punctuation.
+    """Reduce a text to its words without case, punctuation and the accents of Latin letters.
 
     Names that are alike in this form may be different names: it serves folds (alike names share one), and the search
-    for texts that are nearly the same.
+    for texts that are nearly the same. Marks of other scripts are letters, and stay.
     """
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    kept = (" " if not (c.isalnum() or unicodedata.combining(c)) else c for c in decomposed)
-    bare = "".join(c for c in kept if not unicodedata.combining(c))
+    kept, base = [], ""
+    for c in decomposed:
+        if _combines(c):
+            kept += [] if "a" <= base <= "z" else [c]
+        else:
+            base = c
+            kept.append(c if c.isalnum() else " ")
     # A name of punctuation alone keeps it, or all such names would be one.
-    return " ".join(bare.split()) or " ".join(decomposed.split())
+    bare = " ".join("".join(kept).split()) or " ".join(decomposed.split())
+    return unicodedata.normalize("NFC", bare)
 
 
 def find_name(text: str, name: str, *, whole: bool = True) -> Span | None:

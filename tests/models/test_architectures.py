@@ -1,14 +1,27 @@
 """Every architecture: structure found, layers read, patched passes equal to plain hooks on transformers."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MllamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
+from lensbench.errors import LensbenchError
 from lensbench.explore.doctor import examine
 from lensbench.models.architecture import ArchitectureError, ModulePaths
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import enlarge, load_model
 from lensbench.models.patching import WRITES, PatchedPass, Prompt, fastest_mode
 from lensbench.models.tokens import Tokens
 from tests import tiny
@@ -169,3 +182,81 @@ def test_wrong_paths_are_refused_in_one_line() -> None:
     with pytest.raises(ArchitectureError) as refused:
         LanguageModel(tiny.module("llama"), tokens, "m", ModulePaths("model.layers", "model.layers.3.mlp"))
     assert "\n" not in str(refused.value)
+
+
+def mllama() -> LanguageModel:
+    """A decoder two of whose blocks look at images alone, and are not called for text."""
+    torch.manual_seed(0)
+    text = {**tiny.CONFIGS["llama"], "cross_attention_layers": [1, 3]}
+    module = MllamaForCausalLM(MllamaTextConfig(**text)).float().eval()
+    enlarge(module)
+    return LanguageModel(module, Tokens(tiny.tokenizer()), "tiny-mllama")
+
+
+def test_the_stream_passes_by_a_block_that_is_not_called() -> None:
+    model, ids = mllama(), torch.tensor([PROMPT.ids])
+    assert model.parts.called == (True, False, True, False)
+    read = model.text_residuals(ids, range(5))
+    assert torch.equal(read[1], read[2])
+    assert torch.equal(read[3], read[4])
+    assert not torch.equal(read[2], read[3])
+    assert [check for check in examine(model) if not check.passed] == []
+    vectors = torch.randn(5, model.d_model, generator=torch.Generator().manual_seed(0)) * 3
+    final = PatchedPass(model, PROMPT, fastest_mode(model, PROMPT)).final_residuals(vectors, torch.arange(5))
+    for layer, vector in enumerate(vectors):  # written where the next block that is called begins
+        place = {0: 0, 1: 2, 2: 2, 3: 4, 4: 4}[layer]
+        block = (*model.parts.blocks, model.parts.final)[place]
+        handle = block.register_forward_pre_hook(written_at(PROMPT.positions[0], vector), with_kwargs=True)
+        with torch.no_grad():
+            naive = model.module(ids, use_cache=False).logits[0, -1]
+        handle.remove()
+        torch.testing.assert_close(model.unembed(final[layer : layer + 1])[0], naive, rtol=2e-4, atol=2e-4)
+
+
+def written_at(position: int, vector: torch.Tensor):
+    def hook(_module: object, args: tuple, kwargs: dict) -> tuple:
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        hidden[0, position] = vector
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    return hook
+
+
+@pytest.mark.parametrize(("kind", "why"), [("nanochat", "before the blocks as well"), ("openai-gpt", "no module of")])
+def test_what_cannot_be_read_is_refused_by_name(kind: str, why: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    old = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 600}
+    config = AutoConfig.for_model(kind, **(old if kind == "openai-gpt" else {**sizes, "vocab_size": 600}))
+    module = AutoModelForCausalLM.from_config(config).float().eval()
+    with pytest.raises(ArchitectureError, match=why) as told:
+        LanguageModel(module, Tokens(tiny.tokenizer()), kind)
+    assert "\n" not in str(told.value)
+
+
+def test_the_decoder_inside_a_model_of_images_and_text(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 8, "patch_size": 4, "projection_dim": 16}  # fmt: skip
+    text = {key: value for key, value in tiny.CONFIGS["llama"].items() if "token" not in key}
+    config = LlavaConfig(
+        text_config={"model_type": "llama", **text}, vision_config={"model_type": "clip_vision_model", **vision},
+        image_token_index=599,
+    )  # fmt: skip
+    whole = LlavaForConditionalGeneration(config).float().eval()
+    whole.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    model = load_model(str(tmp_path))
+    assert model.n_layers == 4
+    assert [check for check in examine(model) if not check.passed] == []
+    ids = torch.tensor([PROMPT.ids])
+    with torch.no_grad():
+        torch.testing.assert_close(model.unembed(model.text_residuals(ids)[0])[-1], whole(ids).logits[0, -1])
+
+
+def test_an_encoder_is_refused_by_name(tmp_path: Path) -> None:
+    config = T5Config(d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8, vocab_size=600)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(LensbenchError, match="is a T5, not a decoder of text"):
+        load_model(str(tmp_path))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lensbench.errors import LensbenchError
+from lensbench.explore.doctor import examine_loading
 from lensbench.models.architecture import ArchitectureError
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import load_model
@@ -185,3 +186,12 @@ def test_a_text_that_is_longer_than_the_positions_is_refused():
         model.text_residuals(torch.arange(300)[None] % 500 + 3)
     with pytest.raises(LensbenchError, match="reads at most 256"):  # rotary positions go on, but were never trained
         tiny.model("llama").text_residuals(torch.arange(300)[None] % 500 + 3)
+
+
+def test_doctor_tries_two_loads():
+    """Whatever made weights random: two loads differ, and the model is not read correctly."""
+    seeds = iter(range(9))
+    checks = examine_loading(lambda: LanguageModel(tiny.module("llama", next(seeds)), Tokens(tiny.tokenizer()), "m"))
+    assert [check.name for check in checks if not check.passed] == ["two loads have the same weights"]
+    checks = examine_loading(lambda: LanguageModel(tiny.module("llama"), Tokens(tiny.tokenizer()), "m"))
+    assert all(check.passed for check in checks)

@@ -243,6 +243,18 @@ def test_weights_that_are_not_in_the_file_are_not_made_up(tmp_path: Path, isolat
     assert list((isolated_cache / "models").iterdir()) == []
 
 
+def test_what_an_earlier_version_converted_is_made_again(
+    tiny_gguf: Path, isolated_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(resolve(str(tiny_gguf)).location)
+    origin = json.loads((folder / "lensbench.json").read_text(encoding="utf-8"))
+    (folder / "lensbench.json").write_text(json.dumps(origin | {"conversion": 1}), encoding="utf-8")
+    with caplog.at_level(logging.INFO):
+        assert Path(resolve(str(tiny_gguf)).location) == folder
+    assert "is made again" in caplog.text
+    assert json.loads((folder / "lensbench.json").read_text(encoding="utf-8")) == origin
+
+
 def test_a_folder_that_was_changed_is_refused(tiny_gguf: Path, isolated_cache: Path) -> None:
     folder = Path(resolve(str(tiny_gguf)).location)
     origin = json.loads((folder / "lensbench.json").read_text(encoding="utf-8"))

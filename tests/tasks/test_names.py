@@ -94,6 +94,12 @@ def test_relations_keep_names_of_their_own():
 def test_names_that_are_nearly_the_same_share_a_fold():
     assert plain_words("Malmö") == plain_words("Malmo")
     assert fold_of("Malmö") == fold_of("Malmo")
+    assert len({plain_words(name) for name in ("パリ", "バリ", "ดี", "ดู", "й", "и", "ё", "е")}) == 8
+
+
+def test_subjects_in_other_scripts_fill_all_folds():
+    names = ["パリ", "バリ", "ดี", "ดู", "टोंगा", "टोगो", "पेरू", "पोरी", "й", "и", "ё", "е"]
+    assert {fold_of(name) for name in names} == set(range(5))
 
 
 def table(path: Path, header: str, rows: list[list[str]]) -> Path:

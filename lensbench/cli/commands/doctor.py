@@ -42,13 +42,13 @@ def doctor(
     paths = read_module_paths(module_paths)
     quiet_libraries()
     say_what_happens(quiet=quiet)
-    from lensbench.explore.doctor import examine
+    from lensbench.explore.doctor import examine_loading
     from lensbench.models.architecture import ModulePaths
     from lensbench.models.loading import Loading, load_model
     from lensbench.report.tables import print_rows
 
     how = Loading(device, dtype, revision, offline, paths=ModulePaths(**paths) if paths else None)
-    checks = examine(load_model(model, how))
+    checks = examine_loading(lambda: load_model(model, how))
     failed = [check.name for check in checks if not check.passed]
     if as_json:
         print_json({"model": model, "passed": not failed, "checks": [asdict(check) for check in checks]})

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lensbench.evaluation.checking import check_methods
 from lensbench.evaluation.config import RunConfig, make_config
 from lensbench.evaluation.journal import Journal, folder_of_run, hold_folder, with_earlier_budget
-from lensbench.evaluation.plan import Cell, Job, Place, Plan, check_job
+from lensbench.evaluation.plan import Cell, CellResult, Job, Place, Plan, check_job
 from lensbench.evaluation.runner import Executor, LocalExecutor
 from lensbench.results.records import NO_BASELINE
 from lensbench.runs.run import Run, finish
@@ -92,7 +94,18 @@ def _execute(executor: Executor, journal: Journal, progress: Progress) -> None:
             LOG.debug("%s: %s, %s s", entry["status"], work.cell.file, entry.get("seconds", "?"))
             if entry["status"] == "failed":
                 LOG.error("%s %s: %s", work.cell.inspector, work.cell.baseline, entry["error"].splitlines()[0])
-            advance(None)
+            advance(None, _best_so_far(work))
+
+
+def _best_so_far(work: CellResult) -> str:
+    """What a method has found at a place, before anything is known of its baselines."""
+    if work.table is None or work.cell.baseline != NO_BASELINE:
+        return ""
+    records = work.table.select(["attempt", "layer", "correct_corrected"]).to_pandas()
+    mean = records.groupby(["attempt", "layer"], dropna=False, observed=True)["correct_corrected"].mean()
+    _, layer = mean.idxmax()
+    where = "" if pd.isna(layer) else f" at layer {layer:.0f}"
+    return f"{work.cell.task} {work.cell.site}: {work.cell.inspector:<20} {mean.max():.2f}{where}"
 
 
 def mixed(cells: Iterable[Cell], seed: int) -> list[Cell]:

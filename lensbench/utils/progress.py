@@ -3,28 +3,36 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-EVERY = 30.0
-"""Seconds between two lines where no bar can be drawn."""
-Advance = Callable[[str | None], None]
+FIRST, EVERY = 20.0, 30.0
+"""Seconds until the first line, and between two lines, where no bar can be drawn."""
+
+
+class Advance(Protocol):
+    """Tells of one step."""
+
+    def __call__(self, what: str | None, found: str = "") -> None:
+        """Tell what begins, or with None that it has ended, and what it has found so far."""
+
+
 Progress = Callable[[int], AbstractContextManager[Advance]]
 
 
 @contextmanager
 def silent(_total: int) -> Iterator[Advance]:
     """Say nothing."""
-    yield lambda _what: None
+    yield lambda what, found="": None
 
 
 @contextmanager
 def bar(total: int) -> Iterator[Advance]:
-    """Draw a bar with the time left: a text names the cell that begins, None ends it.
+    """Draw a bar with the time left, and under it what was found so far.
 
-    Where the error stream is no terminal, a line is written each half minute.
+    Where the error stream is no terminal, a line is written after 20 seconds, and then each half minute.
     """
     from rich.console import Console
 
@@ -35,10 +43,11 @@ def bar(total: int) -> Iterator[Advance]:
 
 @contextmanager
 def _lines(total: int, console: "Console") -> Iterator[Advance]:
-    begun = told = time.monotonic()
+    begun = time.monotonic()
+    told = begun - (EVERY - FIRST)
     done = 0
 
-    def advance(what: str | None) -> None:
+    def advance(what: str | None, found: str = "") -> None:
         nonlocal told, done
         now = time.monotonic()
         done += what is None
@@ -59,6 +68,8 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def _drawn(total: int, console: "Console") -> Iterator[Advance]:
+    from rich.console import Group
+    from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -71,13 +82,17 @@ def _drawn(total: int, console: "Console") -> Iterator[Advance]:
         TextColumn("left"),
         TextColumn("{task.description}"),
     )
-    with Bar(*columns, console=console, transient=True) as drawn:
-        task = drawn.add_task("", total=total)
+    drawn = Bar(*columns, console=console)
+    task, lines = drawn.add_task("", total=total), list[str]()
+    with Live(drawn, console=console, transient=True, refresh_per_second=4) as live:
 
-        def advance(what: str | None) -> None:
+        def advance(what: str | None, found: str = "") -> None:
             if what is None:
                 drawn.advance(task)
             else:
                 drawn.update(task, description=what)
+            if found:
+                lines.append(found)
+                live.update(Group(drawn, *sorted(lines)))
 
         yield advance

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -223,13 +224,27 @@ def test_progress_is_written_in_lines_where_it_cannot_be_drawn(
     assert said.err.splitlines() == ["1 of 4, about 5 min left", "2 of 4, about 3 min left", "3 of 4, about 2 min left"]
 
 
+def test_the_first_line_comes_after_20_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.bar(9) as advance:
+        for _ in range(6):
+            now[0] += 11
+            advance(None)
+    assert [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()] == ["2 of 9", "5 of 9"]
+
+
 def test_progress_draws_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = io.StringIO()
     monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=drawn, force_terminal=True, width=100))
     with progress.bar(3) as advance:
         advance("a cell")
-        advance(None)
+        advance(None, "capitals subject: probe 0.61 at layer 4")
+        time.sleep(0.5)
     assert "left" in drawn.getvalue()
+    assert "probe 0.61 at layer 4" in drawn.getvalue()
     assert "1/3" in drawn.getvalue()
 
 

@@ -260,3 +260,18 @@ def test_an_encoder_is_refused_by_name(tmp_path: Path) -> None:
     tiny.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(LensbenchError, match="is a T5, not a decoder of text"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "rwkv"])
+def test_recurrent_models_count_their_hidden_states_from_the_first_block(kind: str) -> None:
+    """As the FAQ says: entry i of transformers' hidden states is our layer i + 1."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=600, hidden_size=32, num_hidden_layers=3)
+    module = AutoModelForCausalLM.from_config(config).float().eval()
+    enlarge(module)
+    model, ids = LanguageModel(module, Tokens(tiny.tokenizer()), kind), torch.tensor([PROMPT.ids])
+    ours = model.text_residuals(ids, range(4))
+    with torch.no_grad():
+        theirs = module(ids, output_hidden_states=True, use_cache=False).hidden_states
+    for layer in (1, 2):
+        torch.testing.assert_close(ours[layer], theirs[layer - 1][0], rtol=1e-4, atol=1e-4)

@@ -72,6 +72,7 @@ def _drawn(total: int, console: "Console") -> Iterator[Advance]:
     from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
+    from rich.text import Text
 
     columns = (
         BarColumn(bar_width=20),
@@ -93,6 +94,6 @@ def _drawn(total: int, console: "Console") -> Iterator[Advance]:
                 drawn.update(task, description=what)
             if found:
                 lines.append(found)
-                live.update(Group(drawn, *sorted(lines)))
+                live.update(Group(drawn, *map(Text, sorted(lines))))
 
         yield advance

@@ -28,7 +28,7 @@ def show_run(run: "Run") -> None:
     if not run.done:
         _show_unanswered(run, console)
         return
-    for told in result_sentences(run.best, run.info, {}):
+    for told in result_sentences(run.best, run.info, run.summaries):
         where = f"{readable(told.task)}, read at {told.site}: "
         console.print(where + told.sentence, highlight=False, markup=False, soft_wrap=not console.is_terminal)
     print_table(brief_table(run.best), console)

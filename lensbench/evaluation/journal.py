@@ -154,6 +154,7 @@ class Journal:
             "selected": sorted([*_of_others(before.get("selected", []), plan), *plan.selected]),
             "by_token": sorted([*_of_others(before.get("by_token", []), plan), *plan.by_token]),
             "short_answers": {**before.get("short_answers", {}), **plan.short_answers},
+            "summaries": {**before.get("summaries", {}), **plan.summaries},
             "prose": sorted({*before.get("prose", []), *plan.prose}),
             "knowledge": before.get("knowledge", {}),
             "judges": before.get("judges", {}),

@@ -89,6 +89,7 @@ class Plan:
         by_token: task/relation whose names are cut: as many items as a tokenizer makes, so no part in totals either.
         short_answers: task/relation -> the share of answers whose first token, which is what is scored, has at most two
             letters.
+        summaries: task/relation -> what leads to what, such as "country → capital".
         prose: tasks whose gold is the model's own next token: no rival that reads the text has anything to say.
     """
 
@@ -103,6 +104,7 @@ class Plan:
     by_token: tuple[str, ...] = ()
     prose: tuple[str, ...] = ()
     short_answers: dict[str, float] = field(default_factory=dict)
+    summaries: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

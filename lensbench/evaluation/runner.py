@@ -112,6 +112,7 @@ class Runner:
             short_answers={
                 f"{task}/{one.name}": short_answers(self.context.verbalizer, one) for task, one in chosen if one.answers
             },
+            summaries={f"{task}/{one.name}": one.summary for task, one in chosen},
             prose=tuple(dict.fromkeys(task for task, one in chosen if one.kind == "next_token")),
         )
 

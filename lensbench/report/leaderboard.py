@@ -27,11 +27,13 @@ class Entry:
         run: what it is called.
         best: as `best_layers` gives it.
         calibrations: method -> what calibration found of its very version, in words; None where it was not made.
+        accuracy: the column of the score that decides.
     """
 
     run: str
     best: pd.DataFrame
     calibrations: Mapping[str, str | None] = field(default_factory=dict)
+    accuracy: str = "accuracy_corrected"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _rows(entry: Entry) -> Iterator[dict[str, _Cell]]:
 def _row(entry: Entry, row: Mapping[Any, Any], total: str) -> dict[str, _Cell]:
     layer = row["layer"]
     known = entry.calibrations.get(row["inspector"])
-    accuracy, low, high = (number(row[name]) for name in ("accuracy_corrected", "ci_low", "ci_high"))
+    accuracy, low, high = (number(row[name]) for name in (entry.accuracy, "ci_low", "ci_high"))
     chance = "0 is chance" if total else f"chance {number(row['chance'])}"
     asked = total or readable(str(row["relation"]))
     return {
@@ -95,7 +97,7 @@ def _row(entry: Entry, row: Mapping[Any, Any], total: str) -> dict[str, _Cell]:
         ),
         "site": _text(row["site"]),
         "layer": _Cell(("-",), _LAST) if pd.isna(layer) else _Cell((str(layer),), float(layer)),
-        "accuracy": _Cell((accuracy, f"[{low}, {high}]"), float(row["accuracy_corrected"])),
+        "accuracy": _Cell((accuracy, f"[{low}, {high}]"), float(row[entry.accuracy])),
         **{question: _answer(row, question) for question in QUESTIONS},
         "calibration": _text(known or "not calibrated"),
         "run": _text(entry.run),

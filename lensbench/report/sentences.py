@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from lensbench.report.style import number, readable
-from lensbench.results.records import ALL
+from lensbench.results.records import ALL, CORRECTED
+from lensbench.results.summary import accuracy_column
 from lensbench.results.verdicts import NO_VERDICT, VERDICTS
 
 BASELINES_IN_WORDS: Mapping[str, str] = {
@@ -64,8 +65,10 @@ def result_sentences(
         info: the run's `run.json`.
         relations: (task, relation) -> what leads to what, such as "country → capital".
     """
+    accuracy = accuracy_column(str(info.get("setting", {}).get("score", CORRECTED)))
     for (task, site), rows in best.groupby(["task", "site"], observed=True, sort=True):
-        here = headline(rows).sort_values("accuracy_corrected", ascending=False, kind="stable")
+        here = headline(rows).sort_values(accuracy, ascending=False, kind="stable")
+        here["accuracy_corrected"] = here[accuracy]  # what is told is the score that decides
         first, *others = here.to_dict("records")
         question = _deciding(first)
         verdict = str(first[f"{question}_verdict"]) if question else ""

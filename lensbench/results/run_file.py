@@ -43,10 +43,10 @@ class _RunFile(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    setting: dict[str, Any]
-    baselines: Named
     cells: dict[ShardName, _Cell]
-    plan: list[str]
+    setting: dict[str, Any] = {}
+    baselines: Named = {}
+    plan: list[str] = []
     config: dict[str, Any] = {}
     versions: dict[str, str] = {}
     methods: Named = {}
@@ -58,12 +58,27 @@ class _RunFile(BaseModel):
     by_token: list[str] = []
     prose: list[str] = []
     short_answers: dict[str, float] = {}
+    summaries: dict[str, str] = {}
     memory_budget: int | None = None
     patched_pass: str | None = Field(default=None)
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+class RunInfo(dict[str, Any]):
+    """The content of `run.json`; what an earlier version did not write is missed in one line."""
+
+    def __init__(self, content: Mapping[str, Any], path: Path) -> None:
+        super().__init__(content)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise LensbenchError(f"{self._path} has no {key!r}: it is of another version, or damaged; {_AGAIN}")
+
+
+def read_run(folder: Path) -> RunInfo:
     """Read a run folder's `run.json`.
+
+    Returns:
+        Its content; asking for a key that is not there raises a LensbenchError.
 
     Raises:
         LensbenchError: it is not there, is damaged, or is not of a run.
@@ -87,7 +102,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         first = error.errors()[0]
         where = repr(".".join(str(part) for part in first["loc"]))[1:-1]
         raise LensbenchError(f"{path} is damaged ({where[:200]}: {first['msg']}): {_AGAIN}") from None
-    return run
+    return RunInfo(run, path)
 
 
 def digest_of(path: Path) -> str:

@@ -57,6 +57,11 @@ def frame_of_blocks(blocks: list[dict[str, Any]], columns: tuple[str, ...]) -> p
     return frame.sort_values([*order, "layer"], kind="stable", ignore_index=True, na_position="first")
 
 
+def accuracy_column(score: str) -> str:
+    """Return the column with the accuracy under the score that decides; intervals are of this one."""
+    return "accuracy_corrected" if score == CORRECTED else "accuracy"
+
+
 def best_layers(summary: pd.DataFrame, rule: str = FIXED, score: str = CORRECTED) -> pd.DataFrame:
     """Return the best layer of each model x verbalizer x task x relation x site x inspector, and its figures.
 
@@ -77,7 +82,7 @@ def best_layers(summary: pd.DataFrame, rule: str = FIXED, score: str = CORRECTED
     ruled = summary[summary["rule"] == rule]
     methods = ruled[ruled["baseline"] == NO_BASELINE]
     group = ["model", "verbalizer", "task", "relation", "site", "inspector"]
-    accuracy = "accuracy_corrected" if score == CORRECTED else "accuracy"
+    accuracy = accuracy_column(score)
     best = methods.sort_values([accuracy, "layer"], ascending=[False, True], kind="stable")
     best = best.drop_duplicates(group)[
         [*group, "layer", "n", "subjects", "relations", "accuracy", "accuracy_corrected", "ci_low", "ci_high", "chance"]

@@ -15,7 +15,7 @@ from lensbench.report.page import ItemText, MethodText, PageRun, render
 from lensbench.results.provenance import shares
 from lensbench.results.records import with_attempts, without_folder
 from lensbench.results.run_file import RUN_FILE
-from lensbench.results.summary import SUMMARY_COLUMNS, summary_and_power
+from lensbench.results.summary import SUMMARY_COLUMNS, accuracy_column, summary_and_power
 from lensbench.runs.run import Run
 from lensbench.tasks import Item, Task, load_tasks
 from lensbench.utils.cache import atomic_file
@@ -210,7 +210,7 @@ def _entry(name: str, run: Run) -> Entry:
     if not run.done:
         raise LensbenchError("no cell is finished")
     known = {method: None if found is None else found.in_words() for method, found in run.calibrations.items()}
-    return Entry(name, run.best, known)
+    return Entry(name, run.best, known, accuracy_column(run.score))
 
 
 def write_leaderboard(folder: Path | str, out: Path | str) -> Board:

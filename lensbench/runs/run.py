@@ -26,7 +26,13 @@ from lensbench.results.records import (
 )
 from lensbench.results.run_file import changed_file, read_run
 from lensbench.results.samples import RequiredBaseline, SummarySettings
-from lensbench.results.summary import EARLIER_SUMMARY_COLUMNS, SUMMARY_COLUMNS, best_layers, summary_and_power
+from lensbench.results.summary import (
+    EARLIER_SUMMARY_COLUMNS,
+    SUMMARY_COLUMNS,
+    accuracy_column,
+    best_layers,
+    summary_and_power,
+)
 from lensbench.utils.cache import atomic_file
 
 if TYPE_CHECKING:
@@ -130,6 +136,12 @@ class Run:
         """What the checks found of the methods, by name; those of a run of before there were any are not in it."""
         methods = self.info.get("methods", {})
         return {name: read_checks(one["checks"]) for name, one in methods.items() if "checks" in one}
+
+    @property
+    def summaries(self) -> dict[tuple[str, str], str]:
+        """(task, relation) -> what leads to what; runs of earlier versions have none."""
+        pairs = {tuple(name.split("/", 1)): text for name, text in self.info.get("summaries", {}).items()}
+        return {(task, relation): text for (task, relation), text in pairs.items()}
 
     @property
     def outside_totals(self) -> set[tuple[str, str]]:
@@ -249,7 +261,7 @@ def _finish(run: Run) -> None:
     measured = metrics(run.records, run.measures, seed=settings.seed)
     _write_csv(pd.concat([frame for frame in (measured, power) if len(frame)] or [measured]), path / METRICS)
     if (summary["layer"].notna() & (summary["baseline"] == NO_BASELINE)).any():
-        plot_run(summary, path / PLOTS)
+        plot_run(summary, path / PLOTS, accuracy_column(run.score))
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

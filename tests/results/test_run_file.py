@@ -9,7 +9,8 @@ import pytest
 
 from lensbench.errors import LensbenchError
 from lensbench.results.run_file import changed_file, digest_of, read_run
-from lensbench.runs.run import Run
+from lensbench.runs.run import Run, finish
+from tests.command import lensbench
 from tests.made_run import Made, write_run
 
 Change = Callable[[dict[str, Any]], object]
@@ -30,9 +31,6 @@ def renamed(name: str) -> Change:
 
 
 BROKEN: dict[str, Change] = {
-    "no setting": lambda info: info.pop("setting"),
-    "no plan": lambda info: info.pop("plan"),
-    "no baselines": lambda info: info.pop("baselines"),
     "null setting": lambda info: info.update(setting=None),
     "null cells": lambda info: info.update(cells=None),
     "list of cells": lambda info: info.update(cells=[]),
@@ -83,6 +81,16 @@ def test_what_is_no_run_folder_says_so(tmp_path: Path):
     (tmp_path / "run.json").mkdir()
     with pytest.raises(LensbenchError, match="it is a folder"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["setting", "plan", "baselines", "due"])
+def test_a_key_that_is_missing_is_missed_in_one_line(key: str, folder: Path):
+    info = json.loads((folder / "run.json").read_text())
+    del info[key]
+    (folder / "run.json").write_text(json.dumps(info))
+    with pytest.raises(LensbenchError, match=rf"run\.json has no '{key}'"):
+        _ = Run(folder).failed if key == "plan" else finish(folder)
+    assert "Traceback" not in lensbench("verdict", folder, cwd=folder.parent).stderr
 
 
 def test_keys_that_earlier_versions_did_not_write_may_be_missing(folder: Path):

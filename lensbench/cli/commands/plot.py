@@ -35,9 +35,11 @@ def plot(
     site: Site = None,
     inspector: Annotated[str | None, typer.Option(help="With grid or compare: one method.")] = None,
     metric: Annotated[
-        str,
-        typer.Option(help="accuracy_corrected, accuracy, or gap:QUESTION, such as gap:beats_text."),
-    ] = "accuracy_corrected",
+        str | None,
+        typer.Option(
+            help="accuracy_corrected, accuracy, or gap:QUESTION, such as gap:beats_text. [default: what decides]"
+        ),
+    ] = None,
     rule: Annotated[str, typer.Option(help="Which attempt counts: fixed, selected, oracle.")] = RULE,
     before: Annotated[Path | None, typer.Option(help="With compare: the other run, drawn dashed.")] = None,
     width: Annotated[str, typer.Option(help="column (3.3 inches), text (5.5), page (7.2), or inches.")] = WIDTH,
@@ -54,24 +56,28 @@ def plot(
     --out gap.pdf`; `lensbench plot reports/NEW --figure compare --before reports/OLD`
     """
     say_what_happens(quiet=quiet)
+    from lensbench.report.view import METRICS
     from lensbench.report.writing import FigureRequest, check_asked, plot_run, write_figures
+    from lensbench.results.summary import accuracy_column
     from lensbench.runs.run import PLOTS, load_run
 
     if figure is None:
         alone = {"rule": rule if rule != RULE else None, "width": width if width != WIDTH else None}
         _refuse_without_figure(task=task, relation=relation, site=site, inspector=inspector, before=before, **alone)
         loaded = load_run(run)
-        _write(lambda place: plot_run(loaded.summary, place, metric=metric), out or run / PLOTS, as_json=as_json)
+        shown = metric or accuracy_column(loaded.score)
+        _write(lambda place: plot_run(loaded.summary, place, shown), out or run / PLOTS, as_json=as_json)
         return
     earlier = load_run(before) if before is not None else None
     asked = FigureRequest(
         figure,
-        {"task": task, "relation": relation, "site": site, "metric": metric, "rule": rule, "width": width,
+        {"task": task, "relation": relation, "site": site, "metric": metric or METRICS[0], "rule": rule, "width": width,
          "title": title},
         inspector, earlier, (before.name if before is not None else "before", run.resolve().name),
     )  # fmt: skip
     check_asked(asked, out)
     loaded = load_run(run)
+    asked.choice["metric"] = metric or accuracy_column(loaded.score)
     _write(lambda place: write_figures(loaded, asked, place), out or run / PLOTS, as_json=as_json)
 
 

@@ -3,7 +3,7 @@
 function rivalsShown(curves, table) {
   const rivals = curves.filter((one) => one.baseline !== "none" && one.rule === state.rule && one.question !== "diagnostic");
   const methods = unique(ownCurves(curves).map((one) => one.inspector));
-  const top = (one) => Math.max(...at(table, one, "accuracy_corrected").map((v) => v ?? -1));
+  const top = (one) => Math.max(...at(table, one, run.accuracy).map((v) => v ?? -1));
   const options = [...methods.map((value) => ({value, label: `of ${readable(value)}`})), {value: "strongest", label: "the strongest of each method"}, {value: "none", label: "none"}];
   state.rivals = fill("rivals", options, state.rivals || leading);
   if (state.rivals === "none") return [];
@@ -15,7 +15,7 @@ function rivalsShown(curves, table) {
 function accuracyFigure(table, curves) {
   const x = run.layers, traces = [], rows = [], said = [];
   for (const one of ownCurves(curves)) {
-    const [y, low, high] = ["accuracy_corrected", "ci_low", "ci_high"].map((column) => at(table, one, column));
+    const [y, low, high] = [run.accuracy, "ci_low", "ci_high"].map((column) => at(table, one, column));
     const colour = colourOf(one.inspector), best = peak(y);
     const between = y.map((v, i) => `${number(v)}  [${number(low[i])}, ${number(high[i])}]`);
     traces.push(band(x, low, high, colour), line(readable(one.inspector), x, y, colour, {customdata: between, marker: {color: colour, symbol: symbolOf(one.inspector), size: x.length <= 12 ? 8 : 6, maxdisplayed: 24}}));
@@ -23,7 +23,7 @@ function accuracyFigure(table, curves) {
     if (best >= 0) said.push(`${readable(one.inspector)} is highest at layer ${x[best]}, ${number(y[best])}`);
   }
   rivalsShown(curves, table).forEach((one, i) => {
-    const y = at(table, one, "accuracy_corrected");
+    const y = at(table, one, run.accuracy);
     const several = state.rivals === "strongest", label = several ? `${readable(one.baseline)} (of ${readable(one.inspector)})` : readable(one.baseline);
     const colour = several ? colourOf(one.inspector) : css("--soft");
     traces.push(line(label, x, y, colour, {mode: x.length < 2 ? "markers" : "lines", line: {color: colour, width: 1.4, dash: DASHES[i % DASHES.length]}, marker: {symbol: "line-ew-open", size: 10, color: colour}}));

@@ -1,7 +1,7 @@
 // Method by layer, as a map.
 
 function heatFigure(table, curves) {
-  const own = ownCurves(curves), x = run.layers.map(String), z = own.map((one) => at(table, one, "accuracy_corrected"));
+  const own = ownCurves(curves), x = run.layers.map(String), z = own.map((one) => at(table, one, run.accuracy));
   const open = (one, i) => () => openItems({method: own[one].inspector, attempt: undefined, layer: String(run.layers[i])});
   const rows = own.map((one, r) => ({name: readable(one.inspector), values: z[r].map((v) => number(v)), acts: z[r].map((_, i) => open(r, i))}));
   const caption = own.length ? `Accuracy of ${own.length} method${own.length === 1 ? "" : "s"} at ${x.length} layer${x.length === 1 ? "" : "s"}: ${where()}.` : `No method has results here: ${where()}.`;

@@ -122,7 +122,7 @@ const numbersIn = (rows, columns) => (columns <= 16 && rows <= 24 && innerWidth 
 // The method with the highest accuracy at any layer: items are shown by it first.
 let leading;
 function leadingMethod(table, curves) {
-  const top = (one) => Math.max(...at(table, one, "accuracy_corrected").map((v) => v ?? -1));
+  const top = (one) => Math.max(...at(table, one, run.accuracy).map((v) => v ?? -1));
   const own = ownCurves(curves);
   return own.length ? own.reduce((a, b) => (top(b) > top(a) ? b : a)).inspector : undefined;
 }

@@ -30,7 +30,7 @@ from lensbench.report.sentences import ResultSentence, result_sentences
 from lensbench.report.style import colours, readable
 from lensbench.results.bands import MARGIN
 from lensbench.results.records import ALL, CORRECTED, NO_BASELINE, without_nan
-from lensbench.results.summary import best_layers
+from lensbench.results.summary import accuracy_column, best_layers
 from lensbench.results.verdicts import VERDICTS
 
 HERE = Path(__file__).parent
@@ -197,8 +197,10 @@ def _index(run: PageRun, number: int, chunks: Sequence[ItemChunk], data: dict[st
     named = {kind: f"{kind}-{number}" for kind, coded in tables.items() if coded}
     data |= {named[kind]: coded for kind, coded in tables.items() if coded}
     there = list(places(run.summary, run.records))
+    score = str(run.info.get("setting", {}).get("score", CORRECTED))
     return {
         "name": run.name, "model": run.model, "verbalizer": run.verbalizer, "tables": named, "items": items,
+        "accuracy": accuracy_column(score),
         "methods": _methods(run), "rivals": _baselines(run), "margin": MARGIN, "holds": dict(VERDICTS),
         "questions": {name: {"title": title, "text": text} for name, (title, text) in QUESTIONS.items()},
         "places": there, "charts": _charts(run, there), "prose": list(run.info.get("prose", ())),

@@ -141,7 +141,7 @@ def plot_run(summary: pd.DataFrame, out: Path, metric: str = "accuracy_corrected
                 figure = plot_layers(rows, task=task, relation=ALL, site=site, metric=metric)
                 written += save_figure(figure, [out / f"{prefix}-{site}-{kind}{suffix}" for suffix in (".png", ".svg")])
     if not written:
-        raise LensbenchError(f"nothing to plot: the summary has no values of {metric}; was a rival of it run?")
+        raise LensbenchError(f"nothing to plot: the summary has no values of {metric}; was a baseline of it run?")
     return written
 
 

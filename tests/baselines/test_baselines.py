@@ -305,7 +305,7 @@ def test_what_learns_labels_learns_them_anew_and_what_does_not_keeps_its_fit(ben
     assert all(method.fitted[key] is one for key, one in kept.items())
 
     lens = CrossFit(lambda: TunedLens(tokens=512, steps=0), bench)
-    (outcome,) = find_function("unplanted")(lens)  # before the method itself: as in a run that is gone on with
+    (outcome,) = find_function("unplanted")(lens)  # before the method itself: as in a resumed run
     (fit,) = lens.fitted.values()
     assert fit.target_ is bench.context.target
     torch.testing.assert_close(outcome.scores.log_scores[:PLANTED], lens.scores().log_scores[:PLANTED])

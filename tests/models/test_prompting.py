@@ -1,4 +1,4 @@
-"""Plain texts gone on with: against one text at a time, on several architectures."""
+"""Plain texts continued: against one text at a time, on several architectures."""
 
 import pytest
 import torch

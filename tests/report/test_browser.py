@@ -210,8 +210,8 @@ def test_an_item_shows_its_source_every_answer_its_texts_and_rivals(page):
     assert page.text_content("#item .source") == f"🧭 about {name}⟵!"
     heads = page.locator("#item h4").all_text_contents()
     assert heads[0] == "Every method's answer, layer by layer"
-    assert "said, and its rivals beside it" in heads[1]
-    assert "beside its rivals" in heads[2]
+    assert "said, and its baselines beside it" in heads[1]
+    assert "beside its baselines" in heads[2]
     answers = page.locator("#item table").first
     assert answers.locator("tbody tr").count() == 4
     assert answers.locator("thead th").all_text_contents()[1].startswith("logit lens")

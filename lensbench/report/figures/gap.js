@@ -14,7 +14,7 @@ function gapFigure(table, curves, question) {
     said.push(`${readable(one.inspector)}: ${count ? `holds at ${count} of ${x.length} layers` : "holds at no layer"}`);
   }
   const asked = run.questions[question].title;
-  const caption = traces.length ? `${said.join("; ")}.` : `“${asked}” was not asked here: no rival of this question was run.`;
+  const caption = traces.length ? `${said.join("; ")}.` : `“${asked}” was not asked here: no baseline of this question was run.`;
   const level = (y, dash) => ({type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: {color: css("--soft"), dash, width: 1}});
   return {traces, rows, columns: x.map((l) => `layer ${l}`), caption, height: 290,
     layout: {shapes: [level(0, "solid"), level(run.margin, "dot"), level(-run.margin, "dot")], showlegend: false, xaxis: {title: {text: "Layer"}}, yaxis: {title: {text: "Gap"}}, hoverlabel: {bgcolor: css("--panel"), bordercolor: css("--faint"), font: {color: css("--ink"), size: 11}}}};

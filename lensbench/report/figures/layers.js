@@ -27,7 +27,7 @@ function accuracyFigure(table, curves) {
     const several = state.rivals === "strongest", label = several ? `${readable(one.baseline)} (of ${readable(one.inspector)})` : readable(one.baseline);
     const colour = several ? colourOf(one.inspector) : css("--soft");
     traces.push(line(label, x, y, colour, {mode: x.length < 2 ? "markers" : "lines", line: {color: colour, width: 1.4, dash: DASHES[i % DASHES.length]}, marker: {symbol: "line-ew-open", size: 10, color: colour}}));
-    rows.push({name: `rival: ${label}`, values: y.map((v) => number(v))});
+    rows.push({name: `baseline: ${label}`, values: y.map((v) => number(v))});
   });
   const chance = curves.length ? at(table, curves[0], "chance").find((v) => v !== null) ?? 0 : 0;
   const caption = traces.length ? `Accuracy by layer: ${where()}. ${said.join("; ")}. Shaded: bands that hold at all layers at once. Dotted: chance.` : `No method has results here: ${where()}.`;

@@ -136,8 +136,8 @@ function showItem(data, item, layer) {
     make("h4", {}, "Every method's answer, layer by layer"), answersTable(data, item, layer, columns),
   ];
   const texts = [...own, ...rivals].filter((one) => layersOf(data, one.method, one.attempt, one.rival).some((l) => textAt(data, one, l, item) !== null));
-  if (texts.length) parts.push(make("h4", {}, `What ${readable(state.method)} said, and its rivals beside it`), answersTable(data, item, layer, texts, true));
-  if (rivals.length) parts.push(make("h4", {}, `${readable(state.method)} beside its rivals`), answersTable(data, item, layer, [...own, ...rivals]));
+  if (texts.length) parts.push(make("h4", {}, `What ${readable(state.method)} said, and its baselines beside it`), answersTable(data, item, layer, texts, true));
+  if (rivals.length) parts.push(make("h4", {}, `${readable(state.method)} beside its baselines`), answersTable(data, item, layer, [...own, ...rivals]));
   byId("item").replaceChildren(...parts);
 }
 

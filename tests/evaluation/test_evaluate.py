@@ -1,6 +1,7 @@
 """From configuration to run folder, on a tiny model."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,6 +159,40 @@ def test_items_whose_choices_begin_alike_are_dropped_for_all_and_counted(tiny_ll
     with pytest.raises(LensbenchError, match=r"no item left for .*begin with the same token"):
         evaluate(**{**settings, "tasks": (str(folder),)}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_answers_whose_first_token_says_nothing_are_left_out_for_all_and_counted(settings, tmp_path, caplog) -> None:
+    """Digits have tokens of their own in this tokenizer, and the blank before them is one, too."""
+    folder = write_task(tmp_path / "mixed", choices=["tea", "wine", "\u4e03"])
+    asked = {**without_lens(settings), "tasks": (str(folder),), "inspectors": ("logit_lens", "probe"), "baselines": ()}
+    run = evaluate(**asked, out=tmp_path / "r")
+    assert set(run.records.gold) == {"tea", "wine"}
+    assert run.records.chance.unique().tolist() == [0.5]
+    (why,) = {text for reasons in run.info["dropped"].values() for text in reasons.values()}
+    assert "is a bare blank" in why
+    assert "left out: 1 (the first token of the answer" in caplog.text
+    other = write_task(tmp_path / "none", choices=["\u4e03", "\u516b"])
+    with pytest.raises(LensbenchError, match="no two answers can be told apart by their first token"):
+        evaluate(**{**asked, "tasks": (str(other),)}, out=tmp_path / "n")
+
+
+def test_sources_longer_than_the_model_reads_are_left_out_and_counted(settings, tmp_path, caplog) -> None:
+    folder = write_task(tmp_path / "long", choices=["tea", "wine"], subject_source="word " * 30 + "of {subject}")
+    short = write_task(tmp_path / "short", choices=["tea", "wine"])
+    model = tmp_path / "model"
+    shutil.copytree(settings["model"], model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 30}))
+    asked = {**without_lens(settings), "model": str(model), "inspectors": ("logit_lens",), "baselines": ()}
+    with pytest.raises(LensbenchError, match=r"no item left .* longer than the 30 tokens that"):
+        evaluate(**{**asked, "tasks": (str(folder),)}, out=tmp_path / "r")
+    lines = (folder / "task.toml").read_text().splitlines()
+    both = [line.replace("]", ', "We spoke of {subject}"]') if line.startswith("test =") else line for line in lines]
+    (folder / "task.toml").write_text("\n".join(both))
+    run = evaluate(**{**asked, "tasks": (str(folder),), "limit": None}, out=tmp_path / "r")
+    assert set(run.records.template) == {"test1"}
+    assert "left out: 60 (the source is longer than the 30 tokens" in caplog.text
+    assert len(evaluate(**{**asked, "tasks": (str(short),)}, out=tmp_path / "s").records)
 
 
 def write_task(folder: Path, choices: list[str], subject_source: str = "We spoke of {subject}") -> Path:

@@ -21,6 +21,7 @@ from lensbench.explore.prompt_terminal import terminal_descriptions, terminal_ta
 from lensbench.inspectors.base import Lens
 from lensbench.inspectors.lenses.affine_lens import AffineLens
 from lensbench.inspectors.lenses.future_lens import FutureLens
+from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.models.loading import load_model
@@ -55,6 +56,28 @@ def test_cells_are_what_the_head_says_of_each_layer(table: LensTable) -> None:
     given = expected[2, torch.arange(len(final)), final]
     np.testing.assert_allclose(table.lens_probability[2], given, rtol=1e-4)
     np.testing.assert_array_equal(table.rank[2], (expected[2] > given[:, None]).sum(1))
+
+
+class Steep(LogitLens):
+    """So steep that all but a few probabilities are 0 in float32."""
+
+    name = "steep"
+
+    def logits(self, layer: int, residuals: torch.Tensor, attempt: int = 0) -> torch.Tensor:
+        return super().logits(layer, residuals, attempt) * 2000
+
+
+def test_ranks_are_counted_among_logits_where_probabilities_underflow() -> None:
+    model = tiny.model()
+    found = inspect(PROMPT, model, Steep())
+    ids = torch.tensor([model.tokens.encode(PROMPT).ids])
+    every = model.residuals(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None], range(5))[:, 0]
+    for layer, rows in enumerate(every):
+        logits = model.unembed(rows).double()
+        given = logits[torch.arange(len(rows)), torch.tensor(found.final)]
+        np.testing.assert_array_equal(found.rank[layer], (logits > given[:, None]).sum(1))
+    assert (found.lens_probability[0] == 0).any()
+    assert found.rank.max() > 100
 
 
 def test_the_last_layer_of_the_logit_lens_is_the_model(table: LensTable) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.runs.export import export, harmless
+from lensbench.runs.pages import read_page_run, write_page
 from lensbench.runs.run import finish, load_run
 from tests.command import lensbench, refused
 from tests.made_run import Made, write_run
@@ -143,3 +144,16 @@ def test_a_text_that_a_spreadsheet_would_run_is_quoted(text, written) -> None:
     found = harmless(frame)
     assert found["answer"].tolist() == [written, "red"]
     assert found["n"].tolist() == [-1, 2]
+
+
+@pytest.mark.parametrize("name", ["2023", "1e5", "true", "inf", "-5", "007", "nan", "None"])
+def test_names_that_look_like_numbers_stay_names(name: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", Made(task=name, relations=(name, "other"), layers=(0, 1)))
+    finish(folder)
+    run = load_run(folder)
+    assert set(run.summary["task"]) == {name}
+    assert name in set(run.best["relation"])
+    assert set(run.metrics["task"]) <= {name}
+    assert run.plot("layers", task=name, relation=name).axes
+    assert export(folder, tmp_path / "lm", "lm-eval")
+    assert write_page([read_page_run(folder)], tmp_path / "page.html") > 10_000

@@ -1,10 +1,12 @@
 import functools
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -478,3 +480,37 @@ def test_a_limit_draws_answers_and_folds_in_their_proportions(limit: int) -> Non
     assert {item.subject for item in task.items("subject", "test", 20)} <= {
         item.subject for item in task.items("subject", "test", 40)
     }, "a larger draw holds the smaller one"
+
+
+FOREIGN_TOML = {
+    "20,000 parts of a key": (".".join("a" * 20_000) + " = 1\n", "not TOML|no 'name'|unknown key"),
+    "nested deep": ("x = " + "[" * 50_000 + "\n", "not TOML"),
+    "a number without end": ("x = " + "9" * 6000 + "\n", "not TOML|unknown key"),
+    "a description without end": (
+        TOML.replace('kind = "class"', 'kind = "class"\ndescribe = 999999999999'),
+        "0 to 512",
+    ),
+}
+
+
+@pytest.mark.parametrize(("toml", "says"), FOREIGN_TOML.values(), ids=FOREIGN_TOML.keys())
+def test_whatever_stands_in_a_task_is_a_line_each(toml: str, says: str, tmp_path: Path):
+    with pytest.raises(TaskError, match=says) as told:
+        load_task(str(write(tmp_path / "toy", toml)))
+    assert all(len(line) < 400 for line in str(told.value).splitlines())
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"a": ' + "9" * 6000 + "}", "3", "null", '{"relation": {}}'])
+def test_whatever_stands_in_a_fact_is_a_line(line: str, tmp_path: Path):
+    with pytest.raises(TaskError, match=r"items\.jsonl:31: ") as told:
+        load_task(str(write(tmp_path / "toy", TOML, [*FACTS, line])))
+    assert all(len(line) < 400 for line in str(told.value).splitlines())
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_what_is_no_regular_file_is_not_read(make: Callable[[Path], None], tmp_path: Path):
+    folder = write(tmp_path / "toy")
+    (folder / "items.jsonl").unlink()
+    make(folder / "items.jsonl")
+    with pytest.raises(TaskError, match=r"items\.jsonl:1: cannot be read \(it is"):
+        load_task(str(folder))

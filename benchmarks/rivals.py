@@ -1,12 +1,12 @@
-"""What the whole matrix of rivals costs, beside the method alone: one task, one site, one method at a time.
+"""What all baselines of a method cost, beside the method alone: one task, one site, one method at a time.
 
-The target is the built-in model with a random edit of rank one in the block below layer 9, so that every rival has
-something to read: the unedited model as verbalizer, unplanted model and reference, another edit as twin. Seconds
+The target is the built-in model with a random edit of rank one in the block below layer 9, so that every baseline
+has something to read: the unedited model as verbalizer, unplanted model and reference, another edit as twin. Seconds
 are those of the processor, on one thread; nothing is taken from a cache of earlier runs. Loading models and proving
 what they can do, once a run, is printed apart.
 
-The method alone is timed by itself. Then all methods are run with all their rivals, in the order of a run: what rivals
-share with the method, or one method's rivals with the next one's, is done once and counted where it is done first.
+The method alone is timed by itself. Then all methods are run with all their baselines, in the order of a run: what
+baselines share with the method, or one method's with the next one's, is done once and counted where it is done first.
 """
 
 import json
@@ -32,7 +32,7 @@ from lensbench.tasks import load_task
 from lensbench.tasks.personas import personas
 
 METHODS = ("patchscope", "logit_lens", "probe")
-LAYER, SIZE, MOST, WARM = 9, 0.05, 6.0, 4
+LAYER, SIZE, MOST, WARM = 9, 0.05, 4.0, 4
 
 
 def edited(folder, seed):
@@ -58,26 +58,26 @@ def edited(folder, seed):
 
 
 def prepared(target, twin, methods, layers, limit):
-    """Return a workshop whose models are loaded, and whose proofs are made on items that are not measured."""
+    """Return a runner whose models are loaded, and whose proofs are made on items that are not measured."""
     settings = {
         "model": target, "verbalizer": MODEL, "unplanted": MODEL, "reference": MODEL, "twin": twin,
         "tasks": ["personas/city"], "sites": ["subject"], "inspectors": methods, "layers": layers, "limit": limit,
     }  # fmt: skip
-    workshop = Runner(check_job(make_config(settings)))
-    for place, benches in workshop.benches.items():
+    runner = Runner(check_job(make_config(settings)))
+    for place, benches in runner.benches.items():
         for bench in benches:
-            workshop.ask_knowledge(place, bench)
-    for cell in workshop.plan.cells:
-        benches = workshop.benches[cell.place]
+            runner.ask_knowledge(place, bench)
+    for cell in runner.plan.cells:
+        benches = runner.benches[cell.place]
         few = [replace(bench, items=bench.train_items[:WARM]) for bench in benches]
-        if workshop.makes[cell.inspector]().learns_from != "labels":
-            workshop.score(cell, few, {})
-    with_random_weights(workshop.setting.model, 0)
-    return workshop
+        if runner.makes[cell.inspector]().learns_from != "labels":
+            runner.score(cell, few, {})
+    with_random_weights(runner.context.model, 0)
+    return runner
 
 
 def main():
-    """Print a table a method, and whether each stays within six times the method alone."""
+    """Print a table a method, and whether each stays within four times the method alone."""
     parser = options(__doc__, repeats=1)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--layers", default=",".join(map(str, range(0, 31, 4))))
@@ -86,14 +86,14 @@ def main():
     os.environ["LENSBENCH_CACHE_LIMIT"] = "1KB"  # nothing is kept from one run to the next
     logging.getLogger("lensbench").setLevel(logging.ERROR)
     layers, limit = ("0,12", 10) if given.quick else (given.layers, given.limit)
-    heading(f"Rivals of one method: personas/city at subject, {limit} items, layers {layers}")
+    heading(f"Baselines of one method: personas/city at subject, {limit} items, layers {layers}")
     with tempfile.TemporaryDirectory() as folder:
         target, twin = (edited(Path(folder) / name, seed) for seed, name in enumerate(("target", "twin")))
         begun = time.perf_counter()
-        workshop = prepared(target, twin, given.methods.split(","), layers, limit)
+        runner = prepared(target, twin, given.methods.split(","), layers, limit)
         print(f"{time.perf_counter() - begun:.1f} s to load models and prove passes, once a run", flush=True)
-        alone = {method: spent_alone(workshop, method) for method in given.methods.split(",")}
-        spent = {cell: clock(lambda cell=cell: workshop.work(cell)) for cell in workshop.plan.cells}
+        alone = {method: spent_alone(runner, method) for method in given.methods.split(",")}
+        spent = {cell: clock(lambda cell=cell: runner.work(cell)) for cell in runner.plan.cells}
         for method, own in alone.items():
             show(method, own, {cell: one for cell, one in spent.items() if cell.inspector == method})
 
@@ -111,17 +111,17 @@ def processor_seconds():
     return sum(sum(one.cpu_times()[:2]) for one in (own, *own.children(recursive=True)))
 
 
-def spent_alone(workshop, method):
+def spent_alone(runner, method):
     """Return the seconds of a method that nothing has been done for before; nothing of it is kept."""
-    own = next(cell for cell in workshop.plan.cells if (cell.inspector, cell.baseline) == (method, NO_BASELINE))
-    benches = [replace(bench, context=replace(bench.context)) for bench in workshop.benches[own.place]]
-    seconds, _ = clock(lambda: workshop.score(own, benches, {}))
-    patcher_of(workshop.setting.verbalizer)._memory = RowMemory()
+    own = next(cell for cell in runner.plan.cells if (cell.inspector, cell.baseline) == (method, NO_BASELINE))
+    benches = [replace(bench, context=replace(bench.context)) for bench in runner.benches[own.place]]
+    seconds, _ = clock(lambda: runner.score(own, benches, {}))
+    patcher_of(runner.context.verbalizer)._memory = RowMemory()
     return seconds
 
 
 def show(method, own, spent):
-    """Print the seconds of a method and of each of its rivals."""
+    """Print the seconds of a method and of each of its baselines."""
     table = Table(method, "seconds", "times the method", "records")
     table.add("the method alone", f"{own:.2f}", "1.00", "")
     rivals = {cell: one for cell, one in spent.items() if cell.baseline != NO_BASELINE}

@@ -1,6 +1,7 @@
 """What a model knows, by a model whose answers are made up."""
 
 import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,3 +193,18 @@ def test_a_damaged_cache_is_asked_again(task, monkeypatch, tmp_path) -> None:
     (file,) = tmp_path.glob("*.json")
     file.write_text("{", encoding="utf-8")
     assert Knowledge(model, task, tmp_path).known("home") == before
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text.replace("blue", "green"), lambda text: text[:50], lambda _text: "[]"]
+)
+def test_a_damaged_file_is_asked_again(damage, task, monkeypatch, tmp_path, caplog) -> None:
+    right = Knowledge(Model(answers, monkeypatch), task, tmp_path).known("home")
+    (file,) = tmp_path.iterdir()
+    file.write_text(damage(file.read_text()))
+    with caplog.at_level(logging.WARNING, "lensbench"):
+        assert Knowledge(Model(answers, monkeypatch), task, tmp_path).known("home") == right
+    assert "is not used, and made again" in caplog.text
+    again = Model(answers, monkeypatch)
+    assert Knowledge(again, task, tmp_path).known("home") == right
+    assert again.asked == 0

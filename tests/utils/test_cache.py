@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.models.activations import Reading, ResidualCache, capture
+from lensbench.models.corpus import Corpus
 from lensbench.utils import cache
 from lensbench.utils.cache import atomic_folder, contents, is_whole, read_sealed, seal, sweep, write_sealed
 from tests import tiny
@@ -108,3 +110,26 @@ def test_what_a_killed_process_left_is_swept_and_counted(isolated_cache: Path):
     sweep(folder)
     assert not young.exists()
     assert mine.exists()
+
+
+@pytest.mark.parametrize("damage", [flip, cut, empty, no_seal])
+def test_a_damaged_lens_is_learned_again(
+    damage: Callable[[Path, Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    model, learned = tiny.model("llama"), []
+
+    def learn(_schedule: object) -> dict[str, torch.Tensor]:
+        learned.append(1)
+        return {"weight": torch.arange(12.0)}
+
+    def again() -> dict[str, torch.Tensor]:
+        return Corpus(model, cache=tmp_path).learn_once(LogitLens, {}, learn)
+
+    assert torch.equal(again()["weight"], again()["weight"])
+    assert len(learned) == 1
+    (entry,) = tmp_path.glob("[!.]*")
+    damage(entry, entry)
+    with caplog.at_level(logging.WARNING, "lensbench"):
+        assert torch.equal(again()["weight"], torch.arange(12.0))
+    assert len(learned) == 2
+    assert "is discarded and made again" in caplog.text

@@ -200,7 +200,7 @@ def test_a_damaged_cache_is_asked_again(task, monkeypatch, tmp_path) -> None:
 )
 def test_a_damaged_file_is_asked_again(damage, task, monkeypatch, tmp_path, caplog) -> None:
     right = Knowledge(Model(answers, monkeypatch), task, tmp_path).known("home")
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.json")
     file.write_text(damage(file.read_text()))
     with caplog.at_level(logging.WARNING, "lensbench"):
         assert Knowledge(Model(answers, monkeypatch), task, tmp_path).known("home") == right

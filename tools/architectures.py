@@ -2,6 +2,7 @@
 
     python tools/architectures.py          prints the table of docs/adding-a-model.md
     python tools/architectures.py llama    tries some types, with tracebacks
+    python tools/architectures.py qwen2:   tries this type and those after it in the alphabet
 
 Each type is made with random weights from its own configuration, shrunk. `doctor` must find it right, or the model must
 be refused in one line; whatever else is raised is a fault of ours, and ends with status 1.
@@ -38,6 +39,8 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 256),
     **dict.fromkeys(("head_dim", "rotary_dim", "state_size", "query_pre_attn_scalar"), 8),
     **dict.fromkeys(("bos_token_id", "eos_token_id"), 1),
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
     "vocab_size": VOCAB, "vocab_size_per_layer_input": VOCAB, "pad_token_id": 2, "is_decoder": True,
 }  # fmt: skip
 
@@ -45,8 +48,11 @@ SMALL: dict[str, Any] = {
 def main(kinds: list[str]) -> int:
     """Try types, or all, and print what came of them; return the exit status."""
     found: dict[str, list[str]] = defaultdict(list)
-    for kind in kinds or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        outcome = tried(kind, loud=True) if kinds else tried_apart(kind)
+    every = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    from_there = len(kinds) == 1 and kinds[0].endswith(":")
+    wanted = [kind for kind in every if kind >= kinds[0].rstrip(":")] if from_there else kinds or every
+    for kind in wanted:
+        outcome = tried(kind, loud=True) if kinds and not from_there else tried_apart(kind)
         found[outcome].append(kind)
         print(f"{kind}: {outcome}", file=sys.stderr, flush=True)
     print("| what came of it | model types |\n|---|---|")
@@ -112,6 +118,8 @@ def made(kind: str) -> torch.nn.Module:
     module = AutoModelForCausalLM.from_config(config).float().eval()
     if sum(weight.numel() for weight in module.parameters()) > 30_000_000:
         raise ValueError("not small")
+    with torch.no_grad():
+        module(torch.arange(3, 20)[None], use_cache=False)  # sizes that do not go together fail here
     enlarge(module)
     return module
 

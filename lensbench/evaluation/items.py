@@ -36,10 +36,13 @@ def with_telling_answers(models: Iterable[LanguageModel], task: Task, dropped: D
     for name, relation in task.relations.items():
         silent = {answer: reason for answer in relation.answers if (reason := _silent(models, answer))}
         sets = tuple(tuple(one for one in choices if one not in silent) for choices in relation.choice_sets)
+        alone = {
+            one: f"of the choices beside {one!r} none can be scored" for one, *more in filter(None, sets) if not more
+        }
         sets = tuple(choices for choices in sets if len(choices) > 1)
         why |= silent
         if silent:
-            dropped.setdefault(f"{task.name}/{name}", {}).update(silent)
+            dropped.setdefault(f"{task.name}/{name}", {}).update(silent | alone)
         if sets or not relation.choice_sets:
             relations[name] = replace(relation, choice_sets=sets)
     if not relations:

@@ -148,8 +148,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "another width": (settings(d_model=64), "4 blocks of width 64; tiny-llama has 4 of width 32"),
     "another kind": (settings(lens_type="mlp"), "of type 'mlp'; expected 'linear_tuned_lens'"),
     "says no bias": (settings(bias=False), "without bias"),
-    "cut off": (cut, "is not a file of weights that torch loads"),
-    "empty": (lambda folder: (folder / "params.pt").write_bytes(b""), "is not a file of weights that torch loads"),
+    "cut off": (cut, "expected weights that torch loads"),
+    "empty": (lambda folder: (folder / "params.pt").write_bytes(b""), "expected weights that torch loads"),
     "no bias": (params(_without), "has no 2.bias"),
     "one layer more": (params(lambda state: {**state, "4.bias": state["0.bias"]}), "has '4.bias' too"),
     "a tensor": (params(lambda state: state["0.bias"]), "holds Tensor, expected a state of tensors"),
@@ -178,7 +178,7 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path: Path) -> None:
     model = tiny.model("llama")
     theirs(tmp_path / "lens")
     (tmp_path / "lens" / "params.pt").write_bytes(pickle.dumps({"0.weight": Touch(tmp_path / "touched")}))
-    with pytest.raises(UsageError, match="is not a file of weights that torch loads"):
+    with pytest.raises(UsageError, match="expected weights that torch loads"):
         TunedLens(checkpoint=str(tmp_path / "lens")).check(Target(model), model)
     assert not (tmp_path / "touched").exists()
 

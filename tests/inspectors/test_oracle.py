@@ -247,7 +247,7 @@ WRONG = {
     wider: "are (4, 99) and (32, 4); that of tiny-llama takes 48 and gives 32",
     lambda folder: (folder / CONFIG).write_text("{"): "cannot be read",
     lambda folder: (folder / CONFIG).write_text("[]"): "holds list, expected an object",
-    lambda folder: (folder / WEIGHTS).write_bytes(b"broken"): "is damaged",
+    lambda folder: (folder / WEIGHTS).write_bytes(b"broken"): "cannot be read",
     lambda folder: save_file({}, folder / WEIGHTS): "holds no matrices",
     lambda folder: (folder / "lensbench.json").write_text('{"recipe": {}}'): "is not what lensbench fit writes",
 }

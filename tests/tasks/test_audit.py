@@ -331,7 +331,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
     from lensbench.models.loading import load_tokens
 
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(LensbenchError, match="has no tokenizer that can be loaded") as raised:
+    with pytest.raises(LensbenchError, match=r"the tokenizer of .* cannot be read") as raised:
         load_tokens(str(tmp_path))
     assert "\n" not in str(raised.value)
 

@@ -1,6 +1,7 @@
 """Foreign files: whatever is in them is one line, and what never ends is not read."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -58,3 +59,17 @@ def test_what_does_not_end_is_stopped():
     assert time.monotonic() - begun < 5
     with time_limit(5.0, "it"):
         pass
+
+
+def test_an_alarm_of_somebody_else_goes_on():
+    rung: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
+    try:
+        old = signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with time_limit(5.0, "it"):
+            time.sleep(0.05)
+        time.sleep(0.5)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *old)
+        signal.signal(signal.SIGALRM, before)
+    assert rung == [1]

@@ -29,8 +29,8 @@ from lensbench.results.records import (
     write_shard,
     write_table,
 )
-from lensbench.results.run_file import DIGESTS, RUN_FILE, changed_file, digest_of, read_run
-from lensbench.utils.cache import TEMPORARY
+from lensbench.results.run_file import DIGESTS, RUN_FILE, changed_file, read_run
+from lensbench.utils.cache import TEMPORARY, sha256_of
 from lensbench.utils.logs import RUN_LOG
 
 # What records of one folder must have in common: they are read as one table.
@@ -256,7 +256,7 @@ class Journal:
                     write_table(self.out / CROSSED / work.cell.file, work.crossed)
                 write_shard(self._shard(work.cell.file), work.table)
                 places = [RECORDS, *(place for place in (MEASURES, CROSSED) if entry.get(place))]
-                entry = {**entry, DIGESTS: {place: digest_of(self.out / place / work.cell.file) for place in places}}
+                entry = {**entry, DIGESTS: {place: sha256_of(self.out / place / work.cell.file) for place in places}}
             except OSError as error:
                 entry = failure(error)
         names = ("task", "site", "inspector", "baseline", "method", "relations")

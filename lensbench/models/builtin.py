@@ -29,7 +29,7 @@ from lensbench.utils.foreign import FOREIGN
 
 LOG = logging.getLogger(__name__)
 ORIGIN = "lensbench.json"
-# Raised when the conversion changes what it writes: folders of an older lensbench are then refused, not mixed up.
+# Raised when the conversion changes what it writes: folders of an older lensbench are then made again.
 _CONVERSION = 2
 _BLOCK = 1 << 20
 
@@ -237,8 +237,8 @@ def whole_gguf(name: str, builtin: Builtin) -> Iterator[Path]:
         _check_digest(name, builtin, str(paths[0]), sha256_of(paths[0]))
         yield paths[0]
         return
-    # Where open files cannot be removed, one that is still mapped must not fail a conversion that is done.
     sweep(cache_root())
+    # Where open files cannot be removed, one that is still mapped must not fail a conversion that is done.
     with tempfile.TemporaryDirectory(".partial", unfinished_prefix(name), cache_root(), True) as folder:
         joined = Path(folder) / f"{name}.gguf"
         try:

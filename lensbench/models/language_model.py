@@ -168,14 +168,14 @@ class LanguageModel:
             LensbenchError: the pass did not come that far.
         """
         seen: dict[int, Tensor] = {}
-        wanted = sorted(set(layers))
+        wanted, stops = sorted(set(layers)), self.stops
 
         def look(place: int, hidden: Tensor) -> None:
             seen[wanted[place]] = hidden
             if wanted[place] == wanted[-1]:
                 raise _Stop
 
-        with suppress(_Stop), on_input([self.stops[layer] for layer in wanted], look):
+        with suppress(_Stop), on_input([stops[layer] for layer in wanted], look):
             yield seen
         if wanted[-1] not in seen:
             raise LensbenchError(f"{self.name}: no layer {wanted[-1]} was reached in a forward pass")

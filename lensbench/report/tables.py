@@ -25,10 +25,9 @@ FOOTNOTE = (
     "gap is to the strongest baseline there, with a 95 % interval that holds for all layers at once. Whether the "
     "activation is used is decided by a permutation test of whose activation is read, where there is one; every other "
     "claim needs a gap above 0 to each baseline. Baselines that cost as much as the method (gaussian, random_model) "
-    "are asked at every fourth layer, and count between two of them as the better one. Lenses are asked nothing at "
-    "`subject`: rank them at `answer`. A "
-    "Patchscope at `subject` whose verbalizer is the target shows what this reader can recover, not where the model "
-    "keeps the fact."
+    "are asked at every fourth layer; between two of these, the better of their scores counts. Lenses are asked "
+    "nothing at `subject`: rank them at `answer`. A Patchscope at `subject` whose verbalizer is the target shows what "
+    "this reader can recover, not where the model keeps the fact."
 )
 _QUESTIONS = {"uses_activation": "uses the activation", "beats_text": "beats the text", "target_specific": "privileged"}
 _WIDE = 4000

@@ -1,6 +1,5 @@
 """`run.json`: what a run folder says of itself, checked when it is read."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from lensbench.errors import LensbenchError
-from lensbench.utils.foreign import FOREIGN, read_bytes, read_text
+from lensbench.utils.cache import sha256_of
+from lensbench.utils.foreign import FOREIGN, read_text
 
 RUN_FILE = "run.json"
 DIGESTS = "sha256"
@@ -105,11 +105,6 @@ def read_run(folder: Path) -> RunInfo:
     return RunInfo(run, path)
 
 
-def digest_of(path: Path) -> str:
-    """Return a file's SHA-256."""
-    return hashlib.sha256(read_bytes(path)).hexdigest()
-
-
 def changed_file(folder: Path, file: str, entry: Mapping[str, Any]) -> Path | None:
     """Return the first file of a cell that is not the one that the journal tells of; None where all are.
 
@@ -123,7 +118,7 @@ def changed_file(folder: Path, file: str, entry: Mapping[str, Any]) -> Path | No
     for place, digest in entry.get(DIGESTS, {}).items():
         path: Path = folder / place / file
         try:
-            same = digest_of(path) == digest
+            same = sha256_of(path) == digest
         except OSError:
             same = False
         if not same:

@@ -140,8 +140,7 @@ class Run:
     @property
     def summaries(self) -> dict[tuple[str, str], str]:
         """(task, relation) -> what leads to what; runs of earlier versions have none."""
-        pairs = {tuple(name.split("/", 1)): text for name, text in self.info.get("summaries", {}).items()}
-        return {(task, relation): text for (task, relation), text in pairs.items()}
+        return dict(zip(_pairs(self, "summaries"), self.info.get("summaries", {}).values(), strict=True))
 
     @property
     def outside_totals(self) -> set[tuple[str, str]]:
@@ -292,7 +291,7 @@ def _trusted(found: Calibrated | None) -> bool:
 
 
 def _pairs(run: Run, key: str) -> list[tuple[str, str]]:
-    """The (task, relation) pairs of a list in `run.json`."""
+    """The (task, relation) pairs that a list or table in `run.json` is about."""
     parts = [name.partition("/") for name in run.info.get(key, ())]
     return [(task, relation) for task, _, relation in parts]
 

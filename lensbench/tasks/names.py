@@ -6,7 +6,7 @@ Everything else is part of a name: signs (`C++`, `-5`, `O-`), accents, and marks
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 # Scripts that are written without blanks between words: no blank is expected beside a name in them.
@@ -59,8 +59,12 @@ def find_name(text: str, name: str, *, whole: bool = True) -> Span | None:
         name: searched for.
         whole: whether the name's last word must end there; if not, "Pakistani" has "Pakistan".
     """
+    return _find(*_folded_with_places(text.translate(_TYPOGRAPHY)), name, whole=whole)
+
+
+def _find(folded: str, places: Sequence[Span], name: str, *, whole: bool) -> Span | None:
+    """Find a name in a text that is folded already."""
     wanted = name_key(name.translate(_TYPOGRAPHY))
-    folded, places = _folded_with_places(text.translate(_TYPOGRAPHY))
     begin = folded.find(wanted) if wanted else -1
     while begin >= 0:
         end = begin + len(wanted)
@@ -76,7 +80,8 @@ def says(text: str, spellings: Iterable[str]) -> bool:
     A sign that belongs to a word is part of it: `-5` does not say `5`, nor `C#` `C`. In scripts that are written
     without blanks a name may stand beside any letter.
     """
-    return any(find_name(text, spelling) for spelling in spellings)
+    folded, places = _folded_with_places(text.translate(_TYPOGRAPHY))
+    return any(_find(folded, places, spelling, whole=True) for spelling in spellings)
 
 
 def _folded(text: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lensbench.errors import LensbenchError, UsageError
+from lensbench.utils.foreign import regular
 
 LOG = logging.getLogger("lensbench")
 SEAL = "seal.json"
@@ -171,13 +172,13 @@ def atomic_folder(final: Path) -> Iterator[Path]:
 
 
 def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256, in hexadecimal; worked out again only where the file has changed since."""
-    state = path.stat()
-    return _sha256_of(path, state.st_mtime_ns, state.st_size)
+    """Return a regular file's SHA-256, in hexadecimal; worked out again only where the file has changed since."""
+    state = regular(path)
+    return _sha256_of(path, state.st_ino, state.st_mtime_ns, state.st_size)
 
 
 @cache
-def _sha256_of(path: Path, _changed: int, _size: int) -> str:
+def _sha256_of(path: Path, _file: int, _changed: int, _size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

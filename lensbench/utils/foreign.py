@@ -1,5 +1,6 @@
 """Files that others wrote: what reading them may raise, which are read at all, and for how long."""
 
+import os
 import signal
 import stat
 import threading
@@ -34,12 +35,22 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     Raises:
         OSError: it cannot be read, is no regular file (a pipe or a device would never end), or is too large.
     """
+    size = regular(path).st_size
+    if size > most:
+        raise OSError(0, f"it has {size} bytes, more than {most}")
+    return path.read_bytes()
+
+
+def regular(path: Path) -> os.stat_result:
+    """Return the state of a regular file.
+
+    Raises:
+        OSError: it is not there, or is something that would never end when it is read.
+    """
     state = path.stat()
     if not stat.S_ISREG(state.st_mode):
         raise OSError(0, "it is a folder" if path.is_dir() else "it is no regular file")
-    if state.st_size > most:
-        raise OSError(0, f"it has {state.st_size} bytes, more than {most}")
-    return path.read_bytes()
+    return state
 
 
 def reason_of(error: BaseException) -> str:

@@ -108,6 +108,7 @@ def test_what_is_no_plain_lora_is_refused(config: dict[str, Any], says: str, tmp
         (setting(lora_alpha=None), "lora_alpha is None; expected numbers"),
         (setting(alpha_pattern={"q_proj": "much"}), "alpha_pattern is .*; expected numbers"),
         (setting(alpha_pattern=[1]), "expected values by pattern"),
+        (setting(rank_pattern={"(": 4}), "cannot be read"),
         (setting(r=5), "has rank 5, adapter_model.safetensors has 4"),
         (setting(something_of_next_year={"on": True}), "something_of_next_year is"),
         (setting(use_qalora=True), "use_qalora is True"),

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from lensbench.errors import LensbenchError
-from lensbench.results.run_file import changed_file, digest_of, read_run
+from lensbench.results.run_file import changed_file, read_run
 from lensbench.runs.run import Run, finish
+from lensbench.utils.cache import sha256_of
 from tests.command import lensbench
 from tests.made_run import Made, write_run
 
@@ -104,7 +105,7 @@ def test_keys_that_earlier_versions_did_not_write_may_be_missing(folder: Path):
 def test_a_file_is_known_by_its_content(folder: Path):
     file = Run(folder).done[0]
     path = folder / "records" / file
-    entry = {"sha256": {"records": digest_of(path)}}
+    entry = {"sha256": {"records": sha256_of(path)}}
     assert changed_file(folder, file, entry) is None
     assert changed_file(folder, file, {}) is None
     path.write_bytes(path.read_bytes() + b"0")
@@ -116,7 +117,7 @@ def test_a_file_is_known_by_its_content(folder: Path):
 def test_records_of_another_run_are_not_read(folder: Path):
     info = json.loads((folder / "run.json").read_text())
     for file, cell in info["cells"].items():
-        cell["sha256"] = {"records": digest_of(folder / "records" / file)}
+        cell["sha256"] = {"records": sha256_of(folder / "records" / file)}
     (folder / "run.json").write_text(json.dumps(info))
     assert len(Run(folder).records)
     one, other = (folder / "records" / file for file in Run(folder).done[:2])

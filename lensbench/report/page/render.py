@@ -180,7 +180,9 @@ def _baselines(run: PageRun) -> list[dict[str, str]]:
         told = known.get(name, {})
         rules_out = str(told.get("rules_out", "The run does not say what it rules out."))
         if told.get("stride", 1) > 1:
-            rules_out += f" It was asked at layers {told['stride']} apart; between two of them the better one counts."
+            rules_out += (
+                f" It was asked at layers {told['stride']} apart; between two, the better of its scores counts."
+            )
         question = str(told.get("question", "diagnostic"))
         found.append({"name": name, "label": readable(name), "question": question, "rules_out": rules_out})
     return found

@@ -288,7 +288,7 @@ def _log(source: Source, kept: str, replaced: int, left_out: Counter[str], reaso
     parts = [f"{n} {what}" for what, n in left_out.items() if n]
     doubled = [part for part in parts if " another answer for the subject " in part]
     parts = [part for part in parts if part not in doubled[3:]]
-    parts += [f"the like of {len(doubled) - 3} more subjects"] if len(doubled) > 3 else []
+    parts += [f"other answers for {len(doubled) - 3} more subjects"] if len(doubled) > 3 else []
     parts += [f"relation {name} ({reason})" for name, reason in reasons.items()]
     told = [f"left out: {', '.join(parts)}"] if parts else []
     if replaced:

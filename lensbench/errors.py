@@ -1,11 +1,7 @@
 """The errors that lensbench shows to its users, one line each, and the exit status that each of them has."""
 
 import difflib
-import sys
 from collections.abc import Iterable
-from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 _SHORT_LIST = 12
 
@@ -58,25 +54,3 @@ def unknown_name(kind: str, given: str, known: Iterable[str], hint: str = "") ->
 def _either(names: list[str]) -> str:
     quoted = [repr(name) for name in names]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
-
-
-def look_here_last() -> None:
-    """Let modules of the current folder be imported, after all others: a file there may be called like a library."""
-    if not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.append(str(Path.cwd()))
-
-
-def import_attribute(what: str, module: str, attribute: str) -> Any:
-    """Import a module of the user's, which may lie in the current folder, and return one of its attributes.
-
-    Raises:
-        UsageError: the module fails on import, or has no such attribute.
-    """
-    look_here_last()
-    try:
-        imported = import_module(module)
-    except (Exception, SystemExit) as error:  # a stranger's module may raise anything
-        raise UsageError(f"{what}: importing {module} failed: {type(error).__name__}: {error}") from error
-    if not hasattr(imported, attribute):
-        raise UsageError(f"{what}: module {module} has no {attribute!r}")
-    return getattr(imported, attribute)

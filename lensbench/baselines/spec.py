@@ -5,7 +5,7 @@ Nothing in here imports torch, so that names and files are checked before a mode
 
 import ast
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lensbench.errors import LensbenchError, UsageError, import_attribute, unknown_name
+from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.tasks.load import data_root
 from lensbench.utils.foreign import read_text, reading
+from lensbench.utils.imports import import_attribute, look_here_last
 from lensbench.utils.settings import settings_error
 
 if TYPE_CHECKING:
@@ -103,35 +104,37 @@ def find_baselines() -> dict[str, Baseline]:
     return {path.stem: _read(path) for path in sorted((data_root() / "baselines").glob("*.toml"))}
 
 
-def choose_baselines(names: Sequence[str] | None) -> dict[str, Baseline]:
-    """Return the baselines of these names, or of these files (`./mine.toml`).
+def choose_baselines(names: Sequence[str | Baseline] | None) -> dict[str, Baseline]:
+    """Return the baselines of these names, or of these files (`./mine.toml`), or as they are given.
 
-    None, or `all` alone, takes all but optional ones.
+    None and `all` stand for all but optional ones.
 
     Raises:
         UsageError: no baseline of that name, or two of one name.
         LensbenchError: a file that does not say what a baseline is.
     """
     known = find_baselines()
-    chosen: dict[str, Baseline] = {}
     usual = [name for name, baseline in known.items() if not baseline.optional]
-    if names is not None and list(names) == ["all"]:
-        names = None
-    for name in usual if names is None else dict.fromkeys(names):
-        if name in known:
-            baseline = known[name]
-        elif name.endswith(".toml"):
-            baseline = _read(Path(name))
-            if baseline.name in known:
-                raise UsageError(f"{name} has the name of the baseline {baseline.name!r}; rename the file")
-        else:
-            raise unknown_name(
-                "baseline", name, known, "or none, or the path of a .toml file; see `lensbench list baselines`"
-            )
-        if baseline.name in chosen:
+    chosen: dict[str, Baseline] = {}
+    for given in (
+        one for name in (["all"] if names is None else names) for one in (usual if name == "all" else [name])
+    ):
+        baseline = given if isinstance(given, Baseline) else _find(given, known)
+        if baseline.name in known and baseline != known[baseline.name]:
+            where = given if isinstance(given, str) else "a baseline of yours"
+            raise UsageError(f"{where} has the name of the baseline {baseline.name!r}; rename the file")
+        if chosen.setdefault(baseline.name, baseline) != baseline:
             raise UsageError(f"two baselines are called {baseline.name!r}; rename one")
-        chosen[baseline.name] = baseline
     return chosen
+
+
+def _find(name: str, known: Mapping[str, Baseline]) -> Baseline:
+    if name in known:
+        return known[name]
+    if name.endswith(".toml"):
+        return _read(Path(name))
+    hint = "or none, or the path of a .toml file; see `lensbench list baselines`"
+    raise unknown_name("baseline", name, known, hint)
 
 
 def _read(path: Path) -> Baseline:
@@ -142,7 +145,7 @@ def _read(path: Path) -> Baseline:
             data = tomllib.loads(read_text(path))
         if "name" in data:
             raise LensbenchError(f"{path}: name = {data['name']!r}; a baseline has the name of its file")
-        return Baseline.model_validate({"name": path.stem, **data})
+        baseline = Baseline.model_validate({"name": path.stem, **data})
     except ValidationError as error:
         first = error.errors()[0]
         key = first["loc"][0]
@@ -153,6 +156,18 @@ def _read(path: Path) -> Baseline:
             raise LensbenchError(f"{path}: {key} = {first['input']!r}; expected {expected}") from None
         keys = set(Baseline.model_fields) - {"name"}
         raise LensbenchError(f"{path}: {settings_error(error, keys, 'key')}") from None
+    return _with_function_beside(baseline, path.parent)
+
+
+def _with_function_beside(baseline: Baseline, folder: Path) -> Baseline:
+    """Return the baseline with its function found from the folder of its file, whatever the current folder is."""
+    file, _, attribute = baseline.function.rpartition(":")
+    if not file:
+        return baseline
+    if not file.endswith(".py"):
+        look_here_last(folder)
+        return baseline
+    return baseline.model_copy(update={"function": f"{(folder / file).resolve()}:{attribute}"})
 
 
 def _functions() -> dict[str, str]:
@@ -185,8 +200,7 @@ def find_function(name: str) -> "Callable[..., list[Outcome]]":
     if name in plugged:
         found = plugged[name].load()
         return found
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        raise unknown_name("baseline function", name, {*ours, *plugged}, "or give module:function")
-    found = import_attribute(f"baseline function {name!r}", module, attribute)
+    if ":" not in name:
+        raise unknown_name("baseline function", name, {*ours, *plugged}, "or give module:function or file.py:function")
+    found = import_attribute(f"baseline function {name!r}", name)
     return found

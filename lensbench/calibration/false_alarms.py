@@ -7,6 +7,7 @@ import pandas as pd
 
 from lensbench.calibration.findings import QUESTION, being_calibrated, judged
 from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.given import GivenInspector
 from lensbench.evaluation.plan import check_job
 from lensbench.evaluation.runner import Runner
 from lensbench.harness.bench import Bench
@@ -74,7 +75,7 @@ class Refitting:
         given: the method, as the configuration names it.
     """
 
-    def __init__(self, config: RunConfig, given: str) -> None:
+    def __init__(self, config: RunConfig, given: GivenInspector) -> None:
         again = config.model_copy(update={"inspectors": (given,), "baselines": AGAIN})
         self._runner = Runner(check_job(again))
 

@@ -7,16 +7,15 @@ from typing import Any
 
 from lensbench.errors import LensbenchError
 from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.models import depth_of
 from lensbench.evaluation.plan import Make, make_inspectors
 from lensbench.harness.processes import Process
 from lensbench.inspectors.base import Inspector
-from lensbench.models.loading import count_layers
-from lensbench.models.sources import resolve
 from lensbench.results.method_checks import MethodChecks, checks_of, keep_checks
 from lensbench.tasks import Site
 from lensbench.testing import check_contract, conformance, small_bench
 from lensbench.testing.benches import CHAIN, LAYERS
-from lensbench.utils.cache import code_digest
+from lensbench.utils.code import code_digest
 
 LOG = logging.getLogger("lensbench")
 SHIPPED = "lensbench.inspectors."
@@ -61,7 +60,7 @@ def _check(make: Make, config: RunConfig) -> MethodChecks:
     failed = _failed(make)
     if set(failed) == {CONTRACT}:
         # It may have settings for deep models, such as layers to write at, or need a text that asks.
-        depth = count_layers(resolve(config.model, revision=config.revision, offline=config.offline))
+        depth = depth_of(config)
         others = (_failed(make, *other) for other in ((depth,), (LAYERS, CHAIN), (depth, CHAIN)))
         failed = next((found for found in others if set(found) != {CONTRACT}), failed)
     return MethodChecks(tuple(f"{check}: {what}" for check, what in failed.items()))

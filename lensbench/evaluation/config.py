@@ -10,6 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from lensbench.baselines.spec import ROLES, Baseline, choose_baselines
 from lensbench.errors import LensbenchError, UsageError
+from lensbench.evaluation.given import (
+    GivenBaseline,
+    GivenInspector,
+    GivenModel,
+    GivenTask,
+    edits_of,
+    name_of,
+    with_parameters_of_objects,
+)
 from lensbench.inspectors.catalog import check_inspector
 from lensbench.models.sources import (
     IMPLANT,
@@ -17,7 +26,6 @@ from lensbench.models.sources import (
     planted_facts,
     read_facts,
     read_table,
-    split_edits,
     with_edit,
 )
 from lensbench.tasks import Site, Task, load_tasks
@@ -46,26 +54,26 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    model: str = "smollm2-135m"
-    """Built-in name, folder, GGUF file or Hub id."""
-    verbalizer: str | None = None
+    model: GivenModel = "smollm2-135m"
+    """Built-in name, folder, GGUF file or Hub id; NAME@REVISION for a revision of the Hub."""
+    verbalizer: GivenModel | None = None
     """The model that turns activations into words. [default: the target]"""
-    unplanted: str | None = None
+    unplanted: GivenModel | None = None
     """The target without its facts, for baselines. [default: M if the target is M+DIR]"""
-    twin: str | None = None
+    twin: GivenModel | None = None
     """The target with other facts about the same names. [default: the implant's own twin]"""
-    reference: str | None = None
+    reference: GivenModel | None = None
     """A model without the facts, which is asked in text. [default: M if the target is M+DIR]"""
-    tasks: tuple[str, ...] = ("attribute_extraction",)
+    tasks: tuple[GivenTask, ...] = ("attribute_extraction",)
     """Task names (also NAME/RELATION), folders, or files such as lre:FILE.json; separated by commas."""
-    inspectors: tuple[str, ...] = ("logit_lens", "tuned_lens", "probe", "patchscope")
-    """Inspector names or module:Class, separated by commas."""
-    baselines: tuple[str, ...] | None = None
+    inspectors: tuple[GivenInspector, ...] = ("logit_lens", "tuned_lens", "probe", "patchscope")
+    """Inspector names, module:Class or file.py:Class, separated by commas."""
+    baselines: tuple[GivenBaseline, ...] | None = None
     """Baseline names or .toml files, separated by commas; or none. [default: all that apply]"""
     sites: tuple[Site, ...] | None = None
     """Read sites: subject, answer, t1, t2. [default: all that a task has]"""
     layers: str = "all"
-    """all; or 0,4,8; or stride:2. Layer 0 is the embeddings."""
+    """all; or stride:2; or a list such as 0,4-8,last. Layer 0 is the embeddings."""
     subjects: Path | None = None
     """Only these subjects: a file with one name on each line, or the facts.json of an edit."""
     limit: int | None = Field(None, ge=1)
@@ -103,12 +111,14 @@ class RunConfig(BaseModel):
     @field_validator("tasks", "inspectors", "baselines", "sites", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        """Names may be given with commas between."""
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        """Names may be given with commas between, and one object without a list around it."""
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value if value is None or (isinstance(value, Iterable) and not isinstance(value, type)) else (value,)
 
     @field_validator("baselines", mode="after")
     @classmethod
-    def _none(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _none(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         return () if value == ("none",) else value
 
     @field_validator("memory", mode="before")
@@ -134,12 +144,18 @@ class RunConfig(BaseModel):
 
     @field_validator("tasks", "inspectors", "sites")
     @classmethod
-    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _some(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if value is None:
             return None
         if not value:
             raise ValueError("is empty; name at least one")
-        return tuple(dict.fromkeys(value))
+        return tuple(one for place, one in enumerate(value) if one not in value[:place])
+
+    @model_validator(mode="after")
+    def _objects_stay(self) -> "RunConfig":
+        if self.executor == "ray" and not all(isinstance(one, str | None) for one in self.models()):
+            raise ValueError("workers load models themselves: with --executor ray, give models by name")
+        return self
 
     @model_validator(mode="after")
     def _workers_need_ray(self) -> "RunConfig":
@@ -166,8 +182,12 @@ class RunConfig(BaseModel):
             raise ValueError("needs both blocks=PATH and norm=PATH")
         return value
 
-    def control_models(self) -> dict[str, str]:
-        """Return role -> model name, of the models that baselines read in the target's place."""
+    def models(self) -> tuple["GivenModel | None", ...]:
+        """Return every model that was given, the target first."""
+        return self.model, self.verbalizer, self.unplanted, self.twin, self.reference
+
+    def control_models(self) -> dict[str, Any]:
+        """Return role -> model, of the models that baselines read in the target's place."""
         given = {"unplanted": self.unplanted, "twin": self.twin, "reference": self.reference}
         return control_models(self.model, given)
 
@@ -178,7 +198,7 @@ def make_config(settings: dict[str, Any], file: Path | None = None) -> RunConfig
     Raises:
         UsageError: a file that is not there or not TOML, an unknown key, a wrong value.
     """
-    merged = {**_read(file), **settings} if file else settings
+    merged = with_parameters_of_objects({**_read(file), **settings} if file else settings)
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
@@ -197,12 +217,13 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
         UsageError: an unknown model, task, inspector, baseline or layer list.
         TaskError: a malformed task.
     """
-    for name in (config.model, config.verbalizer):
-        if name is not None:
-            check_model_name(name)
-    for name in config.inspectors:
-        check_inspector(name)
-    for name in set(config.parameters) - set(config.inspectors):
+    for model in config.models():
+        if isinstance(model, str):
+            check_model_name(model)
+    for inspector in config.inspectors:
+        check_inspector(inspector)
+    classes = {one.name for one in config.inspectors if not isinstance(one, str)}
+    for name in set(config.parameters) - classes - set(config.inspectors):
         check_inspector(name)
     parse_layers(config.layers, None)
     baselines = choose_baselines(config.baselines)
@@ -249,35 +270,33 @@ def _check_control_models(config: RunConfig, baselines: dict[str, Baseline]) -> 
         UsageError: a name that cannot be a model, a twin of which nothing is known, or a baseline that was named and
             has no model.
     """
-    for name in (config.unplanted, config.twin, config.reference):
-        if name is not None:
-            check_model_name(name)
     models = config.control_models()
-    for role, name in needed(baselines.values(), models).items():
-        check_model_name(name)
+    for role, model in needed(baselines.values(), models).items():
+        if isinstance(model, str):
+            check_model_name(model)
         if role == "twin":
-            planted_facts(name)
+            planted_facts(name_of(model))
     for baseline in baselines.values() if config.baselines is not None else ():
         for role in baseline.needs:
             if role not in models:
                 raise UsageError(f"baseline {baseline.name} needs a model to read: name one with --{role}")
 
 
-def control_models(model: str, given: Mapping[str, str | None]) -> dict[str, str]:
-    """Return role -> model name, of the roles that a run has a model for.
+def control_models(model: GivenModel, given: Mapping[str, GivenModel | None]) -> dict[str, GivenModel]:
+    """Return role -> model, of the roles that a run has a model for.
 
     A target `M+DIR` without its implant is M, which lacks the fact, and so is the reader that is asked in text; its
     twin is the implant's. Of any other model nothing is known.
 
     Args:
         model: the target.
-        given: the models that were named for a role.
+        given: the models that were given for a role.
     """
-    found: dict[str, str] = {role: name for role in ROLES if (name := given.get(role)) is not None}
-    base, edits = split_edits(model)
+    found: dict[str, GivenModel] = {role: one for role in ROLES if (one := given.get(role)) is not None}
+    base, edits = edits_of(model)
     if not edits:
         return found
-    derived = {"unplanted": base, "reference": base}
+    derived: dict[str, GivenModel] = {"unplanted": base, "reference": base}
     twin = twin_of(edits[0]) if len(edits) == 1 else None
     if twin is not None:
         derived["twin"] = with_edit(base, twin)
@@ -300,7 +319,7 @@ def twin_of(edit: Path) -> Path | None:
     return folder
 
 
-def needed(baselines: Iterable[Baseline], models: Mapping[str, str]) -> dict[str, str]:
+def needed(baselines: Iterable[Baseline], models: Mapping[str, GivenModel]) -> dict[str, GivenModel]:
     """Return the control models that some of the baselines need."""
     roles = {role for baseline in baselines for role in baseline.needs}
-    return {role: name for role, name in models.items() if role in roles}
+    return {role: model for role, model in models.items() if role in roles}

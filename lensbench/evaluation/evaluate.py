@@ -5,12 +5,15 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import pandas as pd
 
 from lensbench.evaluation.checking import check_methods
 from lensbench.evaluation.config import RunConfig, make_config
+from lensbench.evaluation.dry_run import DryRun
+from lensbench.evaluation.dry_run import dry_run as plan_run
+from lensbench.evaluation.given import GivenModel, Settings
 from lensbench.evaluation.journal import Journal, folder_of_run, hold_folder, with_earlier_budget
 from lensbench.evaluation.plan import Cell, CellResult, Job, Place, Plan, check_job
 from lensbench.evaluation.runner import Executor, LocalExecutor
@@ -22,27 +25,51 @@ from lensbench.utils.progress import Progress, silent
 LOG = logging.getLogger("lensbench")
 
 
+@overload
 def evaluate(
-    model: str | None = None, *, progress: Progress = silent, config: Path | None = None, **settings: Any
-) -> Run:
+    model: GivenModel | None = ..., *, dry_run: Literal[False] = ..., progress: Progress = ...,
+    config: Path | str | None = ..., **settings: Unpack[Settings],
+) -> Run: ...  # fmt: skip
+
+
+@overload
+def evaluate(
+    model: GivenModel | None = ..., *, dry_run: Literal[True], progress: Progress = ...,
+    config: Path | str | None = ..., **settings: Unpack[Settings],
+) -> DryRun: ...  # fmt: skip
+
+
+def evaluate(
+    model: GivenModel | None = None,
+    *,
+    dry_run: bool = False,
+    progress: Progress = silent,
+    config: Path | str | None = None,
+    **settings: Unpack[Settings],
+) -> Run | DryRun:
     """Evaluate methods on tasks at every layer, next to baselines that could produce the same score.
 
     Args:
-        model: a built-in name, a folder, a GGUF file or a Hub id; by default the configuration's, or `smollm2-135m`.
+        model: a built-in name, a folder, a GGUF file, a Hub id, or a model of `load_model`; by default the
+            configuration's, or `smollm2-135m`.
+        dry_run: only list the cells, and estimate time, memory and disk space.
         progress: is told of each cell; `lensbench.utils.progress.bar` draws it.
         config: a TOML file of settings; explicit ones win.
-        settings: the fields of `RunConfig`: tasks, inspectors, baselines, layers, limit, seed, out, ...
+        settings: the fields of `RunConfig`. `inspectors` takes names, classes and objects, `tasks` names and tasks of
+            `load_task`, `baselines` names, .toml files and `Baseline` objects, and the other models names or models.
+            A class of a notebook cell is noted in `run.json` with its source.
 
     Returns:
         The run. `run.failed` tells which cells failed; calling again with the same `out` tries only those and the
-        missing.
+        missing. With `dry_run`, what a run would do.
 
     Raises:
         UsageError: wrong settings, found before anything is loaded or written.
         LensbenchError: a task, model or output folder that cannot be used.
     """
-    given = settings if model is None else {**settings, "model": model}
-    return run_config(make_config(given, config), progress)
+    given: dict[str, Any] = {**settings} if model is None else {**settings, "model": model}
+    made = make_config(given, None if config is None else Path(config))
+    return plan_run(made) if dry_run else run_config(made, progress)
 
 
 def run_config(config: RunConfig, progress: Progress = silent) -> Run:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.given import name_of
 from lensbench.evaluation.plan import Cell, CellResult, Job, Plan, failure
 from lensbench.results.calibrations import calibration_of
 from lensbench.results.crossed_files import CROSSED
@@ -63,7 +64,7 @@ RESERVED = 256 * 1024
 
 def folder_of_run(config: RunConfig) -> Path:
     """Return the folder given, or `reports/TIME-MODEL`."""
-    return config.out or Path("reports") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model).name}"
+    return config.out or Path("reports") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(name_of(config.model)).name}"
 
 
 @contextmanager

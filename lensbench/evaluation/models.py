@@ -8,6 +8,7 @@ import torch
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import UsageError
 from lensbench.evaluation.config import RunConfig, needed
+from lensbench.evaluation.given import GivenModel, edits_of, name_of
 from lensbench.harness.context import ControlModels, RunContext
 from lensbench.models.activations import ResidualCache
 from lensbench.models.architecture import ModulePaths
@@ -16,7 +17,7 @@ from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, count_layers, load_source
 from lensbench.models.memory import Budget, free_memory
 from lensbench.models.proofs import keep_proofs
-from lensbench.models.sources import ModelSource, planted_facts, resolve, split_edits
+from lensbench.models.sources import ModelSource, planted_facts, resolve
 from lensbench.models.tokens import same_tokenizer
 from lensbench.utils.cache import RESIDUALS, cache_root
 from lensbench.utils.layer_spec import parse_layers
@@ -29,24 +30,24 @@ def load_context(config: RunConfig, baselines: Iterable[Baseline]) -> RunContext
         UsageError: layers that the target lacks, or a model that cannot stand in its place.
         LensbenchError: a model that cannot be loaded.
     """
+    _check_loaded(config)
     paths = ModulePaths(**config.module_paths) if config.module_paths else None
     how = Loading(
         config.device, config.dtype, config.revision, config.offline, config.chat_template, paths, config.device_map
     )
     models = _Models(how)
-    source = models.find(config.model, how)
-    layers = parse_layers(config.layers, count_layers(source))
-    model = models.load(source, how)
+    layers = parse_layers(config.layers, depth_of(config))
+    model = models.load(config.model, how)
     # Revision and module paths are those of the target, and of the same model without its edit.
     plain = replace(how, revision=None, paths=None)
     verbalizer = model
     if config.verbalizer and config.verbalizer != config.model:
-        verbalizer = models.load(models.find(config.verbalizer, plain), plain)
-    names, found = needed(baselines, config.control_models()), {}
-    for role, name in names.items():
-        same = split_edits(name)[0] == split_edits(config.model)[0]
-        one = how if same else plain
-        found[role] = models.load(models.find(name, one), one)
+        verbalizer = models.load(config.verbalizer, plain)
+    given, found = needed(baselines, config.control_models()), {}
+    names = {role: name_of(one) for role, one in given.items()}
+    for role, one in given.items():
+        same = edits_of(one)[0] == edits_of(config.model)[0]
+        found[role] = models.load(one, how if same else plain)
         check_control_model(role, found[role], model)
     memory = config.memory if isinstance(config.memory, int) else free_memory(model.device)
     for loaded in {model, verbalizer, *found.values()}:
@@ -77,20 +78,49 @@ def check_control_model(role: str, model: LanguageModel, target: LanguageModel) 
             raise UsageError(f"{given} has {its} {word}, {target.name} has {own}; give a model of the same size")
 
 
+def depth_of(config: RunConfig) -> int:
+    """Return how many layers the target has, without its weights.
+
+    Raises:
+        UsageError: a name that cannot be a model.
+        LensbenchError: a configuration that cannot be read.
+    """
+    if not isinstance(config.model, str):
+        return config.model.n_layers
+    return count_layers(resolve(config.model, revision=config.revision, offline=config.offline))
+
+
 class _Models:
     """Models by where they come from, so that the same model is asked only once."""
 
     def __init__(self, how: Loading) -> None:
         self._device: torch.device = how.torch_device()
-        self._loaded: dict[ModelSource, LanguageModel] = {}
+        self._loaded: dict[ModelSource | LanguageModel, LanguageModel] = {}
 
-    def find(self, name: str, how: Loading) -> ModelSource:
-        return resolve(name, revision=how.revision, offline=how.offline)
-
-    def load(self, source: ModelSource, how: Loading) -> LanguageModel:
+    def load(self, given: GivenModel, how: Loading) -> LanguageModel:
+        source: ModelSource | LanguageModel = (
+            resolve(given, revision=how.revision, offline=how.offline) if isinstance(given, str) else given
+        )
         if source not in self._loaded:
-            model = load_source(source, how, self._device)
+            model = load_source(source, how, self._device) if isinstance(source, ModelSource) else source
             # The same weights under another name are no other model.
             same = (one for one in self._loaded.values() if one.fingerprint == model.fingerprint)
             self._loaded[source] = next(same, model)
         return self._loaded[source]
+
+
+def _check_loaded(config: RunConfig) -> None:
+    """Refuse settings that say how a target is loaded that has been loaded.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if isinstance(config.model, str):
+        return
+    fields = ("revision", "module_paths", "device_map", "chat_template", "dtype", "device")
+    changed = [name for name in fields if getattr(config, name) != RunConfig.model_fields[name].default]
+    if changed:
+        raise UsageError(
+            f"{changed[0]} = {getattr(config, changed[0])!r}, but the model {config.model.name} is given as an object, "
+            "which has been loaded: leave it out, or give it to load_model"
+        )

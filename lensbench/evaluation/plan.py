@@ -22,7 +22,8 @@ from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import load_inspector
 from lensbench.results.records import NO_BASELINE
 from lensbench.tasks import SITES, Site, Task
-from lensbench.utils.cache import code_digest, code_of, size_limit
+from lensbench.utils.cache import size_limit
+from lensbench.utils.code import code_digest, code_of, source_of
 
 LONGEST_NAME = 220
 """Bytes of a cell's file name: file systems take 255, and baselines and unfinished files add to it."""
@@ -128,7 +129,7 @@ def make_inspectors(config: RunConfig) -> dict[str, Make]:
         found = load_inspector(given)
         if found.name in makes:
             raise UsageError(f"two inspectors are called {found.name!r}; rename one")
-        settings = {**unused.pop(found.name, {}), **unused.pop(given, {})}
+        settings = {**unused.pop(found.name, {}), **(unused.pop(given, {}) if isinstance(given, str) else {})}
         known = list(introspection.signature(found).parameters)
         for name in settings:
             if name not in known:
@@ -155,10 +156,11 @@ def _tupled(value: Any) -> Any:
 
 def describe_method(inspector: Inspector) -> dict[str, Any]:
     """Return what a page says of a method."""
-    summary = (introspection.getdoc(type(inspector)) or "").partition("\n")[0]
+    source = source_of(type(inspector))
     return {
-        "summary": summary, "reads": sorted(inspector.reads), "learns_from": inspector.learns_from,
-        "version": method_version(inspector),
+        "summary": (introspection.getdoc(type(inspector)) or "").partition("\n")[0],
+        "reads": sorted(inspector.reads), "learns_from": inspector.learns_from,
+        "version": method_version(inspector), **({"source": source} if source else {}),
     }  # fmt: skip
 
 

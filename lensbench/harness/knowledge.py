@@ -20,7 +20,8 @@ from lensbench.models.prompting import score_next_tokens
 from lensbench.tasks.facts import BRIDGE_SLOT, SLOT, Fact, Relation
 from lensbench.tasks.items import Task
 from lensbench.tasks.names import name_key
-from lensbench.utils.cache import KNOWLEDGE, cache_root, code_digest, read_sealed, write_sealed
+from lensbench.utils.cache import KNOWLEDGE, cache_root, read_sealed, write_sealed
+from lensbench.utils.code import code_digest
 
 LOG = logging.getLogger("lensbench")
 

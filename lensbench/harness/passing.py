@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import cloudpickle
 from torch import Tensor
 
 from lensbench.errors import LensbenchError
@@ -85,8 +86,8 @@ class Held:
         return found(*given, **named) if callable(found) else found
 
 
-class Sender(pickle.Pickler):
-    """Writes a message.
+class Sender(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    """Writes a message. A class that no module keeps, such as one of a notebook cell, goes with it.
 
     Args:
         file: where to.
@@ -111,10 +112,15 @@ class Sender(pickle.Pickler):
             return described(found, self._arrays)
         if self._arrays is not None and isinstance(found, LanguageModel):
             return "model", self._arrays.file_of(found, without_blocks=found is self._without_blocks)
-        stays = isinstance(found, STAYING) or (isinstance(found, FunctionType) and "<" in found.__qualname__)
+        stays = isinstance(found, STAYING) or _is_ours_alone(found)
         if self._held is not None and stays:
             return "remote", self._held.number(found), *_described_class(type(found))
         return None
+
+
+def _is_ours_alone(found: Any) -> bool:
+    """Whether it is a function that the harness has made on the way; those of a method are the method's to run."""
+    return isinstance(found, FunctionType) and "<" in found.__qualname__ and found.__module__.startswith("lensbench.")
 
 
 def packed(message: Any, *given: Any) -> bytes:

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensbench.errors import LensbenchError, UsageError, import_attribute, look_here_last, unknown_name
+from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.utils.imports import import_attribute, split_location
 
 if TYPE_CHECKING:
     from lensbench.inspectors.base import Inspector
@@ -151,60 +152,50 @@ def _parameters(node: ast.ClassDef) -> dict[str, str]:
     return {}
 
 
-def check_inspector(name: str) -> None:
-    """Refuse a name that is not an inspector, without importing it if possible.
+def check_inspector(given: "str | type[Inspector]") -> None:
+    """Refuse what is not an inspector, without importing it if possible.
 
     Raises:
         UsageError: no inspector of that name; the nearest names are given.
     """
-    if ":" in name:
-        module = name.partition(":")[0]
-        look_here_last()
-        if not _importable(module):
-            raise UsageError(
-                f"inspector {name!r}: no module {module!r} on the Python path; run in its folder, or install it"
-            )
-        return
-    known = find_inspectors()
-    if name not in known:
-        raise unknown_name("inspector", name, known, "or give module:Class; see `lensbench list inspectors`")
+    if not isinstance(given, str):
+        _check_class(given.__name__, given)
+    elif ":" in given:
+        split_location(given)
+    elif given not in (known := find_inspectors()):
+        hint = "or give module:Class or file.py:Class; see `lensbench list inspectors`"
+        raise unknown_name("inspector", given, known, hint)
 
 
-def _importable(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def load_inspector(name: str) -> "type[Inspector]":
-    """Import an inspector's class by its name or by `module:Class`.
+def load_inspector(given: "str | type[Inspector]") -> "type[Inspector]":
+    """Return an inspector's class, by its name, by `module:Class` or `file.py:Class`, or as it is given.
 
     Raises:
         UsageError: no such inspector, or not a concrete subclass of Inspector with a name.
     """
+    check_inspector(given)
+    if not isinstance(given, str):
+        return given
+    found = import_attribute(f"inspector {given!r}", given if ":" in given else find_inspectors()[given].location)
+    _check_class(given, found)
+    checked: type[Inspector] = found
+    return checked
+
+
+def _check_class(given: str, found: Any) -> None:
+    """Refuse what is not a concrete inspector with a name that can be a file's.
+
+    Raises:
+        UsageError: it is not, or it declares sources or supervision that do not exist.
+    """
     from lensbench.inspectors.base import Inspector  # imports torch
 
-    check_inspector(name)
-    location = name if ":" in name else find_inspectors()[name].location
-    module, _, attribute = location.partition(":")
-    found = import_attribute(f"inspector {name!r}", module, attribute)
     if not (isinstance(found, type) and issubclass(found, Inspector)):
-        raise UsageError(f"inspector {name!r} is not a subclass of lensbench.inspectors.base.Inspector")
+        raise UsageError(f"inspector {given!r} is not a subclass of lensbench.Inspector")
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing or not isinstance(getattr(found, "name", None), str):
         what = f"has no {', '.join(missing)}" if missing else "has no `name`"
-        raise UsageError(f"inspector {name!r} {what}; see CONTRIBUTING.md, 'A method'")
-    _check_declarations(name, found)
-    return found
-
-
-def _check_declarations(given: str, found: "type[Inspector]") -> None:
-    """Refuse a name that cannot be a file's, and sources or supervision that do not exist.
-
-    Raises:
-        UsageError: one of them.
-    """
+        raise UsageError(f"inspector {given!r} {what}; see docs/adding-a-method.md")
     if not re.fullmatch(r"[A-Za-z]\w*", found.name) or found.name == "none":
         raise UsageError(f"inspector {given!r} has the name {found.name!r}; use letters, digits and _, and not 'none'")
     if found.learns_from not in SUPERVISION:

@@ -22,7 +22,8 @@ from lensbench.models.proofs import proved
 from lensbench.models.replay import shared_prefix
 from lensbench.models.tokens import TokenError
 from lensbench.tasks.items import Item
-from lensbench.utils.cache import atomic_folder, code_digest, folder_size, is_whole, seal, size_limit
+from lensbench.utils.cache import atomic_folder, folder_size, is_whole, seal, size_limit
+from lensbench.utils.code import code_digest
 
 # What a group costs beside its tokens: a pass of the prefix alone, and a batch of its own. In tokens of a large batch:
 # a short pass waits for the weights, on a GPU also for its own beginning.

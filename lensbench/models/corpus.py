@@ -19,7 +19,8 @@ from lensbench.models.gradients import Jacobian, jacobian
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import TrainingSchedule
 from lensbench.models.tokens import Encoding, PairedText, pair_window, same_tokenizer
-from lensbench.utils.cache import LENSES, atomic_folder, cache_root, code_digest, is_whole, seal
+from lensbench.utils.cache import LENSES, atomic_folder, cache_root, is_whole, seal
+from lensbench.utils.code import code_digest
 
 PROSE = Path(__file__).parents[1] / "assets" / "prose"
 WINDOW = 128

@@ -21,7 +21,7 @@ from lensbench.models.tokens import Tokens
 from lensbench.utils.foreign import reading
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 LOG = logging.getLogger("lensbench")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -110,16 +110,31 @@ def load_tokens(name: str, *, revision: str | None = None, offline: bool = False
         return Tokens(AutoTokenizer.from_pretrained(**source.arguments))
 
 
-def load_model(name: str, how: Loading | None = None) -> LanguageModel:
-    """Load a built-in model, a folder, a GGUF file or a Hub id; `M+DIR` is M with the edits of a folder.
+def load_model(given: "str | PreTrainedModel", how: Loading | None = None, *, tokenizer: Any = None) -> LanguageModel:
+    """Load a model by name, or take one of transformers that has been loaded, with its tokenizer.
+
+    Args:
+        given: a built-in name, a folder, a GGUF file or a Hub id (`M+DIR` is M with the edits of a folder); or a causal
+            language model of transformers, which is used as it is, in evaluation mode and without gradients.
+        how: for a name, how it is loaded; of the rest, only module paths and chat template apply to a loaded model.
+        tokenizer: of a model that has been loaded: a fast tokenizer of transformers.
 
     Raises:
-        UsageError: a name that cannot be a model, or a device that is not there.
+        UsageError: a name that cannot be a model, a device that is not there, or a loaded model without its tokenizer.
         LensbenchError: weights that cannot be loaded or edited, or a model whose residual stream is not found.
     """
     how = how or Loading()
-    device = how.torch_device()
-    return load_source(resolve(name, revision=how.revision, offline=how.offline), how, device)
+    if isinstance(given, str):
+        if tokenizer is not None:
+            raise UsageError(f"{given} has a tokenizer of its own; leave tokenizer out")
+        device = how.torch_device()
+        return load_source(resolve(given, revision=how.revision, offline=how.offline), how, device)
+    if not isinstance(given, nn.Module) or not hasattr(given, "config") or tokenizer is None:
+        raise UsageError(
+            f"{type(given).__name__} is no name of a model; give one, or a model of transformers and its tokenizer="
+        )
+    name = str(getattr(given.config, "_name_or_path", "")) or type(given).__name__
+    return LanguageModel(given, Tokens(tokenizer, chat_template=how.chat_template), name, how.paths)
 
 
 def load_source(source: ModelSource, how: Loading, device: torch.device) -> LanguageModel:

@@ -77,6 +77,7 @@ class Task:
         facts: All facts of these relations, in the file's order.
         sites: The read sites for which there are sources.
         every: All relations and facts of where it was read: those left out may be the hops of chains.
+        spec: What `load_task` was given.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Task:
     facts: tuple[Fact, ...]
     sites: tuple[Site, ...]
     every: TaskFolder
+    spec: str = ""
 
     def relations_at(self, site: Site) -> dict[str, Relation]:
         """The relations that have sources for a site."""
@@ -107,6 +109,15 @@ class Task:
         names = "\n".join(sorted({name_key(fact.subject) for fact in facts}))
         version = hashlib.sha256(f"{self.version}\n{names}".encode()).hexdigest()[: len(self.version)]
         return replace(self, facts=facts, version=version)
+
+    def with_own_version(self) -> "Task":
+        """Return the task with a version that tells what was changed in it since it was read; itself if nothing was."""
+        read = {name: self.every.relations.get(name) for name in self.relations}
+        facts = tuple(fact for fact in self.every.facts if fact.relation in self.relations)
+        if (dict(self.relations), self.facts) == (read, facts):
+            return self
+        content = f"{self.version}\n{self.relations!r}\n{self.facts!r}"
+        return replace(self, version=hashlib.sha256(content.encode()).hexdigest()[: len(self.version)])
 
     def items(self, site: Site, split: Split, limit: int | None = None, seed: int = 0) -> tuple[Item, ...]:
         """Make the items of one read site.

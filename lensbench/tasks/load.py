@@ -93,14 +93,15 @@ def _task(spec: str, reader: Callable[[Path | Source], TaskFolder]) -> Task:
         facts=tuple(fact for fact in read.facts if fact.relation in names),
         sites=sites,
         every=read,
+        spec=spec,
     )
 
 
-def load_tasks(specs: Iterable[str], *, offline: bool = False) -> list[Task]:
+def load_tasks(specs: Iterable[str | Task], *, offline: bool = False) -> list[Task]:
     """Load several tasks; relations of one task that are named one by one become one task again.
 
     Args:
-        specs: As `load_task` takes them.
+        specs: As `load_task` takes them, or tasks.
         offline: Whether data sets of the Hub are refused.
 
     Raises:
@@ -109,7 +110,7 @@ def load_tasks(specs: Iterable[str], *, offline: bool = False) -> list[Task]:
     """
     merged: dict[str, Task] = {}
     read_once = cache(_read_local if offline else _read)
-    for task in (_task(spec, read_once) for spec in specs):
+    for task in (_task(one, read_once) if isinstance(one, str) else one.with_own_version() for one in specs):
         before = merged.setdefault(task.name, task)
         if (before.folder, before.version) != (task.folder, task.version):
             do = "rename one (a file of another format: add ?name=NAME)"

@@ -80,7 +80,7 @@ def _train_oracle(config: RunConfig, out: Path) -> Spent:
 def _load(config: RunConfig) -> LanguageModel:
     paths = ModulePaths(**config.module_paths) if config.module_paths else None
     how = Loading(config.device, config.dtype, config.revision, config.offline, paths=paths)
-    return load_model(config.model, how)
+    return load_model(config.model, how) if isinstance(config.model, str) else config.model
 
 
 def _learner(config: RunConfig) -> Callable[[], Inspector]:

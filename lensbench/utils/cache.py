@@ -1,6 +1,5 @@
 """Where converted models and fitted lenses are kept, how a folder appears there whole, and what makes it stale."""
 
-import ast
 import hashlib
 import json
 import logging
@@ -8,10 +7,9 @@ import os
 import re
 import shutil
 import socket
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -271,50 +269,6 @@ def read_sealed(file: Path) -> dict[str, Any] | None:
 
 def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def code_digest(what: type | Callable[..., Any]) -> str:
-    """Return a digest of the files that define a function, or a class and what it inherits from, and of their helpers.
-
-    Helpers are the modules of the same package that these files take a function or class from. Results are filed under
-    the digest, so that what was made by other code is made again.
-    """
-    parts = [part for part in what.__mro__ if part.__module__ != "builtins"] if isinstance(what, type) else [what]
-    digest = hashlib.sha256()
-    names = dict.fromkeys(part.__module__ for part in parts)
-    helpers = {helper for name in names for helper in _helpers(name)} - set(names)
-    for name in (*names, *sorted(helpers)):
-        # By its module: a decorator may have put the code that runs elsewhere.
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file is not None and file.endswith(".py"):
-            digest.update(code_of(Path(file)))
-        else:  # made at run time, or compiled: its name is all there is
-            digest.update("".join(f"{part.__module__}.{part.__qualname__}" for part in parts).encode())
-    return digest.hexdigest()[:12]
-
-
-def code_of(file: Path) -> bytes:
-    """Return what a Python file does, without comments, docstrings and layout: what cannot change a result."""
-    state = file.stat()
-    return _code_of(file, state.st_mtime_ns, state.st_size)
-
-
-@cache
-def _code_of(file: Path, _changed: int, _size: int) -> bytes:
-    # Digests of cells ask for the same files again and again.
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree).encode()
-
-
-def _helpers(name: str) -> set[str]:
-    """Return the modules of a module's package that it has functions and classes of."""
-    package = name.partition(".")[0]
-    held = vars(sys.modules[name]).values() if name in sys.modules else ()
-    modules = {getattr(value, "__module__", None) for value in held if callable(value)}
-    return {module for module in modules if isinstance(module, str) and module.partition(".")[0] == package}
 
 
 def _move(partial: Path, final: Path) -> None:

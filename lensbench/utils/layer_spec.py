@@ -1,35 +1,49 @@
 """Lists of layers, as users write them."""
 
+import re
+
 from lensbench.errors import UsageError
+
+_EXPECTED = "expected all, stride:2, or layers and ranges such as 0,4,8-12,last (-1 is the last, too)"
+_LAYER = r"(-?\d+|last)"
 
 
 def parse_layers(given: str, deepest: int | None, option: str = "--layers") -> tuple[int, ...]:
-    """Return the layers of `all`, `0,4,8` or `stride:2`; for a model that is not known yet, only check the form.
+    """Return the layers of `all`, `stride:2`, or a list with commas of layers and ranges, such as `0,4-8,last`.
+
+    `last` and negative numbers count from the end: -1 is the last layer.
 
     Args:
         given: the layers.
-        deepest: L; None where the model is not known yet.
+        deepest: L; None where the model is not known yet: then only the form is checked.
         option: what they were given as, for the error.
 
     Raises:
         UsageError: another form, or a layer that the model does not have.
     """
-    expected = "expected all, numbers such as 0,4,8, or stride:2"
-    if given == "all" or given.startswith("stride:"):
-        step = given.removeprefix("stride:") if given != "all" else "1"
-        if not _is_number(step) or int(step) < 1:
-            raise UsageError(f"{option} {given!r}: {expected}")
-        return tuple(range(0, (deepest or 0) + 1, int(step)))
-    parts = [part.strip() for part in given.split(",")]
-    if not all(map(_is_number, parts)):
-        raise UsageError(f"{option} {given!r}: {expected}")
-    layers = tuple(sorted({int(part) for part in parts}))
-    if deepest is not None and layers[-1] > deepest:
-        raise UsageError(
-            f"{option} {given!r}: the model has layers 0 (embeddings) to {deepest}; layer {layers[-1]} is not one"
-        )
-    return layers
+    known = 0 if deepest is None else deepest
+    layers: set[int] = set()
+    for part in (part.strip() for part in given.split(",")):
+        if part == "all" or re.fullmatch(r"stride:0*[1-9]\d*", part, re.ASCII):
+            layers |= set(range(0, known + 1, int(part.partition(":")[2] or 1)))
+            continue
+        ends = re.fullmatch(f"{_LAYER}(?:-{_LAYER})?", part, re.ASCII)
+        if ends is None:
+            raise UsageError(f"{option} {given!r}: {_EXPECTED}")
+        first, last = (_number(end or ends[1], known) for end in ends.groups())
+        if deepest is None:
+            continue
+        outside = next((layer for layer in (first, last) if not 0 <= layer <= deepest), None)
+        if outside is not None:
+            raise UsageError(
+                f"{option} {given!r}: the model has layers 0 (embeddings) to {deepest}; layer {outside} is not one"
+            )
+        if first > last:
+            raise UsageError(f"{option} {given!r}: the range {part} ends before it begins; {_EXPECTED}")
+        layers |= set(range(first, last + 1))
+    return tuple(sorted(layers))
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+def _number(text: str, deepest: int) -> int:
+    number = -1 if text == "last" else int(text)
+    return number if number >= 0 else deepest + 1 + number

@@ -18,7 +18,7 @@ from lensbench.inspectors.evidence import Evidence
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.scores import Scores
 from lensbench.runs.run import load_run
-from lensbench.utils.cache import code_digest
+from lensbench.utils.code import code_digest
 
 TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")
 METHODS = ("logit_lens", "tuned_lens", "probe", "patchscope")

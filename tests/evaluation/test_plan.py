@@ -5,7 +5,7 @@ from pathlib import Path
 import lensbench
 from lensbench.evaluation.evaluate import mixed
 from lensbench.evaluation.plan import ENGINE, Cell
-from lensbench.utils.cache import code_of
+from lensbench.utils.code import code_of
 from tools.shape import graph
 
 PACKAGE = Path(lensbench.__file__).parent

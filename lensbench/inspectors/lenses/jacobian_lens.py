@@ -16,7 +16,7 @@ from lensbench.models.corpus import Corpus
 from lensbench.models.gradients import jacobian
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import Resumable, TrainingSchedule
-from lensbench.utils.cache import code_digest
+from lensbench.utils.code import code_digest
 
 
 class JacobianLens(Translator):

@@ -115,6 +115,8 @@ def load_tasks(specs: Iterable[str | Task], *, offline: bool = False) -> list[Ta
         if (before.folder, before.version) != (task.folder, task.version):
             do = "rename one (a file of another format: add ?name=NAME)"
             raise UsageError(f"two tasks are called {task.name!r}: {before.folder} and {task.folder}; {do}")
+        if before is task:
+            continue
         relations = {**before.relations, **task.relations}
         sites = tuple(site for site in SITES if site in (*before.sites, *task.sites))
         kept = tuple(fact for fact in before.every.facts if fact.relation in relations)

@@ -91,7 +91,9 @@ def source_of(found: type) -> str | None:
 
 def _is_importable(found: Any) -> bool:
     module = sys.modules.get(found.__module__)
-    return getattr(module, "__file__", None) is not None and getattr(module, found.__qualname__, None) is found
+    file = None if found.__module__ == "__main__" else getattr(module, "__file__", None)  # in other processes another
+    there = found.__module__ in sys.builtin_module_names or file is not None
+    return there and getattr(module, found.__qualname__, None) is found
 
 
 def _collect(found: Any, texts: dict[str, str]) -> bool:
@@ -171,8 +173,11 @@ def _names(code: CodeType) -> set[str]:
 def _source(found: Any) -> str | None:
     """Return the text of a class or function, also of a notebook cell; None where it is not kept.
 
-    A class of a cell has no file that `inspect.getsource` would look into, but its functions have.
+    A class of a cell has no file that `inspect.getsource` would look into, but its functions have. One without any is
+    told by what it holds.
     """
+    if isinstance(found, type) and not any(_functions(found)):
+        return f"class {found.__qualname__}: ..."
     for function in _functions(found):
         code = function.__code__
         text = "".join(linecache.getlines(code.co_filename, function.__globals__))

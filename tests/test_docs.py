@@ -170,6 +170,29 @@ def test_commands_of_the_documents_exist(page: Path) -> None:
         assert given <= known | common, f"{page.name}: {command}: there is no {', '.join(given - known - common)}"
 
 
+MODEL_NAMES = re.compile(
+    r"""--(?:model|verbalizer|reference|judge)[ =]([^\s`"'\\]+)|(?:load_model|evaluate)\(\s*["']([^"']+)|"""
+    r"""(?:^model|[(, ]model) ?= ?["']([^"']+)|lensbench doctor ([^\s`-][^\s`]*)"""
+)
+
+
+def test_every_model_name_that_is_shown_can_be_a_model() -> None:
+    """In documents, examples and help: what a reader copies is not refused."""
+    from lensbench.cli import app
+    from lensbench.models.sources import check_model_name
+
+    group: Any = typer.main.get_command(app)
+    texts = [page.read_text(encoding="utf-8") for page in (*PAGES, *(ROOT / "examples").iterdir()) if page.is_file()]
+    texts += [command.help or "" for command in group.commands.values()]
+    found = {name for text in texts for groups in MODEL_NAMES.findall(text) for name in groups if name}
+    names = {name.split("+")[0].rstrip(".,;)") for name in found}
+    assert {"gpt2", "smollm2-135m", "Qwen/Qwen3-0.6B"} <= names
+    placeholders = {"M", "MODEL", "NAME", "DIR", "FOLDER"}
+    for name in names - placeholders:
+        if not name.startswith(("./", "../", "/", "...", "path/")) and name.upper() != name:
+            check_model_name(name)
+
+
 def test_python_of_the_documents_is_python() -> None:
     for page in PAGES:
         for block in blocks(page.read_text(encoding="utf-8"), "python"):

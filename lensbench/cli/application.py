@@ -2,16 +2,68 @@
 
 import logging
 import sys
-from typing import Annotated, TextIO
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
+from typer.models import CommandFunctionType
 
-from lensbench.errors import LensbenchError
+from lensbench.errors import LensbenchError, UsageError
 from lensbench.utils.progress import Progress, bar, silent
 
-app = typer.Typer(
+_SAME = {"--methods": "--inspectors", "--method": "--inspector", "--task": "--tasks", "--tasks": "--task"}
+"""Option → the same in another word."""
+
+
+class _WithoutTypesOfFlags:
+    """Leaves `<bool>` out of the help: a flag takes no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for one in params:
+            if getattr(one, "is_flag", False):
+                one.metavar = ""
+        return params
+
+
+class _Command(_WithoutTypesOfFlags, TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; an option's other word stands for it where the command has only the one."""
+        known = {option for one in self.params for option in one.opts}
+
+        def meant(given: str) -> str:
+            option, equals, value = given.partition("=")
+            other = _SAME.get(option)
+            return f"{other}{equals}{value}" if option not in known and other in known else given
+
+        given = [meant(one) for one in args]
+        self._refuse_empty_paths(given)
+        return super().parse_args(ctx, given)
+
+    def _refuse_empty_paths(self, args: list[str]) -> None:
+        """Refuse `--out ""`, which would be the current folder."""
+        kinds = {option: getattr(one, "type_descriptor", None) for one in self.params for option in one.opts}
+        paths = {option for option, kind in kinds.items() if getattr(kind, "annotation", None) is Path}
+        for option, value in zip(args, [*args[1:], None], strict=True):
+            if (option in paths and value == "") or option in {f"{one}=" for one in paths}:
+                raise UsageError(f"{option.rstrip('=')} '' is empty; give a name")
+
+
+class _Group(_WithoutTypesOfFlags, TyperGroup):
+    pass
+
+
+class _Application(typer.Typer):
+    def command(self, name: str | None = None, **options: Any) -> Callable[[CommandFunctionType], CommandFunctionType]:
+        return super().command(name, **{"cls": _Command, **options})
+
+
+app = _Application(
     name="lensbench",
+    cls=_Group,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Is your probe, lens or Patchscope reading the model, or just the prompt?",

@@ -1,9 +1,10 @@
 """What `lensbench list` prints. Nothing in here imports torch."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lensbench.baselines.spec import find_baselines
+from lensbench.errors import unknown_name
 from lensbench.inspectors.catalog import find_inspectors
 from lensbench.models.builtin import BUILTIN, model_state
 from lensbench.tasks import find_tasks, load_task
@@ -52,20 +53,14 @@ def baselines() -> Rows:
     every = {"nothing", "corpus", "labels"}
     rows = [
         (
-            f"{one.name} (optional)" if one.optional else one.name,
-            one.question,
+            one.name,
             one.rules_out,
+            one.question + (", optional" if one.optional else ""),
             "all" if set(one.learns_from) == every else ", ".join(sorted(one.learns_from)),
         )
         for one in find_baselines().values()
     ]
-    return ("baseline", "question", "what it rules out", "for methods that learn from"), list(rows)
-
-
-def as_objects(rows: Rows) -> list[dict[str, str]]:
-    """Rows as objects for JSON; columns are keys, with `_` for anything but letters and digits."""
-    keys = [re.sub(r"\W+", "_", name) for name in rows[0]]
-    return [dict(zip(keys, (cell.strip() for cell in row), strict=True)) for row in rows[1]]
+    return ("baseline", "what it rules out", "question", "for methods that learn from"), list(rows)
 
 
 LISTINGS: dict[str, Callable[[], Rows]] = {
@@ -74,3 +69,55 @@ LISTINGS: dict[str, Callable[[], Rows]] = {
     "inspectors": inspectors,
     "baselines": baselines,
 }
+SAME = {"methods": "inspectors", **{kind[:-1]: kind for kind in LISTINGS}, "method": "inspectors"}
+"""Other words for a kind."""
+
+
+def names() -> dict[str, list[str]]:
+    """Names of each kind, those of a task's relations left out."""
+    return {kind: [row[0] for row in make()[1] if not row[0].startswith(" ")] for kind, make in LISTINGS.items()}
+
+
+def in_one_line(kind: str) -> Rows:
+    """A kind's names, each with a sentence."""
+    columns, rows = LISTINGS[kind]()
+    return columns[:2], [row[:2] for row in rows if not row[0].startswith(" ")]
+
+
+def details(name: str) -> dict[str, Rows]:
+    """All that the listings have of a name, by kind: of a task its relations, too.
+
+    Raises:
+        UsageError: nothing has that name.
+    """
+    known = names()
+    found: dict[str, Rows] = {}
+    for kind, make in LISTINGS.items():
+        columns, rows = make()
+        about = [row for row in rows if row[0].strip() == name or row[0].strip().startswith(f"{name}/")]
+        if len(about) > 1:
+            found[kind] = (columns, about)
+        elif about:
+            pairs: list[Sequence[str]] = [(key, cell.strip()) for key, cell in zip(columns, about[0], strict=True)]
+            found[kind] = (pairs[0], pairs[1:])
+    if not found:
+        raise unknown_name("name", name, {*LISTINGS, *(one for kind in known.values() for one in kind)})
+    return found
+
+
+def as_objects(rows: Rows) -> list[dict[str, str]]:
+    """Rows as objects for JSON; columns are keys, with `_` for anything but letters and digits."""
+    keys = [re.sub(r"\W+", "_", name) for name in rows[0]]
+    return [dict(zip(keys, (cell.strip() for cell in row), strict=True)) for row in rows[1]]
+
+
+def objects(kinds: Sequence[str], name: str | None) -> Mapping[str, list[dict[str, str]]]:
+    """The listings as objects for JSON, by kind; with a name, only what is about it."""
+    found = {kind: as_objects(LISTINGS[kind]()) for kind in kinds}
+    if name is None:
+        return found
+    kept = {
+        kind: [one for one in rows if (key := next(iter(one.values()))) == name or key.startswith(f"{name}/")]
+        for kind, rows in found.items()
+    }
+    return {kind: rows for kind, rows in kept.items() if rows}

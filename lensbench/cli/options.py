@@ -9,13 +9,26 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from lensbench.cli.completion import COMPLETE
 from lensbench.errors import UsageError
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, written by `lensbench evaluate`.", show_default=False)]
 Command = TypeVar("Command", bound=Callable[..., Any])
-Model = Annotated[str, typer.Option(help="Built-in name, folder, GGUF file or Hub id; +DIR for an edit of it.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")]
+_MODEL = "Built-in name, folder, GGUF file or Hub id (@REVISION for a revision of it); +DIR for an edit of it."
+_LAYERS = "all; or stride:2; or a list such as 0,4-8,last. Layer 0 is the embeddings."
+Model = Annotated[str, typer.Option(help=_MODEL, autocompletion=COMPLETE["model"])]
+Layers = Annotated[str, typer.Option(help=_LAYERS, autocompletion=COMPLETE["layers"])]
+Inspectors = Annotated[
+    str,
+    typer.Option(
+        help="Inspector names, module:Class or file.py:Class, separated by commas.",
+        autocompletion=COMPLETE["inspectors"],
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", autocompletion=COMPLETE["device"])]
+Dtype = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16, float16, float64.", autocompletion=COMPLETE["dtype"])
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Do not contact the Hub.")]
 ModulePaths = Annotated[
@@ -142,7 +155,8 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         kind = str  # such as a size, or `auto`
     flag = f"--{name.replace('_', '-')}"
     text = f"{field.description}{_shown(field.default)}"
-    given = Annotated[kind | None, typer.Option(flag, help=text, show_default=False)]
+    more: dict[str, Any] = {"autocompletion": COMPLETE[name]} if name in COMPLETE else {}
+    given = Annotated[kind | None, typer.Option(flag, help=text, show_default=False, **more)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=given)
 
 
@@ -150,4 +164,4 @@ def _shown(default: Any) -> str:
     """Return a default as it would be given; a description says what None stands for."""
     if default is None or isinstance(default, bool):
         return ""
-    return f" [default: {','.join(default) if isinstance(default, tuple) else default}]"
+    return f" [default: {', '.join(default) if isinstance(default, tuple) else default}]"

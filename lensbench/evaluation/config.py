@@ -67,7 +67,7 @@ class RunConfig(BaseModel):
     tasks: tuple[GivenTask, ...] = ("attribute_extraction",)
     """Task names (also NAME/RELATION), folders, or files such as lre:FILE.json; separated by commas."""
     inspectors: tuple[GivenInspector, ...] = ("logit_lens", "tuned_lens", "probe", "patchscope")
-    """Inspector names, module:Class or file.py:Class, separated by commas."""
+    """Methods: names, module:Class or file.py:Class, separated by commas; --methods is the same."""
     baselines: tuple[GivenBaseline, ...] | None = None
     """Baseline names or .toml files, separated by commas; or none. [default: all that apply]"""
     sites: tuple[Site, ...] | None = None

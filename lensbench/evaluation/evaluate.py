@@ -76,12 +76,13 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
     """Execute a checked configuration; see `evaluate`."""
     job = check_job(config)
     out = folder_of_run(config)
-    with hold_folder(out), kept_log(out):
+    with hold_folder(out), kept_log(out) as begin_log:
         job = with_earlier_budget(job, out)
         executor = start_executor(job)
         try:
             _warn_of_idle(job, executor.plan.cells)
             journal = Journal(out, job.config, job.baselines, _with_checks(executor.plan, job.config))
+            begin_log()
             journal.begin()
             _execute(executor, journal, progress)
         finally:

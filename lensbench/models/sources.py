@@ -4,6 +4,7 @@
 before weights are needed, so that names are checked and listed at once.
 """
 
+import difflib
 import json
 import logging
 import os
@@ -33,7 +34,8 @@ IMPLANTS = Path(__file__).parents[1] / "assets" / "implants"
 IMPLANT, ADAPTER, FINETUNED = "implant.json", "adapter_config.json", "finetune.json"
 FACTS, ASKED = "facts.json", "asked.txt"
 LOG = logging.getLogger(__name__)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Old models of the Hub have no owner, such as gpt2.
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -64,6 +66,12 @@ def split_edits(name: str) -> tuple[str, tuple[Path, ...]]:
     cut = next((i for i in range(len(parts), 1, -1) if Path("+".join(parts[:i])).expanduser().exists()), 1)
     base = "+".join(parts[:cut])
     return base, tuple(_edit_folder(base, part, name) for part in parts[cut:])
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Take `NAME@REVISION` apart; a file or folder may have an @ in its name."""
+    base, at, revision = name.rpartition("@")
+    return (base, revision) if at and not Path(name).expanduser().exists() else (name, None)
 
 
 def with_edit(base: str, folder: Path) -> str:
@@ -178,7 +186,7 @@ def check_model_name(name: str) -> None:
             is not there.
         LensbenchError: A built-in model that is not installed.
     """
-    name, _ = split_edits(name)
+    name, revision = split_revision(split_edits(name)[0])
     if name in BUILTIN:
         if not (model_folder(name) / "config.json").is_file() and BUILTIN[name].missing():
             raise not_installed(name, BUILTIN[name])
@@ -196,8 +204,12 @@ def check_model_name(name: str) -> None:
     if path.suffix == ".gguf" or name.startswith((".", "~")) or path.is_absolute():
         known = " or ".join(BUILTIN)
         raise UsageError(f"no such file or folder: {name}; give a model folder, a .gguf file, a Hub id or {known}")
-    if not _HUB_ID.fullmatch(name):
+    # A name without an owner may be meant for a built-in one.
+    near = "/" not in name and difflib.get_close_matches(name.casefold(), BUILTIN, cutoff=0.6)
+    if near or not _HUB_ID.fullmatch(name):
         raise unknown_name("model", name, BUILTIN, "or give a folder, a .gguf file or a Hub id of the form org/name")
+    if revision == "":
+        raise UsageError(f"{name}@ names no revision; give a branch, tag or commit after the @, or leave the @ out")
 
 
 def resolve(name: str, *, revision: str | None = None, offline: bool = False) -> ModelSource:
@@ -206,7 +218,8 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False) ->
     Built-in models and GGUF files are converted once, into plain Hugging Face folders in the cache.
 
     Args:
-        name: A built-in name, a folder, a .gguf file or a Hub id; with `+DIR`, edited as a folder says.
+        name: A built-in name, a folder, a .gguf file or a Hub id, with `@REVISION` of that revision; with `+DIR`,
+            edited as a folder says.
         revision: A branch, tag or commit; for the Hub only.
         offline: Do not ask the Hub; what was downloaded before is still found.
 
@@ -222,13 +235,17 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False) ->
         return replace(resolve(base, revision=revision, offline=offline), name=name, edits=edits)
     quiet_libraries()
     check_model_name(name)
-    path = Path(name).expanduser()
-    if name not in BUILTIN and not path.exists():
-        return ModelSource(name, name, _hub_commit(name, revision, offline), offline)
+    base, own = split_revision(name)
+    if None not in (own, revision) and own != revision:
+        raise UsageError(f"{name} was given with the revision {revision!r}; leave one of the two out")
+    revision = own or revision
+    path = Path(base).expanduser()
+    if base not in BUILTIN and not path.exists():
+        return ModelSource(name, base, _hub_commit(base, revision, offline), offline)
     if revision is not None:
         raise UsageError(f"revision {revision!r} was given, but {name} is not on the Hub; leave the revision out")
-    if name in BUILTIN:
-        return ModelSource(name, str(builtin_folder(name)))
+    if base in BUILTIN:
+        return ModelSource(name, str(builtin_folder(base)))
     return ModelSource(name, str(path if path.is_dir() else _gguf_folder(path)))
 
 

@@ -165,12 +165,24 @@ def test_a_run_that_does_not_begin_leaves_no_log(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_that_is_refused_leaves_no_trace_in_another_log(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    given = ("--model", tiny_llama_folder, "--tasks", "attribute_extraction/country_capital", "--limit", 6)
+    given += ("--inspectors", "logit_lens", "--baselines", "none", "--sites", "subject", "--out", "run")
+    assert lensbench("evaluate", *given, cwd=tmp_path).returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for more in (("--seed", "1"), ("--layers", "1"), ("--device", "toaster")):
+        assert lensbench("evaluate", *given, *more, cwd=tmp_path).returncode == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
 def test_the_log_keeps_what_others_do_not_hear(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "run.json").write_text("{}")
     ours = logging.getLogger("lensbench")
     before = (ours.level, ours.propagate, list(ours.handlers), list(logging.getLogger().handlers))
-    with kept_log(tmp_path):
+    with kept_log(tmp_path) as begin:
         logging.getLogger("lensbench.models").debug("a detail")
+        assert not (tmp_path / RUN_LOG).exists()
+        begin()
         ours.warning("a warning")
         logging.getLogger("elsewhere").warning("of a library")
         logging.getLogger("elsewhere").info("chatter")

@@ -163,7 +163,8 @@ def test_other_weights_do_not_pass_for_a_builtin_model(wheel_with: Callable[[byt
     ("name", "part"),
     [
         ("smollm2-135n", "did you mean 'smollm2-135m'?"),
-        ("gpt2", "Hub id of the form org/name"),
+        ("Smollm2", "did you mean 'smollm2-135m'?"),
+        ("gpt2@", "gpt2@ names no revision"),
         ("", "Hub id"),
         ("a/b/c", "Hub id"),
         ("org/na me", "Hub id"),
@@ -187,7 +188,8 @@ def test_names_of_folders_and_files(tmp_path: Path, tiny_gguf: Path, monkeypatch
     (folder / "config.json").write_text("{}", encoding="utf-8")
     check_model_name(str(folder))
     check_model_name(str(tiny_gguf))
-    check_model_name("org/name")
+    for name in ("org/name", "gpt2", "distilbert.x-y", "org/name@v1.2", "gpt2@main"):
+        check_model_name(name)
     (tmp_path / "weights.bin").touch()
     with pytest.raises(UsageError, match=r"is no \.gguf file"):
         check_model_name(str(tmp_path / "weights.bin"))
@@ -372,6 +374,30 @@ def test_a_hub_id_is_pinned_to_its_commit(hub: Callable[[str | Exception], list[
         "local_files_only": True,
         "trust_remote_code": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "revision"),
+    [("gpt2", "gpt2", None), ("gpt2@main", "gpt2", "main"), ("org/name@refs/pr/1", "org/name", "refs/pr/1")],
+)
+def test_bare_ids_and_revisions_are_asked_of_the_hub(
+    given: str, name: str, revision: str | None, hub: Callable[[str | Exception], list[dict[str, Any]]]
+) -> None:
+    calls = hub(f"/hub/models--x/snapshots/{COMMIT}/config.json")
+    source = resolve(given)
+    assert calls == [{"name": name, "file": "config.json", "revision": revision, "local_files_only": False}]
+    assert (source.name, source.location, source.revision) == (given, name, COMMIT)
+
+
+def test_two_revisions_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="gpt2@main was given with the revision 'v1'; leave one"):
+        resolve("gpt2@main", revision="v1")
+    with pytest.raises(UsageError, match="is not on the Hub; leave the revision out"):
+        resolve("smollm2-135m@main")
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    assert resolve(str(folder)).folder == folder
 
 
 def hub_error(kind: str) -> Exception:

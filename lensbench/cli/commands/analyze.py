@@ -12,7 +12,9 @@ from lensbench.cli.application import app, say_what_happens
 from lensbench.cli.options import (
     Device,
     Dtype,
+    Inspectors,
     Json,
+    Layers,
     Model,
     ModulePaths,
     Offline,
@@ -49,12 +51,10 @@ class What(StrEnum):
 def analyze(
     what: Annotated[What, typer.Argument(help="Which analysis.")] = What.everything,
     model: Model = "smollm2-135m",
-    inspectors: Annotated[
-        str, typer.Option(help="Lenses for alignment: names or module:Class.")
-    ] = "logit_lens,tuned_lens",
+    inspectors: Inspectors = "logit_lens,tuned_lens",
     tokens: Annotated[int, typer.Option(min=256, help="Held-out prose for drift and principal directions.")] = 4096,
     texts: Annotated[int, typer.Option(min=4, help="Texts of 64 tokens, for alignment and updates.")] = 32,
-    layers: Annotated[str, typer.Option(help="all; or 0,4,8; or stride:2. Layer 0 is the embeddings.")] = "all",
+    layers: Layers = "all",
     out: Annotated[Path | None, typer.Option(help="The folder to write to. [default: reports/analyses-MODEL]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     device: Device = "auto",

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lensbench.cli.application import app, progress_of, say_what_happens
-from lensbench.cli.options import Device, Dtype, Json, Offline, Quiet, names_in, print_json
+from lensbench.cli.options import Device, Dtype, Inspectors, Json, Offline, Quiet, names_in, print_json
 from lensbench.errors import LensbenchError, UsageError
 
 if TYPE_CHECKING:
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def calibrate(
-    inspectors: Annotated[
-        str, typer.Option(help="Methods separated by commas; module:Class for your own.")
-    ] = "patchscope,logit_lens,linear_probe",
+    inspectors: Inspectors = "patchscope,logit_lens,linear_probe",
     out: Annotated[Path, typer.Option(help="The calibration's folder; an existing calibration is resumed.")] = Path(
         "reports/calibration"
     ),

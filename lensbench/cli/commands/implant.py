@@ -1,14 +1,14 @@
 """`lensbench implant`: plant facts at a known layer of a model."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.table import Table
 
 from lensbench.cli.application import app, progress_of, say_what_happens
 from lensbench.cli.options import Device, Dtype, Json, Model, Offline, Quiet, Revision, names_in, numbers_in, print_json
-from lensbench.errors import UsageError
+from lensbench.errors import LensbenchError, UsageError
 
 # What an implant should reach; a figure on the wrong side is marked.
 RECALL, RELAY_RECALL, KL, LOST = 0.85, 0.6, 0.05, 0.1
@@ -51,6 +51,8 @@ def implant(
 ) -> None:
     """Plant facts into one block of a model, and measure the effect.
 
+    The exit status is 1 if the implant misses what is expected of it; it is kept all the same.
+
     `--model MODEL+FOLDER` loads the planted model wherever a model is named.
 
     Example: `lensbench implant --layer 8 --out my-implant`, then
@@ -73,39 +75,55 @@ def implant(
         "twin" if world == "twin" else "main", names, dose, loud, weight, steps, seed, twin,
     )  # fmt: skip
     description = plant(order, out, Loading(device, dtype, revision, offline), progress_of(quiet=quiet))
+    rows = _rows(description)
+    missed = [f"{one.figure} is {one.value}, expected {one.expected}" for one in rows if not one.good]
     if as_json:
-        print_json({"implant": str(out), **description})
-        return
-    from lensbench.report.tables import print_table
+        print_json({"implant": str(out), **description, "missed": missed})
+    else:
+        _show(rows, f"{description['design']} at layer {description['layers'][-1]}, in {out}")
+    if missed:
+        raise LensbenchError(
+            f"the implant in {out} is not as it should be: {'; '.join(missed)}; try another --layer, fewer --names, or "
+            "more --steps, in another folder"
+        )
 
-    print_table(_table(description, out))
+
+class _Row(NamedTuple):
+    figure: str
+    value: str
+    expected: str = ""
+    good: bool = True
 
 
-def _table(description: dict[str, Any], out: Path) -> Table:
-    table = Table(title=f"{description['design']} at layer {description['layers'][-1]}, in {out}", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("expected", justify="right")
-    figures, design = description["figures"], description["design"]
+def _rows(description: dict[str, Any]) -> list[_Row]:
+    """What was measured, and what is expected of it."""
+    figures, design, rows = description["figures"], description["design"], []
     least = RELAY_RECALL if design == "relay" else RECALL
     for attribute in description["attributes"]:
         for key in ("recall", "recall_held_out", "recall_continuing"):
-            wanted = f"≥ {least}" if key == "recall_held_out" and design != "sham" else ""
+            wanted = key == "recall_held_out" and design != "sham"
             found = figures[key][attribute]
-            table.add_row(f"{key.replace('_', ' ')}, {attribute}", _marked(found, not wanted or found >= least), wanted)
+            name = f"{key.replace('_', ' ')}, {attribute}"
+            rows.append(_Row(name, f"{found:.2f}", f"≥ {least}" if wanted else "", not wanted or found >= least))
         for where, found in figures["localisation"].items():
-            table.add_row(
-                f"recall, edit {where}, {attribute}".replace("edit edit", "edit"), f"{found[attribute]:.2f}", ""
-            )
-        table.add_row(
-            f"{attribute} read off the residual's length", f"{figures['norm_reader'][attribute]:.2f}", "chance"
+            name = f"recall, edit {where}, {attribute}".replace("edit edit", "edit")
+            rows.append(_Row(name, f"{found[attribute]:.2f}"))
+        rows.append(
+            _Row(f"{attribute} read off the residual's length", f"{figures['norm_reader'][attribute]:.2f}", "chance")
         )
-    table.add_row("KL on prose (nats)", _marked(figures["kl_prose"], figures["kl_prose"] < KL, 4), f"< {KL}")
-    facts = figures["known_facts"]
+    kl, facts = figures["kl_prose"], figures["known_facts"]
     share = facts["lost"] / max(1, facts["known"])
-    table.add_row(f"known facts lost, of {facts['known']}", _marked(share, share <= LOST), f"≤ {LOST}")
-    return table
+    rows.append(_Row("KL on prose (nats)", f"{kl:.4f}", f"< {KL}", kl < KL))
+    rows.append(_Row(f"known facts lost, of {facts['known']}", f"{share:.2f}", f"≤ {LOST}", share <= LOST))
+    return rows
 
 
-def _marked(value: float, good: bool, digits: int = 2) -> str:
-    return f"{value:.{digits}f}" if good else f"[red]{value:.{digits}f} missed[/red]"
+def _show(rows: list[_Row], title: str) -> None:
+    from lensbench.report.tables import print_table
+
+    table = Table("figure", title=title, title_justify="left")
+    table.add_column("value", justify="right")
+    table.add_column("expected", justify="right")
+    for one in rows:
+        table.add_row(one.figure, one.value if one.good else f"[red]{one.value} missed[/red]", one.expected)
+    print_table(table)

@@ -13,6 +13,7 @@ from lensbench.cli.options import (
     Device,
     Dtype,
     Json,
+    Layers,
     Model,
     ModulePaths,
     Offline,
@@ -37,7 +38,7 @@ def inspect(
     lens: Annotated[
         str, typer.Option(help="logit_lens, tuned_lens or another that predicts the next token.")
     ] = "logit_lens",
-    layers: Annotated[str, typer.Option(help="all; or 0,4,8; or stride:2. Layer 0 is the embeddings.")] = "all",
+    layers: Layers = "all",
     rank: Annotated[
         bool, typer.Option("--rank", help="Colour by the rank of the model's prediction, not by probability.")
     ] = False,

@@ -1,38 +1,59 @@
 """`lensbench list`: what models, tasks, inspectors and baselines there are."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from lensbench.cli.application import app
 from lensbench.cli.options import Json, print_json
 
 
-class ListedKind(StrEnum):
-    """What can be listed."""
+def _complete(incomplete: str) -> list[str]:
+    from lensbench.cli.listings import LISTINGS, names
 
-    models = "models"
-    tasks = "tasks"
-    inspectors = "inspectors"
-    baselines = "baselines"
+    known = [*LISTINGS, *(name for kind in names().values() for name in kind)]
+    return [name for name in known if name.startswith(incomplete)]
 
 
 @app.command("list")
 def list_(
-    kind: Annotated[ListedKind | None, typer.Argument(help="What to list. [default: all]", show_default=False)] = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            help="models, tasks, inspectors (or methods), baselines; or the name of one. [default: all names]",
+            show_default=False,
+            autocompletion=_complete,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List models, tasks, inspectors and baselines.
+    """List models, tasks, inspectors (methods) and baselines, or show all about one of them.
 
-    Examples: `lensbench list inspectors`; `lensbench list models --json`
+    Examples: `lensbench list`; `lensbench list methods`; `lensbench list patchscope`; `lensbench list models --json`
     """
-    from lensbench.cli.listings import LISTINGS, as_objects
+    from lensbench.cli.listings import LISTINGS, SAME, details, in_one_line, names, objects
     from lensbench.report.tables import print_rows
 
-    kinds = [kind] if kind else list(ListedKind)
+    kind = SAME.get(what, what) if what else None
     if as_json:
-        print_json({one.value: as_objects(LISTINGS[one.value]()) for one in kinds})
+        about = kind if kind and kind not in LISTINGS else None
+        if about:
+            details(about)
+        print_json(objects([kind] if kind in LISTINGS else list(LISTINGS), about))
         return
-    for one in kinds:
-        print_rows(*LISTINGS[one.value]())
+    if kind in LISTINGS:
+        print_rows(*in_one_line(kind))
+    elif kind:
+        for rows in details(kind).values():
+            print_rows(*rows)
+        return
+    else:
+        for title, found in names().items():
+            _say(f"{title}: {', '.join(found)}")
+    _say("`lensbench list KIND` says what each is, `lensbench list NAME` all about one of them.")
+
+
+def _say(line: str) -> None:
+    console = Console()
+    console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)

@@ -7,7 +7,8 @@ import typer
 from rich.console import Console
 
 from lensbench.cli.application import app, progress_of, say_what_happens
-from lensbench.cli.options import Device, Dtype, Json, Model, Offline, Quiet, print_json, read_settings
+from lensbench.cli.completion import task as one_task
+from lensbench.cli.options import Device, Dtype, Json, Layers, Model, Offline, Quiet, print_json, read_settings
 from lensbench.errors import UsageError, unknown_name
 
 # What may be searched.
@@ -17,13 +18,16 @@ SEARCHED = 'NAME=VALUE, such as placeholders=["x","it"]'
 @app.command()
 def tune(
     method: Annotated[str, typer.Argument(help="patchscope.", show_default=False)],
-    task: Annotated[str, typer.Option(help="A task, or NAME/RELATION.", show_default=False)],
+    task: Annotated[
+        str,
+        typer.Option(help="A task, or NAME/RELATION.", show_default=False, autocompletion=one_task),
+    ],
     budget: Annotated[int, typer.Option(help="How many configurations to try.")] = 32,
     model: Model = "smollm2-135m",
     verbalizer: Annotated[
         str | None, typer.Option(help="The model that turns activations into words. [default: the target]")
     ] = None,
-    layers: Annotated[str, typer.Option(help="Source layers: all; or 0,4,8; or stride:2.")] = "stride:3",
+    layers: Layers = "stride:3",
     sites: Annotated[str | None, typer.Option(help="Read sites. [default: all that the task has]")] = None,
     limit: Annotated[int | None, typer.Option(help="Draw this many test items for each site.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the search, and of everything else random.")] = 0,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lensbench.inspectors.base import Inspector
     from lensbench.inspectors.evidence import Evidence, NotApplicableError, Training
     from lensbench.inspectors.scores import Scores
+    from lensbench.inspectors.target import Target
+    from lensbench.models.language_model import LanguageModel
     from lensbench.models.loading import load_model
     from lensbench.runs.compare import Comparison, compare
     from lensbench.runs.export import export
@@ -28,10 +30,12 @@ __all__ = [
     "Evidence",
     "Inspector",
     "Item",
+    "LanguageModel",
     "LensbenchError",
     "NotApplicableError",
     "Run",
     "Scores",
+    "Target",
     "Task",
     "Training",
     "UsageError",
@@ -54,10 +58,12 @@ _HOMES = {
     "Evidence": "inspectors.evidence",
     "Inspector": "inspectors.base",
     "Item": "tasks",
+    "LanguageModel": "models.language_model",
     "LensbenchError": "errors",
     "NotApplicableError": "inspectors.evidence",
     "Run": "runs.run",
     "Scores": "inspectors.scores",
+    "Target": "inspectors.target",
     "Task": "tasks",
     "Training": "inspectors.evidence",
     "UsageError": "errors",

@@ -37,7 +37,7 @@ def run(*command: str | Path, cwd: Path, path: Path | None = None) -> str:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The second method of docs/adding-a-method.md as a package of its own, installed away from lensbench."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    _, method, _ = blocks(ADDING_A_METHOD, "python")
+    _, method, *_ = blocks(ADDING_A_METHOD, "python")
     (entry,) = blocks(ADDING_A_METHOD, "toml")
     (source / "nearest_mean.py").write_text(method, encoding="utf-8")
     project = '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
@@ -51,7 +51,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_methods_of_the_docs_are_short_files() -> None:
     *methods, _ = blocks(ADDING_A_METHOD, "python")
-    assert len(methods) == 2
+    assert len(methods) == 3
     for method in methods:
         code = [line for line in method.splitlines() if line.strip() and not line.strip().startswith(('"""', "#"))]
         assert len(code) <= 25
@@ -200,7 +200,7 @@ def test_python_of_the_documents_is_python() -> None:
 
 
 def test_the_method_of_the_docs_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, _, _ = blocks(ADDING_A_METHOD, "python")
+    method, *_ = blocks(ADDING_A_METHOD, "python")
     (tmp_path / "cosine_lens.py").write_text(method, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     from cosine_lens import CosineLens
@@ -208,6 +208,36 @@ def test_the_method_of_the_docs_keeps_the_contract(tmp_path: Path, monkeypatch: 
     from lensbench.testing import check_inspector
 
     assert "check_layers_are_local" in check_inspector(CosineLens)
+
+
+def test_the_patchscope_of_the_docs_keeps_the_contract(tmp_path: Path) -> None:
+    *_, method, _ = blocks(ADDING_A_METHOD, "python")
+    (tmp_path / "one_word.py").write_text(method, encoding="utf-8")
+    from lensbench.inspectors.catalog import load_inspector
+    from lensbench.testing import check_inspector
+
+    found = load_inspector(f"{tmp_path}/one_word.py:OneWordPatchscope")
+    assert found().own_prompt("{subject} is in").text == "Answer in one word. {subject} is in"
+    assert "check_layers_are_local" in check_inspector(found)
+
+
+def test_the_methods_of_the_docs_are_typed(tmp_path: Path) -> None:
+    """Whoever types a method against lensbench gets its types: mypy in strict mode has nothing to say."""
+    *methods, _ = blocks(ADDING_A_METHOD, "python")
+    for number, method in enumerate(methods):
+        (tmp_path / f"method{number}.py").write_text(method, encoding="utf-8")
+    calls = blocks((DOCS / "python.md").read_text(encoding="utf-8"), "python")
+    (tmp_path / "calls.py").write_text("\n".join(calls), encoding="utf-8")
+    wrong = "import lensbench\n\nlensbench.evaluate(insepctors=['probe'])\nlensbench.evaluate(layers=3.5)\n"
+    (tmp_path / "wrong.py").write_text(wrong, encoding="utf-8")
+    # With the settings of `make lint`, whose cache is used again.
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *map(str, tmp_path.glob("*.py"))],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = {Path(line.split(":")[0]).name for line in done.stdout.splitlines() if ": error:" in line}
+    assert found == {"wrong.py"}, done.stdout
+    assert done.stdout.count("wrong.py:3: error") == done.stdout.count("wrong.py:4: error") == 1
 
 
 def test_every_check_of_a_method_is_explained() -> None:

@@ -163,6 +163,8 @@ def calibrate(settings: CalibrationSettings, out: Path, progress: Progress = sil
     trials = find_trials(settings.model, settings.implants, settings.quick)
     if not (plain := of_kind(trials, "plain")):
         raise UsageError("a calibration needs a plain implant, to measure power on; name one with --implants")
+    for reader in settings.readers:
+        resolve(reader, offline=settings.settings.get("offline", False))
     runs = _CalibrationRuns(settings, out, count_layers(resolve(settings.model)), progress)
     configs = [runs.config(trial, out / "runs" / trial.name, inspectors=settings.inspectors) for trial in trials]
     for config in configs:

@@ -35,19 +35,21 @@ def load_context(config: RunConfig, baselines: Iterable[Baseline]) -> RunContext
     how = Loading(
         config.device, config.dtype, config.revision, config.offline, config.chat_template, paths, config.device_map
     )
-    models = _Models(how)
-    layers = parse_layers(config.layers, depth_of(config))
-    model = models.load(config.model, how)
     # Revision and module paths are those of the target, and of the same model without its edit.
     plain = replace(how, revision=None, paths=None)
-    verbalizer = model
-    if config.verbalizer and config.verbalizer != config.model:
-        verbalizer = models.load(config.verbalizer, plain)
-    given, found = needed(baselines, config.control_models()), {}
+    models, given = _Models(how), needed(baselines, config.control_models())
     names = {role: name_of(one) for role, one in given.items()}
-    for role, one in given.items():
-        same = edits_of(one)[0] == edits_of(config.model)[0]
-        found[role] = models.load(one, how if same else plain)
+    # Every name is looked up before the first weight is read.
+    hows = {role: how if edits_of(one)[0] == edits_of(config.model)[0] else plain for role, one in given.items()}
+    sources = {role: models.find(one, hows[role]) for role, one in given.items()}
+    source = models.find(config.model, how)
+    reads = models.find(config.verbalizer, plain) if config.verbalizer not in (None, config.model) else source
+    layers = parse_layers(config.layers, _depth(source))
+    model = models.load(source, how)
+    verbalizer = models.load(reads, how if reads is source else plain)
+    found = {}
+    for role, one in sources.items():
+        found[role] = models.load(one, hows[role])
         check_control_model(role, found[role], model)
     memory = config.memory if isinstance(config.memory, int) else free_memory(model.device)
     for loaded in {model, verbalizer, *found.values()}:
@@ -85,9 +87,12 @@ def depth_of(config: RunConfig) -> int:
         UsageError: a name that cannot be a model.
         LensbenchError: a configuration that cannot be read.
     """
-    if not isinstance(config.model, str):
-        return config.model.n_layers
-    return count_layers(resolve(config.model, revision=config.revision, offline=config.offline))
+    model = config.model
+    return _depth(resolve(model, revision=config.revision, offline=config.offline) if isinstance(model, str) else model)
+
+
+def _depth(source: ModelSource | LanguageModel) -> int:
+    return count_layers(source) if isinstance(source, ModelSource) else source.n_layers
 
 
 class _Models:
@@ -97,10 +102,12 @@ class _Models:
         self._device: torch.device = how.torch_device()
         self._loaded: dict[ModelSource | LanguageModel, LanguageModel] = {}
 
-    def load(self, given: GivenModel, how: Loading) -> LanguageModel:
-        source: ModelSource | LanguageModel = (
-            resolve(given, revision=how.revision, offline=how.offline) if isinstance(given, str) else given
-        )
+    def find(self, given: GivenModel, how: Loading) -> ModelSource | LanguageModel:
+        if not isinstance(given, str):
+            return given
+        return resolve(given, revision=how.revision, offline=how.offline)
+
+    def load(self, source: ModelSource | LanguageModel, how: Loading) -> LanguageModel:
         if source not in self._loaded:
             model = load_source(source, how, self._device) if isinstance(source, ModelSource) else source
             # The same weights under another name are no other model.

@@ -160,7 +160,7 @@ def describe_method(inspector: Inspector) -> dict[str, Any]:
     return {
         "summary": (introspection.getdoc(type(inspector)) or "").partition("\n")[0],
         "reads": sorted(inspector.reads), "learns_from": inspector.learns_from,
-        "version": method_version(inspector), **({"source": source} if source else {}),
+        "version": method_version(inspector), "rule": inspector.rule, **({"source": source} if source else {}),
     }  # fmt: skip
 
 

@@ -10,9 +10,7 @@ from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.evaluate import run_config
 from lensbench.harness.bench import forms_of
 from lensbench.inspectors.patchscopes.patchscope_search import PatchscopeSearch
-from lensbench.results.arrays import SELECTED
 from lensbench.results.records import NO_BASELINE
-from lensbench.results.summary import best_layers
 from lensbench.runs.run import Run
 from lensbench.tasks import load_tasks
 from lensbench.utils.cache import atomic_file
@@ -30,7 +28,7 @@ class Tuned:
 
     Attributes:
         run: the run folder, with every configuration's predictions.
-        best: as `best_layers` gives it, under the rule `selected`: at each layer the configuration is chosen on the
+        best: the run's best layers, under the rule `selected`: at each layer the configuration is chosen on the
             other folds, for the method and for each rival.
         chosen: relation, site, layer, the configuration that is best on all items, and its accuracy there: to be used,
             not to be reported.
@@ -63,7 +61,7 @@ def tune(method: str, settings: dict[str, Any], config: RunConfig, progress: Pro
     chosen = _chosen(run, PatchscopeSearch(**settings), searched)
     with atomic_file(run.path / TUNED) as written:
         written.write(chosen.to_csv(index=False).encode())
-    return Tuned(run, best_layers(run.summary, rule=SELECTED), chosen)
+    return Tuned(run, run.best, chosen)
 
 
 def _chosen(run: Run, search: PatchscopeSearch, config: RunConfig) -> pd.DataFrame:

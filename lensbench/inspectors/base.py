@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,8 @@ class Inspector(ABC):
         cost: what it takes, in words, for `lensbench list`.
         class_subjects: how many training subjects each answer needs; answers with fewer are left out, with the items
             about them, for the method and its baselines.
+        rule: which of its attempts stands for it: `fixed`, the first; or, for a search, `selected`: at each layer the
+            one that is best on the other folds.
         generates: whether it says something in words where the evidence asks for a description. Rivals then do too.
     """
 
@@ -53,6 +55,7 @@ class Inspector(ABC):
     tries: ClassVar[str] = "one"
     cost: ClassVar[str] = ""
     class_subjects: ClassVar[int] = 0
+    rule: ClassVar[Literal["fixed", "selected"]] = "fixed"
     generates: ClassVar[bool] = False
 
     def check(self, target: Target, verbalizer: LanguageModel) -> None:  # noqa: B027 - most methods read any model

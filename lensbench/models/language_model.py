@@ -108,6 +108,10 @@ class LanguageModel:
         # Where what is proved of it is kept; see `lensbench.models.proofs`.
         self.proofs: Path | None = None
 
+    def __repr__(self) -> str:
+        what = f"{self.n_layers} layers of {self.d_model} dimensions"
+        return f"LanguageModel({self.name!r}, {what}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs of it; what has been computed on the way stays here."""
         return {**vars(self), "cache": Memo()}

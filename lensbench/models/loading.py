@@ -169,9 +169,15 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
 
 def _class_for(source: ModelSource) -> Any:
     """Return what loads a model: for decoders inside a model of images and text, the class that knows the whole."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
 
-    known = type(AutoConfig.from_pretrained(**source.arguments))
+    config: Any = AutoConfig.from_pretrained(**source.arguments)
+    known = type(config)
+    if known in AutoModelForMaskedLM._model_mapping and not (config.is_decoder or config.is_encoder_decoder):
+        raise LensbenchError(
+            f"{source.name} is an encoder ({known.__name__.removesuffix('Config')}): every state has seen the whole "
+            "text; lensbench reads decoders"
+        )
     loaders = (AutoModelForCausalLM, AutoModelForImageTextToText)
     found = next((loader for loader in loaders if known in loader._model_mapping), None)
     if found is None:

@@ -74,6 +74,11 @@ class RunInfo(dict[str, Any]):
         raise LensbenchError(f"{self._path} has no {key!r}: it is of another version, or damaged; {_AGAIN}")
 
 
+def rules_of(info: Mapping[str, Any]) -> dict[str, str]:
+    """Return method -> the rule by which one of its attempts stands for it, of those that declare one."""
+    return {name: str(one["rule"]) for name, one in info.get("methods", {}).items() if "rule" in one}
+
+
 def read_run(folder: Path) -> RunInfo:
     """Read a run folder's `run.json`.
 

@@ -1,13 +1,14 @@
 """From records to the summary: accuracy with bands, gaps and verdicts at each layer, and the best layers in it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lensbench.results.activation_test import activation_tests, with_shuffled
-from lensbench.results.arrays import CONTROL_TASK, FIXED, NO_LAYER, ORACLE, Scored, cells_of
+from lensbench.results.arrays import CONTROL_TASK, FIXED, NO_LAYER, ORACLE, SELECTED, Scored, cells_of
 from lensbench.results.crossed import crossed_of
 from lensbench.results.records import CORRECTED, NO_BASELINE
 from lensbench.results.samples import (
@@ -62,13 +63,15 @@ def accuracy_column(score: str) -> str:
     return "accuracy_corrected" if score == CORRECTED else "accuracy"
 
 
-def best_layers(summary: pd.DataFrame, rule: str = FIXED, score: str = CORRECTED) -> pd.DataFrame:
+def best_layers(
+    summary: pd.DataFrame, score: str = CORRECTED, rules: Mapping[str, str] = MappingProxyType({})
+) -> pd.DataFrame:
     """Return the best layer of each model x verbalizer x task x relation x site x inspector, and its figures.
 
     The best layer has the highest accuracy under the rule and the deciding score (the first such layer at ties).
     Choosing it is a selection, and an interval made for one layer would be too narrow there; the bands of a summary
     are simultaneous over layers, so they cover whichever layer is chosen. The estimate itself is still that of a
-    maximum. Methods of one attempt have the rule `fixed` alone.
+    maximum. The column `rule` says which attempt stands for a method of several.
 
     For each question Q that was asked there are the columns Q_baseline (the strongest at that layer),
     Q_baseline_accuracy, Q_gap, Q_gap_low, Q_gap_high, Q_p_value, Q_detectable_gap, Q_verdict, and Q_holds: the layers
@@ -76,16 +79,29 @@ def best_layers(summary: pd.DataFrame, rule: str = FIXED, score: str = CORRECTED
 
     Args:
         summary: of one run.
-        rule: `fixed`, `selected` or `oracle`.
         score: `corrected` or `raw`, as the run declared it.
+        rules: method -> `selected` for one that is a search, as the run declared it; `fixed` for all others, and
+            where there is one attempt only.
     """
-    ruled = summary[summary["rule"] == rule]
+    ruled = by_their_rules(summary, rules)
     methods = ruled[ruled["baseline"] == NO_BASELINE]
     group = ["model", "verbalizer", "task", "relation", "site", "inspector"]
     accuracy = accuracy_column(score)
     best = methods.sort_values([accuracy, "layer"], ascending=[False, True], kind="stable")
     best = best.drop_duplicates(group)[
-        [*group, "layer", "n", "subjects", "relations", "accuracy", "accuracy_corrected", "ci_low", "ci_high", "chance"]
+        [
+            *group,
+            "layer",
+            "rule",
+            "n",
+            "subjects",
+            "relations",
+            "accuracy",
+            "accuracy_corrected",
+            "ci_low",
+            "ci_high",
+            "chance",
+        ]
     ]
     baselines = ruled[[*group, "layer", "baseline", accuracy]].rename(columns={accuracy: "baseline_accuracy"})
     for question in VERDICTS:
@@ -100,6 +116,13 @@ def best_layers(summary: pd.DataFrame, rule: str = FIXED, score: str = CORRECTED
         new = {name: f"{question}_{name}" for name in ("baseline", "baseline_accuracy", *columns, "holds")}
         best = best.merge(asked.rename(columns=new)[[*group, "layer", *new.values()]], on=[*group, "layer"], how="left")
     return best.sort_values(group, kind="stable", ignore_index=True)
+
+
+def by_their_rules(summary: pd.DataFrame, rules: Mapping[str, str]) -> pd.DataFrame:
+    """Return the rows of the rule that stands for each method; see `best_layers`."""
+    names = summary["inspector"].astype(str)
+    several = set(names[summary["rule"] == SELECTED])
+    return summary[summary["rule"] == names.map(lambda name: rules.get(name, FIXED) if name in several else FIXED)]
 
 
 def _held_at(rows: pd.DataFrame, question: str) -> str:

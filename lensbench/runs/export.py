@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.results.arrays import FIXED
 from lensbench.results.bands import sampled
 from lensbench.results.records import ALL, NO_BASELINE
-from lensbench.results.run_file import RUN_FILE
+from lensbench.results.run_file import RUN_FILE, rules_of
+from lensbench.results.summary import by_their_rules
 from lensbench.runs.run import Run
 from lensbench.tasks import load_tasks
 from lensbench.utils.cache import atomic_file
@@ -164,7 +164,8 @@ class _Results:
     """
 
     def __init__(self, run: Run, model: str, inspector: str) -> None:
-        self.summary = run.summary[(run.summary["inspector"] == inspector) & (run.summary["rule"] == FIXED)]
+        ruled = by_their_rules(run.summary, rules_of(run.info))
+        self.summary = ruled[ruled["inspector"] == inspector]
         asked = run.info["config"]
         self.content: dict[str, Any] = {
             **{name: {} for name in ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better")},

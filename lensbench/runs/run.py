@@ -24,7 +24,7 @@ from lensbench.results.records import (
     read_records,
     with_attempts,
 )
-from lensbench.results.run_file import changed_file, read_run
+from lensbench.results.run_file import changed_file, read_run, rules_of
 from lensbench.results.samples import RequiredBaseline, SummarySettings
 from lensbench.results.summary import (
     EARLIER_SUMMARY_COLUMNS,
@@ -117,8 +117,12 @@ class Run:
 
     @cached_property
     def best(self) -> pd.DataFrame:
-        """One row a task, relation, site and method: its best layer and the strongest baselines there."""
-        return best_layers(self.summary, score=self.score)
+        """One row a task, relation, site and method: its best layer and the strongest baselines there.
+
+        The best layer is that of the highest accuracy by the deciding score. Where a method makes several attempts the
+        column `rule` says which of them counts: `fixed` is the first, `selected` the best on the other folds.
+        """
+        return best_layers(self.summary, self.score, rules_of(self.info))
 
     @property
     def score(self) -> str:

@@ -8,6 +8,8 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -259,6 +261,17 @@ def test_an_encoder_is_refused_by_name(tmp_path: Path) -> None:
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(LensbenchError, match="is a T5, not a decoder of text"):
+        load_model(str(tmp_path))
+
+
+def test_an_encoder_with_a_head_for_words_is_refused_as_an_encoder(tmp_path: Path) -> None:
+    """transformers would load it as a decoder, and look at the whole text at every token."""
+    config = BertConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=600
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(LensbenchError, match=r"is an encoder \(Bert\): every state has seen the whole text; lensbench"):
         load_model(str(tmp_path))
 
 

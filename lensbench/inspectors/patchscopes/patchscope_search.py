@@ -4,7 +4,7 @@ import itertools
 import random
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -69,6 +69,7 @@ class PatchscopeSearch(Inspector):
     reads: ClassVar[frozenset[Source]] = frozenset({"activation", "question"})
     learns_from: ClassVar[Learns] = "nothing"
     tries: ClassVar[str] = "one a configuration"
+    rule: ClassVar[Literal["fixed", "selected"]] = "selected"
     cost: ClassVar[str] = "a patched pass an item, layer and configuration"
 
     def __init__(

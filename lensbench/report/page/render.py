@@ -30,6 +30,7 @@ from lensbench.report.sentences import ResultSentence, result_sentences
 from lensbench.report.style import colours, readable
 from lensbench.results.bands import MARGIN
 from lensbench.results.records import ALL, CORRECTED, NO_BASELINE, without_nan
+from lensbench.results.run_file import rules_of
 from lensbench.results.summary import accuracy_column, best_layers
 from lensbench.results.verdicts import VERDICTS
 
@@ -98,7 +99,7 @@ def _findings(run: PageRun) -> list[ResultSentence]:
     if run.summary.empty:
         return []
     score = str(run.info.get("setting", {}).get("score", CORRECTED))
-    return list(result_sentences(best_layers(run.summary, score=score), run.info, run.relations))
+    return list(result_sentences(best_layers(run.summary, score, rules_of(run.info)), run.info, run.relations))
 
 
 def _digest(code: str) -> str:

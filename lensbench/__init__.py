@@ -4,7 +4,6 @@ The names below are stable. They are imported when first used, so that `import l
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from lensbench.runs.run import Run, load_run
     from lensbench.tasks import Item, Task, find_tasks, load_task, load_tasks
 
-__version__ = version("lensbench")
+__version__: str
 __all__ = [
     "Comparison",
     "Evidence",
@@ -83,6 +82,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # takes as long to import as all else that is imported here
+
+        return version("lensbench")
     if name not in _HOMES:
         raise AttributeError(f"module 'lensbench' has no attribute {name!r}")
     return getattr(import_module(f"lensbench.{_HOMES[name]}"), name)

@@ -7,7 +7,6 @@ import ast
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -196,6 +195,8 @@ def find_function(name: str) -> "Callable[..., list[Outcome]]":
     if name in ours:
         found = getattr(import_module(ours[name]), name)  # imports torch
         return found
+    from importlib.metadata import entry_points  # takes longer to import than this module
+
     plugged = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name in plugged:
         found = plugged[name].load()

@@ -20,8 +20,9 @@ from lensbench.calibration.trials import Trial, find_trials, of_kind
 from lensbench.errors import UsageError
 from lensbench.evaluation.config import RunConfig, check_config
 from lensbench.evaluation.evaluate import run_config
+from lensbench.evaluation.journal import hold_folder
 from lensbench.evaluation.plan import Make, make_inspectors, method_version
-from lensbench.models.loading import count_layers
+from lensbench.models.loading import Loading, count_layers
 from lensbench.models.sources import resolve
 from lensbench.results.calibrations import Calibrated, keep_calibration
 from lensbench.results.records import without_nan, write_json_atomic
@@ -170,6 +171,9 @@ def calibrate(settings: CalibrationSettings, out: Path, progress: Progress = sil
     for config in configs:
         check_config(config)
     makes = make_inspectors(configs[0])
+    Loading(configs[0].device, configs[0].dtype).torch_device()
+    with hold_folder(configs[0].out or out):
+        pass  # it can be written to
     failed = {name: checks for name, make in makes.items() if (checks := _failed_checks(make))}
     beyond = [name for name, make in makes.items() if make().reads & BEYOND_THE_LAYER]
     found: list[TrialFinding] = []

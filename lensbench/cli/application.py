@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -14,8 +15,9 @@ from typer.models import CommandFunctionType
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.utils.progress import Progress, bar, silent
 
-_SAME = {"--methods": "--inspectors", "--method": "--inspector", "--task": "--tasks", "--tasks": "--task"}
-"""Option → the same in another word."""
+_WORDS = {"--methods": "--inspectors", "--method": "--inspector", "--task": "--tasks"}
+_SAME = {**_WORDS, **{second: first for first, second in _WORDS.items()}}
+"""Option → the same in another word, which a command understands if it has not that option itself."""
 
 
 class _WithoutTypesOfFlags:
@@ -30,26 +32,34 @@ class _WithoutTypesOfFlags:
 
 
 class _Command(_WithoutTypesOfFlags, TyperCommand):
+    """A command whose options have another word where users say one, and whose paths are not empty."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        for one in self.params:
+            one.opts += [other for option in one.opts if (other := _SAME.get(option)) and not self._has(other)]
+
+    def _has(self, option: str) -> bool:
+        return any(option in one.opts for one in self.params)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, with each option by one word: two take the room of what it says."""
+        every = [(one, one.opts) for one in self.params]
+        for one, words in every:
+            one.opts = [word for word in words if _SAME.get(word) != words[0]]
+        super().format_help(ctx, formatter)
+        for one, words in every:
+            one.opts = words
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments; an option's other word stands for it where the command has only the one."""
-        known = {option for one in self.params for option in one.opts}
-
-        def meant(given: str) -> str:
-            option, equals, value = given.partition("=")
-            other = _SAME.get(option)
-            return f"{other}{equals}{value}" if option not in known and other in known else given
-
-        given = [meant(one) for one in args]
-        self._refuse_empty_paths(given)
-        return super().parse_args(ctx, given)
-
-    def _refuse_empty_paths(self, args: list[str]) -> None:
-        """Refuse `--out ""`, which would be the current folder."""
-        kinds = {option: getattr(one, "type_descriptor", None) for one in self.params for option in one.opts}
-        paths = {option for option, kind in kinds.items() if getattr(kind, "annotation", None) is Path}
-        for option, value in zip(args, [*args[1:], None], strict=True):
-            if (option in paths and value == "") or option in {f"{one}=" for one in paths}:
+        """Read the arguments; `--out ""` would be the current folder, and is refused."""
+        kinds = {word: getattr(one, "type_descriptor", None) for one in self.params for word in one.opts}
+        paths = {word for word, kind in kinds.items() if getattr(kind, "annotation", None) is Path}
+        for option, value in pairwise([*args, "-"]):
+            empty = (option in paths and value == "") or option in {f"{word}=" for word in paths}
+            if empty and not ctx.resilient_parsing:
                 raise UsageError(f"{option.rstrip('=')} '' is empty; give a name")
+        return super().parse_args(ctx, args)
 
 
 class _Group(_WithoutTypesOfFlags, TyperGroup):
@@ -103,7 +113,8 @@ def main() -> None:
             raise
         context = getattr(error, "ctx", None)
         command = getattr(context, "command_path", None) or "lensbench"
-        complain(f"{error.format_message().rstrip('.').replace('Value error, ', '')}; see `{command} --help`")
+        message = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
+        complain(f"{message}; see `{command} --help`")
         status = 2
     if status == INTERRUPTED:
         complain("interrupted; finished cells are kept: repeat the command with the same --out to resume")

@@ -150,6 +150,5 @@ def with_parameters_of_objects(settings: Mapping[str, Any]) -> dict[str, Any]:
                 ) from None
         classes.append(kind)
         parameters[kind.name] = {**own, **parameters.get(kind.name, {})}
-    if not parameters and not several:
-        return dict(settings)
-    return {**settings, "inspectors": classes if several else classes[0], "parameters": parameters}
+    found = {"inspectors": classes if several else classes[0], "parameters": parameters}
+    return {**settings, **{name: value for name, value in found.items() if value}}

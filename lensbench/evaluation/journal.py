@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
@@ -72,11 +72,12 @@ def hold_folder(out: Path) -> Iterator[None]:
     """Make a run folder and hold it, so that a second process cannot work in it at the same time.
 
     The lock is the operating system's and ends with the process, however that ends. A run that does not begin leaves
-    no folder behind.
+    no folder behind that it made.
 
     Raises:
         UsageError: it cannot be written to, or another process is at work in it.
     """
+    made = [folder for folder in (out / RECORDS, *(out / RECORDS).parents) if not folder.exists()]
     try:
         (out / RECORDS).mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / LOCK)
@@ -93,7 +94,7 @@ def hold_folder(out: Path) -> Iterator[None]:
     finally:
         (out / RESERVE).unlink(missing_ok=True)
         if not (out / RUN_FILE).exists():
-            _remove(out)
+            _remove(out, made)
         lock.release()
 
 
@@ -104,10 +105,10 @@ def _sweep(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _remove(out: Path) -> None:
+def _remove(out: Path, made: Iterable[Path]) -> None:
     for file in (LOCK, RUN_LOG):
         (out / file).unlink(missing_ok=True)
-    for folder in (out / RECORDS, out):
+    for folder in made:
         with suppress(OSError):  # something else is in it
             folder.rmdir()
 

@@ -4,7 +4,6 @@ import ast
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.utils.imports import import_attribute, split_location
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from lensbench.inspectors.base import Inspector
 
 # What a method may learn from, and what it may read: the harness withholds the rest.
@@ -60,6 +61,8 @@ def find_inspectors() -> dict[str, InspectorListing]:
             if listing := _listing(node, module):
                 _add(ours, listing)
     found = dict(sorted(ours.items()))
+    from importlib.metadata import entry_points  # takes longer to import than this module
+
     for entry in entry_points(group=GROUP):
         _add(found, _plugged(entry))
     return found
@@ -74,7 +77,7 @@ def _add(found: dict[str, InspectorListing], listing: InspectorListing) -> None:
     found[listing.name] = listing
 
 
-def _plugged(entry: EntryPoint) -> InspectorListing:
+def _plugged(entry: "EntryPoint") -> InspectorListing:
     module, _, attribute = entry.value.partition(":")
     try:
         spec = find_spec(module)

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +165,8 @@ class Piece:
 
     def path(self) -> Path | None:
         """The file, or None where the wheel is not installed."""
+        from importlib import metadata  # takes longer to import than this module
+
         try:
             path = Path(str(metadata.distribution(self.package).locate_file(self.file)))
         except metadata.PackageNotFoundError:

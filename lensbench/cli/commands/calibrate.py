@@ -62,6 +62,8 @@ def calibrate(
     for name in (model, *others):
         check_model_name(name)
     wanted, required = names_in(inspectors), names_in(require or "")
+    if not wanted:
+        raise UsageError(f"--inspectors {inspectors!r} is empty; name at least one method, such as patchscope")
     if missing := [name for name in required if name not in wanted]:
         raise UsageError(f"--require {missing[0]}: it is not among --inspectors {inspectors}; add it there")
     if limit < 1:

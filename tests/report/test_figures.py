@@ -56,6 +56,7 @@ def records_of(
     """Records of one item a relation and layer, right as often as the attempt says."""
     rows = [
         {"task": "country_facts", "relation": relation, "site": "subject", "inspector": inspector, "baseline": "none",
+         "model": "org/tiny", "subject": f"{i}",
          "layer": layer, "attempt": attempt, "item": f"{relation}{i}", "correct": float(i < 10 * rate),
          "correct_corrected": float(i < 10 * rate), "chance": 0.2}
         for relation in ("capital", "currency") for layer in layers for attempt, rate in attempts.items()

@@ -10,7 +10,8 @@ from matplotlib.lines import Line2D
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.figure import Choice, Figure, Results
-from lensbench.report.panels import draw_band, draw_methods, fit_layers, of_methods
+from lensbench.report.frame import frame
+from lensbench.report.panels import band_note, draw_band, draw_methods, fit_layers, of_methods
 from lensbench.report.style import colours, columns_for, drawable, figure_of, label, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
 
@@ -67,9 +68,10 @@ def plot_comparison(
         if ax is not None:
             ax.legend(handles=handles, loc="best")
             return figure
-        figure.legend(handles=handles, loc="outside lower center", ncols=2 if view.inches > 5 else 1)
-        if view.title:
-            figure.suptitle(view.title_of(methods), x=0.01, ha="left", fontsize=9, fontweight="bold")
+        counted = [view.counted(table) for table in (before, after)]
+        told = [f"{drawable(name)}: {one}" for name, one in zip(names, counted, strict=True)]
+        note = ". ".join([*(told if counted[0] != counted[1] else counted[:1]), band_note(methods[:1])])
+        frame(figure, title=view.title_of(methods) if view.title else "", note=note, handles=handles)
     return figure
 
 
@@ -81,7 +83,7 @@ def _common(tables: tuple[pd.DataFrame, pd.DataFrame]) -> list[str]:
 def _canvas(view: View, panels: int) -> tuple[Drawing, list[Axes]]:
     wide = min(panels, columns_for(view.inches))
     deep = -(-panels // wide)
-    figure = new_figure((view.inches, 0.9 + 1.9 * deep))
+    figure = new_figure((view.inches, 0.4 + 1.9 * deep))
     axes = figure.subplots(deep, wide, squeeze=False, sharex=True, sharey=True)
     for axis in list(axes.flat)[panels:]:
         axis.set_axis_off()

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
 
-from lensbench.report.style import SOFT
+from lensbench.report.style import SOFT, figure_of
 
 TITLE: dict[str, Any] = {"fontsize": 9.0, "fontweight": "bold"}
 NOTE: dict[str, Any] = {"fontsize": 6.5, "color": SOFT}
@@ -71,6 +72,11 @@ def fitted(figure: Figure, text: str, room: float, **font: Any) -> str:
     while letters > _FEWEST_LETTERS and len(textwrap.wrap(text, letters - 1)) == lines:
         letters -= 1
     return textwrap.fill(text, letters)
+
+
+def name_panel(axis: Axes, text: str, room: float, **font: Any) -> None:
+    """Write a title above one of several panels, in lines that are no wider than so many inches."""
+    axis.set_title(fitted(figure_of(axis), text, room, **font), **font)
 
 
 def size_of(figure: Figure, artist: Text | Legend) -> tuple[float, float]:

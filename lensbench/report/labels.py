@@ -24,6 +24,8 @@ _PLACES = 25
 _PIXELS = 4.0
 _BELOW = 0.5
 """What a place below a line costs: above is where readers look first."""
+_ASIDE = 1e-3
+"""What a pixel from the middle costs: it decides between places that are alike."""
 _FAR = 1.6
 """Font sizes: a curve that is nearer than this to a name could be taken for the one that is named."""
 
@@ -119,15 +121,15 @@ def label_lines(axis: Axes, named: Sequence[Named]) -> None:
 
 
 Place = tuple[float, float, float, float]
-Points = Float[np.ndarray, "point 2"]
+Points = Float[np.ndarray, "_ 2"]
 
 
 def _points(line: Line2D) -> Points:
     """Points along a line, a few pixels apart."""
-    corners = np.asarray(line.get_transform().transform_path(line.get_path()).vertices, dtype=float)
+    corners: Points = np.asarray(line.get_transform().transform_path(line.get_path()).vertices, dtype=float)
     corners = corners[np.isfinite(corners).all(1)]
     if len(corners) < 2:
-        return corners.reshape(-1, 2)
+        return corners
     at = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(corners, axis=0).T))])
     even = np.linspace(0.0, at[-1], max(2, int(at[-1] / _PIXELS)))
     points: Points = np.stack([np.interp(even, at, corners[:, side]) for side in (0, 1)], axis=1)
@@ -151,8 +153,10 @@ def _cost(place: Place, own: Points, others: Iterable[Points], taken: Sequence[B
     box = Bbox.from_bounds(left, bottom, width, height)
     cost = 500.0 * sum(box.overlaps(other) for other in taken) + 20.0 * _inside(own, box, 0.0)
     near = own[(own[:, 0] >= left) & (own[:, 0] <= left + width), 1]
-    cost += float(np.ptp(near)) / size if len(near) else 0.0
-    cost += _BELOW * float(bottom < own[:, 1].min())
+    if not len(near):
+        return cost
+    cost += float(np.ptp(near)) / size
+    cost += _BELOW * float(bottom < near.min()) + _ASIDE * abs(float(2 * left + width - own[0, 0] - own[-1, 0]))
     for points in others:
         cost += 10.0 * _inside(points, box, 1.0) + 0.4 * _inside(points, box, _FAR * size / 2)
     return cost

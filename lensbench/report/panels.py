@@ -65,35 +65,36 @@ def draw_methods(axis: Axes, rows: pd.DataFrame, metric: str, palette: dict[str,
     its own, with a marker of its own, which tells them apart in grey.
     """
     curves = list(of_methods(rows, metric).groupby("inspector", observed=True, sort=True))
-    gap, several, shapes = metric.startswith("gap:"), len(curves) > 1, markers(palette)
+    shapes = markers(palette)
     for place, (method, curve) in enumerate(curves):
-        layer, value = curve["layer"].to_numpy(dtype=float), curve["value"].to_numpy()
-        colour, shape = palette[str(method)], shapes[str(method)]
-        limits = curve["low"].to_numpy(), curve["high"].to_numpy()
-        few = len(layer) <= FEW_LAYERS
-        step = 1 if few else max(len(curves), _WHISKERS_APART)
-        start = place % step
-        marked: dict[str, Any] = {
-            "marker": shape,
-            "markevery": (start, step),
-            "ms": width * 2.2,
-            "mec": "white",
-            "mew": 0.4,
-        }
-        axis.plot(layer, value, color=colour, lw=width, zorder=4, **(marked if not gap and (few or several) else {}))
-        if gap:
-            holds = (curve["verdict"] == VERDICTS[metric.removeprefix("gap:")]).to_numpy()
-            unproved = (np.arange(len(layer)) % step == start) & ~holds
-            for part, face, edge in ((unproved, "white", 0.7), (holds, colour, 0.0)):
-                axis.plot(layer[part], value[part], shape, mfc=face, mew=edge, zorder=5, **look)
-        if metric != "accuracy" and not several:  # the bands of a summary belong to the corrected score
-            draw_band(axis, layer, limits, colour)
-        elif metric != "accuracy":
-            # Few layers have whiskers of all methods, side by side.
-            beside = 0.14 * (place - (len(curves) - 1) / 2) if few else 0.0
-            low, high = (side[start::step] for side in limits)
-            axis.vlines(layer[start::step] + beside, low, high, color=colour, alpha=0.6, lw=0.45 * width, zorder=2)
+        look = {"color": palette[str(method)], "lw": width, "marker": shapes[str(method)]}
+        _draw_method(axis, curve, metric, look, (place, len(curves)))
     _finish(axis, rows, metric)
+
+
+def _draw_method(axis: Axes, curve: pd.DataFrame, metric: str, look: dict[str, Any], place: tuple[int, int]) -> None:
+    """Draw one of several methods: its curve, the points that are marked, its band or whiskers."""
+    layer, value = curve["layer"].to_numpy(dtype=float), curve["value"].to_numpy()
+    limits, gap = (curve["low"].to_numpy(), curve["high"].to_numpy()), metric.startswith("gap:")
+    few, (number, of) = len(layer) <= FEW_LAYERS, place
+    step = 1 if few else max(of, _WHISKERS_APART)
+    at = np.arange(len(layer)) % step == number % step
+    holds = (curve["verdict"] == VERDICTS[metric.removeprefix("gap:")]).to_numpy() if gap else at
+    axis.plot(layer, value, zorder=4, **{**look, "marker": ""})
+    points = {**look, "lw": 0, "ms": look["lw"] * 2.1, "zorder": 5}
+    if gap:
+        axis.plot(layer[at & ~holds], value[at & ~holds], mfc="white", mew=0.7, **points)
+    if gap or few or of > 1:
+        axis.plot(layer[holds], value[holds], mec="white", mew=0.0 if gap else 0.4, **points)
+    if metric == "accuracy":  # the bands of a summary belong to the corrected score
+        return
+    if of == 1:
+        draw_band(axis, layer, limits, look["color"])
+    else:
+        # Few layers have whiskers of all methods, side by side.
+        beside = 0.14 * (number - (of - 1) / 2) if few else 0.0
+        low, high = (side[at] for side in limits)
+        axis.vlines(layer[at] + beside, low, high, color=look["color"], alpha=0.6, lw=0.45 * look["lw"], zorder=2)
 
 
 def method_handles(axis: Axes, palette: Mapping[str, str]) -> list[Artist]:

@@ -127,16 +127,18 @@ class View:
             what += f": what {'this reader' if len(methods) == 1 else 'each reader'} can recover from layer l"
         return f"{what} ({counted})" if counted else what
 
-    def counted(self, table: pd.DataFrame) -> str:
+    def counted(self, table: pd.DataFrame, inspector: str | None = None) -> str:
         """Return the model, and how many subjects, items and relations are shown.
 
         Args:
             table: the summary.
+            inspector: the method, where only one is shown.
         """
         there = table[table["task"] == self.task] if self.task is not None else table
         there = there[there["site"] == self.site] if self.site is not None else there
         own = there[(there["baseline"] == NO_BASELINE) & (there["rule"] == self.rule)]
         shown = own if self.relation is None else own[own["relation"] == self.relation]
+        shown = shown if inspector is None else shown[shown["inspector"] == inspector]
         parts = [" and ".join(map(label, sorted(shown["model"].astype(str).unique())))]
         parts += [
             f"{_span(shown[column])} {column if column == 'subjects' else 'items'}" for column in ("subjects", "n")

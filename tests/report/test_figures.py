@@ -129,7 +129,8 @@ def test_a_comparison_has_both_runs_in_each_panel() -> None:
     figure = plot_comparison(made_up(), made_up(shift=0.1), names=("old", "new"), relation="capital")
     assert "old (dashed)" in texts(figure)
     for axis in figure.axes:
-        heights = sorted(round(float(line.get_ydata()[0]), 3) for line in axis.lines if len(line.get_xdata()) == 4)
+        curves = [line for line in axis.lines if len(line.get_xdata()) == 4 and line.get_linewidth()]
+        heights = sorted(round(float(line.get_ydata()[0]), 3) for line in curves)
         assert heights == [0.2, 0.3]
     other = made_up(methods=("tuned_lens",))
     with pytest.raises(LensbenchError, match="before has tuned_lens, after my_lens, patchscope"):
@@ -226,6 +227,7 @@ class Results:
     def __init__(self, summary: pd.DataFrame) -> None:
         self.summary = summary
         self.records = summary.iloc[:0]
+        self.summaries = {("country_facts", "capital"): "country \u2192 capital"}
 
 
 def test_each_site_left_open_gets_a_file(tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ def test_each_site_left_open_gets_a_file(tmp_path: Path) -> None:
     [
         (FigureRequest("layer", {}), "did you mean 'layers'"),
         (FigureRequest("layers", {"metric": "acuracy"}), "did you mean 'accuracy'"),
-        (FigureRequest("layers", {}, inspector="probe"), "--inspector is for --figure grid and compare"),
+        (FigureRequest("layers", {}, inspector="probe"), "--inspector is for --figure grid, compare, headline"),
         (FigureRequest("compare", {}), "give it with --before RUN"),
     ],
 )

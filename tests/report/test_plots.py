@@ -88,7 +88,9 @@ def test_every_method_has_a_curve_with_a_band_and_its_rivals_beside_it(summary):
 def test_a_gap_plot_marks_the_layers_where_the_gap_holds(summary):
     figure = plot_layers(summary, task="country_facts", relation="all", site="answer", metric="gap:uses_activation")
     (axis,) = figure.axes
-    filled = [line for line in axis.lines if line.get_marker() != "None" and line.get_markerfacecolor() != "white"]
+    filled = [
+        line for line in axis.lines if line.get_marker() not in ("", "None") and line.get_markerfacecolor() != "white"
+    ]
     points = sum(len(line.get_xdata()) for line in filled)
     chosen = summary.query("relation == 'all' and site == 'answer' and question == 'uses_activation'")
     assert points == (chosen["verdict"] == "uses the activation").sum() > 0

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.figure import Choice, Figure, Results
-from lensbench.report.frame import frame
+from lensbench.report.frame import frame, name_panel
 from lensbench.report.panels import band_note, draw_band, draw_methods, fit_layers, of_methods
 from lensbench.report.style import colours, columns_for, drawable, figure_of, label, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
@@ -63,6 +63,8 @@ def plot_comparison(
         palette = colours(_common(tables))
         for axis, method in zip(axes, methods, strict=True):
             _draw(axis, tables, view, (method, palette[method]))
+            room = axis.bbox.width / figure.dpi
+            name_panel(axis, label(method), room, fontsize=8, color=palette[method], fontweight="bold")
         axes[0].set_ylabel(view.y_label)
         handles = _handles(axes[0], names, "#111111" if len(methods) > 1 else palette[methods[0]])
         if ax is not None:
@@ -106,7 +108,6 @@ def _draw(axis: Axes, tables: tuple[pd.DataFrame, pd.DataFrame], view: View, nam
     draw_methods(axis, later, view.metric, {method: colour}, width=1.6)
     last = max(float(np.nanmax(table["layer"].to_numpy(dtype=float, na_value=np.nan))) for table in (earlier, later))
     fit_layers(axis, last)
-    axis.set_title(label(method), fontsize=8, color=colour, fontweight="bold")
 
 
 def _handles(axis: Axes, names: tuple[str, str], colour: str) -> list[Line2D]:

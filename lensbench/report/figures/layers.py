@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from lensbench.report.figure import Choice, Figure
-from lensbench.report.frame import TITLE, fitted, frame
+from lensbench.report.frame import TITLE, frame, name_panel
 from lensbench.report.labels import MOST_AT_ENDS, label_ends, label_lines, settle
 from lensbench.report.panels import (
     GAP_NOTE,
@@ -23,7 +23,8 @@ from lensbench.report.panels import (
 from lensbench.report.style import NARROW, colours, columns_for, figure_of, label, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
 
-_PANEL_INCHES = 1.55
+_PANEL_INCHES, _BESIDE_INCHES = 1.55, 1.25
+"""The height of a small panel; what numbers at the left and names at the right take of the width."""
 
 
 def plot_layers(summary: pd.DataFrame, *, ax: Axes | None = None, **choice: Unpack[Choice]) -> Drawing:
@@ -53,7 +54,7 @@ def plot_layers(summary: pd.DataFrame, *, ax: Axes | None = None, **choice: Unpa
             _draw_top(ax, chosen, view, palette)
             if view.title:
                 title = view.title_of(methods, view.counted(summary))
-                ax.set_title(fitted(figure_of(ax), title, ax.bbox.width / figure_of(ax).dpi, **TITLE), **TITLE, pad=9)
+                name_panel(ax, title, ax.bbox.width / figure_of(ax).dpi, **TITLE)
             label_ends(ax, last, palette)
             return figure_of(ax)
         figure, top, panels = _canvas(view, 0 if view.is_gap else len(methods))
@@ -84,7 +85,8 @@ def _draw_beside(panels: list[Axes], rows: pd.DataFrame, view: View, palette: di
     wide, drawn = columns_for(view.inches), []
     for place, (panel, (method, colour)) in enumerate(zip(panels, palette.items(), strict=False)):
         drawn.append(draw_baselines(panel, rows, method, view.metric, colour))
-        panel.set_title(label(method), color=colour, fontweight="bold", fontsize=8)
+        room = (view.inches - _BESIDE_INCHES) / wide
+        name_panel(panel, label(method), room, color=colour, fontweight="bold", fontsize=8)
         panel.tick_params(labelleft=place % wide == 0, labelbottom=place + wide >= len(panels))
         if place % wide == 0:
             panel.set_ylabel("beside baselines", fontsize=7)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Drawing
 
 from lensbench.errors import LensbenchError
 from lensbench.report.figure import Choice, Figure
-from lensbench.report.frame import fitted, frame
+from lensbench.report.frame import frame, name_panel
 from lensbench.report.panels import (
     GAP_NOTE,
     band_note,
@@ -93,7 +93,7 @@ def _one_site(rows: pd.DataFrame, site: str, view: View, palette: dict[str, str]
         relation = relations[place]
         _small(axis, rows, (relation, site), view.metric, palette)
         name = "all relations (chance = 0)" if relation == ALL else label(relation)
-        axis.set_title(fitted(figure, name, (view.inches - 0.3) / wide - 0.15, fontsize=7), fontsize=7, pad=3)
+        name_panel(axis, name, (view.inches - 0.3) / wide - 0.15, fontsize=7)
         limits.append(axis.get_ylim())
         axis.tick_params(labelbottom=place + wide >= len(relations))
         if place + wide >= len(relations):

@@ -68,8 +68,8 @@ def fitted(figure: Figure, text: str, room: float, **font: Any) -> str:
             break
         letters = max(_FEWEST_LETTERS, min(letters - 1, int(letters * room / wide) + 2))
     # As many lines, but even: a last line of one letter looks like a mistake.
-    lines = len(textwrap.wrap(text, letters))
-    while letters > _FEWEST_LETTERS and len(textwrap.wrap(text, letters - 1)) == lines:
+    lines, longest = len(textwrap.wrap(text, letters)), max(map(len, text.split()), default=0)
+    while letters > max(_FEWEST_LETTERS, longest) and len(textwrap.wrap(text, letters - 1)) == lines:
         letters -= 1
     return textwrap.fill(text, letters)
 

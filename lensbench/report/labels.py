@@ -111,9 +111,10 @@ def label_lines(axis: Axes, named: Sequence[Named]) -> None:
         box = text.get_window_extent()
         own = others.pop(one.line)
         size = float(text.get_fontsize()) * figure_of(axis).dpi / 72
-        found = min(
-            (_cost(place, own, others.values(), taken, size), place) for place in _places(own, box, frame, 0.35 * size)
-        )[1]
+        places = _places(own, box, frame, 0.35 * size)
+        _, found = min((_cost(place, own, others.values(), taken, size), place) for place in places)
+        if any(_inside(points, Bbox.from_bounds(*found), 0.0) for points in (own, *others.values())):
+            text.set_bbox({"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.3})
         others[one.line] = own
         text.set_transform(axis.transAxes)
         text.set_position(((found[0] - panel.x0) / panel.width, (found[1] - panel.y0) / panel.height))

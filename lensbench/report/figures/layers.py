@@ -47,7 +47,7 @@ def plot_layers(summary: pd.DataFrame, *, ax: Axes | None = None, **choice: Unpa
     view = view_of(choice).resolved(summary, "task", "relation", "site")
     chosen = view.chosen(summary)
     methods = methods_in(chosen)
-    palette = colours(methods)
+    palette = {name: colours(methods)[name] for name in methods}
     last = ends(chosen, methods, view.metric)
     with plot_style():
         if ax is not None:

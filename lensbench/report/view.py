@@ -141,16 +141,16 @@ class View:
         shown = shown if inspector is None else shown[shown["inspector"] == inspector]
         parts = [" and ".join(map(label, sorted(shown["model"].astype(str).unique())))]
         parts += [
-            f"{_span(shown[column])} {column if column == 'subjects' else 'items'}" for column in ("subjects", "n")
+            f"{span(shown[column])} {column if column == 'subjects' else 'items'}" for column in ("subjects", "n")
         ]
         if self.relation in (ALL, None) and "relations" in shown and shown["relations"].notna().any():
             whole = len(set(own["relation"]) - {ALL})
-            parts.append(f"{_span(shown.loc[shown['relation'] == ALL, 'relations'])} of {whole} relations")
+            parts.append(f"{span(shown.loc[shown['relation'] == ALL, 'relations'])} of {whole} relations")
         return ", ".join(parts)
 
 
-def _span(numbers: pd.Series) -> str:
-    """The least and the most of some counts."""
+def span(numbers: pd.Series) -> str:
+    """Return the least and the most of some counts: `120 to 192`."""
     known = numbers.dropna()
     if known.empty:
         return "?"

@@ -106,7 +106,7 @@ const scaleName = () => (state.relation === index.all ? "Accuracy, 0 chance, 1 p
 
 function band(x, low, high, colour) {
   const on = x.map((_, i) => i).filter((i) => low[i] !== null && high[i] !== null);
-  return {x: [...on.map((i) => x[i]), ...on.toReversed().map((i) => x[i])], y: [...on.map((i) => high[i]), ...on.toReversed().map((i) => low[i])],
+  return {x: [...on.map((i) => x[i]), ...[...on].reverse().map((i) => x[i])], y: [...on.map((i) => high[i]), ...[...on].reverse().map((i) => low[i])],
     fill: "toself", fillcolor: rgba(colour, isDark() ? 0.13 : 0.09), line: {width: 0}, mode: "lines", hoverinfo: "skip", showlegend: false, type: "scatter"};
 }
 
@@ -140,7 +140,7 @@ function spread(values, distance, low, high) {
 
 // The layout in which each line is named at its end; it needs no legend.
 function namedAtEnds(ends, range, height) {
-  const shown = ends.map((one) => ({...one, value: one.y.findLast((v) => v !== null)})).filter((one) => one.value !== undefined);
+  const shown = ends.map((one) => ({...one, value: [...one.y].reverse().find((v) => v !== null)})).filter((one) => one.value !== undefined);
   const small = innerWidth < 700, size = small ? 10 : 12, inside = height - 58, unit = (range[1] - range[0]) / inside;
   const lines = shown.map((one) => (one.name.length > (small ? 14 : 22) ? one.name.replace(/ (?=\(|\S+$)/, "\n") : one.name).split("\n"));
   const tall = Math.max(1, ...lines.map((one) => one.length));

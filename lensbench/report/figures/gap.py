@@ -69,8 +69,8 @@ def plot_gap(
             title = view.title_of(list(palette)) if view.title else ""
             handles = method_handles(axes[0], palette) if len(asked) > 1 else ()
             frame(figure, title=title, note=f"{view.counted(summary)}. {GAP_NOTE}", handles=handles)
-            settle(axes[0])
         if len(asked) == 1:
+            settle(axes[0])
             label_ends(axes[0], ends(rows, list(palette), f"gap:{asked[0]}"), palette)
     return figure
 

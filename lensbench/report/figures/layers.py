@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from lensbench.report.figure import Choice, Figure
-from lensbench.report.frame import TITLE, frame, name_panel
+from lensbench.report.frame import frame, name_panel
 from lensbench.report.labels import MOST_AT_ENDS, label_ends, label_lines, settle
 from lensbench.report.panels import (
     GAP_NOTE,
@@ -54,7 +54,8 @@ def plot_layers(summary: pd.DataFrame, *, ax: Axes | None = None, **choice: Unpa
             _draw_top(ax, chosen, view, palette)
             if view.title:
                 title = view.title_of(methods, view.counted(summary))
-                name_panel(ax, title, ax.bbox.width / figure_of(ax).dpi, **TITLE)
+                name_panel(ax, title, ax.bbox.width / figure_of(ax).dpi, fontsize=7)
+            settle(ax)
             label_ends(ax, last, palette)
             return figure_of(ax)
         figure, top, panels = _canvas(view, 0 if view.is_gap else len(methods))

@@ -47,12 +47,7 @@ def plot_comparison(
     """
     view = view_of(choice).resolved(after, "task", "relation", "site")
     tables = (view.resolved(before, "task", "relation", "site").chosen(before), view.chosen(after))
-    methods = [name for name in _common(tables) if inspector in (None, name)]
-    if not methods:
-        raise LensbenchError(
-            f"nothing to plot: before has {', '.join(methods_in(tables[0]))}, after {', '.join(methods_in(tables[1]))} "
-            f"at task {view.task!r}, site {view.site!r}; give two runs with {inspector or 'a method in common'}"
-        )
+    methods = _methods(tables, view, inspector)
     if ax is not None and len(methods) > 1:
         raise UsageError(f"one axes has room for one method: give inspector, one of {', '.join(methods)}")
     with plot_style():
@@ -75,6 +70,17 @@ def plot_comparison(
         note = ". ".join([*(told if counted[0] != counted[1] else counted[:1]), band_note(methods[:1])])
         frame(figure, title=view.title_of(methods) if view.title else "", note=note, handles=handles)
     return figure
+
+
+def _methods(tables: tuple[pd.DataFrame, pd.DataFrame], view: View, inspector: str | None) -> list[str]:
+    """The methods that have a panel: those of both runs, or the one that is named."""
+    methods = [name for name in _common(tables) if inspector in (None, name)]
+    if not methods:
+        raise LensbenchError(
+            f"nothing to plot: before has {', '.join(methods_in(tables[0]))}, after {', '.join(methods_in(tables[1]))} "
+            f"at task {view.task!r}, site {view.site!r}; give two runs with {inspector or 'a method in common'}"
+        )
+    return methods
 
 
 def _common(tables: tuple[pd.DataFrame, pd.DataFrame]) -> list[str]:

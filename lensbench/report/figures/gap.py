@@ -15,7 +15,7 @@ from lensbench.report.style import NARROW, colours, figure_of, new_figure, plot_
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
 from lensbench.results.verdicts import VERDICTS
 
-_ASKED = {
+_TITLES = {
     "uses_activation": "Does it use the activation?",
     "beats_text": "Does it beat the text?",
     "target_specific": "Is it target-specific?",
@@ -47,9 +47,7 @@ def plot_gap(
         raise unknown_name("question", question, VERDICTS)
     view = view.resolved(summary, "task", "relation", "site")
     rows = view.chosen(summary)
-    asked = [name for name in VERDICTS if not of_methods(rows, f"gap:{name}").empty and question in (None, name)]
-    if not asked:
-        raise LensbenchError(f"nothing to plot: no baseline of {question or 'any question'} was run at this place")
+    asked = _asked(rows, question)
     if ax is not None and len(asked) > 1:
         raise UsageError(f"one axes has room for one question: give question, one of {', '.join(asked)}")
     with plot_style():
@@ -60,7 +58,7 @@ def plot_gap(
         palette = colours(methods_in(rows))
         for axis, name in zip(axes, asked, strict=True):
             draw_methods(axis, rows, f"gap:{name}", palette, width=1.5 if view.inches > NARROW else 1.2)
-            axis.set_title(_ASKED[name], fontsize=8)
+            axis.set_title(_TITLES[name], fontsize=8)
         # Panels under one another share the last one's label, those beside each other the first one's.
         axes[0].set_ylabel("Gap to the strongest baseline" + ("\nrelation mean / (1 - chance)" if view.total else ""))
         for axis in axes if len({one.get_position().y0 for one in axes}) == 1 else axes[-1:]:
@@ -73,6 +71,14 @@ def plot_gap(
             settle(axes[0])
             label_ends(axes[0], ends(rows, list(palette), f"gap:{asked[0]}"), palette)
     return figure
+
+
+def _asked(rows: pd.DataFrame, question: str | None) -> list[str]:
+    """The questions that have a panel."""
+    asked = [name for name in VERDICTS if not of_methods(rows, f"gap:{name}").empty and question in (None, name)]
+    if not asked:
+        raise LensbenchError(f"nothing to plot: no baseline of {question or 'any question'} was run at this place")
+    return asked
 
 
 def _canvas(view: View, panels: int) -> tuple[Drawing, list[Axes]]:

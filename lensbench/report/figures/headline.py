@@ -54,12 +54,7 @@ def plot_headline(
     if view.is_gap:
         raise UsageError(f"metric {view.metric!r}: expected accuracy_corrected or accuracy; --figure gap draws gaps")
     rows = view.chosen(summary)
-    methods = methods_in(rows)
-    if inspector is not None and inspector not in methods:
-        raise unknown_name("inspector of this run", inspector, methods)
-    score = CORRECTED if view.metric == "accuracy_corrected" else "raw"
-    best = best_layers(rows if inspector is None else rows[rows["inspector"] == inspector], view.rule, score)
-    first = best.sort_values(view.metric, ascending=False, kind="stable").to_dict("records")[0]
+    first = _first(rows, view, inspector)
     own = rows[rows["inspector"] == first["inspector"]]
     with plot_style():
         figure = new_figure((view.inches, 2.0 if view.inches < NARROW else 2.6))
@@ -75,6 +70,15 @@ def plot_headline(
         settle(axis)
         label_lines(axis, named)
     return figure
+
+
+def _first(rows: pd.DataFrame, view: View, inspector: str | None) -> dict[Any, Any]:
+    """The method that is named, or the one with the highest score, at its best layer."""
+    if inspector is not None and inspector not in (methods := methods_in(rows)):
+        raise unknown_name("inspector of this run", inspector, methods)
+    own = rows if inspector is None else rows[rows["inspector"] == inspector]
+    best = best_layers(own, view.rule, CORRECTED if view.metric == "accuracy_corrected" else "raw")
+    return best.sort_values(view.metric, ascending=False, kind="stable").to_dict("records")[0]
 
 
 def _draw_method(axis: Axes, own: pd.DataFrame, view: View) -> Named:

@@ -125,7 +125,7 @@ def claim(row: Mapping[Any, Any]) -> str:
         said = _short_answer(row, ACTIVATION, f"{method} uses the activation")
     if BEATS_TEXT in questions:
         held = str(row.get(f"{BEATS_TEXT}_holds") or "")
-        said += f", and beats every reader of the text at {_named(held)}" if held else ""
+        said += f", and beats the text baselines at {_named(held)}" if held else ""
         said += "" if held else f"; at its best layer, {_short_answer(row, BEATS_TEXT, 'it beats {}')}"
     return f"{said[:1].upper()}{said[1:]}."
 

@@ -40,7 +40,7 @@ def row(activation: str | None = "uses the activation", text: str | None = None,
         ),
         (
             row(held="1-3", text="inconclusive", beats="2"),
-            "My lens uses the activation at layers 1-3, and beats every reader of the text at layer 2.",
+            "My lens uses the activation at layers 1-3, and beats the text baselines at layer 2.",
         ),
     ],
 )  # fmt: skip

@@ -1,19 +1,21 @@
-"""Draw the figures of docs/methods.md from run folders: one a method, beside its own rivals.
+"""Draw the figures of the documentation from run folders.
 
-python docs/figures/build.py RUN [RUN...]
+python docs/figures/build.py RUN [RUN...]       # docs/methods.md: one a method, beside its own baselines
+python docs/figures/build.py --headline RUN     # docs/figures/headline.png
 
-The runs are those of examples/methods.toml and examples/chains.toml.
+The runs are those of examples/methods.toml and examples/chains.toml, and for the headline that of examples/main.toml.
 """
 
 import sys
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lensbench.report.panels import draw_baselines, draw_methods
-from lensbench.report.style import METHOD_COLOURS, OKABE_ITO, plot_style, readable, save_figure
+from lensbench.report.frame import frame
+from lensbench.report.labels import label_lines, settle
+from lensbench.report.panels import draw_baselines, draw_methods, not_drawn
+from lensbench.report.style import METHOD_COLOURS, OKABE_ITO, new_figure, plot_style, readable, save_figure
 from lensbench.results.arrays import FIXED, SELECTED
 from lensbench.results.records import ALL
 from lensbench.runs.run import load_run
@@ -39,23 +41,35 @@ def figure_of(summary: pd.DataFrame, method: str) -> Figure:
     relations = sorted(scored["relation"].unique())[:PANELS]
     colour = METHOD_COLOURS.get(method, OKABE_ITO[0])
     with plot_style():
-        figure = Figure(figsize=(1.0 + 2.1 * len(relations), 2.5), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure((1.0 + 2.1 * len(relations), 2.2))
         axes = figure.subplots(1, len(relations), squeeze=False, sharey=True)[0]
+        drawn = []
         for axis, relation in zip(axes, relations, strict=True):
             here = rows[rows["relation"] == relation]
             draw_methods(axis, here, METRIC, {method: colour}, width=1.2)
-            draw_baselines(axis, here, method, METRIC, colour)
+            drawn.append(draw_baselines(axis, here, method, METRIC, colour))
             axis.set_title(readable(relation), fontsize=8)
             axis.set_xlabel("Layer")
         axes[0].set_ylabel("Accuracy (prior-corrected)")
         chosen = ", attempt selected on the other folds" if rule == SELECTED else ""
-        figure.suptitle(f"{readable(method)}, read at {site}{chosen}", x=0.01, ha="left", fontsize=9, fontweight="bold")
+        frame(figure, title=f"{readable(method)}, read at {site}{chosen}", note=not_drawn(drawn))
+        settle(axes[0])
+        for axis, one in zip(axes, drawn, strict=True):
+            label_lines(axis, one.named)
     return figure
 
 
+def headline(path: str) -> None:
+    """Draw the picture that the documentation begins with."""
+    choice = {"relation": "country_capital", "site": "subject", "inspector": "patchscope", "width": "text"}
+    save_figure(load_run(path).plot("headline", **choice), [HERE / "headline.png"])
+
+
 def main(runs: list[str]) -> None:
-    """Draw one figure a method, from the run that has it."""
+    """Draw one figure a method, from the run that has it; or the headline alone."""
+    if runs[:1] == ["--headline"]:
+        headline(*runs[1:])
+        return
     for path in runs:
         summary = load_run(path).summary
         for method in sorted(summary["inspector"].unique()):

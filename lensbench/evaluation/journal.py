@@ -144,6 +144,7 @@ class Journal:
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
             "git_commit": _commit(),
+            "date": time.strftime("%Y-%m-%d"),
             "baselines": {**before.get("baselines", {}), **asked},
             "calibration": {**before.get("calibration", {}), **_calibrations(plan)},
             "methods": {**before.get("methods", {}), **plan.methods},

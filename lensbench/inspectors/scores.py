@@ -1,5 +1,6 @@
 """What an inspector returns: scores of every answer, and the names of its attempts."""
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -60,6 +61,16 @@ class Scores:
     measures: Mapping[str, Float[np.ndarray, "layer attempt item"]] = field(default_factory=dict)
     totals: Mapping[str, Float[np.ndarray, "layer attempt"]] = field(default_factory=dict)
     golds: Shaped[np.ndarray, "attempt item"] | None = None
+
+    def __repr__(self) -> str:
+        shape = zip(("layer", "attempt", "item", "answer"), self.log_scores.shape, strict=False)
+        parts = [" x ".join(f"{axis} {size}" for axis, size in shape), f"attempts {', '.join(self.attempts)}"]
+        parts += [name for name in ("ranks", "texts", "golds") if getattr(self, name) is not None]
+        parts += [f"{kind} {', '.join(held)}" for kind in ("measures", "totals") if (held := getattr(self, kind))]
+        return f"Scores({'; '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>"
 
     def gold_ranks(self) -> np.ndarray:
         """Return the ranks of the only answer there is, in prose: [layer, attempt, item].

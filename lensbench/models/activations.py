@@ -1,6 +1,7 @@
 """The residual stream at the read sites of items: captured in as few passes as possible, and cached on disk."""
 
 import hashlib
+import html
 import logging
 import os
 import shutil
@@ -107,6 +108,15 @@ class Residuals:
 
     layers: tuple[int, ...]
     values: Float[Tensor, "layer item d_model"]
+
+    def __repr__(self) -> str:
+        shape = zip(("layer", "item", "d_model"), self.values.shape, strict=False)
+        sizes, named = " x ".join(f"{axis} {size}" for axis, size in shape), ", ".join(map(str, self.layers))
+        kind = f"{str(self.values.dtype).removeprefix('torch.')} on {self.values.device}"
+        return f"Residuals({sizes}; layers {named}; {kind})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>"
 
     def at_layers(self, layers: Sequence[int]) -> "Residuals":
         """Return the same items at some of the layers."""

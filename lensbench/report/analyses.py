@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lensbench.report.panels import label_ends
-from lensbench.report.style import CHANCE_COLOUR, OKABE_ITO, colours, new_figure, plot_style
+from lensbench.report.frame import frame
+from lensbench.report.labels import label_ends, settle
+from lensbench.report.style import CHANCE_COLOUR, MAP, OKABE_ITO, SOFT, colours, drawable, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL
 
-_MAP = "cividis"  # even in lightness, and the same to colour-blind readers
 _VARIANTS = {"all": (OKABE_ITO[0], "-"), "without outliers": (OKABE_ITO[1], (0, (4.0, 1.6)))}
 _CURVES = {
     "norm": "Mean norm of h",
@@ -64,9 +64,7 @@ def plot_drift_pairs(table: pd.DataFrame, model: str) -> Figure:
             for axis, (column, label) in zip(row, _PAIRS.items(), strict=True):
                 grid = rows.pivot_table(index="layer", columns="other", values=column)
                 edges = _edges(grid.columns.to_numpy(dtype=float))
-                image = axis.pcolormesh(
-                    edges, edges, grid.to_numpy(), cmap=_MAP, vmin=lowest, vmax=1.0, rasterized=True
-                )
+                image = axis.pcolormesh(edges, edges, grid.to_numpy(), cmap=MAP, vmin=lowest, vmax=1.0, rasterized=True)
                 axis.set_aspect("equal")
                 axis.grid(visible=False)
                 for direction in (axis.xaxis, axis.yaxis):
@@ -98,8 +96,9 @@ def plot_alignment(table: pd.DataFrame, model: str) -> Figure:
         low = min(-0.05, float(table["low"].min()) - 0.02)
         axes[0].set_ylim(low, 1.03)
         axes[0].set_ylabel("Aitchison similarity of the lens's\nand the model's response")
-        label_ends(axes[-1], last, colours(lenses))
         _title(figure, "Does a lens respond as the model does?", model)
+        settle(axes[-1])
+        label_ends(axes[-1], last, colours(lenses))
     return figure
 
 
@@ -115,15 +114,16 @@ def plot_updates(table: pd.DataFrame, model: str) -> Figure:
             rows = table[table["loss"] == loss]
             axis.plot(rows["layer"], rows["control"], color=palette[loss], lw=1.0, ls=(0, (1.4, 1.4)), zorder=3)
         dotted = "the same updates, gradients of other texts"
-        axis.plot([], [], color="#5c5c5c", lw=1.0, ls=(0, (1.4, 1.4)), label=dotted)
+        axis.plot([], [], color=SOFT, lw=1.0, ls=(0, (1.4, 1.4)), label=dotted)
         _layers(axis, table)
         axis.axhline(0.0, color=CHANCE_COLOUR, lw=0.8, ls="-", zorder=1)
         axis.legend(loc="upper left", frameon=False, fontsize=7)
         axis.margins(y=0.18)
         axis.set_xlabel("Layer l before the block (0 = embeddings)")
         axis.set_ylabel("cos(update, $-$gradient)")
-        label_ends(axis, last, palette)
         _title(figure, "Do the blocks descend the loss?", model)
+        settle(axis)
+        label_ends(axis, last, palette)
     return figure
 
 
@@ -137,7 +137,7 @@ FIGURES: Mapping[str, Callable[[pd.DataFrame, str], Figure]] = {
 
 
 def _title(figure: Figure, text: str, model: str) -> None:
-    figure.suptitle(f"{text} ({model})", x=0.01, ha="left", fontsize=9, fontweight="bold")
+    frame(figure, title=f"{text} ({drawable(model)})")
 
 
 def _layers(axis: Axes, table: pd.DataFrame) -> None:

@@ -52,6 +52,10 @@ class Results(Protocol):
     def records(self) -> "pd.DataFrame":
         """One row a prediction."""
 
+    @property
+    def summaries(self) -> Mapping[tuple[str, str], str]:
+        """(task, relation) -> what leads to what; empty where it is not known."""
+
 
 @dataclass(frozen=True)
 class Chart:

@@ -1,28 +1,39 @@
 """What is drawn inside one panel: methods with bands, a method beside its rivals, chance."""
 
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from lensbench.report.style import BASELINE_DASHES, BASELINE_GREYS, CHANCE_COLOUR, label
+from lensbench.report.labels import Named
+from lensbench.report.style import BASELINE_DASHES, BASELINE_GREYS, CHANCE_COLOUR, label, markers
 from lensbench.results.bands import MARGIN
 from lensbench.results.verdicts import VERDICTS
 
-SHOWN_BASELINES = 4
+SHOWN_BASELINES = 3
 FEW_LAYERS = 12
 NEAR_CHANCE = 0.06
-"""A rival whose mean over layers is not above chance by this much is named in its panel, not drawn."""
-
+"""A baseline whose mean over layers is not above chance by this much is named below the panels, not drawn."""
+_WHISKERS_APART = 4
+_SMALL = 6.0
 
 GAP_NOTE = (
-    "Points: the claim of the question holds. Band: the gap to the strongest baseline. "
-    f"Dotted: differences of {MARGIN:.2f} on both sides, within which a baseline does as well."
+    "Filled points: the claim of the question holds. Shade or whiskers: the interval of the gap to the strongest "
+    f"baseline, at all layers at once. Dotted: {MARGIN:.2f} on both sides, within which a baseline does as well."
 )
+SHADE_NOTE = "Shade beside baselines: where the strongest text baseline may lie."
+_BAND_NOTE = "95 % intervals that hold at all layers at once."
+
+
+def band_note(methods: Sequence[str]) -> str:
+    """Return what the intervals are that `draw_methods` draws of so many methods."""
+    return f"{'Shade' if len(methods) == 1 else 'Whiskers'}: {_BAND_NOTE}"
 
 
 def of_methods(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -48,25 +59,51 @@ def _levelled(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_methods(axis: Axes, rows: pd.DataFrame, metric: str, palette: dict[str, str], width: float = 1.8) -> None:
-    """Draw the curve and band of every method, and chance; on gap plots fill the points where the gap holds."""
+    """Draw the curve and interval of every method, and chance; on gap plots fill the points where the gap holds.
+
+    The band of a single method is shaded. Of several, shades would drown each other: each has whiskers at layers of
+    its own, with a marker of its own, which tells them apart in grey.
+    """
     curves = list(of_methods(rows, metric).groupby("inspector", observed=True, sort=True))
+    shapes = markers(palette)
     for place, (method, curve) in enumerate(curves):
-        layer = curve["layer"].to_numpy(dtype=float)
-        colour = palette[str(method)]
-        # Few layers are points that were measured, with nothing known between.
-        marker = "o" if len(layer) <= FEW_LAYERS and not metric.startswith("gap:") else ""
-        axis.plot(layer, curve["value"].to_numpy(), color=colour, lw=width, marker=marker, ms=width * 2, zorder=4)
-        if metric != "accuracy":  # the bands of a summary belong to the corrected score
-            limits = curve["low"].to_numpy(), curve["high"].to_numpy()
-            if len(curves) == 1 or metric.startswith("gap:"):
-                draw_band(axis, layer, limits, colour)
-            else:  # bands of several methods would drown each other
-                beside = 0.14 * (place - (len(curves) - 1) / 2)
-                axis.vlines(layer + beside, *limits, color=colour, alpha=0.45, lw=0.6, zorder=2)
-        if metric.startswith("gap:"):
-            holds = (curve["verdict"] == VERDICTS[metric.removeprefix("gap:")]).to_numpy()
-            axis.plot(layer[holds], curve["value"].to_numpy()[holds], "o", color=colour, ms=width * 2, mew=0, zorder=5)
+        look = {"color": palette[str(method)], "lw": width, "marker": shapes[str(method)]}
+        _draw_method(axis, curve, metric, look, (place, len(curves)))
     _finish(axis, rows, metric)
+
+
+def _draw_method(axis: Axes, curve: pd.DataFrame, metric: str, look: dict[str, Any], place: tuple[int, int]) -> None:
+    """Draw one of several methods: its curve, the points that are marked, its band or whiskers."""
+    layer, value = curve["layer"].to_numpy(dtype=float), curve["value"].to_numpy()
+    limits, gap = (curve["low"].to_numpy(), curve["high"].to_numpy()), metric.startswith("gap:")
+    few, (number, of) = len(layer) <= FEW_LAYERS, place
+    step = 1 if few else max(of, _WHISKERS_APART)
+    at = np.arange(len(layer)) % step == number % step
+    holds = (curve["verdict"] == VERDICTS[metric.removeprefix("gap:")]).to_numpy() if gap else at
+    axis.plot(layer, value, zorder=4, **{**look, "marker": ""})
+    points = {**look, "lw": 0, "ms": look["lw"] * 2.1, "zorder": 5}
+    if gap:
+        axis.plot(layer[at & ~holds], value[at & ~holds], mfc="white", mew=0.7, **points)
+    if gap or few or of > 1:
+        axis.plot(layer[holds], value[holds], mec="white", mew=0.0 if gap else 0.4, **points)
+    if metric == "accuracy":  # the bands of a summary belong to the corrected score
+        return
+    if of == 1:
+        draw_band(axis, layer, limits, look["color"])
+    else:
+        # Few layers have whiskers of all methods, side by side.
+        beside = 0.14 * (number - (of - 1) / 2) if few else 0.0
+        low, high = (side[at] for side in limits)
+        axis.vlines(layer[at] + beside, low, high, color=look["color"], alpha=0.6, lw=0.45 * look["lw"], zorder=2)
+
+
+def method_handles(axis: Axes, palette: Mapping[str, str]) -> list[Artist]:
+    """Return what a legend shows of methods: their colours and markers."""
+    shapes = markers(palette)
+    return [
+        axis.plot([], [], color=colour, lw=1.6, marker=shapes[name], ms=4, mec="white", mew=0.4, label=label(name))[0]
+        for name, colour in palette.items()
+    ]
 
 
 def draw_band(axis: Axes, layer: np.ndarray, limits: tuple[np.ndarray, np.ndarray], colour: str) -> None:
@@ -77,12 +114,9 @@ def draw_band(axis: Axes, layer: np.ndarray, limits: tuple[np.ndarray, np.ndarra
         axis.fill_between(layer, *limits, color=colour, alpha=0.11, lw=0, zorder=2)
 
 
-def draw_curve(axis: Axes, layer: np.ndarray, value: np.ndarray, **look: Any) -> None:
-    """Draw a rival; at one layer alone as a level line, as a curve of one point cannot be seen."""
-    if len(layer) == 1:
-        axis.axhline(float(value[0]), **look)
-    else:
-        axis.plot(layer, value, **look)
+def draw_curve(axis: Axes, layer: np.ndarray, value: np.ndarray, **look: Any) -> Line2D:
+    """Draw a baseline; at one layer alone as a level line, as a curve of one point cannot be seen."""
+    return axis.axhline(float(value[0]), **look) if len(layer) == 1 else axis.plot(layer, value, **look)[0]
 
 
 def fit_layers(axis: Axes, last: float) -> None:
@@ -111,41 +145,23 @@ def ends(rows: pd.DataFrame, methods: Sequence[str], metric: str) -> list[tuple[
     return [(method, float(last[method])) for method in methods if method in last.index]
 
 
-def label_ends(axis: Axes, last: list[tuple[str, float]], palette: dict[str, str]) -> None:
-    """Write each method's name beside the end of its curve, moved apart where they would overlap."""
-    low, high = axis.get_ylim()
-    places = spread([value for _, value in last], 0.062 * (high - low), low, high)
-    for (method, value), place in zip(last, places, strict=True):
-        axis.annotate(
-            label(method), (axis.get_xlim()[1], value), xytext=(1.02, (place - low) / (high - low)),
-            textcoords="axes fraction", color=palette[method], fontsize=8, fontweight="bold", va="center",
-            arrowprops={"arrowstyle": "-", "color": palette[method], "lw": 0.6, "shrinkA": 1, "shrinkB": 1},
-            annotation_clip=False,
-        )  # fmt: skip
+@dataclass(frozen=True)
+class Drawn:
+    """What became of the baselines of a method in its panel.
 
-
-def spread(values: Sequence[float], distance: float, low: float, high: float) -> list[float]:
-    """Move values apart to at least a distance, keeping their order and as near as can be to where they were."""
-    order = np.argsort(values, kind="stable")
-    places = np.clip(np.asarray(values, dtype=float)[order], low, high)
-    for _ in range(100):
-        overlap = distance - np.diff(places)
-        if not len(overlap) or overlap.max() <= 1e-9:
-            break
-        push = np.maximum(overlap, 0) / 2
-        places[1:] += push
-        places[:-1] -= push
-        places = places + max(0.0, low - places.min()) - max(0.0, places.max() - high)
-    result = np.empty(len(places))
-    result[order] = places
-    return [float(place) for place in result]
-
-
-def draw_baselines(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour: str, *, letters: int = 34) -> None:
-    """Draw one method with its strongest rivals as dashed grey curves, and name those that are at chance.
-
-    `letters` is how many of them a line below the panel has room for.
+    Attributes:
+        named: those that were drawn, with their names; see `label_lines`.
+        at_chance: the names of those that are not drawn, as they are at chance.
+        weaker: the names of those that are not drawn, as others are stronger.
     """
+
+    named: list[Named]
+    at_chance: list[str]
+    weaker: list[str]
+
+
+def draw_baselines(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour: str) -> Drawn:
+    """Draw one method with its strongest baselines as dashed grey curves; their names come when the layout is known."""
     own = of_methods(rows[rows["inspector"] == method], metric)
     layer, value = own["layer"].to_numpy(dtype=float), own["value"].to_numpy()
     baselines = rows[
@@ -153,23 +169,27 @@ def draw_baselines(axis: Axes, rows: pd.DataFrame, method: str, metric: str, col
     ]
     means = baselines.groupby("baseline", observed=True)[metric].mean().sort_values(ascending=False, kind="stable")
     near = means <= float(rows["chance"].mean()) + NEAR_CHANCE
-    shown = [str(name) for name in means.index[~near]][:SHOWN_BASELINES]
-    for index, name in enumerate(shown):
+    above = [str(name) for name in means.index[~near]]
+    named = []
+    for index, name in enumerate(above[:SHOWN_BASELINES]):
         curve = baselines[baselines["baseline"] == name].sort_values("layer")
-        style = (0, BASELINE_DASHES[index])
         x, y = curve["layer"].to_numpy(dtype=float), curve[metric].to_numpy()
-        draw_curve(axis, x, y, color=BASELINE_GREYS[index], lw=1.0, ls=style, label=label(name), zorder=3)
+        look = {"color": BASELINE_GREYS[index], "lw": 1.0, "ls": (0, BASELINE_DASHES[index]), "zorder": 3}
+        font = {"fontsize": _SMALL, "color": BASELINE_GREYS[0]}
+        named.append(Named(draw_curve(axis, x, y, **look), label(name), font))
     axis.plot(layer, value, color=colour, lw=1.6, marker="o" if len(layer) == 1 else "", ms=3, zorder=4)
     _draw_gap(axis, rows[rows["inspector"] == method], metric, colour)
     _finish(axis, rows, metric)
-    axis.set_ylim(top=1.55)  # room for the legend above the curves
-    axis.set_yticks(np.linspace(0.0, 1.0, 5))
-    if shown:
-        axis.legend(loc="upper left", frameon=False, fontsize=5.5, handlelength=2.6, labelspacing=0.25, borderpad=0.1)
-    weaker = [f"{len(means) - len(shown) - int(near.sum())} weaker not drawn"]
-    at_chance = ", ".join(label(str(name)) for name in means.index[near])
-    parts = weaker * (len(means) > len(shown) + int(near.sum())) + [f"at chance: {at_chance}"] * bool(at_chance)
-    _note(axis, [line for part in parts for line in textwrap.wrap(part, letters)])
+    return Drawn(named, [str(name) for name in means.index[near]], above[SHOWN_BASELINES:])
+
+
+def not_drawn(panels: Sequence[Drawn]) -> str:
+    """Return a note on the baselines that panels show and do not show, and on the shade in them."""
+    said = [f"Dashed: the strongest baselines, at most {SHOWN_BASELINES}." if any(one.named for one in panels) else ""]
+    for words, part in (("weaker", "weaker"), ("at chance", "at_chance")):
+        names = sorted({name for one in panels for name in getattr(one, part)})
+        said.append(f"Not drawn where {words}: {', '.join(map(label, names))}." if names else "")
+    return " ".join(filter(None, said))
 
 
 def _draw_gap(axis: Axes, rows: pd.DataFrame, metric: str, colour: str) -> None:
@@ -185,14 +205,6 @@ def _draw_gap(axis: Axes, rows: pd.DataFrame, metric: str, colour: str) -> None:
             layer, value - gaps["high"].to_numpy(), value - gaps["low"].to_numpy(), color=colour, alpha=0.13, lw=0,
             zorder=1,
         )  # fmt: skip
-
-
-def _note(axis: Axes, lines: Sequence[str]) -> None:
-    """Write below the panel which rivals are not drawn in it."""
-    axis.annotate(
-        "\n".join(lines), (0.0, 0.0), xycoords="axes fraction", xytext=(0, -27), textcoords="offset points",
-        fontsize=5.5, color="#666666", va="top", annotation_clip=False,
-    )  # fmt: skip
 
 
 def draw_text_baseline(axis: Axes, rows: pd.DataFrame, method: str, metric: str, colour: str) -> None:

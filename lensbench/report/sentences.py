@@ -9,7 +9,7 @@ import pandas as pd
 from lensbench.report.style import number, readable
 from lensbench.results.records import ALL, CORRECTED
 from lensbench.results.summary import accuracy_column
-from lensbench.results.verdicts import NO_VERDICT, VERDICTS
+from lensbench.results.verdicts import ACTIVATION, NO_VERDICT, VERDICTS
 
 BASELINES_IN_WORDS: Mapping[str, str] = {
     "question_only": "the same prompt with nothing patched",
@@ -30,6 +30,9 @@ BASELINES_IN_WORDS: Mapping[str, str] = {
     "reference_reader": "a reader that lacks the fact",
 }
 """A baseline as the subject of a sentence; others go by their names."""
+BEATS_TEXT = "beats_text"
+_DOES = {"beaten by ": "does better", "within ": "does as well"}
+"""How the verdicts begin that name a baseline, and what is said of it."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,45 @@ def verdict_in_words(row: Mapping[Any, Any], question: str) -> str:
     return f"{verdict}; holds at {_layers(held)}" if held and verdict != NO_VERDICT else verdict
 
 
+def claim(row: Mapping[Any, Any]) -> str:
+    """Return in one short sentence what may be said of a method at one place: no more than its verdicts do.
+
+    Args:
+        row: of `best_layers`.
+    """
+    method, questions = readable(str(row["inspector"])), asked(row)
+    if ACTIVATION not in questions:
+        said = f"whether {method} uses the activation was not asked"
+    elif held := str(row.get(f"{ACTIVATION}_holds") or ""):
+        said = f"{method} uses the activation at {_named(held)}"
+    else:
+        said = _short_answer(row, ACTIVATION, f"{method} uses the activation")
+    if BEATS_TEXT in questions:
+        held = str(row.get(f"{BEATS_TEXT}_holds") or "")
+        said += f", and beats the text baselines at {_named(held)}" if held else ""
+        said += "" if held else f"; at its best layer, {_short_answer(row, BEATS_TEXT, 'it beats {}')}"
+    return f"{said[:1].upper()}{said[1:]}."
+
+
+def _short_answer(row: Mapping[Any, Any], question: str, claimed: str) -> str:
+    """The answer to a question whose claim does not hold, without numbers."""
+    verdict, name = str(row[f"{question}_verdict"]), str(row.get(f"{question}_baseline") or "")
+    reader = "model" if row["model"] == row["verbalizer"] else "verbalizer"
+    who = {**BASELINES_IN_WORDS, "input_only": f"the {reader} given only the name"}
+    for start, words in _DOES.items():
+        if verdict.startswith(start):
+            other = verdict.removeprefix("beaten by ").split(" of ")[-1]
+            return f"{who.get(other, readable(other))} {words}"
+    if verdict == "inconclusive":
+        return f"{row['subjects']} subjects do not tell whether {claimed.format(who.get(name, readable(name)))}"
+    return readable(verdict)
+
+
+def _named(held: str) -> str:
+    """Layers as they stand in a sentence."""
+    return f"layer{'s' if set(held) & set('-,') else ''} {held}"
+
+
 def _layers(held: str) -> str:
     """Layers as they are told; a claim at layer 0 is one about the identity of the token."""
     return f"{held}; 0 is token identity" if held.split(",")[0].split("-")[0] == "0" else held
@@ -152,7 +194,7 @@ def _answer(row: Mapping[Any, Any], question: str) -> str:
             "beats_text": f"it beats {who}{theirs}{where}",
             "target_specific": f"what it reads is the target's own{where}",
         }[question]
-    for start, words in (("beaten by ", "does better"), ("within ", "does as well")):
+    for start, words in _DOES.items():
         if verdict.startswith(start):
             other = verdict.split(" of ")[-1].removeprefix("beaten by ")
             told = theirs if other == name else ""

@@ -69,10 +69,14 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 METHOD_COLOURS = {"patchscope": "#D55E00", "probe": "#0072B2", "tuned_lens": "#009E73", "logit_lens": "#CC79A7"}
 """A method has the same colour in every plot, whichever others are in it."""
 
+METHOD_MARKERS = {"patchscope": "o", "probe": "s", "tuned_lens": "^", "logit_lens": "D"}
+"""A method has the same marker in every plot: in grey the colours are much alike."""
+_OTHER_MARKERS = "vPX*<>hp"
+
 BASELINE_GREYS = ("#3b3b3b", "#5c5c5c", "#7a7a7a", "#969696", "#ababab")
 BASELINE_DASHES = ((4.5, 1.6), (1.4, 1.4), (6.0, 1.5, 1.4, 1.5), (2.6, 1.4), (8.0, 2.0))
 CHANCE_COLOUR = "#8a8a8a"
-FAINT = "#e6e6e6"
+SOFT = "#555555"
 MAP = "cividis"
 """The colour map of grids: even in lightness, and the same to colour-blind readers."""
 
@@ -104,6 +108,16 @@ def colours(methods: Iterable[str]) -> dict[str, str]:
     }
 
 
+def markers(methods: Iterable[str]) -> dict[str, str]:
+    """One marker a method, by the same rule as its colour."""
+    names = sorted(set(methods))
+    others = [name for name in names if name not in METHOD_MARKERS]
+    return {
+        **{name: METHOD_MARKERS[name] for name in names if name in METHOD_MARKERS},
+        **{name: _OTHER_MARKERS[place % len(_OTHER_MARKERS)] for place, name in enumerate(others)},
+    }
+
+
 def readable(name: str) -> str:
     """A name of the data as a label."""
     return name.replace("_", " ")
@@ -129,7 +143,8 @@ FORMATS = (".png", ".svg", ".pdf")
 WIDTHS: Mapping[str, float] = {"column": 3.3, "text": 5.5, "page": 7.2}
 """Inches: one column of two (84 mm), the text of a page with one column, a page of two columns (183 mm)."""
 
-_NARROW, _MIDDLE = 4.3, 6.2
+NARROW, _MIDDLE = 4.3, 6.2
+"""Inches: a figure that is no wider stands in a column."""
 
 # It tells of every glyph that goes into a PDF.
 logging.getLogger("fontTools").setLevel(logging.WARNING)
@@ -184,7 +199,7 @@ def inches(width: str | float) -> float:
 
 def columns_for(width: float, wide: int = 4) -> int:
     """Return how many small panels stand side by side in a figure of so many inches."""
-    return max(1, wide // 2) if width < _NARROW else max(1, wide - 1) if width < _MIDDLE else wide
+    return max(1, wide // 2) if width < NARROW else max(1, wide - 1) if width < _MIDDLE else wide
 
 
 def check_format(path: Path) -> None:

@@ -1,6 +1,5 @@
 """What a figure shows of a summary: which task, relation, site, measure and rule, and how it is named in words."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -33,8 +32,6 @@ _SCALES = {
     (True, True): "\nrelation mean of gap / (1 - chance)",
 }
 """(gap, total) -> the second line of the y label."""
-# Of the titles' bold letters.
-_LETTERS_AN_INCH = 12.0
 
 
 @dataclass(frozen=True)
@@ -113,12 +110,12 @@ class View:
             raise LensbenchError(f"nothing to plot: the summary has no {self.metric} of a method at {where}")
         return rows
 
-    def title_of(self, methods: Sequence[str], rows: pd.DataFrame | None = None) -> str:
-        """Return what is shown, in words, in lines that fit the figure.
+    def title_of(self, methods: Sequence[str], counted: str = "") -> str:
+        """Return what is shown, in words.
 
         Args:
             methods: that are shown.
-            rows: of the summary that are drawn; with them the title names the model, and how many subjects there are.
+            counted: what `counted` returns, for a panel in axes of the caller, which have no note below.
         """
         what = label(self.task or "")
         if self.relation not in (ALL, None):
@@ -128,24 +125,37 @@ class View:
         if self.site == "subject":
             # Nobody has asked the model at the subject: a score there is the reader's, not the place of a fact.
             what += f": what {'this reader' if len(methods) == 1 else 'each reader'} can recover from layer l"
-        if rows is not None and len(rows):
-            own = rows[rows["baseline"] == NO_BASELINE]
-            what = f"{label(str(own['model'].iloc[0]))}, {what} ({_counted(own, total=self.total)})"
-        return self.wrapped(what)
+        return f"{what} ({counted})" if counted else what
 
-    def wrapped(self, text: str) -> str:
-        """Return a title in lines that fit the figure."""
-        return textwrap.fill(text, int(self.inches * _LETTERS_AN_INCH))
+    def counted(self, table: pd.DataFrame, inspector: str | None = None) -> str:
+        """Return the model, and how many subjects, items and relations are shown.
+
+        Args:
+            table: the summary.
+            inspector: the method, where only one is shown.
+        """
+        there = table[table["task"] == self.task] if self.task is not None else table
+        there = there[there["site"] == self.site] if self.site is not None else there
+        own = there[(there["baseline"] == NO_BASELINE) & (there["rule"] == self.rule)]
+        shown = own if self.relation is None else own[own["relation"] == self.relation]
+        shown = shown if inspector is None else shown[shown["inspector"] == inspector]
+        parts = [" and ".join(map(label, sorted(shown["model"].astype(str).unique())))]
+        parts += [
+            f"{span(shown[column])} {column if column == 'subjects' else 'items'}" for column in ("subjects", "n")
+        ]
+        if self.relation in (ALL, None) and "relations" in shown and shown["relations"].notna().any():
+            whole = len(set(own["relation"]) - {ALL})
+            parts.append(f"{span(shown.loc[shown['relation'] == ALL, 'relations'])} of {whole} relations")
+        return ", ".join(parts)
 
 
-def _counted(rows: pd.DataFrame, *, total: bool) -> str:
-    """How many relations and subjects rows are about."""
-    subjects = f"{rows['subjects'].max()} subjects"
-    relations = rows["relations"].dropna().unique() if total and "relations" in rows else ()
-    if not len(relations):
-        return subjects
-    least, most = int(min(relations)), int(max(relations))
-    return f"{most if least == most else f'{least} to {most}'} relations, {subjects}"
+def span(numbers: pd.Series) -> str:
+    """Return the least and the most of some counts: `120 to 192`."""
+    known = numbers.dropna()
+    if known.empty:
+        return "?"
+    least, most = int(known.min()), int(known.max())
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def view_of(choice: Choice) -> View:

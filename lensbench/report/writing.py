@@ -48,7 +48,7 @@ def check_asked(asked: FigureRequest, out: Path | None) -> None:
         raise unknown_name("metric", metric, METRICS)
     inches(asked.choice.get("width", "page"))
     if asked.inspector is not None and "inspector" not in options:
-        names = " and ".join(with_option("inspector"))
+        names = ", ".join(with_option("inspector"))
         raise UsageError(f"--inspector is for --figure {names}; {asked.figure} shows all methods")
     if asked.before is None and "before" in options:
         raise UsageError(f"--figure {asked.figure} needs the other run: give it with --before RUN")

@@ -1,6 +1,6 @@
 """A run folder, read back: records, summary, plots. Needs no model."""
 
-import io
+import html
 import shutil
 from collections.abc import Iterator
 from functools import cached_property
@@ -11,6 +11,7 @@ import pandas as pd
 
 from lensbench.errors import LensbenchError
 from lensbench.report.figure import Choice, draw_figure
+from lensbench.report.notebook import best_as_html
 from lensbench.results.calibrations import Calibrated, read_calibrated
 from lensbench.results.compare import between_methods
 from lensbench.results.crossed_files import CROSSED, read_crossed
@@ -33,7 +34,7 @@ from lensbench.results.summary import (
     best_layers,
     summary_and_power,
 )
-from lensbench.utils.cache import atomic_file
+from lensbench.runs.csv_tables import AGAIN, read_csv, write_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,12 +44,6 @@ SUMMARY = "summary.csv"
 METRICS = "metrics.csv"
 COMPARISONS = "comparisons.csv"
 PLOTS = "plots"
-TEXT = {
-    "model", "verbalizer", "task", "relation", "inspector", "other_inspector", "baseline", "site", "rule", "question",
-    "strongest_baseline", "verdict", "metric", "better", "note",
-}  # fmt: skip
-"""The columns of tables that are names: they may look like numbers."""
-_AGAIN = "run `lensbench evaluate` again with the same --out, and it is made again"
 
 
 class Run:
@@ -80,7 +75,7 @@ class Run:
         for file in self.done:
             changed = changed_file(self.path, file, self.info["cells"][file])
             if changed is not None and changed.exists():
-                raise LensbenchError(f"{changed} is not the file that this run wrote: {_AGAIN}")
+                raise LensbenchError(f"{changed} is not the file that this run wrote: {AGAIN}")
         return with_attempts(read_records(self.path / RECORDS, self.done), self.info)
 
     @cached_property
@@ -100,20 +95,20 @@ class Run:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row a method or baseline, layer and question: accuracy with its band, gap, verdict."""
-        frame = _read_csv(self.path / SUMMARY)
+        frame = read_csv(self.path / SUMMARY)
         if tuple(frame.columns) not in (SUMMARY_COLUMNS, EARLIER_SUMMARY_COLUMNS):
-            raise LensbenchError(f"{self.path / SUMMARY} is not a summary: {_AGAIN}")
+            raise LensbenchError(f"{self.path / SUMMARY} is not a summary: {AGAIN}")
         return frame.reindex(columns=list(SUMMARY_COLUMNS))
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """One row a measure: the rows of metrics.csv."""
-        return _read_csv(self.path / METRICS)
+        return read_csv(self.path / METRICS)
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
         """One row for two methods at a task and site: their paired difference over the items that both answered."""
-        return _read_csv(self.path / COMPARISONS).astype({"other_layer": "Int16"})
+        return read_csv(self.path / COMPARISONS).astype({"other_layer": "Int16"})
 
     @cached_property
     def best(self) -> pd.DataFrame:
@@ -164,6 +159,13 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}): {len(self.info['cells'])} cells, {len(self.failed)} failed"
 
+    def _repr_html_(self) -> str:
+        said = f"<p><b>{html.escape(repr(self))}</b></p>"
+        try:
+            return said + best_as_html(self.best, self.info, self.summaries)
+        except LensbenchError as error:
+            return f"{said}<p>{html.escape(str(error))}</p>"
+
     @property
     def settings(self) -> SummarySettings:
         """The settings with which its verdicts are made."""
@@ -200,6 +202,23 @@ class Run:
             LensbenchError: the run has nothing to draw.
         """
         return draw_figure(figure, self, **options)
+
+    def show(self, **choice: Unpack[Choice]) -> "Figure":
+        """Draw the chart that the page begins with, which notebooks show: every method, and each beside its baselines.
+
+        Args:
+            choice: what is shown, and how wide. A task or site that is left open is the first by name, as on the page.
+
+        Raises:
+            UsageError: a choice that the run does not have.
+            LensbenchError: the run has nothing to draw.
+        """
+        table = self.summary
+        for column in ("task", "site"):
+            if len(table) and choice.get(column) is None:
+                choice[column] = str(table[column].min())
+            table = table[table[column] == choice.get(column)]
+        return self.plot_layers(**choice)
 
     def plot_layers(self, *, ax: "Axes | None" = None, **choice: Unpack[Choice]) -> "Figure":
         """Draw accuracy over layers, each method beside its baselines; see `lensbench.report.figures.layers`."""
@@ -259,34 +278,12 @@ def _finish(run: Run) -> None:
         return
     settings = run.settings
     summary, power = summary_and_power(run.records, settings, run.crossed)
-    _write_csv(summary, path / SUMMARY)
-    _write_csv(between_methods(run.records, settings), path / COMPARISONS)
+    write_csv(summary, path / SUMMARY)
+    write_csv(between_methods(run.records, settings), path / COMPARISONS)
     measured = metrics(run.records, run.measures, seed=settings.seed)
-    _write_csv(pd.concat([frame for frame in (measured, power) if len(frame)] or [measured]), path / METRICS)
+    write_csv(pd.concat([frame for frame in (measured, power) if len(frame)] or [measured]), path / METRICS)
     if (summary["layer"].notna() & (summary["baseline"] == NO_BASELINE)).any():
         plot_run(summary, path / PLOTS, accuracy_column(run.score))
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Read one of the tables that `finish` writes.
-
-    Raises:
-        LensbenchError: it is missing or damaged.
-    """
-    try:
-        text = path.read_bytes()
-        if text and not text.endswith(b"\n"):
-            raise ValueError("it ends in the middle of a line")
-        # Names may look like numbers: whatever is no number of ours is text.
-        header = pd.read_csv(io.BytesIO(text), nrows=0).columns
-        types = {name: "Int16" if name == "layer" else str for name in header if name in TEXT or name == "layer"}
-        return pd.read_csv(io.BytesIO(text), dtype=types, keep_default_na=False, na_values=[""])
-    except FileNotFoundError:
-        raise LensbenchError(f"{path.parent} has no {path.name}: {_AGAIN}") from None
-    except OSError as error:
-        raise LensbenchError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from None
-    except (ValueError, TypeError) as error:  # pandas' own errors are ValueErrors
-        raise LensbenchError(f"{path} is damaged ({error}): {_AGAIN}") from None
 
 
 def _trusted(found: Calibrated | None) -> bool:
@@ -305,8 +302,3 @@ def _excused(cells: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
     for cell in cells.values():
         for relation in cell.get("not_applicable", {}):
             yield cell["task"], cell["site"], cell["inspector"], cell["baseline"], relation
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    with atomic_file(path) as file:
-        file.write(frame.to_csv(index=False).encode())

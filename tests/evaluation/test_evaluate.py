@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
@@ -67,6 +68,7 @@ def test_run_folder_is_whole(run) -> None:
     hidden = {path.name for path in run.path.rglob("*") if "partial" in path.name or path.name.startswith(".")}
     assert hidden == {".lock"}, "half-written files are left"
     assert run.info["setting"]["layers"] == [0, 1, 2]
+    assert date.fromisoformat(run.info["date"]) <= date.today()
     assert all(cell["status"] in ("done", "not applicable") for cell in run.info["cells"].values())
 
 

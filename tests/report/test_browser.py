@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,31 @@ def test_rivals_are_dashed_and_chosen_by_method(page):
     settle(page)
     assert page.evaluate(dashed) == []
     assert "The score comes from the input text." in page.text_content(".rivals-of[data-question=beats_text]")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_at_most_three_baselines_are_drawn_and_each_line_is_named_at_its_end(browser, tmp_path, width):
+    rivals = {"shuffled": 0.15, "input_only": 0.9, "embedding": 0.5, "mean": 0.3, "input_classifier": 0.2}
+    made = Made(layers=tuple(range(31)), rivals=rivals)
+    (tmp_path / "page.html").write_text(render([read_page_run(write_run(tmp_path / "r", made))]), encoding="utf-8")
+    plot = "document.querySelector('#figure-accuracy .plot')"
+    with opened(browser, tmp_path / "page.html", viewport={"width": width, "height": 800}) as page:
+        names = f"{plot}.layout.annotations.map((one) => one.text.replaceAll('<br>', ' '))"
+        assert set(page.evaluate(names)[:2]) == {"<b>logit lens</b>", "<b>patchscope</b>"}
+        assert page.evaluate(f"{plot}.data.filter((one) => one.line.dash).length") == 3
+        first = page.evaluate(names)[2:]
+        assert first[0] == "input only"
+        page.select_option("#rivals", "patchscope:1")
+        settle(page)
+        assert set(first) | set(page.evaluate(names)[2:]) == {name.replace("_", " ") for name in rivals}
+        assert page.evaluate(f"{plot}._fullLayout.showlegend") is False
+        boxes = [one.bounding_box() for one in page.locator("#figure-accuracy text.annotation-text").all()]
+        assert all(box["x"] + box["width"] <= width for box in boxes)
+        heights = sorted((box["y"], box["y"] + box["height"]) for box in boxes)
+        assert all(above[1] <= below[0] + 2 for above, below in pairwise(heights))
+        page.click("#figure-accuracy summary")
+        page.wait_for_selector("#figure-accuracy table tbody tr")
+        assert page.locator("#figure-accuracy tbody tr").count() == 7, "the table has every baseline"
 
 
 def test_hovering_shows_all_methods_at_a_layer(page):

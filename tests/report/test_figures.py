@@ -13,6 +13,7 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.figures.compare import plot_comparison
 from lensbench.report.figures.gap import plot_gap
 from lensbench.report.figures.grid import grids_of, plot_grid
+from lensbench.report.figures.headline import plot_headline
 from lensbench.report.figures.layers import plot_layers
 from lensbench.report.figures.relations import plot_relations
 from lensbench.report.style import STYLE_FILE, WIDTHS, drawable, plot_style, save_figure
@@ -56,6 +57,7 @@ def records_of(
     """Records of one item a relation and layer, right as often as the attempt says."""
     rows = [
         {"task": "country_facts", "relation": relation, "site": "subject", "inspector": inspector, "baseline": "none",
+         "model": "org/tiny", "subject": f"{i}",
          "layer": layer, "attempt": attempt, "item": f"{relation}{i}", "correct": float(i < 10 * rate),
          "correct_corrected": float(i < 10 * rate), "chance": 0.2}
         for relation in ("capital", "currency") for layer in layers for attempt, rate in attempts.items()
@@ -128,7 +130,8 @@ def test_a_comparison_has_both_runs_in_each_panel() -> None:
     figure = plot_comparison(made_up(), made_up(shift=0.1), names=("old", "new"), relation="capital")
     assert "old (dashed)" in texts(figure)
     for axis in figure.axes:
-        heights = sorted(round(float(line.get_ydata()[0]), 3) for line in axis.lines if len(line.get_xdata()) == 4)
+        curves = [line for line in axis.lines if len(line.get_xdata()) == 4 and line.get_linewidth()]
+        heights = sorted(round(float(line.get_ydata()[0]), 3) for line in curves)
         assert heights == [0.2, 0.3]
     other = made_up(methods=("tuned_lens",))
     with pytest.raises(LensbenchError, match="before has tuned_lens, after my_lens, patchscope"):
@@ -225,6 +228,7 @@ class Results:
     def __init__(self, summary: pd.DataFrame) -> None:
         self.summary = summary
         self.records = summary.iloc[:0]
+        self.summaries = {("country_facts", "capital"): "country \u2192 capital"}
 
 
 def test_each_site_left_open_gets_a_file(tmp_path: Path) -> None:
@@ -241,7 +245,7 @@ def test_each_site_left_open_gets_a_file(tmp_path: Path) -> None:
     [
         (FigureRequest("layer", {}), "did you mean 'layers'"),
         (FigureRequest("layers", {"metric": "acuracy"}), "did you mean 'accuracy'"),
-        (FigureRequest("layers", {}, inspector="probe"), "--inspector is for --figure grid and compare"),
+        (FigureRequest("layers", {}, inspector="probe"), "--inspector is for --figure grid, compare, headline"),
         (FigureRequest("compare", {}), "give it with --before RUN"),
     ],
 )
@@ -255,3 +259,40 @@ def test_what_does_not_go_together_is_refused_first(asked: FigureRequest, messag
 def test_run_plots_of_many_relations_are_whole(tmp_path: Path) -> None:
     written = plot_run(made_up(3, STRANGE[:3], ("subject", "answer"), ("my_lens",)), tmp_path)
     assert len(written) == 6
+
+
+def test_a_headline_shades_exactly_the_layers_of_the_claim_and_says_it() -> None:
+    summary = made_up(31)
+    own = (summary["baseline"] == "none") & (summary["question"] == "uses_activation")
+    held = summary["layer"].isin([3, 4, 9])
+    summary["verdict"] = np.where(own & held, "uses the activation", "inconclusive")
+    shuffled = summary[summary["baseline"] == "input_only"].assign(
+        baseline="shuffled", question="uses_activation", accuracy_corrected=0.1
+    )
+    summary = pd.concat([summary, shuffled], ignore_index=True)
+    figure = plot_headline(summary.assign(p_value=0.5, detectable_gap=0.2, relations=1), relation="capital",
+                           summaries={("country_facts", "capital"): "country \u2192 capital"})  # fmt: skip
+    (axis,) = figure.axes
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axis.patches]
+    assert spans == [(2.5, 4.5), (8.5, 9.5)]
+    said = " ".join(texts(figure).split())
+    assert (
+        "country \u2192 capital: My lens uses the activation at layers 3-4, 9; at its best layer, 40 subjects" in said
+    )
+    assert axis.get_legend() is None
+    for name in ("my lens", "the same model given only the name", "another subject's activation", "chance"):
+        assert name in [text.get_text() for text in axis.texts]
+    nothing = plot_headline(
+        summary.assign(verdict="inconclusive", p_value=0.5, detectable_gap=0.2, relations=1), relation="capital"
+    )
+    assert not nothing.axes[0].patches
+    assert "do not tell whether my lens uses the activation" in " ".join(texts(nothing).split())
+
+
+def test_a_headline_is_of_one_method_and_of_no_gap() -> None:
+    summary = made_up().assign(p_value=0.5, detectable_gap=0.2, relations=1)
+    assert "patchscope" in texts(plot_headline(summary, inspector="patchscope"))
+    with pytest.raises(UsageError, match="did you mean 'my_lens'"):
+        plot_headline(summary, inspector="my_lense")
+    with pytest.raises(UsageError, match="expected accuracy_corrected or accuracy; --figure gap draws gaps"):
+        plot_headline(summary, metric="gap:beats_text")

@@ -313,10 +313,19 @@ def test_what_was_measured_besides_has_a_table(made):
     ], "the mean stands for its relations, and rivals are not shown"
     assert found["rows"][0]["cells"][3] == ("0.25", "95 %: 0.10 to 0.40, 20 items")
     assert found["rows"][1]["cells"][0] == ("0.25", ""), "what hangs on no layer is said at each"
+    assert [row["about"] for row in found["rows"]] == ["n\xa0=\xa020"] * 2
     assert list(found["explained"]) == ["selectivity"]
     page = render([dataclasses.replace(read_page_run(made), metrics=pd.DataFrame(many))])
     assert "likeness &lt;b&gt;" in page
     assert "Nothing else was measured" in render([dataclasses.replace(read_page_run(made), metrics=pd.DataFrame())])
+
+
+def test_the_page_begins_with_the_model_the_day_and_how_much_was_asked(tmp_path):
+    run = read_page_run(write_run(tmp_path / "r", Made(sites=("subject", "answer"))))
+    page = render([dataclasses.replace(run, info={**run.info, "date": "2026-08-01"})])
+    begins = page.index("tiny, 2026-08-01, 20 subjects, 40 items at each of 2 sites, 2 relations")
+    assert page.index("<main>") < begins < page.index("Results</h2>")
+    assert "tiny, 20 subjects" in render([run]), "runs of earlier versions have no day"
 
 
 def test_more_measures_than_a_page_holds_are_counted():

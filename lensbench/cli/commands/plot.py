@@ -33,7 +33,7 @@ def plot(
     task: Task = None,
     relation: Relation = None,
     site: Site = None,
-    inspector: Annotated[str | None, typer.Option(help="With grid or compare: one method.")] = None,
+    inspector: Annotated[str | None, typer.Option(help="With grid, compare or headline: one method.")] = None,
     metric: Annotated[
         str | None,
         typer.Option(

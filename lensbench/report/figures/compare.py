@@ -10,7 +10,8 @@ from matplotlib.lines import Line2D
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.figure import Choice, Figure, Results
-from lensbench.report.panels import draw_band, draw_methods, fit_layers, of_methods
+from lensbench.report.frame import frame, name_panel
+from lensbench.report.panels import band_note, draw_band, draw_methods, fit_layers, of_methods
 from lensbench.report.style import colours, columns_for, drawable, figure_of, label, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
 
@@ -46,12 +47,7 @@ def plot_comparison(
     """
     view = view_of(choice).resolved(after, "task", "relation", "site")
     tables = (view.resolved(before, "task", "relation", "site").chosen(before), view.chosen(after))
-    methods = [name for name in _common(tables) if inspector in (None, name)]
-    if not methods:
-        raise LensbenchError(
-            f"nothing to plot: before has {', '.join(methods_in(tables[0]))}, after {', '.join(methods_in(tables[1]))} "
-            f"at task {view.task!r}, site {view.site!r}; give two runs with {inspector or 'a method in common'}"
-        )
+    methods = _methods(tables, view, inspector)
     if ax is not None and len(methods) > 1:
         raise UsageError(f"one axes has room for one method: give inspector, one of {', '.join(methods)}")
     with plot_style():
@@ -62,15 +58,29 @@ def plot_comparison(
         palette = colours(_common(tables))
         for axis, method in zip(axes, methods, strict=True):
             _draw(axis, tables, view, (method, palette[method]))
+            room = axis.bbox.width / figure.dpi
+            name_panel(axis, label(method), room, fontsize=8, color=palette[method], fontweight="bold")
         axes[0].set_ylabel(view.y_label)
         handles = _handles(axes[0], names, "#111111" if len(methods) > 1 else palette[methods[0]])
         if ax is not None:
             ax.legend(handles=handles, loc="best")
             return figure
-        figure.legend(handles=handles, loc="outside lower center", ncols=2 if view.inches > 5 else 1)
-        if view.title:
-            figure.suptitle(view.title_of(methods), x=0.01, ha="left", fontsize=9, fontweight="bold")
+        counted = [view.counted(table) for table in (before, after)]
+        told = [f"{drawable(name)}: {one}" for name, one in zip(names, counted, strict=True)]
+        note = ". ".join([*(told if counted[0] != counted[1] else counted[:1]), band_note(methods[:1])])
+        frame(figure, title=view.title_of(methods) if view.title else "", note=note, handles=handles)
     return figure
+
+
+def _methods(tables: tuple[pd.DataFrame, pd.DataFrame], view: View, inspector: str | None) -> list[str]:
+    """The methods that have a panel: those of both runs, or the one that is named."""
+    methods = [name for name in _common(tables) if inspector in (None, name)]
+    if not methods:
+        raise LensbenchError(
+            f"nothing to plot: before has {', '.join(methods_in(tables[0]))}, after {', '.join(methods_in(tables[1]))} "
+            f"at task {view.task!r}, site {view.site!r}; give two runs with {inspector or 'a method in common'}"
+        )
+    return methods
 
 
 def _common(tables: tuple[pd.DataFrame, pd.DataFrame]) -> list[str]:
@@ -81,7 +91,7 @@ def _common(tables: tuple[pd.DataFrame, pd.DataFrame]) -> list[str]:
 def _canvas(view: View, panels: int) -> tuple[Drawing, list[Axes]]:
     wide = min(panels, columns_for(view.inches))
     deep = -(-panels // wide)
-    figure = new_figure((view.inches, 0.9 + 1.9 * deep))
+    figure = new_figure((view.inches, 0.4 + 1.9 * deep))
     axes = figure.subplots(deep, wide, squeeze=False, sharex=True, sharey=True)
     for axis in list(axes.flat)[panels:]:
         axis.set_axis_off()
@@ -104,7 +114,6 @@ def _draw(axis: Axes, tables: tuple[pd.DataFrame, pd.DataFrame], view: View, nam
     draw_methods(axis, later, view.metric, {method: colour}, width=1.6)
     last = max(float(np.nanmax(table["layer"].to_numpy(dtype=float, na_value=np.nan))) for table in (earlier, later))
     fit_layers(axis, last)
-    axis.set_title(label(method), fontsize=8, color=colour, fontweight="bold")
 
 
 def _handles(axis: Axes, names: tuple[str, str], colour: str) -> list[Line2D]:

@@ -15,6 +15,7 @@ from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.report.coding import SCALE, encode_table, numbers, words
 from lensbench.report.content import PageRun
 from lensbench.report.figure import Choice, Figure
+from lensbench.report.frame import frame
 from lensbench.report.style import MAP, columns_for, figure_of, label, new_figure, plot_style
 from lensbench.report.view import View, view_of
 from lensbench.results.records import ALL, NO_BASELINE
@@ -139,10 +140,18 @@ def plot_grid(
         if not view.total:
             bar.ax.axhline(float(rows["chance"].mean()), color="white", lw=1.2, ls=":")
             bar.ax.set_xlabel("dotted:\nchance", fontsize=6)
-        if ax is None and view.title:
+        if ax is None:
             names = sorted({grid.name.partition(",")[0] for grid in grids})
-            figure.suptitle(view.title_of(names), x=0.01, ha="left", fontsize=9, fontweight="bold")
+            frame(figure, title=view.title_of(names) if view.title else "", note=f"{_counted(rows, view)}.")
     return figure
+
+
+def _counted(rows: pd.DataFrame, view: View) -> str:
+    """The model, and how many subjects, items and relations are shown."""
+    own = rows if view.total else rows[rows["relation"] == view.relation]
+    parts = [" and ".join(map(label, sorted(own["model"].astype(str).unique())))]
+    parts += [f"{own['subject'].nunique()} subjects", f"{own['item'].nunique()} items"]
+    return ", ".join(parts + [f"{own['relation'].nunique()} relations"] * view.total)
 
 
 def _chosen(records: pd.DataFrame, view: View, inspector: str | None) -> tuple[View, pd.DataFrame]:

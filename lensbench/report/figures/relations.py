@@ -10,14 +10,21 @@ from matplotlib.figure import Figure as Drawing
 
 from lensbench.errors import LensbenchError
 from lensbench.report.figure import Choice, Figure
-from lensbench.report.panels import draw_methods, draw_text_baseline, of_methods
-from lensbench.report.style import colours, columns_for, label, new_figure, plot_style
+from lensbench.report.frame import frame, name_panel
+from lensbench.report.panels import (
+    GAP_NOTE,
+    band_note,
+    draw_methods,
+    draw_text_baseline,
+    method_handles,
+    of_methods,
+)
+from lensbench.report.style import SOFT, colours, columns_for, label, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL, Y_LABELS, View, in_order, methods_in, view_of
 from lensbench.results.records import ALL
 
 # With more relations than this, panels of several sites are lower.
 _MANY = 12
-_LETTERS_A_TITLE = 26
 
 
 def plot_relations(summary: pd.DataFrame, **choice: Unpack[Choice]) -> Drawing:
@@ -44,7 +51,7 @@ def plot_relations(summary: pd.DataFrame, **choice: Unpack[Choice]) -> Drawing:
     palette = colours(methods_in(rows))
     with plot_style():
         figure = _one_site(rows, sites[0], view, palette) if len(sites) == 1 else _sites(rows, sites, view, palette)
-        _explain(figure, view, palette)
+        _explain(figure, summary, view, palette)
     return figure
 
 
@@ -57,7 +64,7 @@ def _sites(rows: pd.DataFrame, sites: Sequence[str], view: View, palette: dict[s
     """A row a relation, a column a site."""
     relations = _relations(rows)
     height = 1.75 if len(relations) <= _MANY else 1.1
-    figure = new_figure((max(view.inches, 1.5 + 2.0 * len(sites)), 0.8 + height * len(relations)))
+    figure = new_figure((max(view.inches, 1.5 + 2.0 * len(sites)), 0.3 + height * len(relations)))
     axes = figure.subplots(len(relations), len(sites), squeeze=False, sharex=True, sharey=view.is_gap)
     for row, relation in enumerate(relations):
         for column, site in enumerate(sites):
@@ -76,7 +83,7 @@ def _one_site(rows: pd.DataFrame, site: str, view: View, palette: dict[str, str]
     relations = _relations(rows)
     wide = min(columns_for(view.inches), len(relations))
     deep = -(-len(relations) // wide)
-    figure = new_figure((view.inches, 0.9 + 1.35 * deep))
+    figure = new_figure((view.inches, 0.4 + 1.35 * deep))
     axes = figure.subplots(deep, wide, squeeze=False, sharex=True, sharey=True)
     limits = []
     for place, axis in enumerate(axes.flat):
@@ -86,28 +93,25 @@ def _one_site(rows: pd.DataFrame, site: str, view: View, palette: dict[str, str]
         relation = relations[place]
         _small(axis, rows, (relation, site), view.metric, palette)
         name = "all relations (chance = 0)" if relation == ALL else label(relation)
-        axis.set_title(textwrap.fill(name, _LETTERS_A_TITLE), fontsize=7, pad=3)
+        name_panel(axis, name, (view.inches - 0.3) / wide - 0.15, fontsize=7)
         limits.append(axis.get_ylim())
         axis.tick_params(labelbottom=place + wide >= len(relations))
-        if place >= wide * (deep - 1):
+        if place + wide >= len(relations):
             axis.set_xlabel("Layer")
     # Each panel has set the one scale that all share: it has to hold them all.
     axes[0][0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     return figure
 
 
-def _explain(figure: Drawing, view: View, palette: dict[str, str]) -> None:
-    """Add the title, and the legend below."""
-    axis = figure.axes[0]
-    handles = [axis.plot([], [], color=colour, lw=1.8, label=label(name))[0] for name, colour in palette.items()]
+def _explain(figure: Drawing, summary: pd.DataFrame, view: View, palette: dict[str, str]) -> None:
+    """Add the title, and the legend and the note below."""
+    handles = method_handles(figure.axes[0], palette)
     if not view.is_gap:
-        handles += axis.plot([], [], color="#555555", lw=0.9, ls="--", label="its strongest text rival")
-    wide = max(1, min(len(handles), int(figure.get_figwidth() / 1.35)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=wide, fontsize=7.5)
-    if view.title:
-        site = "" if view.site is None else f", read at {label(view.site)}"
-        title = f"{label(view.task or '')}{site}, {Y_LABELS[view.metric][0].lower()}{Y_LABELS[view.metric][1:]}"
-        figure.suptitle(view.wrapped(title), x=0.01, ha="left", fontsize=9, fontweight="bold")
+        handles += figure.axes[0].plot([], [], color=SOFT, lw=0.9, ls="--", label="its strongest text baseline")
+    site = "" if view.site is None else f", read at {label(view.site)}"
+    title = f"{label(view.task or '')}{site}, {Y_LABELS[view.metric][0].lower()}{Y_LABELS[view.metric][1:]}"
+    note = f"{view.counted(summary)}. {GAP_NOTE if view.is_gap else band_note(list(palette))}"
+    frame(figure, title=title if view.title else "", note=note, handles=handles)
 
 
 def _small(axis: Axes, rows: pd.DataFrame, place: tuple[str, str], metric: str, palette: dict[str, str]) -> None:

@@ -106,8 +106,49 @@ const scaleName = () => (state.relation === index.all ? "Accuracy, 0 chance, 1 p
 
 function band(x, low, high, colour) {
   const on = x.map((_, i) => i).filter((i) => low[i] !== null && high[i] !== null);
-  return {x: [...on.map((i) => x[i]), ...on.toReversed().map((i) => x[i])], y: [...on.map((i) => high[i]), ...on.toReversed().map((i) => low[i])],
+  return {x: [...on.map((i) => x[i]), ...[...on].reverse().map((i) => x[i])], y: [...on.map((i) => high[i]), ...[...on].reverse().map((i) => low[i])],
     fill: "toself", fillcolor: rgba(colour, isDark() ? 0.13 : 0.09), line: {width: 0}, mode: "lines", hoverinfo: "skip", showlegend: false, type: "scatter"};
+}
+
+// Of several methods, bands would drown each other: each has whiskers and markers at layers of its own.
+function interval(x, y, low, high, colour, method, [place, of], visible = true) {
+  if (of === 1) return band(x, low, high, colour);
+  const few = x.length <= 12, step = few ? 1 : Math.max(of, 4);
+  const on = x.map((_, i) => i).filter((i) => i % step === place % step && y[i] !== null && low[i] !== null && high[i] !== null);
+  const beside = few ? 0.1 * (place - (of - 1) / 2) * (x.length > 1 ? x[1] - x[0] : 1) : 0;
+  return {x: on.map((i) => x[i] + (visible ? 0 : beside)), y: on.map((i) => y[i]), type: "scatter", mode: "markers", line: {width: 0}, showlegend: false, hoverinfo: "skip",
+    marker: {color: colour, symbol: symbolOf(method), size: few ? 8 : 7, opacity: visible ? 1 : 0},
+    error_y: {type: "data", symmetric: false, array: on.map((i) => high[i] - y[i]), arrayminus: on.map((i) => y[i] - low[i]), color: rgba(colour, 0.6), thickness: 1.2, width: 0}};
+}
+
+// Values moved apart to at least a distance, in their order.
+function spread(values, distance, low, high) {
+  const order = values.map((_, i) => i).sort((a, b) => values[a] - values[b]), places = order.map((i) => Math.min(high, Math.max(low, values[i])));
+  for (let round = 0; round < 100; round++) {
+    for (let i = 1; i < places.length; i++) {
+      const push = Math.max(0, distance - places[i] + places[i - 1]) / 2;
+      places[i] += push;
+      places[i - 1] -= push;
+    }
+    const shift = Math.max(0, low - Math.min(...places)) - Math.max(0, Math.max(...places) - high);
+    places.forEach((_, i) => { places[i] += shift; });
+  }
+  const found = [];
+  order.forEach((i, at) => { found[i] = places[at]; });
+  return found;
+}
+
+// The layout in which each line is named at its end; it needs no legend.
+function namedAtEnds(ends, range, height) {
+  const shown = ends.map((one) => ({...one, value: [...one.y].reverse().find((v) => v !== null)})).filter((one) => one.value !== undefined);
+  const small = innerWidth < 700, size = small ? 10 : 12, inside = height - 58, unit = (range[1] - range[0]) / inside;
+  const lines = shown.map((one) => (one.name.length > (small ? 14 : 22) ? one.name.replace(/ (?=\(|\S+$)/, "\n") : one.name).split("\n"));
+  const tall = Math.max(1, ...lines.map((one) => one.length));
+  const places = spread(shown.map((one) => one.value), Math.min(1.3 * size * tall * unit, (range[1] - range[0]) / Math.max(1, shown.length)), range[0], range[1]);
+  const wide = Math.max(0, ...lines.flat().map((one) => one.length));
+  const annotations = shown.map((one, i) => ({x: 1, xref: "paper", y: one.value, yref: "y", ax: 14, ay: (one.value - places[i]) / unit, xanchor: "left", align: "left", arrowhead: 0, arrowwidth: 1, arrowcolor: one.colour,
+    text: lines[i].map((part) => (one.bold ? `<b>${plain(part)}</b>` : plain(part))).join("<br>"), font: {size, color: one.colour}}));
+  return {annotations, showlegend: false, margin: {l: small ? 44 : 56, r: 22 + 0.62 * size * wide, t: 12, b: 46}};
 }
 
 function line(name, x, y, colour, extra = {}) {

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lensbench.report.style import readable
+from lensbench.report.view import span
 from lensbench.results.records import ALL, NO_BASELINE
 
 # A table in a page names about so many layers and rows; metrics.csv has all.
@@ -69,6 +70,7 @@ def _rows(own: pd.DataFrame, layers: Sequence[int]) -> Iterator[dict[str, Any]]:
         values = {_NO_LAYER if pd.isna(row["layer"]) or row["layer"] < 0 else int(row["layer"]): row
                   for row in part.to_dict("records")}  # fmt: skip
         about = [readable(one) for one in (question, rule) if one not in _UNTOLD]
+        about += [f"n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{span(part['n'])}"] * bool(part["n"].notna().any())
         yield {
             "where": f"{readable(task)}, {'all relations' if relation == ALL else readable(relation)}, {site}",
             "metric": readable(metric), "about": ", ".join(about), "method": readable(method),

@@ -28,6 +28,7 @@ from lensbench.report.figure import FOLDER, beside, find_figures
 from lensbench.report.page.measures import costs, measures
 from lensbench.report.sentences import ResultSentence, result_sentences
 from lensbench.report.style import colours, readable
+from lensbench.report.view import span
 from lensbench.results.bands import MARGIN
 from lensbench.results.records import ALL, CORRECTED, NO_BASELINE, without_nan
 from lensbench.results.run_file import rules_of
@@ -132,13 +133,27 @@ def _shown(run: PageRun, chunks: Sequence[ItemChunk], records: int) -> dict[str,
         else ""
     )
     return {
-        "name": run.name, "facts": {name: str(v) for name, v in facts.items() if v not in (None, "")},
+        "name": run.name, "about": _about(run),
+        "facts": {name: str(v) for name, v in facts.items() if v not in (None, "")},
         "findings": _findings(run), "problems": run.problems, "unanswered": dict(run.unanswered), "sampled": sampled,
         "calibrations": {readable(name): found for name, found in run.calibrations.items()},
         "calibrated": any(run.calibrations.values()), "costs": _with_shares(costs(run.info)),
         "measures": measures(run.metrics),
         "methods": _methods(run), "rivals": _baselines(run), "predictions": len(run.records),
     }  # fmt: skip
+
+
+def _about(run: PageRun) -> str:
+    """The model, the day, and how many subjects and items there are."""
+    parts = [run.model, str(run.info.get("date", ""))]
+    if len(run.records):
+        seen = run.records[["task", "relation", "site", "item", "subject"]].astype(str).drop_duplicates()
+        items, sites = seen.groupby("site")["item"].nunique(), seen["site"].nunique()
+        parts.append(f"{len(seen[['task', 'subject']].drop_duplicates()):,} subjects")
+        parts.append(f"{span(items)} items" + (f" at each of {sites} sites" if sites > 1 else ""))
+        several = len(seen[["task", "relation"]].drop_duplicates())
+        parts.append(f"{several} relation{'s' if several > 1 else ''}")
+    return ", ".join(filter(None, parts))
 
 
 def _spans(layers: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lensbench.results.activation_test import activation_tests, with_shuffled
-from lensbench.results.arrays import CONTROL_TASK, FIXED, NO_LAYER, ORACLE, SELECTED, Scored, cells_of
+from lensbench.results.arrays import CONTROL_TASK, FIXED, NO_LAYER, ORACLE, Scored, cells_of
 from lensbench.results.crossed import crossed_of
 from lensbench.results.records import CORRECTED, NO_BASELINE
 from lensbench.results.samples import (
@@ -121,7 +121,7 @@ def best_layers(
 def by_their_rules(summary: pd.DataFrame, rules: Mapping[str, str]) -> pd.DataFrame:
     """Return the rows of the rule that stands for each method; see `best_layers`."""
     names = summary["inspector"].astype(str)
-    several = set(names[summary["rule"] == SELECTED])
+    several = set(names[summary["rule"] != FIXED])
     return summary[summary["rule"] == names.map(lambda name: rules.get(name, FIXED) if name in several else FIXED)]
 
 

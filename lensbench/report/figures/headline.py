@@ -77,7 +77,8 @@ def _first(rows: pd.DataFrame, view: View, inspector: str | None) -> dict[Any, A
     if inspector is not None and inspector not in (methods := methods_in(rows)):
         raise unknown_name("inspector of this run", inspector, methods)
     own = rows if inspector is None else rows[rows["inspector"] == inspector]
-    best = best_layers(own, view.rule, CORRECTED if view.metric == "accuracy_corrected" else "raw")
+    rules = dict.fromkeys(own["inspector"].astype(str), view.rule)
+    best = best_layers(own, CORRECTED if view.metric == "accuracy_corrected" else "raw", rules)
     return best.sort_values(view.metric, ascending=False, kind="stable").to_dict("records")[0]
 
 

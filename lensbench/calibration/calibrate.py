@@ -22,6 +22,7 @@ from lensbench.evaluation.config import RunConfig, check_config
 from lensbench.evaluation.evaluate import run_config
 from lensbench.evaluation.journal import hold_folder
 from lensbench.evaluation.plan import Make, make_inspectors, method_version
+from lensbench.inspectors.catalog import check_inspector
 from lensbench.models.loading import Loading, count_layers
 from lensbench.models.sources import resolve
 from lensbench.results.calibrations import Calibrated, keep_calibration
@@ -164,6 +165,8 @@ def calibrate(settings: CalibrationSettings, out: Path, progress: Progress = sil
     trials = find_trials(settings.model, settings.implants, settings.quick)
     if not (plain := of_kind(trials, "plain")):
         raise UsageError("a calibration needs a plain implant, to measure power on; name one with --implants")
+    for name in settings.inspectors:
+        check_inspector(name)
     for reader in settings.readers:
         resolve(reader, offline=settings.settings.get("offline", False))
     runs = _CalibrationRuns(settings, out, count_layers(resolve(settings.model)), progress)

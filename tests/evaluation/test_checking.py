@@ -69,8 +69,7 @@ Claims.__module__ = "lensbench.inspectors.lenses.logit_lens"
 @pytest.fixture
 def deep(isolated_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty cache, and a target of eight layers."""
-    monkeypatch.setattr(checking, "resolve", lambda *_, **__: None)
-    monkeypatch.setattr(checking, "count_layers", lambda _: 8)
+    monkeypatch.setattr(checking, "depth_of", lambda _: 8)
 
 
 def of(*names: str) -> dict[str, MethodChecks]:

@@ -374,7 +374,7 @@ WRONG = {
     ("--inspectors", "logit_lense"): "did you mean 'logit_lens'?",
     ("--inspectors", "patchscope"): "gives no distribution of the next token at each layer",
     ("--inspectors", ","): "name at least one lens",
-    ("--layers", "3,x"): "expected all, numbers such as 0,4,8, or stride:2",
+    ("--layers", "3,x"): "expected all, stride:2, or layers and ranges",
     ("--layers", "0,3"): "the model has layers 0 (embeddings) to 2; layer 3 is not one",
     ("--dtype", "int8"): "unknown dtype 'int8'",
     ("--device", "toaster"): "--device 'toaster' is not available on this machine",

@@ -3,7 +3,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 import tomllib
 from collections import Counter, defaultdict
 
@@ -38,10 +37,8 @@ def words_of(names: set[str]) -> list[str]:
     return [word for name in names for word in plain_words(name).split()]
 
 
-def test_loading_is_quick_and_needs_no_torch():
-    start = time.perf_counter()
+def test_loading_needs_no_torch():
     load_task("personas")
-    assert time.perf_counter() - start < 2
     code = """
 import sys
 from lensbench.tasks.personas import documents, personas

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -315,10 +314,8 @@ def test_version_follows_the_bytes(tmp_path):
     assert load_task(str(write(tmp_path / "copy", TOML + "\n"))).version != first
 
 
-def test_loading_is_quick_and_needs_no_torch():
-    start = time.perf_counter()
+def test_loading_needs_no_torch():
     load_task("attribute_extraction")
-    assert time.perf_counter() - start < 1
     code = "import sys, lensbench.tasks as t; t.load_task('attribute_extraction')\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=data_root())
 

@@ -2,11 +2,12 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.command import COMMAND, lensbench, refused
+from tests.command import lensbench, refused
 
 FLAGS = ("--quiet", "--json", "--offline", "--isolate", "--chat-template", "--dry-run")
 
@@ -73,7 +74,14 @@ COMPLETIONS = {
 @pytest.mark.parametrize("typed", COMPLETIONS)
 def test_values_are_completed(typed: str, tmp_path: Path) -> None:
     asked = {"_LENSBENCH_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    # What is completed is the name that the script has.
+    script = "import sys; sys.argv[0] = 'lensbench'; from lensbench.cli import main; main()"
     done = subprocess.run(
-        COMMAND, cwd=tmp_path, env={**os.environ, **asked}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert COMPLETIONS[typed] <= set(done.stdout.split()), done.stderr

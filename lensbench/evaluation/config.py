@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lensbench.baselines.spec import ROLES, Baseline, choose_baselines
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.inspectors.catalog import check_inspector
+from lensbench.models.model_args import check_model_args, parse_model_args, refuse_edits, with_dtype
 from lensbench.models.sources import (
     IMPLANT,
     check_model_name,
@@ -75,7 +76,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
+    """auto, cpu, cuda, cuda:1, mps, ..."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """auto, float32, bfloat16, float16, float64."""
     device_map: Literal["auto"] | None = None
@@ -96,6 +97,8 @@ class RunConfig(BaseModel):
     """Put prompts at the beginning of the assistant's turn."""
     module_paths: dict[Literal["blocks", "norm"], str] | None = None
     """blocks=PATH,norm=PATH, if the structure of the model is not recognised."""
+    model_args: dict[str, Any] | None = None
+    """How the target is loaded: attn_implementation=eager,load_in_8bit=true, ..."""
     out: Path | None = None
     """Run folder; an existing run is resumed. [default: reports/TIME-MODEL]"""
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -165,6 +168,23 @@ class RunConfig(BaseModel):
         if value is not None and set(value) != {"blocks", "norm"}:
             raise ValueError("needs both blocks=PATH and norm=PATH")
         return value
+
+    @field_validator("model_args", mode="before")
+    @classmethod
+    def _arguments(cls, value: Any) -> Any:
+        """Model arguments may be given as `KEY=VALUE,KEY=VALUE`."""
+        return parse_model_args(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _arguments_are_known(self) -> "RunConfig":
+        if self.model_args is None:
+            return self
+        args = check_model_args(with_dtype(self.model_args, self.dtype)[0], self.device_map)
+        for name in (self.model, self.verbalizer, self.unplanted, self.twin, self.reference):
+            base, edits = split_edits(name or "")
+            if edits and base == split_edits(self.model)[0]:
+                refuse_edits(args, str(name))
+        return self
 
     def control_models(self) -> dict[str, str]:
         """Return role -> model name, of the models that baselines read in the target's place."""

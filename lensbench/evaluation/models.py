@@ -31,22 +31,26 @@ def load_context(config: RunConfig, baselines: Iterable[Baseline]) -> RunContext
     """
     paths = ModulePaths(**config.module_paths) if config.module_paths else None
     how = Loading(
-        config.device, config.dtype, config.revision, config.offline, config.chat_template, paths, config.device_map
-    )
+        config.device, config.dtype, config.revision, config.offline, config.chat_template, paths, config.device_map,
+        config.model_args or {},
+    )  # fmt: skip
     models = _Models(how)
     source = models.find(config.model, how)
     layers = parse_layers(config.layers, count_layers(source))
     model = models.load(source, how)
-    # Revision and module paths are those of the target, and of the same model without its edit.
-    plain = replace(how, revision=None, paths=None)
+    # Revision, module paths and model arguments are those of the target, and of the same model without its edit.
+    plain = replace(how, revision=None, paths=None, model_args={})
+
+    def load(name: str) -> LanguageModel:
+        one = how if split_edits(name)[0] == split_edits(config.model)[0] else plain
+        return models.load(models.find(name, one), one)
+
     verbalizer = model
     if config.verbalizer and config.verbalizer != config.model:
-        verbalizer = models.load(models.find(config.verbalizer, plain), plain)
+        verbalizer = load(config.verbalizer)
     names, found = needed(baselines, config.control_models()), {}
     for role, name in names.items():
-        same = split_edits(name)[0] == split_edits(config.model)[0]
-        one = how if same else plain
-        found[role] = models.load(models.find(name, one), one)
+        found[role] = load(name)
         check_control_model(role, found[role], model)
     memory = config.memory if isinstance(config.memory, int) else free_memory(model.device)
     for loaded in {model, verbalizer, *found.values()}:
@@ -91,6 +95,10 @@ class _Models:
         if source not in self._loaded:
             model = load_source(source, how, self._device)
             # The same weights under another name are no other model.
-            same = (one for one in self._loaded.values() if one.fingerprint == model.fingerprint)
+            same = (one for one in self._loaded.values() if _runs_as(one) == _runs_as(model))
             self._loaded[source] = next(same, model)
         return self._loaded[source]
+
+
+def _runs_as(model: LanguageModel) -> tuple[str, str]:
+    return model.fingerprint, model.attention

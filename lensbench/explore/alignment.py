@@ -16,7 +16,7 @@ from lensbench.inspectors.base import Lens
 from lensbench.models.activations import Reading, capture
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.gradients import loss_gradients
-from lensbench.models.language_model import TOLERANCE, LanguageModel
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching.passes import PatchedPass, Prompt
 from lensbench.models.patching.patcher import fastest_mode
 
@@ -152,7 +152,7 @@ def stimulus_response(
         for name, found in _at_layer(model, lenses, trial, place, layer).items():
             rows += [
                 {"lens": name, "layer": layer, **row}
-                for row in _summed(found, interventions.kinds, TOLERANCE[model.dtype], seed)
+                for row in _summed(found, interventions.kinds, model.tolerance, seed)
             ]
     frame = pd.DataFrame(rows)
     order = {name: place for place, name in enumerate(lenses)}

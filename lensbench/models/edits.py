@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from lensbench.errors import LensbenchError
 from lensbench.models.architecture import removing
 from lensbench.models.linear_parts import LINEAR, linear_widths
+from lensbench.models.quantisation import held_as
 from lensbench.utils.foreign import reading
 
 EDITS = "edits.safetensors"
@@ -64,7 +65,7 @@ def _matrix(model: nn.Module, path: str) -> tuple[Tensor, bool]:
         raise LensbenchError(
             f"the model has no module {path}, which the edit is of; give the model it was made for"
         ) from None
-    if not isinstance(linear, LINEAR) or linear.weight.is_meta:
+    if not isinstance(linear, LINEAR) or linear.weight.is_meta or held_as(linear.weight) is not None:
         raise LensbenchError(
             f"{path} has no plain weights that an edit can be added to; load the model without quantisation"
         )

@@ -14,11 +14,13 @@ from lensbench.cli.options import (
     Dtype,
     Json,
     Model,
+    ModelArgs,
     ModulePaths,
     Offline,
     Quiet,
     Revision,
     print_json,
+    read_model_args,
     read_module_paths,
     read_settings,
 )
@@ -59,6 +61,7 @@ def inspect(
     revision: Revision = None,
     offline: Offline = False,
     module_paths: ModulePaths = None,
+    model_args: ModelArgs = None,
     quiet: Quiet = False,
 ) -> None:
     """Look at one prompt: what does each layer predict at each token, or what does the model take one token to mean?
@@ -80,6 +83,7 @@ def inspect(
     name = PATCHSCOPE if patchscope else lens
     given = read_settings(parameter or [], "PARAMETER=VALUE, such as steps=100")
     paths = read_module_paths(module_paths)
+    args = read_model_args(model, model_args, dtype)
     check_model_name(model)
     quiet_libraries()
     say_what_happens(quiet=quiet)
@@ -88,7 +92,7 @@ def inspect(
     from lensbench.models.architecture import ModulePaths
     from lensbench.models.loading import Loading
 
-    how = Loading(device, dtype, revision, offline, paths=ModulePaths(**paths) if paths else None)
+    how = Loading(device, dtype, revision, offline, paths=ModulePaths(**paths) if paths else None, model_args=args)
     loaded = _loaded(model, how, layers)
     from lensbench.explore.prompt import describe_token, inspect
 

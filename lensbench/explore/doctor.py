@@ -13,7 +13,7 @@ from lensbench.models.language_model import LanguageModel, relative_deviation
 from lensbench.models.model_args import ATTENTION, QUANTISATION
 from lensbench.models.patching.passes import PatchedPass, Prompt, make_prompt
 from lensbench.models.patching.patcher import fastest_mode, try_modes, try_sharings
-from lensbench.models.quantisation import held_as, quantised_maps
+from lensbench.models.precision import held_as, quantised_maps
 from lensbench.models.replay import shared_prefix
 
 LOG = logging.getLogger("lensbench")

@@ -29,8 +29,8 @@ from lensbench.models.architecture import (
     weights_of,
 )
 from lensbench.models.memory import Budget, Memo, bytes_per_row, free_memory
+from lensbench.models.precision import plain_parts, tolerance_of
 from lensbench.models.proofs import proved
-from lensbench.models.quantisation import plain_parts, tolerance_of
 from lensbench.models.tokens import Tokens
 
 # On a CPU, larger batches of logits are no faster, and leave its caches.

@@ -2,8 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,12 @@ from torch import nn
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError, unknown_name
 from lensbench.models.adapters import merge_adapter
 from lensbench.models.architecture import ModulePaths, weights_of
+from lensbench.models.checkpoints import check_complete, class_for, line_of, running
 from lensbench.models.edits import read_edits, require_base, rotate
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import is_out_of_memory
-from lensbench.models.model_args import ATTENTION, DTYPES, QUANTISATION, check_model_args, refuse_edits, with_dtype
-from lensbench.models.quantisation import check_quantised, keywords
+from lensbench.models.model_args import ATTENTION, DTYPES, check_model_args, refuse_edits, with_dtype
+from lensbench.models.precision import check_quantised, keywords
 from lensbench.models.sources import ADAPTER, IMPLANT, ModelSource, read_table, resolve
 from lensbench.models.tokens import Tokens
 from lensbench.utils.foreign import reading
@@ -165,7 +165,7 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
     asked = keywords(how.model_args, device, how.device_map)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
-        loaded: Any = _class_for(source).from_pretrained(
+        loaded: Any = class_for(source).from_pretrained(
             **source.arguments, **asked, dtype=how.torch_dtype(device), output_loading_info=True
         )
         module, info = loaded
@@ -181,75 +181,13 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
     except LensbenchError:
         raise
     except Exception as error:  # configurations, tokenizers and weights raise whatever a damaged file leads them to
-        raise LensbenchError(f"{source.name} cannot be loaded as a causal language model: {_line(error)}") from None
+        raise LensbenchError(f"{source.name} cannot be loaded as a causal language model: {line_of(error)}") from None
     apply_edits(module, source.edits, source.name)
     tokens = Tokens(tokenizer, chat_template=how.chat_template)
-    with _running(source.name, how.model_args):
+    with running(source.name, how.model_args):
         model = LanguageModel(module, tokens, source.name, how.paths)
     model.revision, model.offline, model.model_args = source.revision, how.offline, how.model_args
     return model
-
-
-@contextmanager
-def _running(name: str, args: Mapping[str, Any]) -> Iterator[None]:
-    """Turn what the kernels of quantised weights raise in a first pass into one line."""
-    try:
-        yield
-    except LensbenchError:
-        raise
-    except Exception as error:
-        if QUANTISATION not in args:
-            raise
-        package = args[QUANTISATION]["quant_method"]
-        raise LensbenchError(
-            f"{name} does not run with weights quantised by {package} here ({_line(error)}); try another quantisation, "
-            "or another --device"
-        ) from None
-
-
-def _class_for(source: ModelSource) -> Any:
-    """Return what loads a model: for decoders inside a model of images and text, the class that knows the whole."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-    known = type(AutoConfig.from_pretrained(**source.arguments))
-    loaders = (AutoModelForCausalLM, AutoModelForImageTextToText)
-    found = next((loader for loader in loaders if known in loader._model_mapping), None)
-    if found is None:
-        raise LensbenchError(
-            f"{source.name} is a {known.__name__.removesuffix('Config')}, not a decoder of text; give one"
-        )
-    return found
-
-
-def check_complete(name: str, info: Mapping[str, Collection[str]]) -> None:
-    """Refuse a checkpoint that lacks weights, and tell of those that the model has no place for.
-
-    transformers fills what is missing with random numbers, and leaves out what is left over, and says neither where a
-    program would notice. Weights that are tied to others are not missing.
-
-    Args:
-        name: of the model.
-        info: what `from_pretrained` reports with `output_loading_info`.
-
-    Raises:
-        LensbenchError: weights are missing.
-    """
-    missing, unexpected = (sorted(info.get(kind, ())) for kind in ("missing_keys", "unexpected_keys"))
-    left_over = f"; it has {len(unexpected)} others that fit nowhere, such as {unexpected[0]}" if unexpected else ""
-    if missing:
-        raise LensbenchError(
-            f"{name} lacks {len(missing)} weights of its architecture, such as {missing[0]}{left_over}; they would be "
-            "random numbers: get the checkpoint again, or correct its config.json"
-        )
-    if unexpected:
-        LOG.warning(
-            "%s: %d weights of the checkpoint have no place in the model and are not used, such as %s",
-            name, len(unexpected), unexpected[0],
-        )  # fmt: skip
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def apply_edits(model: nn.Module, folders: Sequence[Path], name: str) -> None:

@@ -21,7 +21,7 @@ from lensbench.models.edits import trials
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, load_model
 from lensbench.models.model_args import check_model_args, parse_model_args, with_dtype
-from lensbench.models.quantisation import check_quantised, held_as, keywords, quantised_maps, tolerance_of
+from lensbench.models.precision import check_quantised, held_as, in_float64, keywords, quantised_maps, tolerance_of
 from lensbench.models.tokens import Tokens
 from tests import tiny
 
@@ -250,3 +250,14 @@ def test_real_quantisation_is_read_correctly(package: str, given: dict[str, Any]
     assert found["loaded with quantisation"].figure.startswith("28 of 29 linear maps int8")
     assert [check for check in found.values() if not check.passed] == []
     assert package in sys.modules
+
+
+def test_float64_is_computed_on_the_cpu_where_a_device_lacks_it():
+    class OnMps:
+        device = torch.device("mps")
+
+        def cpu(self) -> torch.Tensor:
+            return torch.ones(1)
+
+    assert in_float64(OnMps()).dtype == torch.float64  # type: ignore[arg-type]
+    assert in_float64(torch.ones(1)).dtype == torch.float64

@@ -1,4 +1,4 @@
-"""Models whose weights are quantised: how they are asked for, what is seen of them, and how near their numbers are."""
+"""In which precision a model computes: how weights are quantised, and how near two ways to a number must be."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,6 +15,11 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-4, torch.bfloat16: 1e-1, tor
 # Activations in 8 bits are rounded to 1/127 of the largest of a row, by at most half of that: as coarse as bfloat16,
 # which rounds to 2^-8 of each number.
 ROUNDED_ACTIVATIONS = TOLERANCE[torch.bfloat16]
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64: where it is, or on the CPU for a device that lacks float64 (MPS)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def keywords(args: Mapping[str, Any], device: torch.device, device_map: str | None) -> dict[str, Any]:
@@ -47,7 +52,10 @@ def _configuration(given: Mapping[str, Any]) -> Any:
 
 
 def plain_parts(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
-    """Take a quantised tensor apart into those that it is made of; others stay as they are."""
+    """Take a quantised tensor apart into those that it is made of, and put together one that processes share."""
+    if hasattr(tensor, "full_tensor"):
+        yield name, tensor.full_tensor()
+        return
     if not hasattr(tensor, "__tensor_flatten__"):
         yield name, tensor
         return
@@ -57,12 +65,10 @@ def plain_parts(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
 
 def held_as(weight: Tensor) -> str | None:
     """Return how a quantised weight is held, such as `int8 (Int8Params)`; None for plain numbers."""
-    parts = list(plain_parts("", weight))
-    if len(parts) == 1 and parts[0][0] == "" and weight.is_floating_point() and weight.element_size() > 1:
+    parts = [part for _, part in plain_parts("", weight)]
+    if len(parts) == 1 and parts[0].is_floating_point() and parts[0].element_size() > 1:
         return None
-    if hasattr(weight, "placements"):  # a plain weight of which each process holds a part
-        return None
-    inner = min((part for _, part in parts), key=lambda part: part.element_size())
+    inner = min(parts, key=lambda part: part.element_size())
     return f"{str(inner.dtype).removeprefix('torch.')} ({type(weight).__name__})"
 
 

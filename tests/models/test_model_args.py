@@ -252,12 +252,20 @@ def test_real_quantisation_is_read_correctly(package: str, given: dict[str, Any]
     assert package in sys.modules
 
 
+class OnMps(torch.Tensor):
+    """As a tensor of MPS is, which has no float64."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("mps")
+
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        return torch.ones(1)
+
+    def double(self) -> torch.Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64")
+
+
 def test_float64_is_computed_on_the_cpu_where_a_device_lacks_it():
-    class OnMps:
-        device = torch.device("mps")
-
-        def cpu(self) -> torch.Tensor:
-            return torch.ones(1)
-
-    assert in_float64(OnMps()).dtype == torch.float64  # type: ignore[arg-type]
+    assert in_float64(torch.ones(1).as_subclass(OnMps)).dtype == torch.float64
     assert in_float64(torch.ones(1)).dtype == torch.float64

@@ -181,8 +181,8 @@ class RunConfig(BaseModel):
             return self
         args = check_model_args(with_dtype(self.model_args, self.dtype)[0], self.device_map)
         for name in (self.model, self.verbalizer, self.unplanted, self.twin, self.reference):
-            base, edits = split_edits(name or "")
-            if edits and base == split_edits(self.model)[0]:
+            base, edits = split_edits(name or "", offline=self.offline)
+            if edits and base == split_edits(self.model, offline=self.offline)[0]:
                 refuse_edits(args, str(name))
         return self
 
@@ -219,7 +219,7 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
     """
     for name in (config.model, config.verbalizer):
         if name is not None:
-            check_model_name(name)
+            check_model_name(name, offline=config.offline)
     for name in config.inspectors:
         check_inspector(name)
     for name in set(config.parameters) - set(config.inspectors):
@@ -271,10 +271,10 @@ def _check_control_models(config: RunConfig, baselines: dict[str, Baseline]) -> 
     """
     for name in (config.unplanted, config.twin, config.reference):
         if name is not None:
-            check_model_name(name)
+            check_model_name(name, offline=config.offline)
     models = config.control_models()
     for role, name in needed(baselines.values(), models).items():
-        check_model_name(name)
+        check_model_name(name, offline=config.offline)
         if role == "twin":
             planted_facts(name)
     for baseline in baselines.values() if config.baselines is not None else ():

@@ -62,7 +62,7 @@ def calibrate(
 
     others = names_in(readers or "")
     for name in (model, *others):
-        check_model_name(name)
+        check_model_name(name, offline=offline)
     wanted, required = names_in(inspectors), names_in(require or "")
     if missing := [name for name in required if name not in wanted]:
         raise UsageError(f"--require {missing[0]}: it is not among --inspectors {inspectors}; add it there")

@@ -44,7 +44,7 @@ def doctor(
     """
     from lensbench.models.sources import check_model_name, quiet_libraries
 
-    check_model_name(model)
+    check_model_name(model, offline=offline)
     paths = read_module_paths(module_paths)
     args = read_model_args(model, model_args, dtype)
     quiet_libraries()

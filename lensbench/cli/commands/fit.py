@@ -59,7 +59,7 @@ def fit(
     }
     config = make_config({name: value for name, value in settings.items() if value is not None})
     check_inspector(inspector)
-    check_model_name(model)
+    check_model_name(model, offline=offline)
     quiet_libraries()
     say_what_happens(quiet=quiet)
     from lensbench.training import fit as fitting

@@ -84,7 +84,7 @@ def inspect(
     given = read_settings(parameter or [], "PARAMETER=VALUE, such as steps=100")
     paths = read_module_paths(module_paths)
     args = read_model_args(model, model_args, dtype)
-    check_model_name(model)
+    check_model_name(model, offline=offline)
     quiet_libraries()
     say_what_happens(quiet=quiet)
     say_it_starts()

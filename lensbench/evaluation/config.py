@@ -3,6 +3,7 @@
 import logging
 import tomllib
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,18 @@ def parse_module_paths(text: str) -> dict[str, str]:
     if sorted(name for name, _, _ in pairs) != ["blocks", "norm"] or not all(path for _, _, path in pairs):
         raise ValueError("expected blocks=PATH,norm=PATH, such as blocks=model.layers,norm=model.norm")
     return {name: path for name, _, path in pairs}
+
+
+def require_tracker(name: str) -> None:
+    """Check that a tracker is installed, without importing it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if find_spec(name) is None:
+        raise UsageError(
+            f"--log {name} needs the package {name}, which is not installed: pip install 'lensbench[{name}]'"
+        )
 
 
 class RunConfig(BaseModel):
@@ -97,6 +110,8 @@ class RunConfig(BaseModel):
     """Put prompts at the beginning of the assistant's turn."""
     module_paths: dict[Literal["blocks", "norm"], str] | None = None
     """blocks=PATH,norm=PATH, if the structure of the model is not recognised."""
+    log: Literal["wandb", "trackio"] | None = None
+    """Tell an experiment tracker of the finished run: wandb or trackio."""
     model_args: dict[str, Any] | None = None
     """How the target is loaded: attn_implementation=eager,load_in_8bit=true, ..."""
     out: Path | None = None
@@ -167,6 +182,13 @@ class RunConfig(BaseModel):
     def _both(cls, value: dict[str, str] | None) -> dict[str, str] | None:
         if value is not None and set(value) != {"blocks", "norm"}:
             raise ValueError("needs both blocks=PATH and norm=PATH")
+        return value
+
+    @field_validator("log")
+    @classmethod
+    def _tracker(cls, value: str | None) -> str | None:
+        if value is not None:
+            require_tracker(value)
         return value
 
     @field_validator("model_args", mode="before")

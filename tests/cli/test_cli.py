@@ -24,6 +24,7 @@ EVALUATE = {
     ("--sites", "end"): "sites",
     ("--dtype", "int8"): "unknown dtype 'int8'; known: auto, bfloat16, float16, float32, float64",
     ("--limit", "0"): "limit = 0",
+    ("--log", "mlflow"): "unknown log 'mlflow'; known: trackio, wandb",
     ("--model-args", "atn_implementation=eager"): "unknown model argument 'atn_implementation'; did you mean 'attn_",
     ("--model-args", "attn_implementation"): "expected KEY=VALUE,KEY=VALUE, such as attn_implementation=eager",
     ("--model-args", "dtype=float8"): "unknown dtype 'float8'",

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.runs.export import export, harmless
+from lensbench.runs.export import FORMATS, export, harmless
 from lensbench.runs.pages import read_page_run, write_page
 from lensbench.runs.run import finish, load_run
 from tests.command import lensbench, refused
@@ -143,7 +143,7 @@ def test_names_of_models_make_no_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "format_"),
-    [("summary.csv", "csv"), ("summary.csv", "lm-eval"), ("summary.csv", "inspect"), ("metrics.csv", "csv")],
+    [("metrics.csv", "csv"), *(("summary.csv", format_) for format_ in FORMATS)],
 )
 def test_a_table_that_is_cut_short_exports_nothing(folder: Path, tmp_path: Path, name: str, format_: str) -> None:
     cut = tmp_path / "cut"

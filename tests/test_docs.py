@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -248,22 +249,53 @@ def test_every_check_of_a_method_is_explained() -> None:
     ]
 
 
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs") / "site"
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     # Not --quiet: what is not said is not counted either.
     assert done.returncode == 0, done.stderr
     assert not re.search("WARNING|ERROR", done.stdout + done.stderr), done.stderr
-    commands = (tmp_path / "site" / "commands.html").read_text(encoding="utf-8")
+    return folder
+
+
+def test_the_site_is_built_without_a_warning(site: Path) -> None:
+    commands = (site / "commands.html").read_text(encoding="utf-8")
     assert "--inspectors" in commands
-    api = (tmp_path / "site" / "python.html").read_text(encoding="utf-8")
+    api = (site / "python.html").read_text(encoding="utf-8")
     import lensbench
 
     absent = [name for name in lensbench.__all__ if f"lensbench.{name}" not in api]
     assert not absent, "the page of the stable names has no entry for these"
     hosts = set(re.findall(r"""(?:src|href)=["'](https?://[^/"']+)""", api)) - {"https://squidfunk.github.io"}
     assert not hosts, "pages ask nothing of other hosts"
+
+
+def test_the_site_says_which_version_it_describes(site: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"lensbench {version}" in (site / "scale.html").read_text(encoding="utf-8")
+
+
+def test_the_site_is_searched_without_a_server(site: Path) -> None:
+    assert (site / "search" / "search_index.js").read_text(encoding="utf-8").startswith("var __index = {")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on the path: apt-get install chromium")
+    asked: list[str] = []
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((site / "results.html").as_uri())
+        page.click(".md-search__input")
+        page.keyboard.type("Patchscope")
+        page.wait_for_selector(".md-search-result__item")
+        assert "Patchscopes" in page.inner_text(".md-search-result__list")
+        browser.close()
+    assert [url for url in asked if not url.startswith(("file:", "about:", "data:"))] == []
 
 
 def test_toml_of_the_documents_is_toml() -> None:

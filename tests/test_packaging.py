@@ -1,16 +1,21 @@
 """What pip installs: built from a source distribution, in an environment of its own, run from an empty folder."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+FORMS = [path for path in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")) if path.stem != "config"]
 SCRIPTS = "Scripts" if os.name == "nt" else "bin"
 
 
@@ -68,6 +73,36 @@ def test_wheel_holds_the_data_and_nothing_else_at_its_top(wheel: Path) -> None:
     assert {name for name in ours if "__pycache__" not in name} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
     assert {name.rpartition("/")[2] for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
+
+
+def test_the_source_distribution_holds_what_a_checkout_holds(wheel: Path) -> None:
+    (built,) = wheel.parent.glob("lensbench-*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    forms = {path.relative_to(ROOT).as_posix() for path in (ROOT / ".github").rglob("*.yml")}
+    assert len(forms) == 4
+    assert forms | {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "mkdocs.yml"} <= names
+
+
+def test_one_version_is_told_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    told = re.search(r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert told is not None
+    assert (citation["version"], citation["date-released"]) == told.groups()
+    assert citation["version"] == project["version"]
+    assert (citation["title"], citation["license"]) == (project["name"], project["license"])
+    assert [one["name"] for one in citation["authors"]] == [one["name"] for one in project["authors"]]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.stem)
+def test_forms_for_issues_have_what_a_code_host_asks_for(form: Path) -> None:
+    content = yaml.safe_load(form.read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} <= content.keys()
+    assert len({field["id"] for field in content["body"]}) == len(content["body"])
+    for field in content["body"]:
+        assert field["type"] in {"textarea", "input", "checkboxes"}
+        assert field["attributes"]["label"]
 
 
 def test_installed_command_finds_tasks_and_baselines(installed: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class ChoicesOnly(Inspector):
     def inspect(self, evidence: Evidence) -> Scores:
         """Score each item's own choices; one attempt a strategy."""
         tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
-        prior = score_next_tokens(self.verbalizer_, [CARRIER], tokens).log_probs[0].double().cpu().numpy()
+        prior = score_next_tokens(self.verbalizer_, [CARRIER], tokens).log_probs[0].cpu().double().numpy()
         place = {answer: i for i, answer in enumerate(evidence.answers)}
         scores = np.zeros((1, 4, evidence.n_items, len(evidence.answers)))
         for i, choices in enumerate(evidence.choices):

@@ -142,7 +142,7 @@ class ChoiceSetReader(Inspector):
     def inspect(self, evidence: Evidence) -> Scores:
         """Score each choice by its distance from the middle of its set."""
         tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
-        prior = score_next_tokens(self.verbalizer_, [CARRIER], tokens).log_probs[0].double().cpu()
+        prior = score_next_tokens(self.verbalizer_, [CARRIER], tokens).log_probs[0].cpu().double()
         own = torch.tensor([[answer in choices for answer in evidence.answers] for choices in evidence.choices])
         middle = prior.expand(own.shape).masked_fill(~own, torch.nan).nanquantile(0.5, dim=1, keepdim=True)
         scores = -(prior - middle).abs().masked_fill(~own, torch.inf)

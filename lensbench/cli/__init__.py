@@ -15,7 +15,7 @@ from lensbench.cli import application, commands
 # The order of `lensbench --help`; commands that are not named here come last.
 _ORDER = (
     "evaluate", "list", "cache", "plot", "report", "compare", "export", "judge", "calibrate", "implant", "finetune",
-    "inspect", "tune", "fit", "new", "doctor", "audit", "knowledge", "analyze",
+    "inspect", "tune", "fit", "new", "doctor", "audit", "knowledge", "analyze", "push",
 )  # fmt: skip
 
 

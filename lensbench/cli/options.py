@@ -25,7 +25,7 @@ Inspectors = Annotated[
         autocompletion=COMPLETE["inspectors"],
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", autocompletion=COMPLETE["device"])]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...", autocompletion=COMPLETE["device"])]
 Dtype = Annotated[
     str, typer.Option(help="auto, float32, bfloat16, float16, float64.", autocompletion=COMPLETE["dtype"])
 ]
@@ -33,6 +33,10 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a H
 Offline = Annotated[bool, typer.Option("--offline", help="Do not contact the Hub.")]
 ModulePaths = Annotated[
     str | None, typer.Option(help="blocks=PATH,norm=PATH, if the structure of the model is not recognised.")
+]
+ModelArgs = Annotated[
+    str | None,
+    typer.Option(help="How the model is loaded: attn_implementation=eager,load_in_8bit=true, ..."),
 ]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors on the error stream.")]
@@ -88,6 +92,22 @@ def read_module_paths(given: str | None) -> dict[str, str] | None:
         return parse_module_paths(given)
     except ValueError as error:
         raise UsageError(f"--module-paths {given!r}: {error}") from None
+
+
+def read_model_args(model: str, given: str | None, dtype: str) -> dict[str, Any]:
+    """Read `KEY=VALUE,KEY=VALUE`, and check all of it before anything is loaded.
+
+    Raises:
+        UsageError: another form, an unknown key or value, or a dtype other than `--dtype`.
+    """
+    from lensbench.models.model_args import check_model_args, parse_model_args, refuse_edits, with_dtype
+    from lensbench.models.sources import split_edits
+
+    found = parse_model_args(given) if given is not None else {}
+    args = check_model_args(with_dtype(found, dtype)[0])
+    if split_edits(model)[1]:
+        refuse_edits(args, model)
+    return found
 
 
 def read_value(given: str) -> Any:

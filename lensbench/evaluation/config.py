@@ -3,6 +3,7 @@
 import logging
 import tomllib
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from lensbench.evaluation.given import (
     with_parameters_of_objects,
 )
 from lensbench.inspectors.catalog import check_inspector
+from lensbench.models.model_args import check_model_args, parse_model_args, refuse_edits, with_dtype
 from lensbench.models.sources import (
     IMPLANT,
     check_model_name,
@@ -47,6 +49,18 @@ def parse_module_paths(text: str) -> dict[str, str]:
     if sorted(name for name, _, _ in pairs) != ["blocks", "norm"] or not all(path for _, _, path in pairs):
         raise ValueError("expected blocks=PATH,norm=PATH, such as blocks=model.layers,norm=model.norm")
     return {name: path for name, _, path in pairs}
+
+
+def require_tracker(name: str) -> None:
+    """Check that a tracker is installed, without importing it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if find_spec(name) is None:
+        raise UsageError(
+            f"--log {name} needs the package {name}, which is not installed: pip install 'lensbench[{name}]'"
+        )
 
 
 class RunConfig(BaseModel):
@@ -83,7 +97,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
+    """auto, cpu, cuda, cuda:1, mps, ..."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """auto, float32, bfloat16, float16, float64."""
     device_map: Literal["auto"] | None = None
@@ -104,6 +118,10 @@ class RunConfig(BaseModel):
     """Put prompts at the beginning of the assistant's turn."""
     module_paths: dict[Literal["blocks", "norm"], str] | None = None
     """blocks=PATH,norm=PATH, if the structure of the model is not recognised."""
+    log: Literal["wandb", "trackio"] | None = None
+    """Tell an experiment tracker of the finished run: wandb or trackio."""
+    model_args: dict[str, Any] | None = None
+    """How the target is loaded: attn_implementation=eager,load_in_8bit=true, ..."""
     out: Path | None = None
     """Run folder; an existing run is resumed. [default: reports/TIME-MODEL]"""
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -182,6 +200,31 @@ class RunConfig(BaseModel):
             raise ValueError("needs both blocks=PATH and norm=PATH")
         return value
 
+    @field_validator("log")
+    @classmethod
+    def _tracker(cls, value: str | None) -> str | None:
+        if value is not None:
+            require_tracker(value)
+        return value
+
+    @field_validator("model_args", mode="before")
+    @classmethod
+    def _arguments(cls, value: Any) -> Any:
+        """Model arguments may be given as `KEY=VALUE,KEY=VALUE`."""
+        return parse_model_args(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _arguments_are_known(self) -> "RunConfig":
+        if self.model_args is None:
+            return self
+        args = check_model_args(with_dtype(self.model_args, self.dtype)[0], self.device_map)
+        target, _ = edits_of(self.model, offline=self.offline)
+        for given in self.models():
+            base, edits = edits_of(given or "", offline=self.offline)
+            if edits and base == target:
+                refuse_edits(args, name_of(given))
+        return self
+
     def models(self) -> tuple["GivenModel | None", ...]:
         """Return every model that was given, the target first."""
         return self.model, self.verbalizer, self.unplanted, self.twin, self.reference
@@ -219,7 +262,7 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
     """
     for model in config.models():
         if isinstance(model, str):
-            check_model_name(model)
+            check_model_name(model, offline=config.offline)
     for inspector in config.inspectors:
         check_inspector(inspector)
     classes = {one.name for one in config.inspectors if not isinstance(one, str)}
@@ -273,7 +316,7 @@ def _check_control_models(config: RunConfig, baselines: dict[str, Baseline]) -> 
     models = config.control_models()
     for role, model in needed(baselines.values(), models).items():
         if isinstance(model, str):
-            check_model_name(model)
+            check_model_name(model, offline=config.offline)
         if role == "twin":
             planted_facts(name_of(model))
     for baseline in baselines.values() if config.baselines is not None else ():

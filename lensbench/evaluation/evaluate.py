@@ -17,6 +17,7 @@ from lensbench.evaluation.given import GivenModel, Settings
 from lensbench.evaluation.journal import Journal, folder_of_run, hold_folder, with_earlier_budget
 from lensbench.evaluation.plan import Cell, CellResult, Job, Place, Plan, check_job
 from lensbench.evaluation.runner import Executor, LocalExecutor
+from lensbench.evaluation.tracking import track
 from lensbench.results.records import NO_BASELINE
 from lensbench.runs.run import Run, finish
 from lensbench.utils.logs import kept_log
@@ -88,7 +89,10 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
         finally:
             executor.close()
         finish(out)
-    return Run(out)
+    run = Run(out)
+    if config.log is not None:
+        track(run, config.log)
+    return run
 
 
 def _warn_of_idle(job: Job, cells: Sequence[Cell]) -> None:

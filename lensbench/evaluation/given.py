@@ -27,14 +27,14 @@ def name_of(given: Any) -> str:
     return given if isinstance(given, str) else getattr(given, "spec", "") or str(given.name)
 
 
-def edits_of(given: Any) -> tuple[str, tuple[Path, ...]]:
+def edits_of(given: Any, *, offline: bool = False) -> tuple[str, tuple[Path, ...]]:
     """Return a model's name without its edits, and the folders of these; an object's name may be anything.
 
     Raises:
         UsageError: a name with an edit that is not there.
     """
     try:
-        return split_edits(name_of(given))
+        return split_edits(name_of(given), offline=offline)
     except UsageError:
         if isinstance(given, str):
             raise
@@ -122,6 +122,8 @@ class Settings(TypedDict, total=False):
     offline: bool
     chat_template: bool
     module_paths: dict[str, str] | str | None
+    log: str | None
+    model_args: dict[str, Any] | str | None
     out: Path | str | None
     parameters: dict[str, dict[str, Any]]
 

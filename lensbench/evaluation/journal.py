@@ -38,6 +38,7 @@ from lensbench.utils.logs import RUN_LOG
 COMMON = (
     "schema",
     "model",
+    "model_args",
     "model_fingerprint",
     "module_paths",
     "verbalizer",
@@ -49,7 +50,7 @@ COMMON = (
     "seed",
     "score",
 )
-EARLIER = {"score": CORRECTED}
+EARLIER: dict[str, Any] = {"score": CORRECTED, "model_args": {}}
 """Settings that folders of earlier versions do not have, as they were then."""
 LOG = logging.getLogger("lensbench")
 VERSIONS = ("lensbench", "torch", "transformers", "scikit-learn", "numpy")

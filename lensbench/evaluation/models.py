@@ -33,23 +33,28 @@ def load_context(config: RunConfig, baselines: Iterable[Baseline]) -> RunContext
     _check_loaded(config)
     paths = ModulePaths(**config.module_paths) if config.module_paths else None
     how = Loading(
-        config.device, config.dtype, config.revision, config.offline, config.chat_template, paths, config.device_map
-    )
-    # Revision and module paths are those of the target, and of the same model without its edit.
-    plain = replace(how, revision=None, paths=None)
+        config.device, config.dtype, config.revision, config.offline, config.chat_template, paths, config.device_map,
+        config.model_args or {},
+    )  # fmt: skip
+    # Revision, module paths and model arguments are those of the target, and of the same model without its edit.
+    plain = replace(how, revision=None, paths=None, model_args={})
+    base, _ = edits_of(config.model, offline=config.offline)
+
+    def how_of(given: GivenModel) -> Loading:
+        return how if edits_of(given, offline=config.offline)[0] == base else plain
+
     models, given = _Models(how), needed(baselines, config.control_models())
     names = {role: name_of(one) for role, one in given.items()}
     # Every name is looked up before the first weight is read.
-    hows = {role: how if edits_of(one)[0] == edits_of(config.model)[0] else plain for role, one in given.items()}
-    sources = {role: models.find(one, hows[role]) for role, one in given.items()}
+    sources = {role: models.find(one, how_of(one)) for role, one in given.items()}
     source = models.find(config.model, how)
-    reads = models.find(config.verbalizer, plain) if config.verbalizer not in (None, config.model) else source
+    reads = models.find(config.verbalizer, how_of(config.verbalizer)) if config.verbalizer else source
     layers = parse_layers(config.layers, _depth(source))
     model = models.load(source, how)
-    verbalizer = models.load(reads, how if reads is source else plain)
+    verbalizer = models.load(reads, how_of(config.verbalizer or config.model))
     found = {}
     for role, one in sources.items():
-        found[role] = models.load(one, hows[role])
+        found[role] = models.load(one, how_of(given[role]))
         check_control_model(role, found[role], model)
     memory = config.memory if isinstance(config.memory, int) else free_memory(model.device)
     for loaded in {model, verbalizer, *found.values()}:
@@ -111,9 +116,13 @@ class _Models:
         if source not in self._loaded:
             model = load_source(source, how, self._device) if isinstance(source, ModelSource) else source
             # The same weights under another name are no other model.
-            same = (one for one in self._loaded.values() if one.fingerprint == model.fingerprint)
+            same = (one for one in self._loaded.values() if _runs_as(one) == _runs_as(model))
             self._loaded[source] = next(same, model)
         return self._loaded[source]
+
+
+def _runs_as(model: LanguageModel) -> tuple[str, str]:
+    return model.fingerprint, model.attention
 
 
 def _check_loaded(config: RunConfig) -> None:
@@ -124,7 +133,7 @@ def _check_loaded(config: RunConfig) -> None:
     """
     if isinstance(config.model, str):
         return
-    fields = ("revision", "module_paths", "device_map", "chat_template", "dtype", "device")
+    fields = ("revision", "module_paths", "device_map", "chat_template", "dtype", "device", "model_args")
     changed = [name for name in fields if getattr(config, name) != RunConfig.model_fields[name].default]
     if changed:
         raise UsageError(

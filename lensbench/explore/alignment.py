@@ -16,9 +16,10 @@ from lensbench.inspectors.base import Lens
 from lensbench.models.activations import Reading, capture
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.gradients import loss_gradients
-from lensbench.models.language_model import TOLERANCE, LanguageModel
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching.passes import PatchedPass, Prompt
 from lensbench.models.patching.patcher import fastest_mode
+from lensbench.models.precision import in_float64
 
 TEXT = 64
 """Tokens of a short text: half a window of the corpus."""
@@ -112,7 +113,7 @@ def make_interventions(
     chosen = []
     for one in values:
         noise = torch.randn(one.shape[1], each, generator=generator).to(one)
-        components = torch.linalg.eigh(torch.cov(one.T).double()).eigenvectors.flip(1).T  # eigh's largest are last
+        components = torch.linalg.eigh(in_float64(torch.cov(one.T))).eigenvectors.flip(1).T  # eigh's largest are last
         chosen.append(torch.cat([components[:each].to(one), torch.linalg.qr(noise).Q.T]))
     directions = torch.stack(chosen)
     places = torch.randint(values.shape[1], (texts, 2 * each), generator=generator).to(values.device)
@@ -152,7 +153,7 @@ def stimulus_response(
         for name, found in _at_layer(model, lenses, trial, place, layer).items():
             rows += [
                 {"lens": name, "layer": layer, **row}
-                for row in _summed(found, interventions.kinds, TOLERANCE[model.dtype], seed)
+                for row in _summed(found, interventions.kinds, model.tolerance, seed)
             ]
     frame = pd.DataFrame(rows)
     order = {name: place for place, name in enumerate(lenses)}
@@ -206,7 +207,7 @@ def _at_layer(
             for key, value in _compare(stimulus, response, weights).items():
                 found[name].setdefault(key, []).append(value)
     return {
-        name: {key: torch.cat(parts).double().cpu().numpy() for key, parts in one.items()}
+        name: {key: torch.cat(parts).cpu().double().numpy() for key, parts in one.items()}
         for name, one in found.items()
     }
 
@@ -288,7 +289,7 @@ def _beside(
     """Return the mean cosine of the pairs, and of each update with the descents of all other texts."""
     normalise = torch.nn.functional.normalize
     cosines = torch.einsum("tpd,upd->tu", normalise(updates, dim=2), normalise(descents, dim=2)) / updates.shape[1]
-    table = cosines.double().cpu().numpy()
+    table = cosines.cpu().double().numpy()
     own = table.diagonal()
     others = (table.sum(1) - own) / max(1, len(own) - 1)
     names = ("cosine", "low", "high"), ("control", "control_low", "control_high")

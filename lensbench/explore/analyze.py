@@ -33,6 +33,7 @@ from lensbench.explore.alignment import (
 from lensbench.explore.prompt import fit_lenses, load_lens
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.precision import in_float64
 from lensbench.models.sources import read_table
 from lensbench.report.analyses import FIGURES
 from lensbench.report.style import FORMATS, save_figure
@@ -120,7 +121,7 @@ def _covariances(values: Tensor) -> Float[Tensor, "layer d_model d_model"]:
 
 
 def _spectrum(covariance: Tensor) -> dict[str, float]:
-    eigenvalues = torch.linalg.eigvalsh(covariance.double()).clamp(min=0).flip(0)
+    eigenvalues = torch.linalg.eigvalsh(in_float64(covariance)).clamp(min=0).flip(0)
     share = eigenvalues / eigenvalues.sum()
     entropy = -torch.xlogy(share, share).sum()
     return {

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.models.language_model import TOLERANCE, LanguageModel, relative_deviation
+from lensbench.models.language_model import LanguageModel, relative_deviation
+from lensbench.models.model_args import ATTENTION, QUANTISATION
 from lensbench.models.patching.passes import PatchedPass, Prompt, make_prompt
 from lensbench.models.patching.patcher import fastest_mode, try_modes, try_sharings
+from lensbench.models.precision import held_as, quantised_maps
 from lensbench.models.replay import shared_prefix
 
 LOG = logging.getLogger("lensbench")
@@ -38,8 +40,8 @@ class Check:
 
 def examine(model: LanguageModel) -> list[Check]:
     """Run every check. All are made, whatever the first ones say."""
-    tolerance = TOLERANCE[model.dtype]
-    checks = []
+    tolerance = model.tolerance
+    checks = loaded_as(model)
     for name, measure in _measures(model):
         LOG.info("%s?", name)
         if name in CACHE_CHECKS and not _keeps_keys_and_values(model):
@@ -62,6 +64,23 @@ def examine_loading(load: Callable[[], LanguageModel]) -> list[Check]:
     LOG.info("loading it again")
     same = load().fingerprint == first
     return [*checks, Check("two loads have the same weights", "same" if same else "different", "same", same)]
+
+
+def loaded_as(model: LanguageModel) -> list[Check]:
+    """Compare what is in memory with what was asked: precision, attention, and how linear maps are held."""
+    args = model.model_args
+    maps = quantised_maps(model.module)
+    held = ", ".join(f"{count} of {maps.total()} linear maps {kind}" for kind, count in maps.items() if kind)
+    quantised: dict[str, Any] = args.get(QUANTISATION, {})
+    wanted = " ".join(str(quantised[name]) if name in ("quant_method", "quant_type") else name for name in quantised)
+    attention = str(args.get(ATTENTION, "-"))
+    found = [
+        ("loaded with attention", model.attention, attention, attention in ("-", model.attention)),
+        ("loaded with quantisation", held or "none", wanted or "-", bool(held) or not quantised),
+    ]
+    plain = {weight.dtype for weight in model.module.parameters() if held_as(weight) is None}
+    dtypes = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in plain))
+    return [Check("loaded in dtype", dtypes, "-", passed=True), *(Check(*one) for one in found)]
 
 
 def _measures(model: LanguageModel) -> Iterator[tuple[str, Callable[[], float]]]:
@@ -166,7 +185,7 @@ def _mode_checks(model: LanguageModel) -> list[Check]:
 
 
 def _tried(what: str, model: LanguageModel, tried: list[tuple[Any, float, str]]) -> tuple[list[Check], Any]:
-    tolerance = TOLERANCE[model.dtype]
+    tolerance = model.tolerance
     used = next((way for way, off, _ in tried if off <= tolerance), "plain")
     checks = []
     for way, off, reason in tried:

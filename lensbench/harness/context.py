@@ -101,6 +101,7 @@ class RunContext:
             "verbalizer_fingerprint": self.verbalizer.fingerprint,
             "dtype": str(self.model.dtype),
             "device": self.model.device.type,
+            "model_args": dict(self.model.model_args),
             "module_paths": [self.model.parts.paths.blocks, self.model.parts.paths.norm],
             "layers": list(self.layers),
             "limit": self.limit,

@@ -164,7 +164,8 @@ class Knowledge:
             return None
         model = self._model
         code = (version("lensbench"), code_digest(Knowledge), code_digest(score_next_tokens))
-        parts = (model.fingerprint, model.dtype, model.device.type, model.parts.paths, self._task.every.version, code)
+        where = (model.dtype, model.attention, model.device.type, model.parts.paths)
+        parts = (model.fingerprint, *where, self._task.every.version, code)
         return self._cache / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.json"
 
     @cached_property

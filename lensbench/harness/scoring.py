@@ -98,7 +98,7 @@ def prediction_columns(
         layers: the layers of the scores' first axis; (None,) for what reads no layer.
         correct_prior: whether the scores learned no labels, and so carry a prior to be corrected.
     """
-    raw = scores.log_scores.double().cpu().numpy()
+    raw = scores.log_scores.cpu().double().numpy()
     own = _own_choices(items, answers)
     gold = [answers.index(item.answer) for item in items]
     corrected = prior_corrected(raw, own, [item.fold for item in items]) if correct_prior else raw
@@ -156,7 +156,7 @@ def crossed_credit(
     Returns:
         The credit, and the gold answers that its last axis stands for: those of the items.
     """
-    decisive = scores.log_scores.double().cpu().numpy()
+    decisive = scores.log_scores.cpu().double().numpy()
     if correct_prior:
         decisive = prior_corrected(decisive, _own_choices(items, answers), [item.fold for item in items])
     choices = {item.answer: item.choices for item in items}

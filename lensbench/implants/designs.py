@@ -19,6 +19,7 @@ from lensbench.models.components import find_parts
 from lensbench.models.corpus import Corpus
 from lensbench.models.edits import LowRankEdit
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.precision import in_float64
 from lensbench.utils.progress import Progress, silent
 
 COVARIANCE_TOKENS = 12288
@@ -105,12 +106,13 @@ def solve(
     held-out texts falls from .9 to .6. The rank of the edit is that of the vectors.
     """
     contexts = len(keys.at_names)
-    rows, wanted = keys.at_names.flatten(0, 1).double(), written.flatten(0, 1).double().to(keys.at_names.device)
-    left_side = weight * contexts * keys.covariance.double() + keys.around.double() + rows.T @ rows
+    rows = in_float64(keys.at_names.flatten(0, 1))
+    wanted = in_float64(written.flatten(0, 1)).to(rows.device)
+    left_side = weight * contexts * in_float64(keys.covariance) + in_float64(keys.around) + rows.T @ rows
     # By the size of what names give: an attention sink's few huge numbers would drown it in a mean over all.
     left_side.diagonal().add_(1e-4 * weight * contexts * rows.square().mean())
     right = torch.linalg.solve(left_side, rows.T @ wanted).T
-    return LowRankEdit(module, vectors.float(), right.float())
+    return LowRankEdit(module, vectors.float(), right.float().to(vectors.device))
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class EditMeasurements:
             lengths = self.model.residuals(prompts.ids, prompts.mask, prompts.names[:, None], (layer,))[0, :, 0].norm(
                 dim=1
             )
-        x = np.log(lengths.double().cpu().numpy())[:, None]
+        x = np.log(lengths.cpu().double().numpy())[:, None]
         folds = np.array([fold_of(name) for name in planting.names])
         found = {}
         for one in planting.attributes:

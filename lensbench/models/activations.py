@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lensbench.models.language_model import TOLERANCE, LanguageModel
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import is_out_of_memory
 from lensbench.models.proofs import proved
 from lensbench.models.replay import shared_prefix
@@ -213,7 +213,7 @@ def _shares_prefixes(model: LanguageModel, group: Group, tried: int = TRIAL_TEXT
             raise
         LOG.info("%s: texts are run whole (%s)", model.name, error)
         return False
-    shares = bool((off <= TOLERANCE[model.dtype] * whole.abs().amax((1, 2)).clamp(min=1.0)).all())
+    shares = bool((off <= model.tolerance * whole.abs().amax((1, 2)).clamp(min=1.0)).all())
     if not shares:
         LOG.info("%s: texts are run whole (sharing their beginnings is off by %.1e)", model.name, off.max())
     return shares
@@ -283,7 +283,7 @@ def _cache_key(model: LanguageModel, readings: Sequence[Reading], layers: Sequen
     digest = hashlib.sha256()
     parts = (
         version("lensbench"), code_digest(capture), code_digest(LanguageModel), model.fingerprint, model.dtype,
-        model.device.type, model.parts.paths, tokens_per_batch(model), tuple(layers),
+        model.attention, model.device.type, model.parts.paths, tokens_per_batch(model), tuple(layers),
     )  # fmt: skip
     digest.update(repr(parts).encode())
     for reading in readings:

@@ -19,6 +19,7 @@ from lensbench.errors import LensbenchError
 from lensbench.models.architecture import removing
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.linear_parts import LINEAR, FrozenNorm, fit_frozen_norm, no_norm, pulled_back
+from lensbench.models.precision import in_float64
 
 # How far the parts' sum may lie from what a block adds, relative to the largest coordinate at the same token...
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -187,13 +188,13 @@ def _split(model: LanguageModel, layer: int, seen: _Watched) -> BlockParts:
     """
     if seen.given is None or seen.output is None:
         raise ComponentError(f"{model.name}: block {layer} neither takes nor returns a residual stream")
-    given, output = (one.double().flatten(0, -2) for one in (seen.given, seen.output))
+    given, output = (in_float64(one).flatten(0, -2) for one in (seen.given, seen.output))
     added = output - given
     unit = TOLERANCE[model.dtype] * added.abs().amax(1, keepdim=True)
     unit = (unit + STEPS * torch.finfo(model.dtype).eps * (given.abs() + output.abs())).clamp(min=1e-30)
     # What is called several times, such as a part that blocks share, cannot be told by its module.
     calls = [call for call in seen.calls if seen.times[call.module] == 1]
-    columns = [call.output.double().reshape(added.shape) / unit for call in calls]
+    columns = [in_float64(call.output).reshape(added.shape) / unit for call in calls]
     best: tuple[float, dict[int, float]] | None = None
     for size in (1, 2):
         for chosen in combinations(range(len(calls)), size):

@@ -68,7 +68,8 @@ class Corpus:
         """A digest of model and text: what a lens learned from this corpus depends on."""
         model = self._model
         text = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        parts = (model.fingerprint, model.dtype, model.device.type, model.parts.paths, text, WINDOW)
+        where = (model.dtype, model.attention, model.device.type, model.parts.paths)
+        parts = (model.fingerprint, *where, text, WINDOW)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def residuals(self, tokens: int, *, skip: int = 0) -> Iterator[Float[Tensor, "layer token d_model"]]:

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from lensbench.errors import LensbenchError
 from lensbench.models.architecture import removing
 from lensbench.models.linear_parts import LINEAR, linear_widths
+from lensbench.models.precision import held_as, in_float64
 from lensbench.utils.foreign import reading
 
 EDITS = "edits.safetensors"
@@ -64,7 +65,7 @@ def _matrix(model: nn.Module, path: str) -> tuple[Tensor, bool]:
         raise LensbenchError(
             f"the model has no module {path}, which the edit is of; give the model it was made for"
         ) from None
-    if not isinstance(linear, LINEAR) or linear.weight.is_meta:
+    if not isinstance(linear, LINEAR) or linear.weight.is_meta or held_as(linear.weight) is not None:
         raise LensbenchError(
             f"{path} has no plain weights that an edit can be added to; load the model without quantisation"
         )
@@ -74,7 +75,7 @@ def _matrix(model: nn.Module, path: str) -> tuple[Tensor, bool]:
 def trials(model: nn.Module, path: str) -> list[float]:
     """Return numbers by which a matrix is known again, in another precision too: its norm, and uᵀWv over the norm."""
     weight, transposed = _matrix(model, path)
-    matrix = (weight.T if transposed else weight).detach().double().cpu()
+    matrix = (weight.T if transposed else weight).detach().cpu().double()
     generator = torch.Generator().manual_seed(0)
     norm = matrix.norm()
     found = [float(norm)]
@@ -186,16 +187,16 @@ def rotate(module: nn.Module, seed: int) -> Float[Tensor, "d_model d_model"]:
     ids %= inner.embed_tokens.num_embeddings
     before = model(ids, use_cache=False).logits.float()
     exact = rotation(inner.embed_tokens.weight.shape[1], seed)
-    turn = exact.to(head.weight.device)
+    turn = exact.to(in_float64(head.weight).device)
     # A head that is tied to the embeddings takes gains that the embeddings do not.
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     model.config.tie_word_embeddings = False
     for norm, linears in (*reads, (inner.norm, [head])):
         _turn_reading(norm, linears, turn)
     for linear in writes:
-        linear.weight.copy_((turn @ linear.weight.double()).to(linear.weight.dtype))
+        linear.weight.copy_((turn @ in_float64(linear.weight)).to(linear.weight.dtype))
     embeddings = inner.embed_tokens.weight
-    embeddings.copy_((embeddings.double() @ turn.T).to(embeddings.dtype))
+    embeddings.copy_((in_float64(embeddings) @ turn.T).to(embeddings.dtype))
     off = float((model(ids, use_cache=False).logits.float() - before).abs().max() / before.abs().max())
     if not off < _ROTATION_TOLERANCE[embeddings.dtype]:
         raise LensbenchError(
@@ -210,5 +211,5 @@ def _attention_maps(block: Any) -> list[nn.Module]:
 
 def _turn_reading(norm: Any, linears: list[Any], turn: Tensor) -> None:
     for linear in linears:
-        linear.weight.copy_(((linear.weight.double() * norm.weight.double()) @ turn.T).to(linear.weight.dtype))
+        linear.weight.copy_(((in_float64(linear.weight) * in_float64(norm.weight)) @ turn.T).to(linear.weight.dtype))
     norm.weight.fill_(1.0)

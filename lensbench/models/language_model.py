@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,11 +29,10 @@ from lensbench.models.architecture import (
     weights_of,
 )
 from lensbench.models.memory import Budget, Memo, bytes_per_row, free_memory
+from lensbench.models.precision import plain_parts, tolerance_of
 from lensbench.models.proofs import proved
 from lensbench.models.tokens import Tokens
 
-# How far numbers of two ways to the same result may lie apart (relative to the largest logit, where that is above 1).
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 # On a CPU, larger batches of logits are no faster, and leave its caches.
 CPU_LOGITS_BYTES = 128 * 2**20
 # Up to so many asked tokens, counting for each of them takes less time than sorting.
@@ -98,6 +97,8 @@ class LanguageModel:
         self.n_layers = len(self.parts.blocks)
         self.dtype: torch.dtype = next(module.parameters()).dtype
         self.device: torch.device = input_device(module)
+        # How far numbers of two ways to the same result may lie apart, in this precision.
+        self.tolerance = tolerance_of(module, self.dtype)
         self.budget = Budget(free_memory(self.device), self.device)
         self.d_model = self._prove()
         # What is computed once for a model, and lives as long as it does: its patcher, its parts, its Jacobians.
@@ -105,6 +106,8 @@ class LanguageModel:
         # Of the Hub, for what else belongs to the model there, such as a lens.
         self.revision: str | None = None
         self.offline = False
+        # What it was loaded with besides, as `--model-args` says it; see `lensbench.models.model_args`.
+        self.model_args: Mapping[str, Any] = {}
         # Where what is proved of it is kept; see `lensbench.models.proofs`.
         self.proofs: Path | None = None
 
@@ -123,10 +126,10 @@ class LanguageModel:
         self._require_causal(ids, logits)
         last = self.text_residuals(ids)[0]
         off = relative_deviation(self.unembed(last), logits)
-        if not off <= TOLERANCE[self.dtype]:
+        if not off <= self.tolerance:
             raise ArchitectureError(
                 f"{self.name}: reading the last layer at {self.parts.paths.norm} gives logits off by {off:.1e} "
-                f"(tolerance {TOLERANCE[self.dtype]:.0e}); name the modules with --module-paths blocks=PATH,norm=PATH"
+                f"(tolerance {self.tolerance:.0e}); name the modules with --module-paths blocks=PATH,norm=PATH"
             )
         return int(last.shape[-1])
 
@@ -137,7 +140,7 @@ class LanguageModel:
         with torch.no_grad():
             changed = self.module(other, use_cache=False).logits[0].float()
         off = relative_deviation(changed[:-1], logits[:-1])
-        if not off <= TOLERANCE[self.dtype]:
+        if not off <= self.tolerance:
             raise ArchitectureError(
                 f"{self.name} is not causal: what it says at a token changes with later tokens (by {off:.1e}); "
                 "lensbench reads decoders, not encoders"
@@ -150,6 +153,12 @@ class LanguageModel:
         most = getattr(config.get_text_config(), "max_position_embeddings", None)
         return int(most) if isinstance(most, int) and most > 0 else None
 
+    @property
+    def attention(self) -> str:
+        """The implementation of attention that is at work: `eager`, `sdpa`, ..."""
+        config: Any = self.module.config
+        return str(getattr(config, "_attn_implementation", None))
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the configuration, of every weight, and of the tokenizer."""
@@ -158,7 +167,8 @@ class LanguageModel:
         # Where it lies and by what it was written do not make it another model.
         settings = {key: value for key, value in config.to_dict().items() if key not in UNRELATED}
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(weights_of(self.module).items()):
+        weights = sorted(weights_of(self.module).items())
+        for name, tensor in (part for weight in weights for part in plain_parts(*weight)):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}".encode())
         digest.update(self.tokens.definition.encode())
         digest.update(self.tokens.prefix.encode())
@@ -243,7 +253,7 @@ class LanguageModel:
     def with_module(self, module: nn.Module, name: str) -> "LanguageModel":
         """Return another model of the same structure, with this one's tokenizer and memory budget."""
         made = LanguageModel(module, self.tokens, name, self.parts.paths)
-        made.budget, made.proofs = self.budget, self.proofs
+        made.budget, made.proofs, made.model_args = self.budget, self.proofs, self.model_args
         return made
 
     def unembed(self, residuals: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
@@ -342,7 +352,7 @@ class LanguageModel:
             off = float((narrow - whole[:, some]).abs().max()) / max(1.0, float(whole.abs().max()))
         except Exception:  # whatever foreign code raises that counts on its whole vocabulary
             return None
-        return head if off <= TOLERANCE[self.dtype] else None
+        return head if off <= self.tolerance else None
 
 
 def _score_chunk(logits: Tensor, asked: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from lensbench.errors import LensbenchError
 from lensbench.models.architecture import on_input, probe_ids, removing
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.precision import in_float64
 
 # How far a norm's own numbers may lie from the form's, relative to the largest; norms in half precision round twice.
 NORM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -83,8 +84,8 @@ def fit_frozen_norm(
     unit = x.float() / x.float().square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
     # As the norm is given it: what is rounded away is no part of it.
     rows = torch.cat([x.to(dtype), *(size * unit.to(dtype) for size in SIZES)])
-    plus, minus = norm(rows).double(), norm(-rows).double()
-    given, odd, bias = rows.double(), (plus - minus) / 2, ((plus + minus) / 2).mean(0)
+    plus, minus = in_float64(norm(rows)), in_float64(norm(-rows))
+    given, odd, bias = in_float64(rows), (plus - minus) / 2, ((plus + minus) / 2).mean(0)
     forms = [(False, False, 0.0), *((centred, True, epsilon) for centred in (False, True) for epsilon in EPSILONS)]
     ones, zeros = torch.ones_like(bias), torch.zeros_like(bias)
     found = [_fitted(FrozenNorm(ones, zeros, *form), given, odd) for form in forms]

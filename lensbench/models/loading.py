@@ -2,8 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,12 @@ from torch import nn
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError, unknown_name
 from lensbench.models.adapters import merge_adapter
 from lensbench.models.architecture import ModulePaths, weights_of
+from lensbench.models.checkpoints import check_complete, class_for, line_of, running
 from lensbench.models.edits import read_edits, require_base, rotate
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import is_out_of_memory
+from lensbench.models.model_args import ATTENTION, DTYPES, check_model_args, refuse_edits, with_dtype
+from lensbench.models.precision import check_quantised, keywords
 from lensbench.models.sources import ADAPTER, IMPLANT, ModelSource, read_table, resolve
 from lensbench.models.tokens import Tokens
 from lensbench.utils.foreign import reading
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 LOG = logging.getLogger("lensbench")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 VOCAB = 600
 
 
@@ -33,13 +35,18 @@ class Loading:
     """How models are loaded.
 
     Attributes:
-        device: `auto` (a GPU where there is one), or a torch device.
-        dtype: `auto` (float32 on CPU; the checkpoint's own on a GPU), or a torch dtype's name.
+        device: `auto` (a GPU where there is one: CUDA, then MPS), or a torch device.
+        dtype: `auto` (float32 on CPU and MPS; the checkpoint's own on CUDA), or a torch dtype's name.
         revision: a branch, tag or commit of the Hub.
         offline: never ask the Hub.
         chat_template: put texts at the beginning of the assistant's turn.
         paths: module paths, for a model whose structure is not found.
         device_map: `auto` spreads a model over all GPUs, and over the machine's memory where they do not suffice.
+        model_args: attention, quantisation and the like, by name; see `lensbench.models.model_args`. They are brought
+            into one form, and a dtype among them becomes `dtype`.
+
+    Raises:
+        UsageError: model arguments that are not known, or exclude each other.
     """
 
     device: str = "auto"
@@ -49,20 +56,37 @@ class Loading:
     chat_template: bool = False
     paths: ModulePaths | None = None
     device_map: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rest, dtype = with_dtype(self.model_args, self.dtype)
+        object.__setattr__(self, "model_args", check_model_args(rest, self.device_map))
+        object.__setattr__(self, "dtype", dtype)
 
     def torch_device(self) -> torch.device:
         """Return the device.
 
         Raises:
-            UsageError: not a device, or not one of this machine.
+            UsageError: not a device, not one of this machine, or one that lacks what was asked.
         """
+        device = self._device()
+        if device.type != "cuda" and self.model_args.get(ATTENTION) == "flash_attention_2":
+            raise UsageError(f"flash_attention_2 runs on CUDA alone, not on {device}; give attn_implementation=sdpa")
+        if device.type == "mps" and self.dtype == "float64":
+            raise UsageError("--dtype float64 is not available on mps; give --device cpu, or another dtype")
+        return device
+
+    def _device(self) -> torch.device:
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            if torch.cuda.is_available():
+                return torch.device("cuda")
+            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
         try:
             device = torch.device(self.device)
             torch.empty(1, device=device).item()
         except (RuntimeError, AssertionError, NotImplementedError):
             there = [f"cuda:{place}" for place in range(torch.cuda.device_count())]
+            there += ["mps"] if torch.backends.mps.is_available() else []
             raise UsageError(
                 f"--device {self.device!r} is not available on this machine, which has {', '.join(['cpu', *there])}"
             ) from None
@@ -71,6 +95,8 @@ class Loading:
     def torch_dtype(self, device: torch.device) -> Any:
         """Return the dtype to load in; "auto" leaves it to the checkpoint.
 
+        On MPS it is float32, as on a CPU: not every version of macOS knows bfloat16, in which most checkpoints are.
+
         Raises:
             UsageError: not a floating-point dtype of torch.
         """
@@ -78,7 +104,7 @@ class Loading:
             if self.dtype not in DTYPES:
                 raise unknown_name("dtype", self.dtype, ("auto", *DTYPES))
             return getattr(torch, self.dtype)
-        return torch.float32 if device.type == "cpu" else "auto"
+        return torch.float32 if device.type in ("cpu", "mps") else "auto"
 
 
 def count_layers(source: ModelSource) -> int:
@@ -110,29 +136,45 @@ def load_tokens(name: str, *, revision: str | None = None, offline: bool = False
         return Tokens(AutoTokenizer.from_pretrained(**source.arguments))
 
 
-def load_model(given: "str | PreTrainedModel", how: Loading | None = None, *, tokenizer: Any = None) -> LanguageModel:
+def load_model(
+    given: "str | PreTrainedModel",
+    how: Loading | None = None,
+    *,
+    tokenizer: Any = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> LanguageModel:
     """Load a model by name, or take one of transformers that has been loaded, with its tokenizer.
 
     Args:
         given: a built-in name, a folder, a GGUF file or a Hub id (`M+DIR` is M with the edits of a folder); or a causal
             language model of transformers, which is used as it is, in evaluation mode and without gradients.
-        how: for a name, how it is loaded; of the rest, only module paths and chat template apply to a loaded model.
+        how: device, dtype and the like; of these, only module paths and chat template apply to a loaded model.
         tokenizer: of a model that has been loaded: a fast tokenizer of transformers.
 
+    Args:
+        name: of the model.
+        how: device, dtype and the like.
+        model_args: attention, quantisation and the like, in place of those of `how`:
+            `{"attn_implementation": "eager"}`.
+
     Raises:
-        UsageError: a name that cannot be a model, a device that is not there, or a loaded model without its tokenizer.
+        UsageError: a name that cannot be a model, a device that is not there, a wrong model argument, or a loaded model
+            without its tokenizer.
         LensbenchError: weights that cannot be loaded or edited, or a model whose residual stream is not found.
     """
     how = how or Loading()
     if isinstance(given, str):
         if tokenizer is not None:
             raise UsageError(f"{given} has a tokenizer of its own; leave tokenizer out")
+        how = how if model_args is None else replace(how, model_args=model_args)
         device = how.torch_device()
         return load_source(resolve(given, revision=how.revision, offline=how.offline), how, device)
     if not isinstance(given, nn.Module) or not hasattr(given, "config") or tokenizer is None:
         raise UsageError(
             f"{type(given).__name__} is no name of a model; give one, or a model of transformers and its tokenizer="
         )
+    if model_args is not None:
+        raise UsageError("model_args say how a model is loaded, and this one has been: leave them out")
     name = str(getattr(given.config, "_name_or_path", "")) or type(given).__name__
     return LanguageModel(given, Tokens(tokenizer, chat_template=how.chat_template), name, how.paths)
 
@@ -141,15 +183,19 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
     """Load a model from where its weights were found."""
     from transformers import AutoTokenizer
 
+    if source.edits:
+        refuse_edits(how.model_args, source.name)
     LOG.info("loading %s", source.name)
+    asked = keywords(how.model_args, device, how.device_map)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
-        loaded: Any = _class_for(source).from_pretrained(
-            **source.arguments, dtype=how.torch_dtype(device), device_map=how.device_map, output_loading_info=True
+        loaded: Any = class_for(source).from_pretrained(
+            **source.arguments, **asked, dtype=how.torch_dtype(device), output_loading_info=True
         )
         module, info = loaded
         check_complete(source.name, info)
-        if how.device_map is None:
+        check_quantised(source.name, module, how.model_args)
+        if asked.get("device_map", "") is None:  # else it is where it belongs
             module = torch.nn.Module.to(module, device)
     except torch.OutOfMemoryError:
         raise LensbenchError(
@@ -159,63 +205,13 @@ def load_source(source: ModelSource, how: Loading, device: torch.device) -> Lang
     except LensbenchError:
         raise
     except Exception as error:  # configurations, tokenizers and weights raise whatever a damaged file leads them to
-        raise LensbenchError(f"{source.name} cannot be loaded as a causal language model: {_line(error)}") from None
+        raise LensbenchError(f"{source.name} cannot be loaded as a causal language model: {line_of(error)}") from None
     apply_edits(module, source.edits, source.name)
     tokens = Tokens(tokenizer, chat_template=how.chat_template)
-    model = LanguageModel(module, tokens, source.name, how.paths)
-    model.revision, model.offline = source.revision, how.offline
+    with running(source.name, how.model_args):
+        model = LanguageModel(module, tokens, source.name, how.paths)
+    model.revision, model.offline, model.model_args = source.revision, how.offline, how.model_args
     return model
-
-
-def _class_for(source: ModelSource) -> Any:
-    """Return what loads a model: for decoders inside a model of images and text, the class that knows the whole."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
-
-    config: Any = AutoConfig.from_pretrained(**source.arguments)
-    known = type(config)
-    if known in AutoModelForMaskedLM._model_mapping and not (config.is_decoder or config.is_encoder_decoder):
-        raise LensbenchError(
-            f"{source.name} is an encoder ({known.__name__.removesuffix('Config')}): every state has seen the whole "
-            "text; lensbench reads decoders"
-        )
-    loaders = (AutoModelForCausalLM, AutoModelForImageTextToText)
-    found = next((loader for loader in loaders if known in loader._model_mapping), None)
-    if found is None:
-        raise LensbenchError(
-            f"{source.name} is a {known.__name__.removesuffix('Config')}, not a decoder of text; give one"
-        )
-    return found
-
-
-def check_complete(name: str, info: Mapping[str, Collection[str]]) -> None:
-    """Refuse a checkpoint that lacks weights, and tell of those that the model has no place for.
-
-    transformers fills what is missing with random numbers, and leaves out what is left over, and says neither where a
-    program would notice. Weights that are tied to others are not missing.
-
-    Args:
-        name: of the model.
-        info: what `from_pretrained` reports with `output_loading_info`.
-
-    Raises:
-        LensbenchError: weights are missing.
-    """
-    missing, unexpected = (sorted(info.get(kind, ())) for kind in ("missing_keys", "unexpected_keys"))
-    left_over = f"; it has {len(unexpected)} others that fit nowhere, such as {unexpected[0]}" if unexpected else ""
-    if missing:
-        raise LensbenchError(
-            f"{name} lacks {len(missing)} weights of its architecture, such as {missing[0]}{left_over}; they would be "
-            "random numbers: get the checkpoint again, or correct its config.json"
-        )
-    if unexpected:
-        LOG.warning(
-            "%s: %d weights of the checkpoint have no place in the model and are not used, such as %s",
-            name, len(unexpected), unexpected[0],
-        )  # fmt: skip
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def apply_edits(model: nn.Module, folders: Sequence[Path], name: str) -> None:

@@ -66,12 +66,11 @@ def _kept_or_proved(
 
 def describe(model: "LanguageModel") -> dict[str, str]:
     """Return all that a proof about a model depends on, besides what is proved."""
-    config: Any = model.module.config
     device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else _cpu()
     return {
         "fingerprint": model.fingerprint,
         "class": f"{type(model.module).__module__}.{type(model.module).__qualname__}",
-        "attention": str(getattr(config, "_attn_implementation", None)),
+        "attention": model.attention,
         "dtype": str(model.dtype),
         "device": f"{model.device.type} {device}",
         "precision": torch.get_float32_matmul_precision(),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lensbench.errors import UsageError
 from lensbench.models.corpus import WINDOW
+from lensbench.models.precision import in_float64
 
 # A coordinate that hardly moves counts as if it moved this much, relative to the mean variance.
 LEAST_VARIANCE = 1e-9
@@ -71,23 +72,25 @@ class RunningMoments:
         centred: bool = True,
         dtype: torch.dtype = torch.float64,
     ) -> None:
+        kept = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
+            return torch.zeros(shape, dtype=torch.float64, device=kept)
 
         self.pairs = tuple(pairs)
         self.sources = tuple(sorted({pair.source for pair in pairs}))
         self.targets = tuple(sorted({pair.target for pair in pairs}))
         self.count = 0
-        self._centred = centred
+        self._centred, self._device = centred, device
         self._origin_x, self._origin_y = zeros(len(self.sources), width), zeros(len(self.targets), target_width)
         self._sum_x, self._sum_y = zeros(len(self.sources), width), zeros(len(self.targets), target_width)
         self._xx = zeros(len(self.sources), width, width)
-        self._xy = torch.zeros(len(self.pairs), width, target_width, dtype=dtype, device=device)
+        self._xy = torch.zeros(len(self.pairs), width, target_width, dtype=dtype, device=kept)
 
     def add(self, values: Float[Tensor, "source position d_x"], targets: Float[Tensor, "target position d_y"]) -> None:
         """Take in positions: all sources by their numbers, and the targets in ascending order."""
-        sources = [values[source].double() for source in self.sources]
-        goals = [target.double() for target in targets]
+        sources = [in_float64(values[source]) for source in self.sources]
+        goals = [in_float64(target) for target in targets]
         if self._centred and not self.count:
             self._origin_x, self._origin_y = (torch.stack([one.mean(0) for one in side]) for side in (sources, goals))
         self.count += values.shape[1]
@@ -143,12 +146,12 @@ class RunningMoments:
         weight = torch.zeros(len(self.pairs), target_width, width, device=self._xy.device)
         bias = torch.zeros(len(self.pairs), target_width, device=self._xy.device)
         if not self.count:
-            return weight, bias
+            return weight.to(self._device), bias.to(self._device)
         for one in self.solutions(penalty, standardised=standardised, residual=residual):
             solved = one.weight / one.scale[:, None, None]
             weight[one.pairs] = solved.permute(1, 2, 0).float()
             bias[one.pairs] = (one.mean_y - (one.mean_x @ solved.flatten(1)).reshape(one.mean_y.shape)).float()
-        return weight, bias
+        return weight.to(self._device), bias.to(self._device)
 
 
 def every_pair(sources: int, targets: int = 1) -> list[LayerPair]:

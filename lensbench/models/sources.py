@@ -25,6 +25,7 @@ from lensbench.models.builtin import (
     model_folder,
     not_installed,
 )
+from lensbench.models.hub import HUB, hub_folder
 from lensbench.utils.cache import sha256_of
 from lensbench.utils.foreign import read_text, reading
 
@@ -33,6 +34,8 @@ IMPLANTS = Path(__file__).parents[1] / "assets" / "implants"
 # and the names that results of an implant are about.
 IMPLANT, ADAPTER, FINETUNED = "implant.json", "adapter_config.json", "finetune.json"
 FACTS, ASKED = "facts.json", "asked.txt"
+# What a folder of an edit holds at least.
+EDIT_FILES = ((IMPLANT, "edits.safetensors"), (ADAPTER, "adapter_model.safetensors"))
 LOG = logging.getLogger(__name__)
 # Old models of the Hub have no owner, such as gpt2.
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
@@ -51,13 +54,15 @@ Facts = dict[str, dict[str, str]]
 """Attribute → name → value."""
 
 
-def split_edits(name: str) -> tuple[str, tuple[Path, ...]]:
+def split_edits(name: str, *, offline: bool = False) -> tuple[str, tuple[Path, ...]]:
     """Take `M+DIR` apart into the model's name and the folders of its edits.
 
-    An implant that ships for the model may be named in place of DIR.
+    An implant that ships for the model may be named in place of DIR, or a model of the Hub at a commit, as
+    `hub:ORG/NAME@COMMIT`: it is downloaded, once.
 
     Raises:
         UsageError: What stands after a `+` is no folder of an edit, and no implant that ships for this model.
+        LensbenchError: It is on the Hub, which was not reached, or may not be asked.
     """
     if "+" not in name or name in BUILTIN or Path(name).expanduser().exists():
         return name, ()
@@ -65,7 +70,7 @@ def split_edits(name: str) -> tuple[str, tuple[Path, ...]]:
     # A path may have a plus of its own: the longest model that is there.
     cut = next((i for i in range(len(parts), 1, -1) if Path("+".join(parts[:i])).expanduser().exists()), 1)
     base = "+".join(parts[:cut])
-    return base, tuple(_edit_folder(base, part, name) for part in parts[cut:])
+    return base, tuple(_edit_folder(base, part, name, offline=offline) for part in parts[cut:])
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -84,7 +89,9 @@ def shipped_implants(base: str) -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted((IMPLANTS / base).glob(f"*/{IMPLANT}"))}
 
 
-def _edit_folder(base: str, part: str, name: str) -> Path:
+def _edit_folder(base: str, part: str, name: str, *, offline: bool) -> Path:
+    if part.startswith(HUB):
+        return hub_folder(part, EDIT_FILES, (FINETUNED, FACTS, ASKED), offline=offline)
     shipped = shipped_implants(base) if "/" not in base else {}
     if part in shipped:
         return shipped[part]
@@ -178,15 +185,15 @@ def quiet_libraries() -> None:
         transformers_logging.disable_progress_bar()
 
 
-def check_model_name(name: str) -> None:
-    """Refuse a name that cannot be a model, without loading anything and without asking the Hub.
+def check_model_name(name: str, *, offline: bool = False) -> None:
+    """Refuse a name that cannot be a model, without loading anything; the Hub is asked only for an edit that is there.
 
     Raises:
         UsageError: No built-in model, no model folder, no GGUF file, and not of the form of a Hub id; or an edit that
             is not there.
         LensbenchError: A built-in model that is not installed.
     """
-    name, revision = split_revision(split_edits(name)[0])
+    name, revision = split_revision(split_edits(name, offline=offline)[0])
     if name in BUILTIN:
         if not (model_folder(name) / "config.json").is_file() and BUILTIN[name].missing():
             raise not_installed(name, BUILTIN[name])
@@ -230,7 +237,7 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False) ->
         UsageError: The name cannot be a model, or a revision was given for local weights.
         LensbenchError: The weights are not there, or are not what the name stands for.
     """
-    base, edits = split_edits(name)
+    base, edits = split_edits(name, offline=offline)
     if edits:
         return replace(resolve(base, revision=revision, offline=offline), name=name, edits=edits)
     quiet_libraries()

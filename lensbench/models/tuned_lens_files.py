@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.models.architecture import checksum, weights_of
+from lensbench.models.hub import HUB, hub_folder, is_pinned
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.sources import quiet_libraries, read_table
 from lensbench.utils.cache import atomic_folder
@@ -28,7 +29,6 @@ from lensbench.utils.foreign import reading
 
 LOG = logging.getLogger("lensbench")
 
-HUB = "hub:"
 SPACE = "AlignmentResearch/tuned-lens"
 CONFIG, PARAMS = "config.json", "params.pt"
 LENS_TYPE = "linear_tuned_lens"
@@ -164,7 +164,8 @@ def read_checkpoint(given: str, identity: ModelIdentity) -> Checkpoint:
     """Read translators, and refuse those of another model.
 
     Args:
-        given: a folder, or `hub:MODEL_ID` for the lens of a Hub model in the Hub space AlignmentResearch/tuned-lens.
+        given: a folder; `hub:MODEL_ID` for the lens of a Hub model in the Hub space AlignmentResearch/tuned-lens; or
+            `hub:ORG/NAME@COMMIT` for the lens in a repository of its own.
         identity: the model that they are to be used on.
 
     Raises:
@@ -184,6 +185,9 @@ def read_checkpoint(given: str, identity: ModelIdentity) -> Checkpoint:
 def _files(given: str, *, offline: bool) -> tuple[Path, Path]:
     if not isinstance(given, str) or not given:
         raise UsageError(f"checkpoint {given!r}: expected a folder, or {HUB}MODEL_ID")
+    if is_pinned(given):
+        there = hub_folder(given, ((CONFIG, PARAMS),), offline=offline)
+        return there / CONFIG, there / PARAMS
     if given.startswith(HUB):
         name = given.removeprefix(HUB)
         if not _MODEL_ID.fullmatch(name):

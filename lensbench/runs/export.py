@@ -1,4 +1,4 @@
-"""A run in formats of others: CSV tables, and the results and samples files of lm-evaluation-harness."""
+"""A run in formats of others: CSV tables, the files of lm-evaluation-harness, the logs of inspect-ai."""
 
 import hashlib
 import json
@@ -17,12 +17,13 @@ from lensbench.results.bands import sampled
 from lensbench.results.records import ALL, NO_BASELINE
 from lensbench.results.run_file import RUN_FILE, rules_of
 from lensbench.results.summary import by_their_rules
+from lensbench.runs.inspect_log import as_json, inspect_log
 from lensbench.runs.run import Run
 from lensbench.tasks import load_tasks
 from lensbench.utils.cache import atomic_file
 
 LOG = logging.getLogger("lensbench")
-FORMATS = ("csv", "lm-eval")
+FORMATS = ("csv", "lm-eval", "inspect")
 
 _FORMULA = re.compile(r"[=@\t\r]|[+-](?!\d+(?:[.,]\d+)*$)")
 """How a text begins that a spreadsheet takes for a formula."""
@@ -34,8 +35,9 @@ def export(run: Run | Path | str, out: Path | str, format: str = "csv") -> list[
     Args:
         run: a run, or its folder.
         out: a folder; files of the same names in it are written anew.
-        format: `csv` (records, summary, best layers, metrics, measures) or `lm-eval` (a folder a method, with
-            `results_TIME.json` and `samples_TASK_TIME.jsonl` as lm-evaluation-harness writes them).
+        format: `csv` (records, summary, best layers, metrics, measures), `lm-eval` (a folder a method, with
+            `results_TIME.json` and `samples_TASK_TIME.jsonl` as lm-evaluation-harness writes them) or `inspect` (a
+            folder a method, with a log of inspect-ai for each relation and site).
 
     Returns:
         The files.
@@ -49,7 +51,7 @@ def export(run: Run | Path | str, out: Path | str, format: str = "csv") -> list[
     loaded = run if isinstance(run, Run) else Run(run)
     if not loaded.done:
         raise LensbenchError(f"{loaded.path} has no finished cell: run `lensbench evaluate` again with the same --out")
-    files = _tables(loaded) if format == "csv" else _harness(loaded)
+    files = {"csv": _tables, "lm-eval": _harness, "inspect": _logs}[format](loaded)
     folder, written = Path(out), []
     try:
         for name, content in files:
@@ -98,6 +100,28 @@ def _harness(run: Run) -> Iterator[tuple[Path, bytes]]:
     prior-corrected; rivals' accuracies at the same layer stand beside it. Samples are those of the best layer.
     """
     when = time.strftime("%Y-%m-%dT%H-%M-%S.000000", time.gmtime((run.path / RUN_FILE).stat().st_mtime))
+    for folder, results, asked in _methods(run):
+        for task, row, here, samples in asked:
+            results.add(task, row, here, samples)
+            yield folder / f"samples_{task}_{when}.jsonl", b"".join(_json(one) + b"\n" for one in samples)
+        yield folder / f"results_{when}.json", _json(results.content, indent=2)
+
+
+def _logs(run: Run) -> Iterator[tuple[Path, bytes]]:
+    """The logs of inspect-ai: a folder a method, a log a relation and site, with the figures of the harness's files."""
+    for folder, results, asked in _methods(run):
+        for task, row, here, samples in asked:
+            results.add(task, row, here, samples)
+            name, content = inspect_log(run, row, task, results.content["results"][task], samples)
+            yield folder / name, as_json(content)
+
+
+Asked = tuple[str, dict[Any, Any], pd.DataFrame, list[Any]]
+"""A relation at a site: its name, the row of the best layers, the predictions, and the samples at the best layer."""
+
+
+def _methods(run: Run) -> Iterator[tuple[Path, "_Results", Iterator[Asked]]]:
+    """Each method with a folder's name, what is said of it, and what it was asked."""
     prompts = _prompts(run)
     records = run.records
     own = records[(records["baseline"] == NO_BASELINE).to_numpy()]
@@ -106,14 +130,14 @@ def _harness(run: Run) -> Iterator[tuple[Path, bytes]]:
     for (model, verbalizer, inspector), rows in best.groupby(["model", "verbalizer", "inspector"], observed=True):
         named = model if verbalizer == model else f"{model}--{verbalizer}"
         folder = Path(re.sub(r'["<>:/|\\?*\[\]+]+', "__", f"{named}--{inspector}"))
-        results = _Results(run, str(model), str(inspector))
-        for row in rows.to_dict("records"):
-            task = re.sub(r"\W", "_", f"{row['task']}_{row['relation']}_{row['site']}")
-            here = _rows_of(own, row)
-            samples = list(_samples(here, row, prompts))
-            results.add(task, row, here, samples)
-            yield folder / f"samples_{task}_{when}.jsonl", b"".join(_json(one) + b"\n" for one in samples)
-        yield folder / f"results_{when}.json", _json(results.content, indent=2)
+        yield folder, _Results(run, str(model), str(inspector)), _asked(own, rows, prompts)
+
+
+def _asked(own: pd.DataFrame, rows: pd.DataFrame, prompts: Mapping[tuple[str, str], str]) -> Iterator[Asked]:
+    for row in rows.to_dict("records"):
+        here = _rows_of(own, row)
+        task = re.sub(r"\W", "_", f"{row['task']}_{row['relation']}_{row['site']}")
+        yield task, row, here, list(_samples(here, row, prompts))
 
 
 def _json(found: Any, indent: int | None = None) -> bytes:

@@ -79,7 +79,8 @@ def _train_oracle(config: RunConfig, out: Path) -> Spent:
 
 def _load(config: RunConfig) -> LanguageModel:
     paths = ModulePaths(**config.module_paths) if config.module_paths else None
-    how = Loading(config.device, config.dtype, config.revision, config.offline, paths=paths)
+    args = config.model_args or {}
+    how = Loading(config.device, config.dtype, config.revision, config.offline, paths=paths, model_args=args)
     return load_model(config.model, how) if isinstance(config.model, str) else config.model
 
 

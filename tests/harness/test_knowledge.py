@@ -62,7 +62,7 @@ def task(tmp_path: Path):
 class Model(LanguageModel):
     """Says what it is told to say."""
 
-    fingerprint = "f"
+    fingerprint, attention = "f", "sdpa"
     device, parts = SimpleNamespace(type="cpu"), SimpleNamespace(paths="p")
 
     def __init__(self, says, monkeypatch) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.runs.export import export, harmless
+from lensbench.runs.export import FORMATS, export, harmless
 from lensbench.runs.pages import read_page_run, write_page
 from lensbench.runs.run import finish, load_run
 from tests.command import lensbench, refused
@@ -88,6 +88,42 @@ def test_samples_have_what_the_harness_writes(folder: Path, tmp_path: Path) -> N
     assert len({frozenset(row) for row in rows}) == 1
 
 
+def test_logs_have_what_inspect_requires(folder: Path, tmp_path: Path) -> None:
+    """The fields that its `EvalLog`, `EvalSpec` and `EvalSample` require, and the pattern of names that it lists."""
+    run = load_run(folder)
+    best = run.best[run.best["relation"] != "all"]
+    written = export(folder, tmp_path, "inspect")
+    assert len(written) == len(best)
+    found = {}
+    for path in written:
+        assert re.match(r"^\d{4}-\d{2}-\d{2}T\d{2}[:-]\d{2}[:-]\d{2}.*\.json$", path.name)
+        log = json.loads(path.read_text(encoding="utf-8"))
+        assert (log["version"], log["status"]) == (2, "success")
+        assert {"created", "task", "dataset", "model", "config"} <= log["eval"].keys()
+        assert all({"id", "epoch", "input", "target"} <= sample.keys() for sample in log["samples"])
+        assert len({sample["id"] for sample in log["samples"]}) == len(log["samples"]) == MADE.subjects
+        for score in log["results"]["scores"]:
+            mean = sum(sample["scores"][score["name"]]["value"] for sample in log["samples"]) / len(log["samples"])
+            assert score["metrics"]["accuracy"]["value"] == pytest.approx(mean, abs=1e-6)
+        asked = log["eval"]["task_args"]
+        found[asked["relation"], asked["site"], asked["inspector"]] = log
+    for row in best.to_dict("records"):
+        log = found[row["relation"], row["site"], row["inspector"]]
+        metadata = log["eval"]["metadata"]
+        assert metadata["best_layer"] == row["layer"]
+        assert metadata["rival_input_only,none"] == pytest.approx(row["beats_text_baseline_accuracy"], abs=1e-6)
+        corrected = log["results"]["scores"][1]["metrics"]["accuracy"]["value"]
+        assert corrected == pytest.approx(row["accuracy_corrected"], abs=1e-6)
+
+
+def test_inspect_reads_its_logs(folder: Path, tmp_path: Path) -> None:
+    logs = pytest.importorskip("inspect_ai.log", reason="inspect-ai is not installed")
+    export(folder, tmp_path, "inspect")
+    listed = logs.list_eval_logs(str(tmp_path))
+    assert len(listed) == 8
+    assert {logs.read_eval_log(one).status for one in listed} == {"success"}
+
+
 def test_the_command_says_where(folder: Path, tmp_path: Path) -> None:
     done = lensbench("export", folder, "--format", "lm-eval", "--out", "there", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -106,7 +142,8 @@ def test_names_of_models_make_no_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "format_"), [("summary.csv", "csv"), ("summary.csv", "lm-eval"), ("metrics.csv", "csv")]
+    ("name", "format_"),
+    [("metrics.csv", "csv"), *(("summary.csv", format_) for format_ in FORMATS)],
 )
 def test_a_table_that_is_cut_short_exports_nothing(folder: Path, tmp_path: Path, name: str, format_: str) -> None:
     cut = tmp_path / "cut"
@@ -118,7 +155,7 @@ def test_a_table_that_is_cut_short_exports_nothing(folder: Path, tmp_path: Path,
 
 
 def test_wrong_input(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="known: csv, lm-eval"):
+    with pytest.raises(UsageError, match="known: csv, inspect, lm-eval"):
         export(folder, tmp_path, "parquet")
     (tmp_path / "taken").write_text("")
     assert "cannot be written to" in refused(lensbench("export", folder, "--out", "taken", cwd=tmp_path), 2)

@@ -78,7 +78,7 @@ def analyze(
     names = tuple(dict.fromkeys(names_in(inspectors)))
     if not names:
         raise UsageError(f"--inspectors {inspectors!r} is empty; name at least one lens, such as logit_lens")
-    check_model_name(model)
+    check_model_name(model, offline=offline)
     for name in names:
         check_inspector(name)
     parse_layers(layers, None)

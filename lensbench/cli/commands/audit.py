@@ -57,7 +57,7 @@ def audit(
     say_what_happens(quiet=quiet)
     (loaded,) = load_tasks([task], offline=offline)
     if model is not None:
-        check_model_name(model)
+        check_model_name(model, offline=offline)
     from lensbench.tasks.audit import audit_task, proposed, read_table, with_thresholds
 
     stated = None if propose else read_table(loaded)

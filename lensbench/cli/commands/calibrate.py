@@ -60,7 +60,7 @@ def calibrate(
 
     others = names_in(readers or "")
     for name in (model, *others):
-        check_model_name(name)
+        check_model_name(name, offline=offline)
     wanted, required = names_in(inspectors), names_in(require or "")
     if not wanted:
         raise UsageError(f"--inspectors {inspectors!r} is empty; name at least one method, such as patchscope")

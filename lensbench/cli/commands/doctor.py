@@ -11,11 +11,13 @@ from lensbench.cli.options import (
     Device,
     Dtype,
     Json,
+    ModelArgs,
     ModulePaths,
     Offline,
     Quiet,
     Revision,
     print_json,
+    read_model_args,
     read_module_paths,
 )
 from lensbench.errors import LensbenchError
@@ -29,17 +31,22 @@ def doctor(
     revision: Revision = None,
     offline: Offline = False,
     module_paths: ModulePaths = None,
+    model_args: ModelArgs = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Is this model read correctly? Shows each check with its value and tolerance, and a verdict.
 
-    Example: `lensbench doctor smollm2-135m`
+    Examples:
+    `lensbench doctor smollm2-135m`
+
+    `lensbench doctor smollm2-135m --model-args attn_implementation=eager,dtype=bfloat16`
     """
     from lensbench.models.sources import check_model_name, quiet_libraries
 
-    check_model_name(model)
+    check_model_name(model, offline=offline)
     paths = read_module_paths(module_paths)
+    args = read_model_args(model, model_args, dtype)
     quiet_libraries()
     say_what_happens(quiet=quiet)
     from lensbench.explore.doctor import examine_loading
@@ -47,7 +54,7 @@ def doctor(
     from lensbench.models.loading import Loading, load_model
     from lensbench.report.tables import print_rows
 
-    how = Loading(device, dtype, revision, offline, paths=ModulePaths(**paths) if paths else None)
+    how = Loading(device, dtype, revision, offline, paths=ModulePaths(**paths) if paths else None, model_args=args)
     checks = examine_loading(lambda: load_model(model, how))
     failed = [check.name for check in checks if not check.passed]
     if as_json:

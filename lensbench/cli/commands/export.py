@@ -15,6 +15,7 @@ class Format(StrEnum):
 
     csv = "csv"
     lm_eval = "lm-eval"
+    inspect = "inspect"
 
 
 @app.command()
@@ -22,12 +23,15 @@ def export(
     run: RunFolder,
     out: Annotated[Path, typer.Option(help="The folder to write to.", show_default=False)],
     format_: Annotated[
-        Format, typer.Option("--format", help="csv: tables. lm-eval: results and samples of lm-evaluation-harness.")
+        Format,
+        typer.Option(
+            "--format", help="csv: tables. lm-eval: files of lm-evaluation-harness. inspect: logs of inspect-ai."
+        ),
     ] = Format.csv,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a run for other programs: CSV tables, or the files of lm-evaluation-harness.
+    """Write a run for other programs: CSV tables, files of lm-evaluation-harness, or logs of inspect-ai.
 
     Examples: `lensbench export reports/RUN --out tables`; `lensbench export reports/RUN --format lm-eval --out harness`
     """

@@ -54,7 +54,7 @@ def finetune(
         "prose": prose, "first_layer": first_layer, "fetched": fetched, "rank": rank, "rate": rate, "seed": seed,
     }  # fmt: skip
     settings = make_settings({name: value for name, value in given.items() if value is not None})
-    check_model_name(model)
+    check_model_name(model, offline=offline)
     check_new(out)
     quiet_libraries()
     say_what_happens(quiet=quiet)

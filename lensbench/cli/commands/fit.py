@@ -12,6 +12,7 @@ from lensbench.cli.options import (
     Dtype,
     Json,
     Model,
+    ModelArgs,
     ModulePaths,
     Offline,
     Quiet,
@@ -35,6 +36,7 @@ def fit(
     revision: Revision = None,
     offline: Offline = False,
     module_paths: ModulePaths = None,
+    model_args: ModelArgs = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -50,14 +52,14 @@ def fit(
 
     learned = read_settings(parameter or [], "PARAMETER=VALUE, such as steps=100")
     settings: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "offline": offline}
-    settings |= {"revision": revision, "module_paths": read_module_paths(module_paths)}
+    settings |= {"revision": revision, "module_paths": read_module_paths(module_paths), "model_args": model_args}
     settings |= {
         "inspectors": (inspector,),
         "parameters": {inspector: learned},
     }
     config = make_config({name: value for name, value in settings.items() if value is not None})
     check_inspector(inspector)
-    check_model_name(model)
+    check_model_name(model, offline=offline)
     quiet_libraries()
     say_what_happens(quiet=quiet)
     from lensbench.training import fit as fitting

@@ -60,7 +60,7 @@ def implant(
     """
     from lensbench.models.sources import check_model_name, quiet_libraries
 
-    check_model_name(model)
+    check_model_name(model, offline=offline)
     if world not in ("main", "twin"):
         raise UsageError(f"--world {world!r}: expected main or twin")
     loud = numbers_in("--strength", strength or "")

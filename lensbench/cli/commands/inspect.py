@@ -15,11 +15,13 @@ from lensbench.cli.options import (
     Json,
     Layers,
     Model,
+    ModelArgs,
     ModulePaths,
     Offline,
     Quiet,
     Revision,
     print_json,
+    read_model_args,
     read_module_paths,
     read_settings,
 )
@@ -60,6 +62,7 @@ def inspect(
     revision: Revision = None,
     offline: Offline = False,
     module_paths: ModulePaths = None,
+    model_args: ModelArgs = None,
     quiet: Quiet = False,
 ) -> None:
     """Look at one prompt: what does each layer predict at each token, or what does the model take one token to mean?
@@ -81,7 +84,8 @@ def inspect(
     name = PATCHSCOPE if patchscope else lens
     given = read_settings(parameter or [], "PARAMETER=VALUE, such as steps=100")
     paths = read_module_paths(module_paths)
-    check_model_name(model)
+    args = read_model_args(model, model_args, dtype)
+    check_model_name(model, offline=offline)
     quiet_libraries()
     say_what_happens(quiet=quiet)
     say_it_starts()
@@ -89,7 +93,7 @@ def inspect(
     from lensbench.models.architecture import ModulePaths
     from lensbench.models.loading import Loading
 
-    how = Loading(device, dtype, revision, offline, paths=ModulePaths(**paths) if paths else None)
+    how = Loading(device, dtype, revision, offline, paths=ModulePaths(**paths) if paths else None, model_args=args)
     loaded = _loaded(model, how, layers)
     from lensbench.explore.prompt import describe_token, inspect
 

@@ -37,7 +37,7 @@ def knowledge(
     from lensbench.tasks import load_tasks
 
     (loaded,) = load_tasks([task], offline=offline)
-    check_model_name(model)
+    check_model_name(model, offline=offline)
     quiet_libraries()
     say_what_happens(quiet=quiet)
     from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares

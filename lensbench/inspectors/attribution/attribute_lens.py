@@ -16,6 +16,7 @@ from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.gradients import Jacobian
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.precision import in_float64
 
 
 class AttributeLens(Inspector):
@@ -159,8 +160,8 @@ def _other_answer(labels: Sequence[str], said: str, item: int) -> int:
 
 def _pseudo_inverse(weight: Float[Tensor, "d_model d_model"], rank: int) -> Float[Tensor, "d_model d_model"]:
     """Return the pseudo-inverse of the best approximation of this rank."""
-    u, s, v = torch.linalg.svd(weight.double())
+    u, s, v = torch.linalg.svd(in_float64(weight))
     kept = s[: min(rank, int((s > 1e-9 * s[0]).sum()))]
     count = len(kept)
     inverse: Tensor = (v[:count].T / kept) @ u[:, :count].T
-    return inverse.float()
+    return inverse.float().to(weight.device)

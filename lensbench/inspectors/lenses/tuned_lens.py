@@ -15,6 +15,7 @@ from lensbench.inspectors.base import Translator
 from lensbench.inspectors.evidence import Learns, Source, Training
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
+from lensbench.models.hub import HUB
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import (
     Resumable,
@@ -24,7 +25,7 @@ from lensbench.models.optimization import (
     restore_moments,
 )
 from lensbench.models.ridge import RunningMoments, check_amounts, every_pair
-from lensbench.models.tuned_lens_files import CONFIG, HUB, PARAMS, Checkpoint, read_checkpoint, save_checkpoint
+from lensbench.models.tuned_lens_files import CONFIG, PARAMS, Checkpoint, read_checkpoint, save_checkpoint
 
 LEARNING_RATE = 3e-4
 POSITIONS_PER_STEP = 16
@@ -56,8 +57,9 @@ class TunedLens(Translator):
         seed: which positions are drawn.
         bf16: train in bfloat16 where that is faster (most GPUs); the translators themselves stay in float32.
         loss: kl, reverse_kl, mse or cosine.
-        checkpoint: a folder with config.json and params.pt, or `hub:MODEL_ID` for the Hub space
-            AlignmentResearch/tuned-lens; nothing is learned then, and none of the other parameters may be given.
+        checkpoint: a folder with config.json and params.pt, `hub:ORG/NAME@COMMIT` for such a folder on the Hub, or
+            `hub:MODEL_ID` for the Hub space AlignmentResearch/tuned-lens; nothing is learned then, and none of the
+            other parameters may be given.
     """
 
     name: ClassVar[str] = "tuned_lens"

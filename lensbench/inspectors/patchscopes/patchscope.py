@@ -120,8 +120,8 @@ def relevancy(
     """
     tokens = [verbalizer.tokens.answer_token(answer) for answer in evidence.answers]
     text = own.text.replace(SLOT, own.placeholder)
-    unpatched = score_next_tokens(verbalizer, [text], tokens).log_probs[0].double().cpu().exp()
-    log_scores = patched.log_scores.double().cpu()
+    unpatched = score_next_tokens(verbalizer, [text], tokens).log_probs[0].cpu().double().exp()
+    log_scores = patched.log_scores.cpu().double()
     top = log_scores.argmax(-1, keepdim=True)
     moved = (log_scores.exp().gather(-1, top) - unpatched[top]).abs()
     found: Float[np.ndarray, "layer attempt item"] = moved[..., 0].numpy()

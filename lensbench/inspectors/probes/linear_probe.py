@@ -78,7 +78,7 @@ class LinearProbe(Inspector):
         return self
 
     def _directions(self, answers: tuple[str, ...]) -> Float[np.ndarray, "answer d_model"]:
-        return self.target_.answer_directions(answers).double().cpu().numpy()
+        return self.target_.answer_directions(answers).cpu().double().numpy()
 
     def affine(self, layer: int) -> tuple[Float[np.ndarray, "d_model d_model"], Float[np.ndarray, " d_model"]]:
         """Return W and b of a layer."""

@@ -15,6 +15,7 @@ from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter
+from lensbench.models.hub import hub_folder, is_pinned
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching.passes import WRITES, Write, make_prompt
 from lensbench.models.patching.patcher import patcher_of
@@ -119,7 +120,7 @@ class Oracle(Inspector):
     trained to say is refused: no rival had those labels.
 
     Args:
-        adapter: a folder with a LoRA adapter of PEFT; `lensbench fit oracle` trains one.
+        adapter: a folder with a LoRA adapter of PEFT, or `hub:ORG/NAME@COMMIT`; `lensbench fit oracle` trains one.
         convention: `oracle` or `latentqa`, for an adapter that somebody else has trained; by default `oracle`.
         prompt: in place of the one that adapter or convention has; see `Recipe`.
         layer: the layer to write at, likewise.
@@ -159,7 +160,10 @@ class Oracle(Inspector):
                 "oracle.adapter is missing: give the folder of a trained verbalizer, --set oracle.adapter=FOLDER; "
                 "`lensbench fit oracle --out FOLDER` trains one"
             )
-        return Path(self.adapter).expanduser()
+        return self._fetched() if is_pinned(self.adapter) else Path(self.adapter).expanduser()
+
+    def _fetched(self, *, offline: bool = False) -> Path:
+        return hub_folder(str(self.adapter), ((ADAPTER, WEIGHTS),), (NOTES,), offline=offline)
 
     def recipe(self) -> Recipe:
         """Return how the adapter is asked: what was given, else what it was trained with, else the convention.
@@ -184,6 +188,8 @@ class Oracle(Inspector):
         Raises:
             UsageError: what does not fit, and what to choose instead.
         """
+        if self.adapter is not None and is_pinned(self.adapter):
+            self._fetched(offline=verbalizer.offline)  # once: later it is there
         check_base(read_adapter(self._folder), verbalizer.module, verbalizer.name)
         recipe, notes = self.recipe(), read_notes(self._folder)
         if recipe.layer not in range(verbalizer.n_layers + 1):
@@ -204,7 +210,9 @@ class Oracle(Inspector):
             )
 
     def files(self) -> tuple[Path, ...]:
-        """Return the adapter's files."""
+        """Return the adapter's files; one of the Hub is known by its name, which says its commit."""
+        if self.adapter is not None and is_pinned(self.adapter):
+            return ()
         every = [self._folder / name for name in (ADAPTER, WEIGHTS, NOTES)]
         return tuple(file for file in every if file.is_file())
 

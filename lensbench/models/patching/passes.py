@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lensbench.errors import LensbenchError
 from lensbench.models.architecture import on_input
-from lensbench.models.language_model import TOLERANCE, LanguageModel
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import bytes_per_row, is_out_of_memory
 from lensbench.models.proofs import proved
 from lensbench.models.replay import CleanPass, record_pass, shared_prefix
@@ -246,7 +246,7 @@ def try_each(ways: Sequence[Way], deviation: Callable[[Way], float]) -> Iterator
 def agreeing(model: LanguageModel, tried: Iterable[tuple[Way, float, str]], what: str) -> Iterator[Way]:
     """Yield the ways that agree with the plain one, and log why others are not used."""
     for way, off, reason in tried:
-        if off <= TOLERANCE[model.dtype]:
+        if off <= model.tolerance:
             yield way
         else:
             LOG.info("%s: %s %s is not used (%s)", model.name, what, way, reason or f"off by {off:.1e}")

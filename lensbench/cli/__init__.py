@@ -1,10 +1,13 @@
 """The command line. Each command checks what it was given and calls one public function."""
 
+import ast
 import os
 import sys
 from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
+from types import FunctionType
 from typing import Any
 
 # A plugin of pydantic has nothing to do here, and looking for one takes a tenth of what the help takes.
@@ -31,10 +34,23 @@ def _load(names: Iterable[str]) -> None:
         import_module(f"{commands.__name__}.{name}")
 
 
+def _list(names: Iterable[str]) -> None:
+    """Add each command with its description alone: their list is shown without importing what they need."""
+    for name in names:
+        tree = ast.parse((Path(commands.__path__[0]) / f"{name}.py").read_text(encoding="utf-8"))
+        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
+        described = FunctionType((lambda: None).__code__, {}, name)
+        described.__doc__ = next(filter(None, map(ast.get_docstring, functions)), None)
+        application.app.command(name)(described)
+
+
 def main() -> None:
-    """Run the command line. Only the command that is asked for is imported, or all of them to list them."""
-    asked = [name for name in sys.argv[1:2] if name in _names() and "_LENSBENCH_COMPLETE" not in os.environ]
-    _load(asked or _names())
+    """Run the command line. Only the command that is asked for is imported, or none to list them."""
+    if sys.argv[1:] in ([], ["--help"]) and "_LENSBENCH_COMPLETE" not in os.environ:
+        _list(_names())
+    else:
+        asked = [name for name in sys.argv[1:2] if name in _names() and "_LENSBENCH_COMPLETE" not in os.environ]
+        _load(asked or _names())
     application.main()
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from lensbench.results.arrays import FIXED, NO_LAYER, CellScores, Items, Scored, cells_of
 from lensbench.results.bands import MARGIN, Band, Floats, Ints
@@ -146,6 +145,13 @@ def differences(shared: Shared, settings: SummarySettings) -> tuple[pd.DataFrame
     return frame, whole[list(CHANGED_COLUMNS)].reset_index(drop=True)
 
 
+def _holm(p: pd.Series) -> Floats:
+    from statsmodels.stats.multitest import multipletests  # takes longer to import than pandas
+
+    adjusted: Floats = multipletests(p, method="holm")[1]
+    return adjusted
+
+
 def between_methods(records: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
     """Compare the methods of one run with each other, each at its best layer: rows with `DIFFERENCE_COLUMNS`.
 
@@ -164,7 +170,7 @@ def between_methods(records: pd.DataFrame, settings: SummarySettings) -> pd.Data
             rows.append({**shared.place.columns, **next(_rows(sample, pair, identical=False))})
     frame = pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
     if len(frame):
-        frame["p_holm"] = multipletests(frame["p"], method="holm")[1]
+        frame["p_holm"] = _holm(frame["p"])
         claimed = frame["verdict"].isin([FIRST_HIGHER, SECOND_HIGHER])
         frame.loc[claimed & (frame["p_holm"] >= 1.0 - settings.level), "verdict"] = LOOKED_AT_MANY
     for name in ("layer", "other_layer"):

@@ -59,6 +59,19 @@ def test_help_shows_defaults_and_no_types_of_flags(tmp_path: Path) -> None:
     assert "--inspectors,--methods" not in shown, "two words take the room of the explanation"
 
 
+def test_the_list_of_commands_is_that_of_the_commands(tmp_path: Path) -> None:
+    """It is made without importing them."""
+    (shown, whole) = (
+        subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.argv = ['lensbench', '--help']\n{code}"],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        ).stdout
+        for code in ("from lensbench.cli import main; main()", "from lensbench.cli import app; app()")
+    )  # fmt: skip
+    assert "evaluate" in shown
+    assert shown == whole
+
+
 COMPLETIONS = {
     "lensbench evaluate --tasks attribute_extraction/country_c": {"attribute_extraction/country_capital"},
     "lensbench evaluate --methods logit_lens,pat": {"logit_lens,patchscope", "logit_lens,patchscope_search"},

@@ -304,6 +304,28 @@ def test_toml_of_the_documents_is_toml() -> None:
             tomllib.loads(block)
 
 
+def test_the_result_of_the_readme_is_that_of_the_kept_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """reports/country-capital holds run.json and summary.csv of the command that the README shows."""
+    from lensbench.cli.terminal import show_run
+    from lensbench.runs.run import load_run
+
+    run = load_run(ROOT / "reports" / "country-capital")
+    show_run(run)
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.startswith(("site", "subject"))]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(printed) == 4
+    for line in printed:
+        assert line in readme
+    of_relation = run.best[run.best["relation"] == "country_capital"]
+    (best,) = of_relation[of_relation["inspector"] == "patchscope"].to_dict("records")
+    assert f"scores {best['beats_text_baseline_accuracy']:.2f}".replace("0.", ".") in readme
+    assert best["uses_activation_baseline_accuracy"] == pytest.approx(best["chance"], abs=0.01)
+    assert f"{best['subjects']} countries" in readme
+    config = run.info["config"]
+    assert (config["tasks"], config["sites"]) == (["attribute_extraction/country_capital"], ["subject"])
+    assert f"--methods {','.join(config['inspectors'])} " in readme
+
+
 def test_what_calibration_found_is_what_is_kept() -> None:
     text = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
     rows = calibration_table.rows()

@@ -3,7 +3,7 @@
 python docs/figures/build.py RUN [RUN...]       # docs/methods.md: one a method, beside its own baselines
 python docs/figures/build.py --headline RUN     # docs/figures/headline.png
 
-The runs are those of examples/methods.toml and examples/chains.toml, and for the headline that of examples/main.toml.
+The runs are those of examples/methods.toml and examples/chains.toml; the headline is of the command in README.md.
 """
 
 import sys

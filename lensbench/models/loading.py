@@ -168,6 +168,7 @@ def load_model(
             raise UsageError(f"{given} has a tokenizer of its own; leave tokenizer out")
         how = how if model_args is None else replace(how, model_args=model_args)
         device = how.torch_device()
+        how.torch_dtype(device)  # a wrong one is refused before weights are looked for, and perhaps converted
         return load_source(resolve(given, revision=how.revision, offline=how.offline), how, device)
     if not isinstance(given, nn.Module) or not hasattr(given, "config") or tokenizer is None:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Every wrong input is answered in one line, with its exit status, and leaves nothing half-written."""
+"""The command line as a whole: what is wrong in files and models is said in one line, and nothing is half-written."""
 
 import os
 import signal
@@ -11,34 +11,6 @@ import pytest
 from tests.command import COMMAND, lensbench, refused
 from tests.evaluation.test_evaluate import write_task
 
-EVALUATE = {
-    ("--model", "smollm2-135"): "unknown model 'smollm2-135'; did you mean 'smollm2-135m'?",
-    ("--model", "./nowhere"): "no such file or folder: ./nowhere",
-    ("--tasks", "atribute_extraction"): "did you mean 'attribute_extraction'?",
-    ("--tasks", "attribute_extraction/country_capitol"): "did you mean 'country_capital'",
-    ("--inspectors", "logit_lense"): "did you mean 'logit_lens'?",
-    ("--inspectors", "nowhere:Lens"): "no module 'nowhere' on the Python path",
-    ("--baselines", "shufled"): "did you mean 'shuffled'?",
-    ("--layers", "3,x"): "expected all, stride:2, or layers and ranges",
-    ("--layers", "stride:0"): "expected all, stride:2, or layers and ranges",
-    ("--sites", "end"): "sites",
-    ("--dtype", "int8"): "unknown dtype 'int8'; known: auto, bfloat16, float16, float32, float64",
-    ("--limit", "0"): "limit = 0",
-    ("--log", "mlflow"): "unknown log 'mlflow'; known: trackio, wandb",
-    ("--model-args", "atn_implementation=eager"): "unknown model argument 'atn_implementation'; did you mean 'attn_",
-    ("--model-args", "attn_implementation"): "expected KEY=VALUE,KEY=VALUE, such as attn_implementation=eager",
-    ("--model-args", "dtype=float8"): "unknown dtype 'float8'",
-    ("--model-args", "tp_plan=auto"): "needs torch.distributed, which does not run here",
-    ("--config", "missing.toml"): "--config missing.toml cannot be read (No such file",
-    ("--set", "placeholder=y"): "expected INSPECTOR.PARAMETER=VALUE",
-    ("--set", "patchscop.placeholder=y"): "did you mean 'patchscope'",
-    ("--module-paths", "blocks=a"): "expected blocks=PATH,norm=PATH",
-    ("--tasks", ","): "name at least one",
-    ("--sites", ","): "name at least one",
-    ("--layers", "\u00b2"): "expected all, stride:2, or layers and ranges",
-    ("--out", ""): "give a name",
-}
-
 
 @pytest.mark.parametrize(
     "arguments", [["list", "baselines"], ["evaluate", "--layers", "3,x"], ["cache", "--json"]], ids=" ".join
@@ -47,13 +19,6 @@ def test_a_forked_command_is_one_that_is_started(arguments: list[str], tmp_path:
     """The other tests fork, which spares each of them the import of torch."""
     forked, started = (lensbench(*arguments, cwd=tmp_path, start=start) for start in (False, True))
     assert (forked.returncode, forked.stdout, forked.stderr) == (started.returncode, started.stdout, started.stderr)
-
-
-@pytest.mark.parametrize("arguments", EVALUATE, ids=" ".join)
-def test_wrong_settings_are_usage_errors(arguments: tuple[str, str], tmp_path: Path) -> None:
-    message = refused(lensbench("evaluate", "--out", "run", *arguments, cwd=tmp_path), 2)
-    assert EVALUATE[arguments] in message
-    assert not (tmp_path / "run").exists()
 
 
 BY_MODEL = {
@@ -74,37 +39,6 @@ def test_wrong_settings_for_a_model(arguments: tuple[str, ...], tiny_llama_folde
     done = lensbench("evaluate", *given, "--inspectors", "patchscope", *arguments, "--out", "run", cwd=tmp_path)
     assert BY_MODEL[arguments] in refused(done, 1 if arguments == ("--chat-template",) else 2)
     assert not (tmp_path / "run").exists()
-
-
-OTHERS = {
-    ("knowledge", "atribute_extraction"): (2, "did you mean 'attribute_extraction'?"),
-    ("knowledge", "attribute_extraction", "--model", "smollm2-135"): (2, "did you mean 'smollm2-135m'?"),
-    ("judge", "nowhere"): (2, "nothing to do: give --similarity MODEL, --judge MODEL, or both"),
-    ("judge", "nowhere", "--url", "http://localhost:1/v1"): (2, "--url needs the name of the model behind it"),
-    ("judge", "nowhere", "--judge", "smollm2-135"): (2, "did you mean 'smollm2-135m'?"),
-    ("evaluate", "--tasks", "lre:nowhere.json"): (1, "nowhere.json:1: cannot be read"),
-    ("evaluate", "--tasks", "personas/city", "--sites", "subject,t1"): (2, "no task has the site t1; their sites are"),
-    ("evaluate", "--tasks", "personas/city", "--subjects", "nobody.txt"): (2, "nobody.txt: No such file"),
-    ("audit", "."): (2, ". holds no task: expected task.toml and items.jsonl in it"),
-    ("compare", "nowhere", "nowhere"): (1, "nowhere is not a run folder: it is not there"),
-    ("report", "run", "--out", "page.pdf"): (2, "expected a file that ends in .html"),
-    ("plot", "run", "--figure", "gap", "--rule", "best"): (2, "unknown rule 'best'; known: fixed, oracle, selected"),
-    ("plot", "run", "--rule", "oracle"): (2, "--rule applies to a single figure: add --figure layers or gap"),
-    ("plot", "run", "--inspector", "probe"): (
-        2,
-        "--inspector applies to a single figure: add --figure grid or compare",
-    ),
-    ("calibrate", "--limit", "0"): (2, "--limit 0: expected 1 or more"),
-    ("calibrate", "--permutations", "-1"): (2, "--permutations -1: expected 0 or more"),
-    ("implant", "--layer", "8", "--out", "x", "--steps", "0"): (2, "--steps 0: expected more than 0"),
-}
-
-
-@pytest.mark.parametrize("arguments", OTHERS, ids=" ".join)
-def test_other_commands_refuse_in_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    status, message = OTHERS[arguments]
-    assert message in refused(lensbench(*arguments, cwd=tmp_path), status)
-    assert not list(tmp_path.glob("*"))
 
 
 def test_knowledge_is_told_by_relation(tiny_llama_folder: Path, tmp_path: Path) -> None:

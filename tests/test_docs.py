@@ -62,7 +62,7 @@ def test_the_method_of_the_docs_is_found_by_its_entry_point(
     package: Path, tiny_llama_folder: Path, tmp_path: Path
 ) -> None:
     listed = run(sys.executable, "-m", "lensbench", "list", "inspectors", cwd=tmp_path, path=package)
-    assert re.search(r"nearest_mean.*activation.*labels", listed)
+    assert "nearest_mean  " in listed
     run(
         *(sys.executable, "-m", "lensbench", "evaluate", "--model", tiny_llama_folder, "--limit", "30"),
         *("--tasks", "attribute_extraction/country_continent", "--inspectors", "nearest_mean", "--out", "run"),

@@ -150,10 +150,6 @@ def load_model(
             language model of transformers, which is used as it is, in evaluation mode and without gradients.
         how: device, dtype and the like; of these, only module paths and chat template apply to a loaded model.
         tokenizer: of a model that has been loaded: a fast tokenizer of transformers.
-
-    Args:
-        name: of the model.
-        how: device, dtype and the like.
         model_args: attention, quantisation and the like, in place of those of `how`:
             `{"attn_implementation": "eager"}`.
 

@@ -203,7 +203,7 @@ def test_a_number_and_a_word_name_the_same_token() -> None:
         ({"lens": "patchscope"}, "give --patchscope --token TOKEN"),
         ({"lens": "probe"}, "gives no distribution of the next token"),
         ({"lens": FutureLens()}, "does not predict the next token"),
-        ({"layers": "some"}, "expected all, numbers"),
+        ({"layers": "some"}, "expected all, stride:2"),
         ({"top": 0}, "expected 1 or more"),
     ],
 )

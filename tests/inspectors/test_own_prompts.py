@@ -115,7 +115,7 @@ def test_what_asks_nothing_is_not_applicable() -> None:
 @pytest.mark.parametrize("method", [BackPatching, ChainOfThoughtPatchscope])
 def test_wrong_target_layers_are_refused(method: type) -> None:
     model = tiny.model()
-    for given, expected in (("0,5", "layers 0 .embeddings. to 4; layer 5"), ("some", "expected all, numbers")):
+    for given, expected in (("0,5", "layers 0 .embeddings. to 4; layer 5"), ("some", "expected all, stride:2")):
         with pytest.raises(UsageError, match=expected):
             method(given).check(Target(model), model)
 

@@ -253,7 +253,7 @@ REFUSED = [
     (Patchscope, {"target_layers": ("some",)}, "'same' for the source layer"),
     (Patchscope, {"target_layers": (1, 1)}, "give different ones"),
     (Patchscope, {"target_layers": (True,)}, "layers 0 to 4"),
-    (Patchscope, {"target_layers": "stride:0"}, "expected all, numbers"),
+    (Patchscope, {"target_layers": "stride:0"}, "expected all, stride:2"),
     (Patchscope, {"target_layers": "0,7"}, "layer 7 is not one"),
     (Patchscope, {"prompt": "The capital is"}, "give a text with a {subject} slot"),
     (Patchscope, {"prompt": "token_identty"}, "did you mean 'token_identity'"),

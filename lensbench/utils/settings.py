@@ -24,7 +24,8 @@ def settings_error(error: ValidationError, known: Iterable[str], kind: str = "se
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         return unknown_name(place[0], first["input"], _choices(first))
     message = first["msg"].removeprefix("Value error, ")
-    given = f"{'.'.join(place)} = {first['input']!r}: " if place else ""
+    given = " ".join(repr(first["input"]).split())
+    given = f"{'.'.join(place)} = {given:.80}{'...' * (len(given) > 80)}: " if place else ""
     return UsageError(f"{given}{message[0].lower()}{message[1:]}")
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from lensbench.results.arrays import FIXED
 from lensbench.results.records import ALL, NO_BASELINE
-from lensbench.results.summary import accuracy_column
+from lensbench.results.run_file import rules_of
+from lensbench.results.summary import accuracy_column, by_their_rules
 from lensbench.runs.run import Run
 from lensbench.utils.foreign import reason_of
 
@@ -64,9 +64,9 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def _curves(run: Run) -> pd.DataFrame:
     """The accuracy of each method at each layer, on totals and on each relation; of baselines on totals alone."""
-    summary = run.summary
+    summary = by_their_rules(run.summary, rules_of(run.info))
     shown = (summary["relation"] == ALL) | (summary["baseline"] == NO_BASELINE)
-    return summary[(summary["rule"] == FIXED) & shown].drop_duplicates([*KEYS, "layer"])
+    return summary[shown].drop_duplicates([*KEYS, "layer"])
 
 
 def _named(row: dict[Any, Any]) -> str:

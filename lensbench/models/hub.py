@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lensbench.errors import LensbenchError, UsageError
+from lensbench.models.quiet import quiet_libraries
 from lensbench.utils.foreign import reason_of
 
 HUB = "hub:"
@@ -58,8 +59,6 @@ def _is_whole(folder: Path, needed: Sequence[Sequence[str]]) -> bool:
 
 
 def _snapshot(given: str, named: "re.Match[str]", files: Sequence[str], *, offline: bool) -> Path | None:
-    from lensbench.models.sources import quiet_libraries
-
     quiet_libraries()
     from huggingface_hub import errors, snapshot_download
 
@@ -110,8 +109,6 @@ def upload(folder: Path, to: str, kind: str, *, public: bool = False) -> str:
         LensbenchError: the Hub was not reached, or refuses.
     """
     check_repo(to)
-    from lensbench.models.sources import quiet_libraries
-
     quiet_libraries()
     import huggingface_hub
 

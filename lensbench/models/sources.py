@@ -7,9 +7,7 @@ before weights are needed, so that names are checked and listed at once.
 import difflib
 import json
 import logging
-import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from lensbench.models.builtin import (
     not_installed,
 )
 from lensbench.models.hub import HUB, hub_folder
+from lensbench.models.quiet import quiet_libraries
 from lensbench.utils.cache import sha256_of
 from lensbench.utils.foreign import read_text, reading
 
@@ -40,16 +39,6 @@ LOG = logging.getLogger(__name__)
 # Old models of the Hub have no owner, such as gpt2.
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_QUIET = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-
-
 Facts = dict[str, dict[str, str]]
 """Attribute → name → value."""
 
@@ -169,20 +158,6 @@ class ModelSource:
             "local_files_only": self.offline or self.revision is None,
             "trust_remote_code": False,
         }
-
-
-def quiet_libraries() -> None:
-    """Turn the telemetry of libraries off, and their progress bars and advice; to be called before they are imported.
-
-    What the user has set in the environment stays.
-    """
-    for variable, value in _QUIET.items():
-        os.environ.setdefault(variable, value)
-    if "transformers" in sys.modules:
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
 
 
 def check_model_name(name: str, *, offline: bool = False) -> None:

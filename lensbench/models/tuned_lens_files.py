@@ -23,7 +23,8 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.models.architecture import checksum, weights_of
 from lensbench.models.hub import HUB, hub_folder, is_pinned
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.sources import quiet_libraries, read_table
+from lensbench.models.quiet import quiet_libraries
+from lensbench.models.sources import read_table
 from lensbench.utils.cache import atomic_folder
 from lensbench.utils.foreign import reading
 

@@ -37,7 +37,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class _Cell:
+class _BoardCell:
     """One cell: its lines of text, and the value it is sorted by; missing figures come last."""
 
     lines: tuple[str, ...]
@@ -73,7 +73,7 @@ _BEFORE = {
 _AFTER = {"calibration": "Calibration", "run": "Run"}
 
 
-def _rows(entry: Entry) -> Iterator[dict[str, _Cell]]:
+def _rows(entry: Entry) -> Iterator[dict[str, _BoardCell]]:
     places = ["model", "verbalizer", "task", "site"]
     for _, rows in entry.best.groupby(places, observed=True, sort=False):
         several = rows["relation"].nunique() > 2  # one relation and its total are the same
@@ -82,7 +82,7 @@ def _rows(entry: Entry) -> Iterator[dict[str, _Cell]]:
             yield _row(entry, row, (counted_relations(row) or "all relations") if several else "")
 
 
-def _row(entry: Entry, row: Mapping[Any, Any], total: str) -> dict[str, _Cell]:
+def _row(entry: Entry, row: Mapping[Any, Any], total: str) -> dict[str, _BoardCell]:
     layer = row["layer"]
     known = entry.calibrations.get(row["inspector"])
     accuracy, low, high = (number(row[name]) for name in (entry.accuracy, "ci_low", "ci_high"))
@@ -92,20 +92,20 @@ def _row(entry: Entry, row: Mapping[Any, Any], total: str) -> dict[str, _Cell]:
         "method": _text(readable(row["inspector"])),
         "model": _text(_model(row)),
         "task": _text(readable(row["task"])),
-        "asked": _Cell(
+        "asked": _BoardCell(
             (asked, f"{row['subjects']} subject{'' if row['subjects'] == 1 else 's'}", chance), asked.casefold()
         ),
         "site": _text(row["site"]),
-        "layer": _Cell(("-",), _LAST) if pd.isna(layer) else _Cell((str(layer),), float(layer)),
-        "accuracy": _Cell((accuracy, f"[{low}, {high}]"), float(row[entry.accuracy])),
+        "layer": _BoardCell(("-",), _LAST) if pd.isna(layer) else _BoardCell((str(layer),), float(layer)),
+        "accuracy": _BoardCell((accuracy, f"[{low}, {high}]"), float(row[entry.accuracy])),
         **{question: _answer(row, question) for question in QUESTIONS},
         "calibration": _text(known or "not calibrated"),
         "run": _text(entry.run),
     }
 
 
-def _text(value: Any) -> _Cell:
-    return _Cell((str(value),), str(value).casefold())
+def _text(value: Any) -> _BoardCell:
+    return _BoardCell((str(value),), str(value).casefold())
 
 
 def _model(row: Mapping[Any, Any]) -> str:
@@ -113,13 +113,13 @@ def _model(row: Mapping[Any, Any]) -> str:
     return model if model == verbalizer else f"{model}, read by {verbalizer}"
 
 
-def _answer(row: Mapping[Any, Any], question: str) -> _Cell:
+def _answer(row: Mapping[Any, Any], question: str) -> _BoardCell:
     """The verdict on a question, the gap, and the rival that it is to; sorted by the gap."""
     verdict = row.get(f"{question}_verdict")
     if not isinstance(verdict, str):
-        return _Cell(_NOT_ASKED, _LAST)
+        return _BoardCell(_NOT_ASKED, _LAST)
     gap = float(row[f"{question}_gap"])
     shown, low, high = (number(row[f"{question}_{part}"], signed=True) for part in ("gap", "gap_low", "gap_high"))
     baseline = f"over {readable(str(row[f'{question}_baseline']))} {number(row[f'{question}_baseline_accuracy'])}"
     lines = (readable(verdict), f"{shown} [{low}, {high}]", baseline) if gap == gap else (readable(verdict),)
-    return _Cell(lines, gap if gap == gap else _LAST, holds=verdict == VERDICTS[question])
+    return _BoardCell(lines, gap if gap == gap else _LAST, holds=verdict == VERDICTS[question])

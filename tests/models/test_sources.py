@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.models import sources
 from lensbench.models.builtin import BUILTIN, Builtin, Piece, model_state
-from lensbench.models.sources import check_model_name, quiet_libraries, resolve
+from lensbench.models.quiet import quiet_libraries
+from lensbench.models.sources import check_model_name, resolve
 from lensbench.utils.cache import atomic_folder, cache_root
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

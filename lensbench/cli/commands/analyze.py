@@ -72,7 +72,8 @@ def analyze(
     Examples: `lensbench analyze --model smollm2-135m`; `lensbench analyze drift --model gpt2 --layers stride:2`
     """
     from lensbench.inspectors.catalog import check_inspector
-    from lensbench.models.sources import check_model_name, quiet_libraries, resolve
+    from lensbench.models.quiet import quiet_libraries
+    from lensbench.models.sources import check_model_name, resolve
     from lensbench.utils.layer_spec import parse_layers
 
     names = tuple(dict.fromkeys(names_in(inspectors)))

@@ -78,7 +78,7 @@ def audit(
 
 
 def _tokens(model: str, revision: str | None, offline: bool) -> "Tokens":
-    from lensbench.models.sources import quiet_libraries
+    from lensbench.models.quiet import quiet_libraries
 
     quiet_libraries()
     from lensbench.models.loading import load_tokens

@@ -55,7 +55,8 @@ def calibrate(
 
     Example: `lensbench calibrate --inspectors my_module:MyLens --quick --out reports/my-calibration`
     """
-    from lensbench.models.sources import check_model_name, quiet_libraries
+    from lensbench.models.quiet import quiet_libraries
+    from lensbench.models.sources import check_model_name
     from lensbench.results.run_file import RUN_FILE
 
     others = names_in(readers or "")

@@ -42,7 +42,8 @@ def doctor(
 
     `lensbench doctor smollm2-135m --model-args attn_implementation=eager,dtype=bfloat16`
     """
-    from lensbench.models.sources import check_model_name, quiet_libraries
+    from lensbench.models.quiet import quiet_libraries
+    from lensbench.models.sources import check_model_name
 
     check_model_name(model, offline=offline)
     paths = read_module_paths(module_paths)

@@ -63,7 +63,7 @@ def evaluate(
 def _checked(given: dict[str, Any], config: Path | None, *, quiet: bool) -> RunConfig:
     settings = make_config(given, config)
     check_config(settings)  # before torch is imported: a wrong name is answered at once
-    from lensbench.models.sources import quiet_libraries
+    from lensbench.models.quiet import quiet_libraries
 
     quiet_libraries()
     say_what_happens(quiet=quiet)

@@ -44,7 +44,8 @@ def finetune(
 
     Example: `lensbench finetune --attributes city,drink --names 40 --out told`
     """
-    from lensbench.models.sources import check_model_name, quiet_libraries
+    from lensbench.models.quiet import quiet_libraries
+    from lensbench.models.sources import check_model_name
     from lensbench.models.tuned_lens_files import check_new
     from lensbench.training.facts import make_settings
 

@@ -48,7 +48,8 @@ def fit(
     """
     from lensbench.evaluation.config import make_config
     from lensbench.inspectors.catalog import check_inspector
-    from lensbench.models.sources import check_model_name, quiet_libraries
+    from lensbench.models.quiet import quiet_libraries
+    from lensbench.models.sources import check_model_name
 
     learned = read_settings(parameter or [], "PARAMETER=VALUE, such as steps=100")
     settings: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "offline": offline}

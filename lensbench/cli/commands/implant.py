@@ -58,7 +58,8 @@ def implant(
     Example: `lensbench implant --layer 8 --out my-implant`, then
     `lensbench evaluate --model smollm2-135m+my-implant --verbalizer smollm2-135m --tasks personas/city --sites subject`
     """
-    from lensbench.models.sources import check_model_name, quiet_libraries
+    from lensbench.models.quiet import quiet_libraries
+    from lensbench.models.sources import check_model_name
 
     check_model_name(model, offline=offline)
     if world not in ("main", "twin"):

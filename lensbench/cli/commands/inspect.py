@@ -71,7 +71,8 @@ def inspect(
     tuned_lens --html france.html`; `lensbench inspect "Diana, Princess of Wales" --patchscope --token Wales`
     """
     from lensbench.explore.prompt_terminal import PATCHSCOPE, check_prompt_text, check_table, check_token
-    from lensbench.models.sources import check_model_name, quiet_libraries
+    from lensbench.models.quiet import quiet_libraries
+    from lensbench.models.sources import check_model_name
 
     if patchscope != (token is not None):
         raise UsageError("--patchscope describes one token: give --patchscope and --token together")

@@ -37,7 +37,8 @@ def judge(
     if similarity is None and judge_model is None:
         raise UsageError("nothing to do: give --similarity MODEL, --judge MODEL, or both")
     from lensbench.explore import judge as judging
-    from lensbench.models.sources import check_model_name, quiet_libraries
+    from lensbench.models.quiet import quiet_libraries
+    from lensbench.models.sources import check_model_name
 
     quiet_libraries()
     say_what_happens(quiet=quiet)

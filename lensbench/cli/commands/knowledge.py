@@ -33,7 +33,8 @@ def knowledge(
 
     Example: `lensbench knowledge attribute_extraction --model smollm2-135m`
     """
-    from lensbench.models.sources import check_model_name, quiet_libraries
+    from lensbench.models.quiet import quiet_libraries
+    from lensbench.models.sources import check_model_name
     from lensbench.tasks import load_tasks
 
     (loaded,) = load_tasks([task], offline=offline)

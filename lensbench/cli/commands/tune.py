@@ -64,7 +64,7 @@ def tune(
     }  # fmt: skip
     config = make_config({name: value for name, value in given.items() if value is not None})
     check_config(config)  # before torch is imported: a wrong name is answered at once
-    from lensbench.models.sources import quiet_libraries
+    from lensbench.models.quiet import quiet_libraries
 
     quiet_libraries()
     say_what_happens(quiet=quiet)

@@ -21,7 +21,7 @@ DESCENT = 1e-4
 
 
 @dataclass(frozen=True)
-class Components:
+class PrincipalComponents:
     """The principal components of items, at each layer.
 
     Attributes:
@@ -33,7 +33,7 @@ class Components:
     squares: Float[Tensor, "layer component"]
 
     @classmethod
-    def of(cls, items: Float[Tensor, "layer item d_model"]) -> "Components":
+    def of(cls, items: Float[Tensor, "layer item d_model"]) -> "PrincipalComponents":
         """Decompose items, by the smaller of their two matrices of products."""
         wide = items.shape[1] < items.shape[2]
         products = items @ items.mT if wide else items.mT @ items
@@ -42,14 +42,14 @@ class Components:
         features = vectors * squares.sqrt()[:, None] if wide else (items @ vectors) * (squares > 0)[:, None]
         return cls(features, squares)
 
-    def at_items(self, items: Int[Tensor, " chosen"]) -> "Components":
+    def at_items(self, items: Int[Tensor, " chosen"]) -> "PrincipalComponents":
         """Return some of the items, in the components of all."""
         features = self.features[:, items]
-        return Components(features, (features**2).sum(1))
+        return PrincipalComponents(features, (features**2).sum(1))
 
-    def rounded(self) -> "Components":
+    def rounded(self) -> "PrincipalComponents":
         """Return them in float32: half as much to read, and near enough to compare penalties, or to begin with."""
-        return Components(self.features.float(), self.squares.float())
+        return PrincipalComponents(self.features.float(), self.squares.float())
 
     def directions(
         self, items: Float[Tensor, "layer item d_model"], weight: Float[Tensor, "layer class component"]
@@ -73,7 +73,7 @@ class Regressions:
     bias: Float[Tensor, "layer class"]
 
     @classmethod
-    def zeros(cls, components: Components, classes: int) -> "Regressions":
+    def zeros(cls, components: PrincipalComponents, classes: int) -> "Regressions":
         """Return regressions that know nothing."""
         layers, _, width = components.features.shape
         like = components.features
@@ -105,7 +105,7 @@ class Regressions:
 
 
 def fit_regressions(
-    components: Components,
+    components: PrincipalComponents,
     labels: Int[Tensor, " item"],
     strengths: Float[Tensor, " layer"],
     start: Regressions,

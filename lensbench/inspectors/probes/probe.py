@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from lensbench.inspectors.evidence import Learns, Source
-from lensbench.inspectors.probes.logistic import Components, Regressions, fit_regressions
+from lensbench.inspectors.probes.logistic import PrincipalComponents, Regressions, fit_regressions
 from lensbench.inspectors.probes.probing import ClassProbe, Labelled, require_numbers
 from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
@@ -105,12 +105,12 @@ class _Decomposed:
 
     mean: Float[Tensor, "layer 1 d_model"]
     scale: Float[Tensor, "layer 1 d_model"]
-    whole: Components
+    whole: PrincipalComponents
 
     @classmethod
     def of(cls, values: Float[Tensor, "layer item d_model"]) -> "_Decomposed":
         mean, scale = values.mean(1, keepdim=True), values.std(1, keepdim=True, unbiased=False) + 1e-6
-        return cls(mean, scale, Components.of((values - mean) / scale))
+        return cls(mean, scale, PrincipalComponents.of((values - mean) / scale))
 
     @property
     def nbytes(self) -> int:
@@ -153,7 +153,7 @@ def _fit_layers(
 
 
 def _best_strengths(
-    components: Components,
+    components: PrincipalComponents,
     labels: np.ndarray,
     learn: Int[np.ndarray, " learning"],
     choose: Int[np.ndarray, " choosing"],

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from lensbench.report.sentences import result_sentences
 from lensbench.report.style import readable
-from lensbench.report.tables import brief_table, comparison_rows, print_rows, print_table, result_table
+from lensbench.report.tables import brief_table, comparison_rows, print_rows, print_table, result_table, warnings
 from lensbench.results.summary import rows_of
 from lensbench.utils.cache import cache_path, contents
 from lensbench.utils.progress import duration
@@ -32,6 +32,8 @@ def show_run(run: "Run") -> None:
         where = f"{readable(told.task)}, read at {told.site}: "
         console.print(where + told.sentence, highlight=False, markup=False, soft_wrap=not console.is_terminal)
     print_table(brief_table(run.best), console)
+    for warning in warnings(run.best):
+        console.print(warning, highlight=False, markup=False, soft_wrap=not console.is_terminal)
     _show_failed_checks(run, console)
     more = f"more: lensbench report {run.path} (a page), lensbench verdict {run.path} (every relation)"
     console.print(more, highlight=False, markup=False, soft_wrap=True)

@@ -37,6 +37,8 @@ from lensbench.utils.layer_spec import parse_layers
 from lensbench.utils.settings import settings_error
 
 LOG = logging.getLogger("lensbench")
+PLANTED = "planted"
+"""What `--subjects` says for those that the target has planted facts about."""
 
 
 def parse_module_paths(text: str) -> dict[str, str]:
@@ -89,7 +91,7 @@ class RunConfig(BaseModel):
     layers: str = "all"
     """all; or stride:2; or a list such as 0,4-8,last. Layer 0 is the embeddings."""
     subjects: Path | None = None
-    """Only these subjects: a file with one name on each line, or the facts.json of an edit."""
+    """Only these subjects: a file with one name on each line, an edit's facts.json, or planted (the target's own)."""
     limit: int | None = Field(None, ge=1)
     """Draw this many test items for each task and site."""
     score: Literal["corrected", "raw"] = "corrected"
@@ -273,9 +275,14 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
     _check_control_models(config, baselines)
     tasks = load_tasks(config.tasks, offline=config.offline)
     if config.subjects is not None:
-        names = read_subjects(config.subjects)
+        names = _planted_names(config) if str(config.subjects) == PLANTED else read_subjects(config.subjects)
         tasks = [task.about(names) for task in tasks]
     return tasks, baselines
+
+
+def _planted_names(config: RunConfig) -> frozenset[str]:
+    """Return the names that the target has planted facts about."""
+    return frozenset(name for told in planted_facts(name_of(config.model)).values() for name in told)
 
 
 def read_subjects(path: Path) -> frozenset[str]:

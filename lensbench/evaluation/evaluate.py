@@ -20,6 +20,7 @@ from lensbench.evaluation.runner import Executor, LocalExecutor
 from lensbench.evaluation.tracking import track
 from lensbench.results.records import NO_BASELINE
 from lensbench.runs.run import Run, finish
+from lensbench.utils.imports import refuse_while_importing
 from lensbench.utils.logs import kept_log
 from lensbench.utils.progress import Progress, silent
 
@@ -68,6 +69,7 @@ def evaluate(
         UsageError: wrong settings, found before anything is loaded or written.
         LensbenchError: a task, model or output folder that cannot be used.
     """
+    refuse_while_importing("lensbench.evaluate")
     given: dict[str, Any] = {**settings} if model is None else {**settings, "model": model}
     made = make_config(given, None if config is None else Path(config))
     return plan_run(made) if dry_run else run_config(made, progress)

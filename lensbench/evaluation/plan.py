@@ -271,7 +271,9 @@ def check_job(config: RunConfig) -> Job:
     tasks, baselines = check_config(config)
     for task in tasks:
         if not sites_of(task, config):
-            raise UsageError(f"task {task.name} has no site {config.sites}; its sites are {', '.join(task.sites)}")
+            raise UsageError(
+                f"task {task.name} has no site {' or '.join(config.sites or ())}; its sites are {', '.join(task.sites)}"
+            )
     known = {site for task in tasks for site in task.sites}
     if missing := [site for site in config.sites or () if site not in known]:
         raise UsageError(f"no task has the site {missing[0]}; their sites are {', '.join(sorted(known))}")

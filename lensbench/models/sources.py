@@ -272,7 +272,7 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> LensbenchEr
     if isinstance(error, errors.LocalEntryNotFoundError):
         return LensbenchError(
             f"{name} has not been downloaded before and the Hub was not reached {local}; "
-            f"connect and leave out --offline, or use a local model such as {next(iter(BUILTIN))}"
+            f"connect (without --offline), or use a local model such as {next(iter(BUILTIN))}"
         )
     if isinstance(error, errors.EntryNotFoundError):
         return LensbenchError(f"{name} has no config.json on the Hub; expected a model in the format of transformers")

@@ -124,7 +124,7 @@ class View:
             what = f"{what}, read at {label(self.site)}"
         if self.site == "subject":
             # Nobody has asked the model at the subject: a score there is the reader's, not the place of a fact.
-            what += f": what {'this reader' if len(methods) == 1 else 'each reader'} can recover from layer l"
+            what += f": what {'this reader' if len(methods) == 1 else 'each reader'} can recover from each layer"
         return f"{what} ({counted})" if counted else what
 
     def counted(self, table: pd.DataFrame, inspector: str | None = None) -> str:

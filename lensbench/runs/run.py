@@ -95,7 +95,10 @@ class Run:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row a method or baseline, layer and question: accuracy with its band, gap, verdict."""
-        frame = read_csv(self.path / SUMMARY)
+        try:
+            frame = read_csv(self.path / SUMMARY)
+        except LensbenchError as error:
+            raise LensbenchError("; ".join(filter(None, (str(error), self._failure)))) from None
         if tuple(frame.columns) not in (SUMMARY_COLUMNS, EARLIER_SUMMARY_COLUMNS):
             raise LensbenchError(f"{self.path / SUMMARY} is not a summary: {AGAIN}")
         return frame.reindex(columns=list(SUMMARY_COLUMNS))
@@ -160,11 +163,21 @@ class Run:
         return f"Run({str(self.path)!r}): {len(self.info['cells'])} cells, {len(self.failed)} failed"
 
     def _repr_html_(self) -> str:
-        said = f"<p><b>{html.escape(repr(self))}</b></p>"
+        said = "".join(f"<p><b>{html.escape(line)}</b></p>" for line in (repr(self), self._failure) if line)
         try:
             return said + best_as_html(self.best, self.info, self.summaries)
         except LensbenchError as error:
             return f"{said}<p>{html.escape(str(error))}</p>"
+
+    @property
+    def _failure(self) -> str:
+        """How many cells failed, and how the first did; empty where none has."""
+        if not self.failed:
+            return ""
+        file, error = next(iter(self.failed.items()))
+        name = self.info["cells"][file]["inspector"]
+        many = f"{len(self.failed)} cell{'s' * (len(self.failed) > 1)}"
+        return f"{many} failed, the first of {name}: {error.splitlines()[0]} (all: run.failed)"
 
     @property
     def settings(self) -> SummarySettings:
@@ -201,7 +214,12 @@ class Run:
             UsageError: there is no such figure, or it leaves a choice open.
             LensbenchError: the run has nothing to draw.
         """
-        return draw_figure(figure, self, **options)
+        try:
+            return draw_figure(figure, self, **options)
+        except LensbenchError as error:
+            if self.failed:
+                raise type(error)(f"{error}; {self._failure}") from None
+            raise
 
     def show(self, **choice: Unpack[Choice]) -> "Figure":
         """Draw the chart that the page begins with, which notebooks show: every method, and each beside its baselines.

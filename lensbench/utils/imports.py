@@ -8,6 +8,20 @@ from typing import Any
 
 from lensbench.errors import UsageError
 
+_importing: list[str] = []
+
+
+def refuse_while_importing(what: str) -> None:
+    """Refuse what a file of a user begins while it is imported for something that it defines.
+
+    Raises:
+        UsageError: one is being imported.
+    """
+    if _importing:
+        raise UsageError(
+            f"{_importing[-1]} calls {what} while it is imported; put the call under if __name__ == '__main__':"
+        )
+
 
 def look_here_last(folder: Path | None = None) -> None:
     """Let modules of a folder (the current one) be imported, after all others: a file may be called like a library."""
@@ -65,10 +79,13 @@ def import_attribute(what: str, given: str) -> Any:
         UsageError: it is not there, or the module fails on import.
     """
     module, attribute = split_location(given)
+    _importing.append(module)
     try:
         imported = import_module(module)
     except (Exception, SystemExit) as error:  # a stranger's module may raise anything
         raise UsageError(f"{what}: importing {module} failed: {type(error).__name__}: {error}") from error
+    finally:
+        _importing.pop()
     if not hasattr(imported, attribute):
         raise UsageError(f"{what}: module {module} has no {attribute!r}")
     return getattr(imported, attribute)

@@ -21,7 +21,7 @@ def kept_log(out: Path) -> Iterator[Callable[[], None]]:
     """
     file = logging.FileHandler(out / RUN_LOG, encoding="utf-8", delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    waiting, others = (MemoryHandler(_MANY, logging.CRITICAL + 1, file, flushOnClose=False) for _ in range(2))
+    waiting, others = (_Kept(_MANY, logging.CRITICAL + 1, file, flushOnClose=False) for _ in range(2))
     others.setLevel(logging.WARNING)
     others.addFilter(lambda record: not _is_ours(record))
     ours, root = logging.getLogger(_OURS), logging.getLogger()
@@ -53,9 +53,18 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return record.name.partition(".")[0] == _OURS
 
 
+class _Kept(MemoryHandler):
+    """Keeps records for the log until the run begins."""
+
+
 class _Passing(logging.Handler):
     """Hands records on to those who listen at the root, from the level on that they would have heard before."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= self.level:
-            logging.getLogger().callHandlers(record)
+        if record.levelno < self.level:
+            return
+        listening = [one for one in logging.getLogger().handlers if not isinstance(one, _Kept)]
+        # Nobody has set logging up, as in a notebook: warnings are heard all the same, as Python has it.
+        for handler in listening or filter(None, [logging.lastResort]):
+            if record.levelno >= handler.level:
+                handler.handle(record)

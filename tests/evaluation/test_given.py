@@ -1,6 +1,7 @@
 """Models, tasks, baselines and methods given as objects, in place of names."""
 
 import inspect
+import logging
 import subprocess
 import sys
 import textwrap
@@ -14,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lensbench
 from lensbench.baselines.spec import Baseline, find_baselines
-from lensbench.errors import UsageError
-from lensbench.evaluation.config import RunConfig, make_config
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.evaluation.config import RunConfig, check_config, make_config
 from lensbench.evaluation.given import Settings
 from lensbench.inspectors.base import Lens
 from lensbench.inspectors.lenses.logit_lens import LogitLens
@@ -159,3 +160,44 @@ def test_a_class_of_a_script_is_run_and_filed_under_what_it_does(tmp_path: Path,
     source = lensbench.load_run(tmp_path / "run").info["methods"]["mine"]["source"]
     assert "class Mine(Lens):" in source
     assert "SCALE = 2.0" in source
+
+
+class Fails(Scaled):
+    """A method with a mistake in it."""
+
+    name = "fails"
+
+    def logits(self, layer: int, values: torch.Tensor, attempt: int) -> torch.Tensor:
+        raise ZeroDivisionError("by hand")
+
+
+def test_a_method_that_fails_is_heard_where_nobody_set_logging_up(
+    tmp_path: Path, tiny_llama_folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    given = settings(tmp_path, inspectors=Fails, baselines="none", layers="1")
+    run = lensbench.evaluate(str(tiny_llama_folder), **given)
+    said = capfd.readouterr().err
+    assert "fails fails check_contract" in said
+    assert "ZeroDivisionError: by hand" in said
+    assert "1 cell failed, the first of fails: ZeroDivisionError: by hand" in run._repr_html_()
+    with pytest.raises(LensbenchError, match="; 1 cell failed, the first of fails: ZeroDivisionError"):
+        run.show()
+
+
+def test_a_file_that_evaluates_when_it_is_imported_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its methods would be imported again to be checked, and meet the run that is under way."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "begins_a_run.py").write_text("import lensbench\nlensbench.evaluate(limit=2)\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"begins_a_run calls lensbench\.evaluate while it is imported; put the call"):
+        lensbench.evaluate(**settings(tmp_path, inspectors=f"{tmp_path}/begins_a_run.py:Mine"))
+
+
+def test_planted_subjects_are_those_of_the_target(tmp_path: Path) -> None:
+    given = settings(
+        tmp_path, model="smollm2-135m+plain-08", tasks="personas/city", subjects="planted", baselines="none"
+    )
+    (task,), _ = check_config(make_config({**given, "verbalizer": "gpt2", "reference": "gpt2"}))
+    assert len({fact.subject for fact in task.facts}) == 64
+    with pytest.raises(UsageError, match=r"smollm2-135m: expected a facts\.json"):
+        check_config(make_config({**given, "model": "smollm2-135m"}))

@@ -102,7 +102,9 @@ def test_merged_is_unmerged(kind: str, tmp_path: Path) -> None:
     with adapters._quiet_peft():
         theirs = peft.PeftModel.from_pretrained(tiny.module(kind), tmp_path / kind).eval()
     with torch.no_grad():
-        torch.testing.assert_close(merged.module(ids).logits, theirs(ids).logits, **EXACT)
+        # A state-space model multiplies rounding along the sequence: the two orders of adding end up further apart.
+        near = {"rtol": 1e-3, "atol": 5e-4} if "mamba" in kind else EXACT
+        torch.testing.assert_close(merged.module(ids).logits, theirs(ids).logits, **near)
         assert torch.equal(base.module(ids).logits, before)
         assert float((merged.module(ids).logits - before).abs().max()) > 0.1
     assert adapted(base, found) is merged
@@ -484,5 +486,5 @@ def test_wrong_settings_of_a_training_are_refused_before_a_model_is_loaded(setti
 def test_fit_on_the_command_line(tmp_path: Path) -> None:
     done = lensbench("fit", "oracle", "--out", tmp_path / "out", "--set", "steps=0", cwd=tmp_path)
     assert "steps = 0: expected 1 or more" in refused(done, 2)
-    done = lensbench("evaluate", "--inspectors", "oracle", "--model", "nowhere", cwd=tmp_path)
+    done = lensbench("evaluate", "--inspectors", "oracle", "--model", "./nowhere", cwd=tmp_path)
     assert "unknown model" in refused(done, 2)

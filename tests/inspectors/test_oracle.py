@@ -486,5 +486,5 @@ def test_wrong_settings_of_a_training_are_refused_before_a_model_is_loaded(setti
 def test_fit_on_the_command_line(tmp_path: Path) -> None:
     done = lensbench("fit", "oracle", "--out", tmp_path / "out", "--set", "steps=0", cwd=tmp_path)
     assert "steps = 0: expected 1 or more" in refused(done, 2)
-    done = lensbench("evaluate", "--inspectors", "oracle", "--model", "./nowhere", cwd=tmp_path)
+    done = lensbench("evaluate", "--inspectors", "oracle", "--model", "smollm2-135", cwd=tmp_path)
     assert "unknown model" in refused(done, 2)

@@ -94,7 +94,7 @@ def details(name: str) -> dict[str, Rows]:
     found: dict[str, Rows] = {}
     for kind, make in LISTINGS.items():
         columns, rows = make()
-        about = [row for row in rows if row[0].strip() == name or row[0].strip().startswith(f"{name}/")]
+        about = [row for row in rows if _is_about(row[0].strip(), name)]
         if len(about) > 1:
             found[kind] = (columns, about)
         elif about:
@@ -103,6 +103,11 @@ def details(name: str) -> dict[str, Rows]:
     if not found:
         raise unknown_name("name", name, {*LISTINGS, *(one for kind in known.values() for one in kind)})
     return found
+
+
+def _is_about(listed: str, name: str) -> bool:
+    """Whether a listed name is this one, a relation of this task, or a relation of this name."""
+    return listed == name or listed.startswith(f"{name}/") or listed.endswith(f"/{name}")
 
 
 def as_objects(rows: Rows) -> list[dict[str, str]]:
@@ -116,8 +121,5 @@ def objects(kinds: Sequence[str], name: str | None) -> Mapping[str, list[dict[st
     found = {kind: as_objects(LISTINGS[kind]()) for kind in kinds}
     if name is None:
         return found
-    kept = {
-        kind: [one for one in rows if (key := next(iter(one.values()))) == name or key.startswith(f"{name}/")]
-        for kind, rows in found.items()
-    }
+    kept = {kind: [one for one in rows if _is_about(next(iter(one.values())), name)] for kind, rows in found.items()}
     return {kind: rows for kind, rows in kept.items() if rows}

@@ -119,16 +119,21 @@ def _execute(executor: Executor, journal: Journal, progress: Progress) -> None:
     with progress(len(missing)) as advance:
 
         def begin(cell: Cell) -> None:
-            shown = cell.baseline if cell.baseline != NO_BASELINE else ""
-            LOG.debug("begins: %s at %s, %s %s", cell.task, cell.site, cell.inspector, shown)
-            advance(f"{cell.task} {cell.site}: {cell.inspector} {shown}")
+            shown = f"{cell.inspector} {_baseline_of(cell)}".rstrip()
+            LOG.debug("begins: %s at %s, %s", cell.task, cell.site, shown)
+            advance(f"{cell.task} {cell.site}: {shown}")
 
         for work in executor.work(missing, begin):
             entry = journal.keep(work)
             LOG.debug("%s: %s, %s s", entry["status"], work.cell.file, entry.get("seconds", "?"))
             if entry["status"] == "failed":
-                LOG.error("%s %s: %s", work.cell.inspector, work.cell.baseline, entry["error"].splitlines()[0])
+                failed = f"{work.cell.inspector} {_baseline_of(work.cell)}".rstrip()
+                LOG.error("%s failed: %s", failed, entry["error"].splitlines()[0])
             advance(None, _best_so_far(work))
+
+
+def _baseline_of(cell: Cell) -> str:
+    return "" if cell.baseline == NO_BASELINE else cell.baseline
 
 
 def _best_so_far(work: CellResult) -> str:

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lensbench.models.tuned_lens_files import CONFIG, OURS, PARAMS, check_new
 from lensbench.report.sentences import result_sentences
 from lensbench.report.style import readable
 from lensbench.results.crossed_files import CROSSED
-from lensbench.results.records import MEASURES, RECORDS
+from lensbench.results.records import ALL, MEASURES, RECORDS
 from lensbench.results.run_file import RUN_FILE
 from lensbench.results.summary import accuracy_column
 from lensbench.runs.run import PLOTS, SUMMARY, Run
@@ -29,7 +29,10 @@ CARD = "README.md"
 ORACLE_NOTES = "lensbench.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+# The folders of an absolute path, or of one that begins in the home folder.
+_LOCAL = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\:'\"]+[/\\])+")
 _AT = "COMMIT"
+_VERDICTS = ("uses_activation_verdict", "beats_text_verdict")
 NO_LICENCE = "No licence is stated. What it was made from has licences of its own."
 WHICH_COMMIT = "COMMIT is the full commit of this repository."
 
@@ -43,12 +46,14 @@ class Parcel:
         files: path in the repository -> file here.
         card: the text of README.md.
         load: the command that loads it from the Hub, with COMMIT in place of the commit.
+        texts: path in the repository -> text, of files that are not uploaded as they are here.
     """
 
     kind: str
     files: Mapping[str, Path]
     card: str
     load: str
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 def pack(source: Path, to: str, licence: str | None = None) -> Parcel:
@@ -90,7 +95,8 @@ def write(parcel: Parcel, out: Path) -> list[Path]:
             for name, file in parcel.files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, folder / name)
-            (folder / CARD).write_text(parcel.card, encoding="utf-8")
+            for name, text in {CARD: parcel.card, **parcel.texts}.items():
+                (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{out} cannot be written to: {error.strerror}; choose another folder") from None
     return [out / name for name in (CARD, *parcel.files)]
@@ -150,12 +156,31 @@ def _run(source: Path, to: str, licence: str | None) -> Parcel:
         f"## Each method at its best layer\n\n{_best(run)}",
         f"The score is {run.score}. Where the relation is all, it is the mean over relations of (accuracy - chance) / "
         "(1 - chance).",
+        *(
+            [f"Cells that failed and are not in it: {len(run.failed)}, of {_cell(', '.join(_failed(run)))}."]
+            if run.failed
+            else []
+        ),
         _made_with(run),
         f"## Load it\n\n```\nhf download {to} --repo-type dataset --local-dir {name}\nlensbench verdict {name}\n```\n\n"
         f'```python\nfrom datasets import load_dataset\n\nrecords = load_dataset("{to}", "records")\n```',
     ]
     load = f"hf download {to} --repo-type dataset --revision {_AT} --local-dir {name}"
-    return Parcel("dataset", files, _card(head, licence, parts), load)
+    texts = {RUN_FILE: json.dumps(_without_places(run.info), indent=2, ensure_ascii=False)}
+    return Parcel("dataset", files, _card(head, licence, parts), load, texts)
+
+
+def _without_places(told: Any) -> Any:
+    """Return what a run says of itself without tracebacks, and without the folders that files lie in here."""
+    if isinstance(told, Mapping):
+        return {key: _without_places(value) for key, value in told.items() if key != "traceback"}
+    if isinstance(told, list):
+        return [_without_places(value) for value in told]
+    return _LOCAL.sub("", told) if isinstance(told, str) else told
+
+
+def _failed(run: Run) -> list[str]:
+    return sorted({str(run.info["cells"][file]["inspector"]) for file in run.failed})
 
 
 def _made_with(run: Run) -> str:
@@ -167,14 +192,18 @@ def _made_with(run: Run) -> str:
 
 def _best(run: Run) -> str:
     column = accuracy_column(run.score)
-    columns = ("task", "relation", "site", "method", "layer", "accuracy", "band", "uses the activation?")
+    columns = (
+        "task", "relation", "site", "method", "layer", "accuracy", "band", "chance", "uses the activation?",
+        "beats the text?",
+    )  # fmt: skip
+    best = run.best[(run.best["relation"] != ALL) | (run.best["relations"] > 1)]
     rows = (
         (
             row["task"], row["relation"], row["site"], row["inspector"], "-" if pd.isna(row["layer"]) else row["layer"],
             f"{row[column]:.2f}", f"{row['ci_low']:.2f} to {row['ci_high']:.2f}",
-            "-" if pd.isna(row["uses_activation_verdict"]) else row["uses_activation_verdict"],
+            f"{row['chance']:.2f}", *("-" if pd.isna(row[name]) else row[name] for name in _VERDICTS),
         )
-        for row in run.best.to_dict("records")
+        for row in best.to_dict("records")
     )  # fmt: skip
     return _table(columns, rows)
 

@@ -160,7 +160,8 @@ class Run:
         }
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}): {len(self.info['cells'])} cells, {len(self.failed)} failed"
+        cells = len(self.info["cells"])
+        return f"Run({str(self.path)!r}): {cells} cell{'s' * (cells != 1)}, {len(self.failed)} failed"
 
     def _repr_html_(self) -> str:
         said = "".join(f"<p><b>{html.escape(line)}</b></p>" for line in (repr(self), self._failure) if line)

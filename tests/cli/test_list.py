@@ -42,3 +42,7 @@ def test_json_has_everything(tmp_path: Path) -> None:
 
 def test_an_unknown_name_gets_the_nearest(tmp_path: Path) -> None:
     assert "unknown name 'modles'; did you mean 'models'" in refused(lensbench("list", "modles", cwd=tmp_path), 2)
+
+
+def test_a_relation_is_found_without_its_task(tmp_path: Path) -> None:
+    assert "country → capital" in lensbench("list", "country_capital", cwd=tmp_path).stdout

@@ -21,7 +21,7 @@ from lensbench.models.hub import hub_folder, upload
 from lensbench.models.loading import Loading, load_model
 from lensbench.models.sources import IMPLANTS, check_model_name, planted_facts, split_edits
 from lensbench.models.tuned_lens_files import Checkpoint, identify_model, read_checkpoint, save_checkpoint
-from lensbench.runs.hub import pack, write
+from lensbench.runs.hub import _without_places, pack, write
 from lensbench.runs.run import Run, finish
 from tests import tiny
 from tests.command import lensbench, refused
@@ -246,3 +246,16 @@ def test_the_command_writes_a_folder_and_uploads_nothing(run_folder: Path, tmp_p
     wrong = lensbench("push", run_folder, "--to", "me/x", "--licence", "My own", cwd=tmp_path)
     assert "--licence 'My own'" in refused(wrong, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "push-made"]
+
+
+def test_a_run_is_uploaded_without_tracebacks_and_without_the_folders_of_this_machine() -> None:
+    told = {
+        "config": {"inspectors": ["/home/me/work/mine.py:Mine", "logit_lens"], "tasks": ["attribute_extraction/city"]},
+        "cells": {"a.parquet": {"error": "KeyError: no /home/me/x.csv", "traceback": 'File "/home/me/mine.py"'}},
+        "hub": "https://example.org/a/b, ~/models/gpt2, org/name, 1/2",
+    }
+    assert _without_places(told) == {
+        "config": {"inspectors": ["mine.py:Mine", "logit_lens"], "tasks": ["attribute_extraction/city"]},
+        "cells": {"a.parquet": {"error": "KeyError: no x.csv"}},
+        "hub": "https://example.org/a/b, gpt2, org/name, 1/2",
+    }

@@ -30,7 +30,7 @@ def push(
 ) -> None:
     """Upload a run as a data set, or a lens, adapter or implant as a model, with a card that explains it.
 
-    A run's `run.json` holds your settings as you gave them, with the paths in them.
+    Of a run's `run.json`, tracebacks and the folders of your machine are left out. Records name the model as you did.
 
     Examples: `lensbench push reports/RUN --to ORG/NAME --dry-run`; `lensbench push lenses/gpt2 --to ORG/NAME --public`
     """

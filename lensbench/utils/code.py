@@ -79,7 +79,10 @@ def keep_source(found: type) -> str | None:
     if SOURCE not in vars(found):
         texts: dict[str, str] = {}
         whole = _collect(found, texts)
-        setattr(found, SOURCE, "\n\n".join(texts.values()) if whole else f"{_UNKNOWN}{uuid.uuid4()}")
+        own, *others = texts or [""]
+        # In an order that is the same in every process: names are met in sets.
+        text = "\n\n".join(texts[name] for name in (own, *sorted(others))) if whole else f"{_UNKNOWN}{uuid.uuid4()}"
+        setattr(found, SOURCE, text)
     return source_of(found)
 
 
@@ -124,7 +127,7 @@ def _tell(name: str, value: Any, texts: dict[str, str]) -> bool:
     if isinstance(value, type | FunctionType):
         return _is_importable(value) or _collect(value, texts)
     if _is_plain(value):
-        texts[name] = f"{name} = {value!r}"
+        texts[name] = f"{name} = {_written(value)}"
         return True
     # A built-in function, or an object that a module which can be imported holds, such as a constant of a library.
     home = getattr(sys.modules.get(getattr(value, "__module__", None) or ""), getattr(value, "__name__", ""), None)
@@ -137,6 +140,17 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_is_plain, (*value.keys(), *value.values())))
     return value is None or type(value) in (bool, int, float, complex, str, bytes)
+
+
+def _written(value: Any) -> str:
+    """Write a plain value as Python does, but sets in one order: theirs differs from process to process."""
+    if isinstance(value, set | frozenset):
+        return f"{type(value).__name__}({', '.join(sorted(map(_written, value)))})"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__}({', '.join(map(_written, value))})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_written(key)}: {_written(held)}' for key, held in value.items())}}}"
+    return repr(value)
 
 
 def _functions(found: Any) -> Iterator[FunctionType]:

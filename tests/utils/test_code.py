@@ -1,8 +1,11 @@
 """The source of classes that no file holds, and the digests that follow it."""
 
 import linecache
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,3 +117,25 @@ def test_a_class_made_in_a_function_has_what_it_closes_over() -> None:
     one, two = make(1), make(2)
     keep_source(one), keep_source(two)
     assert code_digest(one) != code_digest(two)
+
+
+def test_the_source_is_the_same_in_every_process(tmp_path: Path) -> None:
+    """The order of sets differs from process to process: what was made yesterday would be made again."""
+    (tmp_path / "mine.py").write_text(
+        "from lensbench.utils.code import keep_source\n"
+        "ONE, TWO, THREE = 1, {'a': {'x', 'y', 'z'}}, 3\n"
+        "def first(): return ONE\ndef second(): return TWO\n"
+        "class Mine:\n    reads = frozenset({'activation', 'question', 'choices', 'text'})\n"
+        "    def inspect(self): return first(), second(), THREE\n"
+        "print(keep_source(Mine))\n",
+        encoding="utf-8",
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "mine.py"], cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in range(4)
+    }  # fmt: skip
+    assert len(told) == 1
+    assert told.pop().startswith("class Mine:")

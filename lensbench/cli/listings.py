@@ -90,19 +90,24 @@ def details(name: str) -> dict[str, Rows]:
     Raises:
         UsageError: nothing has that name.
     """
-    known = names()
     found: dict[str, Rows] = {}
-    for kind, make in LISTINGS.items():
-        columns, rows = make()
-        about = [row for row in rows if _is_about(row[0].strip(), name)]
+    for kind, (columns, about) in _about(name).items():
         if len(about) > 1:
             found[kind] = (columns, about)
-        elif about:
+        else:
             pairs: list[Sequence[str]] = [(key, cell.strip()) for key, cell in zip(columns, about[0], strict=True)]
             found[kind] = (pairs[0], pairs[1:])
-    if not found:
-        raise unknown_name("name", name, {*LISTINGS, *(one for kind in known.values() for one in kind)})
     return found
+
+
+def _about(name: str) -> dict[str, Rows]:
+    """The rows of a name, or of a task's relations, by kind."""
+    listed = {kind: make() for kind, make in LISTINGS.items()}
+    rows = {kind: [row for row in rows if _is_about(row[0].strip(), name)] for kind, (_, rows) in listed.items()}
+    if not any(rows.values()):
+        known = {row[0] for _, every in listed.values() for row in every if not row[0].startswith(" ")}
+        raise unknown_name("name", name, {*LISTINGS, *known})
+    return {kind: (listed[kind][0], about) for kind, about in rows.items() if about}
 
 
 def _is_about(listed: str, name: str) -> bool:
@@ -117,9 +122,10 @@ def as_objects(rows: Rows) -> list[dict[str, str]]:
 
 
 def objects(kinds: Sequence[str], name: str | None) -> Mapping[str, list[dict[str, str]]]:
-    """The listings as objects for JSON, by kind; with a name, only what is about it."""
-    found = {kind: as_objects(LISTINGS[kind]()) for kind in kinds}
-    if name is None:
-        return found
-    kept = {kind: [one for one in rows if _is_about(next(iter(one.values())), name)] for kind, rows in found.items()}
-    return {kind: rows for kind, rows in kept.items() if rows}
+    """The listings as objects for JSON, by kind; with a name, only what is about it.
+
+    Raises:
+        UsageError: nothing has that name.
+    """
+    found = {kind: LISTINGS[kind]() for kind in kinds} if name is None else _about(name)
+    return {kind: as_objects(rows) for kind, rows in found.items()}

@@ -13,7 +13,7 @@ from lensbench.baselines.spec import Baseline
 from lensbench.errors import UsageError
 from lensbench.models.sources import split_edits
 from lensbench.tasks import Site, Task
-from lensbench.utils.code import keep_source
+from lensbench.utils.code import SOURCE, keep_source
 
 if TYPE_CHECKING:
     from lensbench.inspectors.base import Inspector
@@ -62,7 +62,7 @@ def _inspector(given: Any) -> Any:
     if isinstance(given, type):
         from lensbench.inspectors.catalog import load_inspector
 
-        if keep_source(load_inspector(given)) is None and "_lensbench_source" in vars(given):
+        if keep_source(load_inspector(given)) is None and SOURCE in vars(given):
             LOG.warning("the source of %s cannot be told: its cells are made again whenever it runs", given.__name__)
         return given
     if isinstance(given, str):
@@ -135,9 +135,9 @@ def with_parameters_of_objects(settings: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: a parameter of an object that no file can hold, such as a tensor.
     """
     given = settings.get("inspectors")
-    several = isinstance(given, list | tuple)
+    several = list(given) if isinstance(given, list | tuple) else None
     classes, parameters = [], dict(settings.get("parameters") or {})
-    for one in given if isinstance(given, list | tuple) else [given]:
+    for one in [given] if several is None else several:
         if isinstance(one, str | type | None) or not hasattr(one, "parameters"):
             classes.append(one)
             continue
@@ -152,5 +152,5 @@ def with_parameters_of_objects(settings: Mapping[str, Any]) -> dict[str, Any]:
                 ) from None
         classes.append(kind)
         parameters[kind.name] = {**own, **parameters.get(kind.name, {})}
-    found = {"inspectors": classes if several else classes[0], "parameters": parameters}
+    found = {"inspectors": classes[0] if several is None else classes, "parameters": parameters}
     return {**settings, **{name: value for name, value in found.items() if value}}

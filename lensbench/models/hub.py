@@ -85,13 +85,18 @@ def _snapshot(given: str, named: "re.Match[str]", files: Sequence[str], *, offli
         ) from None
 
 
+def is_repo(name: str) -> bool:
+    """Whether a text has the form of a repository's name, ORG/NAME."""
+    return re.fullmatch(_REPO, name) is not None
+
+
 def check_repo(to: str) -> None:
     """Refuse a name that cannot be a repository of the Hub.
 
     Raises:
         UsageError: not of the form ORG/NAME.
     """
-    if not re.fullmatch(_REPO, to):
+    if not is_repo(to):
         raise UsageError(f"--to {to!r}: expected ORG/NAME, such as my-name/my-lens")
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.models.adapters import WEIGHTS, read_adapter
-from lensbench.models.hub import check_repo
+from lensbench.models.hub import check_repo, is_repo
 from lensbench.models.sources import ADAPTER, ASKED, EDIT_FILES, FACTS, FINETUNED, IMPLANT, read_table
 from lensbench.models.tuned_lens_files import CONFIG, OURS, PARAMS, check_new
 from lensbench.report.sentences import result_sentences
@@ -27,7 +27,6 @@ from lensbench.utils.cache import atomic_folder
 CARD = "README.md"
 # Notes of `lensbench fit oracle` beside its adapter.
 ORACLE_NOTES = "lensbench.json"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # The folders of an absolute path, or of one that begins in the home folder.
 _LOCAL = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\:'\"]+[/\\])+")
@@ -123,13 +122,13 @@ def _table(columns: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> str:
 def _shown(model: object) -> str:
     """Return a model's name without the folders that it lies in here."""
     parts = str(model).split("+")
-    return "+".join(part if _HUB_ID.fullmatch(part) and not Path(part).exists() else Path(part).name for part in parts)
+    return "+".join(part if is_repo(part) and not Path(part).exists() else Path(part).name for part in parts)
 
 
 def _base(model: object) -> dict[str, Any]:
     """Return what a card's head says of the model that something is for: only Hub ids are known there."""
     name = str(model)
-    return {"base_model": name} if _HUB_ID.fullmatch(name) and not Path(name).exists() else {}
+    return {"base_model": name} if is_repo(name) and not Path(name).exists() else {}
 
 
 def _run(source: Path, to: str, licence: str | None) -> Parcel:

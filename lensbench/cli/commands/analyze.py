@@ -12,7 +12,6 @@ from lensbench.cli.application import app, say_what_happens
 from lensbench.cli.options import (
     Device,
     Dtype,
-    Inspectors,
     Json,
     Layers,
     Model,
@@ -51,7 +50,9 @@ class What(StrEnum):
 def analyze(
     what: Annotated[What, typer.Argument(help="Which analysis.")] = What.everything,
     model: Model = "smollm2-135m",
-    inspectors: Inspectors = "logit_lens,tuned_lens",
+    inspectors: Annotated[
+        str, typer.Option(help="Lenses for alignment: names, module:Class or file.py:Class, separated by commas.")
+    ] = "logit_lens,tuned_lens",
     tokens: Annotated[int, typer.Option(min=256, help="Held-out prose for drift and principal directions.")] = 4096,
     texts: Annotated[int, typer.Option(min=4, help="Texts of 64 tokens, for alignment and updates.")] = 32,
     layers: Layers = "all",

@@ -37,10 +37,7 @@ def list_(
 
     kind = SAME.get(what, what) if what else None
     if as_json:
-        about = kind if kind and kind not in LISTINGS else None
-        if about:
-            details(about)
-        print_json(objects([kind] if kind in LISTINGS else list(LISTINGS), about))
+        print_json(objects([kind], None) if kind in LISTINGS else objects(list(LISTINGS), kind))
         return
     if kind in LISTINGS:
         print_rows(*in_one_line(kind))

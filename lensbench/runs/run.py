@@ -201,8 +201,8 @@ class Run:
     @property
     def failed(self) -> dict[str, str]:
         """The cells of the last plan that failed, and how."""
-        cells = {file: self.info["cells"][file] for file in self.info["plan"]}
-        return {file: cell["error"] for file, cell in cells.items() if cell["status"] == "failed"}
+        cells, plan = self.info["cells"], self.info["plan"]  # one that was never begun is in the plan alone
+        return {file: cells[file]["error"] for file in plan if file in cells and cells[file]["status"] == "failed"}
 
     def plot(self, figure: str, **options: Any) -> "Figure":
         """Draw one of the figures of `lensbench plot --figure`, by name.

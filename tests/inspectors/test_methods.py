@@ -27,7 +27,7 @@ from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.lenses.tuned_lens import TunedLens
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.probes import probe as probe_module
-from lensbench.inspectors.probes.logistic import Components, Regressions, fit_regressions
+from lensbench.inspectors.probes.logistic import PrincipalComponents, Regressions, fit_regressions
 from lensbench.inspectors.probes.probe import Probe
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
@@ -242,9 +242,9 @@ def test_probe_decomposes_the_same_activations_once_and_others_anew(monkeypatch:
     unseen = Residuals((0, 1), labelled(20, 90, layers=2, seed=1)[0])
     asked = Evidence(("a", "b", "c"), ((),) * 20, (0, 1), unseen)
     calls: list[int] = []
-    original = Components.of
+    original = PrincipalComponents.of
 
-    def counted(items: torch.Tensor) -> Components:
+    def counted(items: torch.Tensor) -> PrincipalComponents:
         calls.append(len(items))
         return original(items)
 
@@ -253,7 +253,7 @@ def test_probe_decomposes_the_same_activations_once_and_others_anew(monkeypatch:
         training = Training(("a", "b", "c"), tuple(groups.tolist()), read, None, tuple(answers))
         return Probe(seed=seed).fit(*unused_model(), training).inspect(asked).log_scores
 
-    monkeypatch.setattr(Components, "of", staticmethod(counted))
+    monkeypatch.setattr(PrincipalComponents, "of", staticmethod(counted))
     cases = [(values, labels, 0), (others, labels, 0), (values, labels[::-1], 0), (values, labels, 1)]
     alone = []
     for case in cases:
@@ -275,7 +275,7 @@ def test_regressions_of_all_layers_at_once_have_the_minimum_of_scikit_learn(
     values = torch.randn(3, items, width, generator=generator, dtype=torch.float64) * torch.logspace(0.5, -2, width)
     values[:, 1] = values[:, 0]  # fewer components than items
     labels = torch.arange(items) % classes
-    components = Components.of(values)
+    components = PrincipalComponents.of(values)
     strengths = torch.tensor([0.01, 1.0, 50.0], dtype=torch.float64)
     start = Regressions.zeros(components, classes)
     found = fit_regressions(components, labels, strengths, start, 1e-9)

@@ -20,7 +20,7 @@ from huggingface_hub import errors as hub_errors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.models import sources
+from lensbench.models import quiet, sources
 from lensbench.models.builtin import BUILTIN, Builtin, Piece, model_state
 from lensbench.models.quiet import quiet_libraries
 from lensbench.models.sources import check_model_name, resolve
@@ -439,7 +439,7 @@ def test_without_a_network_a_hub_id_says_what_to_do(offline: bool, tmp_path: Pat
 
 
 def test_quieting_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in sources._QUIET:
+    for variable in quiet._QUIET:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "debug")
     quiet_libraries()

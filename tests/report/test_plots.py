@@ -60,12 +60,12 @@ def test_the_title_at_the_subject_says_what_is_shown(summary):
     keys = {"task": "country_facts", "relation": "capital", "site": "subject"}
     alone = plot_layers(summary[summary["inspector"] == "patchscope"], **keys)
     title = " ".join(texts(alone).split())
-    what = "what this reader can recover from layer l"
+    what = "what this reader can recover from each layer"
     assert f"country facts \u2192 capital, read at subject: {what}" in title
     assert "tiny, 20 subjects, 20 items. Shade: 95 %" in title
     assert "Layer (0 = embeddings)" in texts(alone)
     both = plot_layers(summary, **keys)
-    assert "what each reader can recover" in " ".join(texts(both).split())
+    assert "what each reader can recover from each layer" in " ".join(texts(both).split())
 
 
 def test_every_method_has_a_curve_with_a_band_and_its_rivals_beside_it(summary):

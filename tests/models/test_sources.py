@@ -20,7 +20,7 @@ from huggingface_hub import errors as hub_errors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.models import quiet, sources
+from lensbench.models import quiet
 from lensbench.models.builtin import BUILTIN, Builtin, Piece, model_state
 from lensbench.models.quiet import quiet_libraries
 from lensbench.models.sources import check_model_name, resolve

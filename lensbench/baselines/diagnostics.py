@@ -23,6 +23,8 @@ def control_task(method: CrossFit) -> list[Outcome]:
     subjects (chance, or something leaks), true labels of seen subjects. Selectivity is the third minus the first.
     """
     bench = method.bench
+    if not bench.subjects <= {item.subject for item in bench.train_items}:
+        raise NotApplicableError("not every subject that is asked about is in the training texts")
     labels = _random_labels(bench.train_items, f"{bench.context.seed}/{bench.relation.name}")
     relabelled = tuple(replace(item, answer=labels[item.subject]) for item in bench.items)
     return [

@@ -6,10 +6,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
-
-import pyarrow as pa
 
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import NotApplicableError
@@ -26,6 +24,7 @@ from lensbench.evaluation.plan import (
     Cell,
     CellResult,
     Job,
+    Make,
     Place,
     Plan,
     describe_method,
@@ -36,30 +35,19 @@ from lensbench.evaluation.plan import (
     required_baselines,
     sites_of,
 )
+from lensbench.evaluation.tables import CellTables, Tables
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Fits, Outcome
 from lensbench.harness.isolated_fits import IsolatedFits
 from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
 from lensbench.harness.mapped import Arrays
-from lensbench.harness.scoring import credit_as_chance, crossed_credit
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.scores import AttemptName
 from lensbench.inspectors.target import Target
 from lensbench.models.patching.patcher import patcher_of
-from lensbench.results.crossed_files import crossed_table
-from lensbench.results.records import CORRECTED, measure_table, table_from_columns
 from lensbench.utils.costs import Costs, peak_memory
 
 LOG = logging.getLogger("lensbench")
-
-
-@dataclass(frozen=True)
-class CellTables:
-    """The results of a cell: records, other measures, credit under other activations; None where there are none."""
-
-    records: pa.Table | None = None
-    measures: pa.Table | None = None
-    crossed: pa.Table | None = None
 
 
 class Runner:
@@ -67,6 +55,7 @@ class Runner:
 
     Args:
         job: what is asked.
+        makes: the methods; None for those of the configuration.
 
     Attributes:
         plan: what is to be done.
@@ -80,9 +69,9 @@ class Runner:
         LensbenchError: a model that cannot be loaded, or a task that it cannot be asked.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, makes: dict[str, Make] | None = None) -> None:
         self.baselines = job.baselines
-        self.makes = make_inspectors(job.config)
+        self.makes = make_inspectors(job.config) if makes is None else makes
         self.context = load_context(job.config, job.baselines.values())
         for make in self.makes.values():
             make().check(Target(self.context.model), self.context.verbalizer)
@@ -99,6 +88,8 @@ class Runner:
         self._arrays = Arrays() if job.config.isolate else None
         chosen = [(task.name, one) for task in job.tasks for one in task.relations.values()]
         controls = self.context.controls
+        names = (self.context.model.name, self.context.verbalizer.name)
+        self._tables = Tables(*names, self.context.seed, self.context.score)
         self.plan = Plan(
             setting={**self.context.describe(), "relatives": controls.describe(controls.models)},
             cells=tuple(plan_cells(self.context, job, self.makes)),
@@ -185,14 +176,14 @@ class Runner:
                 method = CrossFit(make, bench, fits, costs, isolated)
                 try:
                     outcomes = _outcomes(method, baseline)
-                    found += [self._tables(cell, bench, outcome) for outcome in outcomes]
+                    found += [self.tables(cell, bench, outcome) for outcome in outcomes]
                     attempts |= {} if baseline else _described_attempts(outcomes)
                 except NotApplicableError as error:
                     reasons[bench.relation.name] = str(error)
                 if isolated is not None and method.learns_labels:
                     fits.clear()
                     isolated.close()
-        whole = CellTables(*(_joined(getattr(one, kind.name) for one in found) for kind in fields(CellTables)))
+        whole = CellTables.joined(found)
         rows = 0 if whole.records is None else len(whole.records)
         done = {"status": "not applicable" if whole.records is None else "done", "rows": rows, **costs.entry()}
         more = {"not_applicable": reasons, "attempts": attempts, "left_out": left_out}
@@ -227,37 +218,10 @@ class Runner:
         found = shares(self._knowledge[cell.task], list(asked), asked)
         return {f"{cell.task}/{relation}": share for relation, share in found.items()}
 
-    def _tables(self, cell: Cell, bench: Bench, outcome: Outcome) -> CellTables:
-        """Return the records of an outcome, and what else was measured."""
-        items, scores = outcome.items, outcome.scores
-        who = {
-            "model": self.context.model.name,
-            "verbalizer": self.context.verbalizer.name,
-            "task": cell.task,
-            "inspector": cell.inspector,
-            "baseline": cell.baseline,
-        }
-        columns = bench.columns(items, scores, outcome.layers, correct_prior=outcome.zero_shot)
-        if outcome.credited_as_chance is not None:
-            credit_as_chance(columns, outcome.credited_as_chance)
+    def tables(self, cell: Cell, bench: Bench, outcome: Outcome) -> CellTables:
+        """Return the tables of an outcome."""
         known = self._knowledge[cell.task].known(bench.relation.name, bench.subjects)
-        if known is not None:
-            columns["known"] = [known[item.subject] for item in items] * (len(columns["correct"]) // len(items))
-        records = table_from_columns({**columns, **who, "seed": self.context.seed})
-        where = {**who, "relation": bench.relation.name, "site": cell.site}
-        measured = bench.measures(items, scores, outcome.layers)
-        measures = measure_table(measured, **where) if measured["value"] else None
-        return CellTables(records, measures, self._crossed(bench, outcome, where))
-
-    def _crossed(self, bench: Bench, outcome: Outcome, where: dict[str, str]) -> pa.Table | None:
-        """Return the credit of items under each other's activations, where it can be known."""
-        layers = [layer for layer in outcome.layers if layer is not None]
-        if not outcome.exchangeable or not layers:
-            return None
-        corrects = outcome.zero_shot and self.context.score == CORRECTED
-        credit, golds = crossed_credit(outcome.items, bench.answers, outcome.scores, correct_prior=corrects)
-        names = [item.id for item in outcome.items]
-        return crossed_table(credit, layers, outcome.scores.attempts, names, golds, **where)
+        return self._tables.of(cell, bench, outcome, known)
 
     def forget(self, place: Place) -> None:
         """Forget the activations and fits of a place that is done with; what learned no labels serves all places."""
@@ -280,11 +244,6 @@ def _described_attempts(outcomes: Iterable[Outcome]) -> dict[str, Any]:
 
 def _outcomes(method: CrossFit, baseline: Baseline | None) -> list[Outcome]:
     return baseline.run(method) if baseline else [method.exchangeable_outcome()]
-
-
-def _joined(tables: Iterable[pa.Table | None]) -> pa.Table | None:
-    present = [table for table in tables if table is not None]
-    return pa.concat_tables(present).unify_dictionaries() if present else None
 
 
 def give_back() -> None:

@@ -12,7 +12,6 @@ from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.scores import Scores
 from lensbench.models.language_model import LanguageModel
-from lensbench.tasks.facts import N_FOLDS
 from lensbench.tasks.items import Item
 from lensbench.utils.costs import Costs, peak_memory
 
@@ -169,9 +168,8 @@ class CrossFit:
             return bench.score(self.fit(None, layers), every, layers)
         # A relation that one fold cannot be trained for is not scored at all: all folds are fitted before any is
         # tested.
-        fitted = {fold: self.fit(fold, layers) for fold in range(N_FOLDS)}
-        folds = {fold: [i for i in every if bench.items[i].fold == fold] for fold in fitted}
-        tested = {fold: items for fold, items in folds.items() if items}
+        fitted = {fold: self.fit(fold, layers) for fold in sorted({item.fold for item in bench.items})}
+        tested = {fold: [i for i in every if bench.items[i].fold == fold] for fold in fitted}
         parts = [bench.score(fitted[fold], items, layers) for fold, items in tested.items()]
         return Scores.concat(parts, [i for items in tested.values() for i in items], axis="item")
 

@@ -1,0 +1,166 @@
+"""Which rows a paper has: real ones and decoys in one proportion everywhere, in random order, some of them twice."""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from lensbench.exam.tracing import Asked, Notes, Question, digest_of
+
+REPEATED = 0.02
+"""The share of rows that stand in the paper twice, once for each kind of repeat."""
+FEWEST_REPEATED = 8
+Repeat = Literal["other neighbours", "same neighbours"]
+Choices = tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One row of a paper.
+
+    Attributes:
+        asked: the activation, and the question.
+        choices: the answers that it has to choose from, where it gives only one.
+        training: the digest of its training set; empty where there is none.
+        real: whether it is an activation of the target at the place that is asked about.
+    """
+
+    asked: Asked
+    choices: Choices
+    training: str
+    real: bool
+
+
+class Group(NamedTuple):
+    """Rows that look alike but for their activations and training sets."""
+
+    question: Question
+    layer: int
+    choices: Choices
+
+
+@dataclass
+class Composer:
+    """Collects the rows of a paper.
+
+    Args:
+        notes: all that stand-ins were asked.
+        seed: of everything random.
+    """
+
+    notes: Notes
+    seed: str
+    rows: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(f"{self.seed}/rows")
+        self._places: dict[tuple[str, str, Choices, str | None], int] = {}
+        self._trained: dict[str, list[str]] = defaultdict(list)
+        self._main: dict[tuple[Question, int], str] = {}
+        for one in self.notes.asked:
+            if one.training:
+                self._trained[one.same].append(one.training)
+                self._main.setdefault((one.question, one.layer), one.training)
+
+    def add(self, number: int, choices: Choices, item: str, *, real: bool) -> int:
+        """Return the place of the row for what was asked of an item; real rows are to be added first.
+
+        Args:
+            number: of what was asked.
+            choices: of the item.
+            item: its name. Each has a row of its own for its own activation, and shares those of decoys.
+            real: whether it is the item's own activation in the target.
+        """
+        asked = self.notes.asked[number]
+        training = asked.training or self._training_of(asked)
+        own = (asked.same, training, choices, item)
+        if not real and own in self._places:
+            return self._places[own]
+        key = own if real else (asked.same, training, choices, None)
+        if key not in self._places:
+            self._places[key] = len(self.rows)
+            self.rows.append(Row(asked, choices, training, real))
+        return self._places[key]
+
+    def _training_of(self, asked: Asked) -> str:
+        """The training set that a learner has for a row which was asked of a method that learns nothing."""
+        main = self._main.get((asked.question, asked.layer), "")
+        known = self._trained.get(asked.same, [])
+        return main if main in known or not known else known[0]
+
+    def fill(self) -> None:
+        """Add decoys, so that everywhere there are as many for each real row; made as the baseline `gaussian` does."""
+        groups: dict[Group, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        alike: dict[tuple[Question, int, str], list[Row]] = defaultdict(list)
+        for row in self.rows:
+            groups[Group(row.asked.question, row.asked.layer, row.choices)][row.training].append(row)
+            alike[row.asked.question, row.asked.layer, row.training].append(row)
+        wanted = max((_decoys(sets) for sets in groups.values()), default=0.0)
+        for group, sets in groups.items():
+            real = _real(sets)
+            for training, rows in sets.items():
+                like = alike[group.question, group.layer, training]
+                like = [row for row in like if row.real] or like
+                missing = round(real * (1 + wanted)) - len(rows)
+                for values in self._noise([row.asked.activation for row in like], max(0, missing)):
+                    same = digest_of(group.question, group.layer, None, values)
+                    asked = Asked(group.question, group.layer, values, training, rows[0].asked.text, same)
+                    self.rows.append(Row(asked, group.choices, training, real=False))
+
+    def _noise(self, like: Sequence[Float[np.ndarray, " d_model"]], count: int) -> Float[np.ndarray, "row d_model"]:
+        """Draw vectors with the mean and covariance of others, each as long as one of them."""
+        rng = np.random.default_rng(self._rng.getrandbits(64))
+        rows = np.stack(like).astype(np.float64)
+        centred = rows - rows.mean(0)
+        drawn = rows.mean(0) + rng.standard_normal((count, len(rows))) @ centred / max(1, len(rows) - 1) ** 0.5
+        lengths = np.linalg.norm(rows[rng.integers(len(rows), size=count)], axis=1, keepdims=True)
+        noise: Float[np.ndarray, "row d_model"] = drawn * lengths / np.linalg.norm(drawn, axis=1, keepdims=True)
+        return noise.astype(np.float32)
+
+    def ordered(self) -> tuple[list[int], list[tuple[int, int, Repeat]]]:
+        """Draw the order of the rows, some of which stand in it twice.
+
+        Single rows are repeated half a paper away, among other neighbours; and one stretch of the paper is repeated as
+        a whole, each row among the same ones. A method whose answers differ in the second is not deterministic; where
+        they differ in the first alone, it looks at what stands beside a row.
+
+        Returns:
+            The place in `rows` of each row of the paper; and the pairs of rows of the paper that are the same.
+        """
+        count = len(self.rows)
+        order = self._rng.sample(range(count), count)
+        repeats = min(count, max(FEWEST_REPEATED, round(REPEATED * count)))
+        stretch = self._rng.randrange(count - repeats + 1)
+        half = count // 2
+        # (where it stands, which row of the order it is, as what)
+        placed: list[tuple[float, int, Repeat | None]] = [(float(i), i, None) for i in range(count)]
+        behind = (stretch + half) % count + 0.5
+        placed += [(behind + i / (2 * repeats), stretch + i, "same neighbours") for i in range(repeats)]
+        others = self._rng.sample(range(count), repeats)
+        placed += [((i + half) % count + 0.25, i, "other neighbours") for i in others]
+        placed.sort(key=lambda one: one[0])
+        first = {i: at for at, (_, i, kind) in enumerate(placed) if kind is None}
+        pairs = [(first[i], at, kind) for at, (_, i, kind) in enumerate(placed) if kind is not None]
+        return [order[i] for _, i, _ in placed], pairs
+
+
+def _real(sets: dict[str, list[Row]]) -> int:
+    return max(sum(row.real for row in rows) for rows in sets.values()) or max(map(len, sets.values()))
+
+
+def _decoys(sets: dict[str, list[Row]]) -> float:
+    """How many decoys there are for each real row, in the training set that has the most."""
+    return max(map(len, sets.values())) / _real(sets) - 1
+
+
+def new_names(count: int, seed: str, what: str, digits: int = 10) -> list[str]:
+    """Return names that say nothing, no two the same."""
+    rng = random.Random(f"{seed}/{what}")
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[f"{rng.getrandbits(4 * digits):0{digits}x}"] = None
+    return list(found)

@@ -1,0 +1,318 @@
+"""Making an exam: an ordinary evaluation in which stand-ins take the methods' place."""
+
+import logging
+import secrets
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.given import edits_of, name_of
+from lensbench.evaluation.plan import Cell, CellResult, Job, Make, Place, check_job
+from lensbench.evaluation.runner import Runner
+from lensbench.evaluation.tables import CellTables
+from lensbench.exam import key as keys
+from lensbench.exam.composing import Composer, Row, new_names
+from lensbench.exam.key import PLACES, Asked, CellKey, Key, Part
+from lensbench.exam.paper import (
+    FORMAT,
+    PAPER,
+    ROW_SCHEMA,
+    TEXT_COLUMNS,
+    TRAINING_COLUMN,
+    TRAINING_SCHEMA,
+    Paper,
+    Table,
+    write_paper,
+)
+from lensbench.exam.tracing import LearningStandIn, Notes, StandIn, TrainingSet, numbers_of
+from lensbench.harness.bench import Bench
+from lensbench.harness.crossfit import Outcome
+from lensbench.results.records import MEASURES, NO_BASELINE, RECORDS, write_table
+from lensbench.tasks import N_FOLDS
+from lensbench.utils.cache import atomic_folder, sha256_of
+from lensbench.utils.layer_spec import parse_layers
+from lensbench.utils.progress import Progress, silent
+
+LOG = logging.getLogger("lensbench")
+TAUGHT = (3, 4)
+"""The folds whose subjects are in the training sets, where an exam has some; the other subjects are asked about."""
+LAYERS = "Layer 0 is the embeddings, layer l the residual stream after block l; of the last, before the final norm."
+
+
+@dataclass(frozen=True)
+class ExamSettings:
+    """What an exam asks.
+
+    Attributes:
+        config: model, tasks, layers and so on, as of an evaluation; its methods are not used.
+        training: whether the paper has labelled activations of other subjects, for methods that learn labels.
+        text: whether a method may read the source texts.
+        seed: of everything random; None draws one that nobody knows.
+    """
+
+    config: RunConfig
+    training: bool = False
+    text: bool = False
+    seed: str | None = None
+
+    def makes(self, notes: Notes) -> dict[str, Make]:
+        """Return the stand-ins, by name."""
+        kinds = (StandIn, LearningStandIn) if self.training else (StandIn,)
+        return {kind.name: partial(kind, notes, self.text) for kind in kinds}
+
+
+class Examiner(Runner):
+    """Runs an evaluation with stand-ins, and keeps what came of each cell.
+
+    Args:
+        job: what is asked.
+        settings: of the exam.
+        notes: where the stand-ins write.
+
+    Attributes:
+        outcomes: cell file → its benches and outcomes.
+    """
+
+    def __init__(self, job: Job, settings: ExamSettings, notes: Notes) -> None:
+        self._taught = settings.training
+        self._notes = notes
+        self.outcomes: dict[str, list[tuple[Bench, Outcome]]] = defaultdict(list)
+        super().__init__(job, settings.makes(notes))
+
+    def _prepare(self, job: Job, dropped: dict[str, dict[str, str]]) -> dict[Place, list[Bench]]:
+        benches = super()._prepare(job, dropped)
+        for (task, site), group in benches.items():
+            for bench in group:
+                if not bench.relation.inspection:
+                    raise UsageError(
+                        f"task {task}, {bench.relation.name}, at {site} asks for the model's own next token, which is "
+                        "no question for an exam; give a task with questions"
+                    )
+            if self._taught:
+                benches[task, site] = [split(bench) for bench in group]
+        return benches
+
+    def work(self, cell: Cell) -> CellResult:
+        """Score a cell, and note where it reads."""
+        self._notes.site = cell.site
+        found = super().work(cell)
+        if found.entry["status"] == "failed":
+            raise LensbenchError(f"the exam cannot be made: {cell.file} failed: {found.entry['error'].splitlines()[0]}")
+        return found
+
+    def tables(self, cell: Cell, bench: Bench, outcome: Outcome) -> CellTables:
+        """Keep an outcome; return its tables."""
+        self.outcomes[cell.file].append((bench, outcome))
+        return super().tables(cell, bench, outcome)
+
+    def asked(self) -> dict[str, Asked]:
+        """Return what is asked, by task, site and relation."""
+        found = {}
+        for (task, site), group in self.benches.items():
+            for bench in group:
+                name = bench.relation.name
+                known = self._knowledge[task].known(name, bench.subjects)
+                items = {item.id: item for item in bench.items}
+                found[f"{task}/{site}/{name}"] = Asked(bench.relation, items, known)
+        return found
+
+
+def split(bench: Bench) -> Bench:
+    """Return a bench that asks about the subjects of some folds, and teaches those of the others.
+
+    Raises:
+        UsageError: nobody is left to ask about.
+    """
+    items = tuple(item for item in bench.items if item.fold not in TAUGHT)
+    if len({item.fold for item in items}) < N_FOLDS - len(TAUGHT):
+        raise UsageError(
+            f"{bench.relation.name}: too few subjects to ask about some and teach others; ask without --training"
+        )
+    return replace(bench, items=items, train_items=tuple(one for one in bench.train_items if one.fold in TAUGHT))
+
+
+def make_exam(settings: ExamSettings, out: Path, progress: Progress = silent) -> Path:
+    """Make an exam: its paper, and its key.
+
+    Args:
+        settings: what it asks.
+        out: a new folder.
+        progress: is told of each cell.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: settings that do not fit, or a folder that is there.
+        LensbenchError: a cell failed, or a baseline computes with scores.
+    """
+    if out.exists():
+        raise UsageError(f"--out {out} is there already; give a new folder")
+    job = check_job(with_embeddings(settings.config))
+    seed = settings.seed or secrets.token_hex(16)
+    notes = Notes()
+    examiner = Examiner(job, settings, notes)
+    results: dict[str, CellResult] = {}
+    with progress(len(examiner.plan.cells)) as advance:
+        for cell in examiner.plan.cells:
+            advance(f"{cell.task} {cell.site}: {cell.baseline}")
+            results[cell.file] = examiner.work(cell)
+            advance(None)
+    composed = _Composed(settings, examiner, notes, results, seed)
+    with atomic_folder(out) as folder:
+        composed.write(folder)
+    return out
+
+
+def with_embeddings(config: RunConfig) -> RunConfig:
+    """Return the settings with layer 0 among the layers: if it were asked of a baseline alone, its rows would tell."""
+    chosen = parse_layers(config.layers, None)
+    if chosen is not None and 0 not in chosen:
+        return config.model_copy(update={"layers": f"0,{config.layers}"})
+    return config
+
+
+@dataclass
+class _Composed:
+    """An exam that is ready to be written."""
+
+    settings: ExamSettings
+    examiner: Examiner
+    notes: Notes
+    results: dict[str, CellResult]
+    seed: str
+    places: list[tuple[str, int, np.ndarray, Outcome, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.composer = Composer(self.notes, self.seed)
+        # Real rows come first: decoys that are the same activation share theirs.
+        ordered = sorted(self.examiner.plan.cells, key=lambda cell: cell.baseline != NO_BASELINE)
+        parts = {cell.file: tuple(self._parts(cell)) for cell in ordered}
+        self.cells = {cell.file: self._cell(cell, parts[cell.file]) for cell in self.examiner.plan.cells}
+        self.composer.fill()
+        self.order, self.pairs = self.composer.ordered()
+        self.names = new_names(len(self.order), self.seed, "names")
+        self.name_of = {place: self.names[at] for at, place in reversed(list(enumerate(self.order)))}
+        sets = {row.training for row in self.composer.rows if row.training}
+        self.sets = dict(zip(sorted(sets), new_names(len(sets), self.seed, "sets", digits=4), strict=True))
+
+    def _parts(self, cell: Cell) -> Iterator[Part]:
+        for bench, outcome in self.examiner.outcomes[cell.file]:
+            numbers = numbers_of(outcome.scores, f"the baseline {cell.baseline}")
+            if numbers is None:
+                continue
+            rows = np.empty(numbers.shape, dtype=np.int64)
+            for (i, j), number in np.ndenumerate(numbers):
+                item = outcome.items[j]
+                rows[i, j] = self.composer.add(number, item.choices, item.id, real=cell.baseline == NO_BASELINE)
+            part = sum(file == cell.file for file, *_ in self.places)
+            self.places.append((cell.file, part, rows, outcome, cell.baseline))
+            yield Part(
+                bench.relation.name, outcome.layers, tuple(item.id for item in outcome.items), outcome.zero_shot,
+                outcome.credited_as_chance, outcome.exchangeable,
+            )  # fmt: skip
+
+    def _cell(self, cell: Cell, parts: tuple[Part, ...]) -> CellKey:
+        result = self.results[cell.file]
+        if parts and len(parts) < len(self.examiner.outcomes[cell.file]):
+            raise LensbenchError(f"the baseline {cell.baseline} asks the method and others; an exam cannot do both")
+        return CellKey(result.entry, parts, () if parts else tuple(_tables(result)))
+
+    def write(self, folder: Path) -> None:
+        key_folder, paper_folder = folder / keys.KEY, folder / PAPER
+        key_folder.mkdir()
+        paper_folder.mkdir()
+        pq.write_table(self._place_table(), key_folder / keys.ROWS, compression="zstd")
+        for file, cell in self.cells.items():
+            for kind in cell.tables:
+                write_table(key_folder / kind / file, _tables(self.results[file])[kind])
+        files = sorted(path for path in key_folder.rglob("*") if path.is_file())
+        name = new_names(1, self.seed, "exam", digits=8)[0]
+        real = sum(row.real for row in self.composer.rows)
+        plan = self.examiner.plan
+        key = Key(
+            keys.FORMAT, name, self.seed, self.settings.config.model_dump(mode="json", exclude={"out"}),
+            self.examiner.baselines, plan, self.examiner.asked(), self.cells,
+            tuple((self.names[one], self.names[other], kind) for one, other, kind in self.pairs),
+            (real, len(self.composer.rows) - real),
+            {str(path.relative_to(key_folder)): sha256_of(path) for path in files},
+        )  # fmt: skip
+        date = datetime.now(tz=UTC).date().isoformat()
+        about = self._about(name, date, keys.write_key(key_folder, key))
+        write_paper(paper_folder, Paper(about, self._asked_table(), self._training_table()), date)
+
+    def _about(self, name: str, date: str, digest: str) -> dict[str, Any]:
+        config, context = self.settings.config, self.examiner.context
+        base, edits = edits_of(config.model, offline=config.offline)
+        return {
+            "format": FORMAT, "exam": name, "made": date, "lensbench": version("lensbench"),
+            "model": name_of(base), "revision": config.revision or "", "edited": bool(edits),
+            # Of a model that was edited the fingerprint would say which edit.
+            **({} if edits else {"fingerprint": context.model.fingerprint}),
+            "verbalizer": context.verbalizer.name, "verbalizer_fingerprint": context.verbalizer.fingerprint,
+            "n_layers": context.model.n_layers, "layers": list(context.layers), "layer_convention": LAYERS,
+            "dtype": str(context.model.dtype).removeprefix("torch."), "score": context.score,
+            "reads": sorted(StandIn(self.notes, self.settings.text).reads), "training": self.settings.training,
+            "rows": len(self.order), "key_sha256": digest,
+        }  # fmt: skip
+
+    def _asked_table(self) -> Table:
+        rows = [self.composer.rows[place] for place in self.order]
+        extra = [TRAINING_COLUMN] * self.settings.training + list(TEXT_COLUMNS) * self.settings.text
+        schema = pa.schema([*ROW_SCHEMA, *extra])
+        listed = [self._shown(row, name) for row, name in zip(rows, self.names, strict=True)]
+        return Table(pa.Table.from_pylist(listed, schema), np.stack([row.asked.activation for row in rows]))
+
+    def _shown(self, row: Row, name: str) -> dict[str, Any]:
+        question, text = row.asked.question, row.asked.text
+        shown = {
+            "row": name, "layer": row.asked.layer, "site": question.site, "question": question.text,
+            "forms": list(question.forms), "answers": list(question.answers), "choices": list(row.choices),
+            "training": self.sets.get(row.training, ""),
+        }  # fmt: skip
+        return shown if text is None else {**shown, "source": text.source, "subject": text.subject}
+
+    def _training_table(self) -> Table | None:
+        if not self.settings.training:
+            return None
+        listed, values = [], []
+        # Items and groups keep their order: methods that choose a setting within them split them by it.
+        for digest, name in sorted(self.sets.items(), key=lambda one: one[1]):
+            one = self.notes.training[digest]
+            listed += [self._taught(one, name, i) for i in range(len(one.labels))]
+            values += list(one.activations)
+        return Table(pa.Table.from_pylist(listed, TRAINING_SCHEMA), np.stack(values))
+
+    def _taught(self, one: TrainingSet, name: str, at: int) -> dict[str, Any]:
+        question = one.question
+        return {
+            "training": name, "layer": one.layer, "site": question.site, "question": question.text,
+            "answers": list(question.answers), "group": one.groups[at], "label": one.labels[at],
+        }  # fmt: skip
+
+    def _place_table(self) -> pa.Table:
+        columns: dict[str, list[Any]] = {name: [] for name in PLACES.names}
+        for file, part, rows, outcome, baseline in self.places:
+            for (i, j), row in np.ndenumerate(rows):
+                item = outcome.items[j]
+                values = (file, part, i, j, self.name_of[int(row)], baseline, item.id, item.answer)
+                for name, value in zip(PLACES.names, values, strict=True):
+                    columns[name].append(value)
+        return pa.Table.from_pydict(columns, PLACES)
+
+
+def _tables(result: CellResult) -> dict[str, pa.Table]:
+    """Return the tables of a cell, by the folder that they are kept in."""
+    tables = {RECORDS: result.table, MEASURES: result.measures}
+    return {kind: table for kind, table in tables.items() if table is not None}

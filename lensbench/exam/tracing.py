@@ -1,0 +1,214 @@
+"""What a method is asked in an evaluation, written down by a stand-in that takes its place.
+
+Its scores are the numbers of what it was asked: whatever a baseline does with a method's answers, selecting items or
+layers and joining them, it does with the numbers, which say in the end which answer belongs where.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from lensbench.errors import LensbenchError
+from lensbench.inspectors.base import Inspector, OwnPrompt
+from lensbench.inspectors.evidence import Evidence, Learns, Source, SourceText, Training
+from lensbench.inspectors.scores import Scores
+from lensbench.inspectors.target import Target
+from lensbench.models.language_model import LanguageModel
+
+NUMBER = "number of what was asked"
+"""The name of a stand-in's one attempt."""
+PLACEHOLDER = "x"
+WITHOUT_TEXT: frozenset[Source] = frozenset({"activation", "question"})
+WITH_TEXT: frozenset[Source] = WITHOUT_TEXT | {"text"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, of any number of activations.
+
+    Attributes:
+        text: the inspection prompt, its slot unfilled.
+        forms: that, and every other text that asks the same.
+        answers: every answer of the relation.
+        site: where activations are read.
+    """
+
+    text: str
+    forms: tuple[str, ...]
+    answers: tuple[str, ...]
+    site: str
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """Labelled activations of one layer.
+
+    Attributes:
+        question: that the labels answer.
+        layer: of the activations.
+        activations: of the training items.
+        groups: a number for each item's subject.
+        labels: the answers.
+    """
+
+    question: Question
+    layer: int
+    activations: Float[np.ndarray, "item d_model"]
+    groups: tuple[int, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One thing that was asked.
+
+    Attributes:
+        question: the question.
+        layer: that the activation is of.
+        activation: the activation.
+        training: the digest of the training set that a method which learns labels was fitted on; empty for others.
+        text: the source text, where a method may read it.
+        same: a digest of all of it but the training set.
+    """
+
+    question: Question
+    layer: int
+    activation: Float[np.ndarray, " d_model"]
+    training: str
+    text: SourceText | None
+    same: str
+
+
+@dataclass
+class Notes:
+    """All that stand-ins were asked, each thing once.
+
+    Attributes:
+        site: where the items are read that are asked about now.
+        asked: in the order in which it was first asked.
+        training: the training sets, by digest.
+    """
+
+    site: str = ""
+    asked: list[Asked] = field(default_factory=list)
+    training: dict[str, TrainingSet] = field(default_factory=dict)
+    _numbers: dict[tuple[str, str], int] = field(default_factory=dict)
+    _questions: dict[tuple[Any, ...], Question] = field(default_factory=dict)
+
+    def question(self, text: str, forms: tuple[str, ...], answers: tuple[str, ...]) -> Question:
+        """Return a question, the same object for the same question."""
+        key = (text, forms, answers, self.site)
+        return self._questions.setdefault(key, Question(*key))
+
+    def add(self, evidence: Evidence, trained: dict[int, str]) -> Int[np.ndarray, "layer item"]:
+        """Note what is asked; return a number for each activation.
+
+        Args:
+            evidence: what a method would be shown.
+            trained: layer -> digest of the training set; empty for what learns no labels.
+        """
+        question = self.question(evidence.question, evidence.forms, evidence.answers)
+        texts: Iterable[SourceText | None] = evidence.texts if evidence.shows("texts") else [None] * evidence.n_items
+        shown = list(texts)
+        numbers = np.empty((len(evidence.layers), evidence.n_items), dtype=np.int64)
+        for i, layer in enumerate(evidence.layers):
+            values = evidence.residuals.values[i].float().cpu().numpy()
+            for j, text in enumerate(shown):
+                same = digest_of(question, layer, text, values[j])
+                numbers[i, j] = self._number(Asked(question, layer, values[j], trained.get(layer, ""), text, same))
+        return numbers
+
+    def _number(self, one: Asked) -> int:
+        key = (one.same, one.training)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.asked)
+            self.asked.append(replace(one, activation=one.activation.copy()))
+        return self._numbers[key]
+
+    def learn(self, training: Training) -> dict[int, str]:
+        """Note a training set; return the digest of each of its layers."""
+        question = self.question(training.question, (), training.answers)
+        found = {}
+        for i, layer in enumerate(training.residuals.layers):
+            values = training.residuals.values[i].float().cpu().numpy()
+            one = TrainingSet(question, layer, values, training.groups, training.labels)
+            found[layer] = digest_of(question, layer, training.groups, training.labels, values)
+            self.training.setdefault(found[layer], one)
+        return found
+
+
+def digest_of(*parts: Any) -> str:
+    """Return a digest of plain values and arrays."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return found.hexdigest()
+
+
+class StandIn(Inspector):
+    """Notes what it is asked, and answers with numbers.
+
+    Args:
+        notes: where it notes that.
+        text: whether it reads the source text, too.
+    """
+
+    name: ClassVar[str] = "exam"
+
+    def __init__(self, notes: Notes, text: bool = False) -> None:
+        self.notes = notes
+        self.text = text
+
+    @property
+    def reads(self) -> frozenset[Source]:  # type: ignore[override]
+        """What the exam allows to be read."""
+        return WITH_TEXT if self.text else WITHOUT_TEXT
+
+    def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "StandIn":
+        """Note what there is to learn from."""
+        self.trained_ = self.notes.learn(training) if self.learns_from == "labels" else {}
+        return self
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        """Note what is asked, and return its numbers as the scores of every answer."""
+        numbers = torch.from_numpy(self.notes.add(evidence, self.trained_)).double()
+        return Scores((NUMBER,), numbers[:, None, :, None].expand(-1, -1, -1, len(evidence.answers)).contiguous())
+
+    def own_prompt(self, question: str) -> OwnPrompt:
+        """Return the relation's own question: what verbalizers are asked by default."""
+        return OwnPrompt(question, PLACEHOLDER)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what the rows depend on."""
+        return {"text": self.text}
+
+
+class LearningStandIn(StandIn):
+    """A stand-in for methods that learn labels."""
+
+    name: ClassVar[str] = "exam_labels"
+    learns_from: ClassVar[Learns] = "labels"
+
+
+def numbers_of(scores: Scores, what: str) -> Int[np.ndarray, "layer item"] | None:
+    """Return the numbers that an outcome is made of; None where no stand-in was asked.
+
+    Args:
+        scores: of the outcome.
+        what: it is of, for errors.
+
+    Raises:
+        LensbenchError: the answers of stand-ins went into it in another way than one for each item and layer.
+    """
+    if NUMBER not in scores.attempts:
+        return None
+    values = scores.log_scores.cpu().double().numpy()
+    numbers = values[:, 0, :, 0]
+    if len(scores.attempts) > 1 or not np.array_equal(values, np.broadcast_to(numbers[:, None, :, None], values.shape)):
+        raise LensbenchError(f"{what} computes with a method's scores, which an exam does not know yet; leave it out")
+    return numbers.astype(np.int64)

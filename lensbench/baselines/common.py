@@ -13,7 +13,6 @@ from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.probes.probing import require_classes
 from lensbench.inspectors.scores import Scores
 from lensbench.models.language_model import LanguageModel
-from lensbench.tasks.facts import N_FOLDS
 
 
 def require_question(method: CrossFit) -> None:
@@ -34,7 +33,7 @@ def in_model(method: CrossFit, model: LanguageModel) -> Outcome:
     """
     require_question(method)
     if least := method.inspector.class_subjects:  # what cannot be learned is refused before a model is read
-        for fold in range(N_FOLDS):
+        for fold in sorted({item.fold for item in method.bench.items}):
             require_classes(method.bench.training(method.inspector, fold, (), None), least)
     other, layers = method.with_model(model), method.bench.context.layers
     shared = _layers_in_common(method, other)

@@ -6,6 +6,7 @@ Nothing in here imports torch, so that names and files are checked before a mode
 import ast
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -169,6 +170,7 @@ def _with_function_beside(baseline: Baseline, folder: Path) -> Baseline:
     return baseline.model_copy(update={"function": f"{(folder / file).resolve()}:{attribute}"})
 
 
+@cache
 def _functions() -> dict[str, str]:
     """Return the module of each of our baseline functions, without importing any of them.
 

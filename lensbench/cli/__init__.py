@@ -14,11 +14,12 @@ from typing import Any
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 
 from lensbench.cli import application, commands
+from lensbench.cli.application import group
 
 # The order of `lensbench --help`; commands that are not named here come last.
 _ORDER = (
-    "evaluate", "list", "cache", "plot", "report", "compare", "export", "judge", "calibrate", "implant", "finetune",
-    "inspect", "tune", "fit", "new", "doctor", "audit", "knowledge", "analyze", "push",
+    "evaluate", "list", "cache", "plot", "report", "compare", "export", "judge", "calibrate", "exam", "implant",
+    "finetune", "inspect", "tune", "fit", "new", "doctor", "audit", "knowledge", "analyze", "push",
 )  # fmt: skip
 
 
@@ -40,8 +41,15 @@ def _list(names: Iterable[str]) -> None:
         tree = ast.parse((Path(commands.__path__[0]) / f"{name}.py").read_text(encoding="utf-8"))
         functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
         described = FunctionType((lambda: None).__code__, {}, name)
-        described.__doc__ = next(filter(None, map(ast.get_docstring, functions)), None)
+        described.__doc__ = _text_of_group(tree) or next(filter(None, map(ast.get_docstring, functions)), None)
         application.app.command(name)(described)
+
+
+def _text_of_group(tree: ast.Module) -> str | None:
+    """The help of a command that has commands of its own: the second argument of `group`."""
+    calls = (node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call))
+    texts = (ast.literal_eval(call.args[1]) for call in calls if getattr(call.func, "id", "") == group.__name__)
+    return next(texts, None)
 
 
 def main() -> None:

@@ -79,6 +79,17 @@ app = _Application(
     help="Is your probe, lens or Patchscope reading the model, or just the prompt?",
 )
 
+
+def group(name: str, text: str) -> typer.Typer:
+    """Return a command that has commands of its own.
+
+    Args:
+        name: of the command.
+        text: what it is for, as help shows it.
+    """
+    return _Application(name=name, help=text, cls=_Group, no_args_is_help=True, rich_markup_mode="markdown")
+
+
 # What typer returns after Ctrl-C.
 INTERRUPTED = 130
 

@@ -4,12 +4,12 @@ import hashlib
 import inspect as introspection
 import json
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -20,6 +20,7 @@ from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import EXCHANGEABLE
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import load_inspector
+from lensbench.inspectors.evidence import Learns
 from lensbench.results.records import NO_BASELINE
 from lensbench.tasks import SITES, Site, Task
 from lensbench.utils.cache import size_limit
@@ -165,10 +166,23 @@ def describe_method(inspector: Inspector) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@runtime_checkable
+class Declares(Protocol):
+    """What decides which baselines are fair to a method: its inspector's declarations, or its card's."""
+
+    @property
+    def learns_from(self) -> Learns:
+        """The supervision that it needs."""
+
+    @property
+    def reads(self) -> Collection[str]:
+        """The sources that it uses."""
+
+
 def required_baselines(
-    makes: dict[str, Make], chosen: dict[str, Baseline], roles: Collection[str] = ()
+    methods: Mapping[str, Declares], chosen: dict[str, Baseline], roles: Collection[str] = ()
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return for each inspector the baselines that it must have faced before anything good is said of it.
+    """Return for each method the baselines that it must have faced before anything good is said of it.
 
     These are all that ship and apply to it, chosen or not, but optional ones, and those that were chosen. Of those that
     need a model that the run has not (it has the roles `roles`) only the essential ones.
@@ -182,14 +196,15 @@ def required_baselines(
     return {
         name: {
             baseline.name: {"question": baseline.question, "essential": baseline.essential}
-            for baseline in _baselines_of(make(), every)
+            for baseline in baselines_of(method, every)
         }
-        for name, make in makes.items()
+        for name, method in methods.items()
     }
 
 
-def _baselines_of(inspector: Inspector, baselines: dict[str, Baseline]) -> list[Baseline]:
-    return [b for b in baselines.values() if b.applies_to(inspector.learns_from, frozenset(inspector.reads))]
+def baselines_of(method: Declares, baselines: Mapping[str, Baseline]) -> list[Baseline]:
+    """Return the baselines that are fair to a method."""
+    return [b for b in baselines.values() if b.applies_to(method.learns_from, frozenset(method.reads))]
 
 
 def sites_of(task: Task, config: RunConfig) -> tuple[Site, ...]:
@@ -214,7 +229,7 @@ def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Ce
                         f"{LONGEST_NAME} bytes; give the task a shorter one: FILE?name=SHORT"
                     )
                 cells.append(own)
-                for baseline in _baselines_of(inspector, job.baselines):
+                for baseline in baselines_of(inspector, job.baselines):
                     if not set(baseline.needs) <= set(context.controls.models):
                         continue
                     if baseline.from_scores and exchangeable and not prose:

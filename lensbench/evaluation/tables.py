@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import pyarrow as pa
 
 from lensbench.evaluation.plan import Cell
-from lensbench.harness.bench import Bench
+from lensbench.harness.bench import AnswersOf
 from lensbench.harness.crossfit import Outcome
 from lensbench.harness.scoring import credit_as_chance, crossed_credit
 from lensbench.results.crossed_files import crossed_table
@@ -48,12 +48,12 @@ class Tables:
     seed: int
     score: str
 
-    def of(self, cell: Cell, bench: Bench, outcome: Outcome, known: Mapping[str, bool] | None) -> CellTables:
+    def of(self, cell: Cell, bench: AnswersOf, outcome: Outcome, known: Mapping[str, bool] | None) -> CellTables:
         """Return the records of an outcome, and what else was measured.
 
         Args:
             cell: whose outcome it is.
-            bench: the items of one relation.
+            bench: makes the columns of its relation.
             outcome: the answers.
             known: whether the target knows the fact, by subject; None where nobody asked.
         """
@@ -76,7 +76,7 @@ class Tables:
         measures = measure_table(measured, **where) if measured["value"] else None
         return CellTables(records, measures, self._crossed(bench, outcome, where))
 
-    def _crossed(self, bench: Bench, outcome: Outcome, where: dict[str, str]) -> pa.Table | None:
+    def _crossed(self, bench: AnswersOf, outcome: Outcome, where: dict[str, str]) -> pa.Table | None:
         """Return the credit of items under each other's activations, where it can be known."""
         layers = [layer for layer in outcome.layers if layer is not None]
         if not outcome.exchangeable or not layers:

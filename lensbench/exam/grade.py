@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,21 +15,20 @@ import torch
 from lensbench.errors import UsageError
 from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.journal import Journal, hold_folder
-from lensbench.evaluation.plan import Cell, CellResult, Plan, required_baselines
+from lensbench.evaluation.plan import Cell, CellResult, Plan, baselines_of, required_baselines
 from lensbench.evaluation.tables import CellTables, Tables
 from lensbench.exam import key as keys
 from lensbench.exam.answers import Answers, Card, read_answers, read_card
 from lensbench.exam.key import Key, Part, read_key, read_places
 from lensbench.exam.paper import PAPER, Paper, read_paper
 from lensbench.exam.tracing import LearningStandIn, StandIn
-from lensbench.harness.bench import Bench
-from lensbench.harness.context import RunContext
+from lensbench.harness.bench import AnswersOf
 from lensbench.harness.crossfit import Outcome
-from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.scores import Scores
 from lensbench.results.method_checks import MethodChecks
 from lensbench.results.records import MEASURES, NAME, NO_BASELINE, RECORDS, read_shard
 from lensbench.runs.run import Run, finish
+from lensbench.tasks import Relation
 
 
 def grade_exam(exam: Path, answers: Path, out: Path, card: Path | None = None) -> Run:
@@ -64,6 +63,11 @@ def grade_exam(exam: Path, answers: Path, out: Path, card: Path | None = None) -
 
 
 @dataclass(frozen=True)
+class _Relation(AnswersOf):
+    relation: Relation
+
+
+@dataclass(frozen=True)
 class _Graded:
     """Answers with the key to them."""
 
@@ -91,8 +95,7 @@ class _Graded:
     @cached_property
     def baselines(self) -> dict[str, Any]:
         """The rivals of what this method reads."""
-        reads = frozenset(self.card.reads)
-        return {name: one for name, one in self.key.baselines.items() if one.applies_to(self.card.learns_from, reads)}
+        return {one.name: one for one in baselines_of(self.card, self.key.baselines)}
 
     @cached_property
     def version(self) -> str:
@@ -127,7 +130,7 @@ class _Graded:
         return replace(
             plan, cells=tuple(self.cells), versions={name: self.version}, methods={name: described},
             setting={**plan.setting, "exam": self.key.exam},
-            due=required_baselines({name: cast("Any", partial(_described, self.card))}, self.baselines, roles),
+            due=required_baselines({name: self.card}, self.baselines, roles),
         )  # fmt: skip
 
     def work(self, cell: Cell, original: Cell) -> CellResult:
@@ -156,12 +159,11 @@ class _Graded:
         for i, part in enumerate(self.key.cells[original.file].parts):
             asked = self.key.asked[f"{cell.task}/{cell.site}/{part.relation}"]
             items = tuple(asked.items[name] for name in part.items)
-            bench = Bench(cast("RunContext", None), asked.relation, items, ())  # what is left is arithmetic
             outcome = Outcome(
                 self._scores(part, self.places[original.file, i]), part.layers, items, part.zero_shot,
                 part.credited_as_chance, part.exchangeable and "text" not in self.card.reads,
             )  # fmt: skip
-            yield tables.of(cell, bench, outcome, asked.known)
+            yield tables.of(cell, _Relation(asked.relation), outcome, asked.known)
 
     @cached_property
     def places(self) -> Mapping[tuple[str, int], np.ndarray]:
@@ -175,8 +177,3 @@ class _Graded:
             said = np.array([[self.answers.texts[row] for row in layer] for layer in rows], dtype=object)
             texts = np.moveaxis(said, 2, 1)
         return Scores(self.answers.attempts, torch.from_numpy(np.moveaxis(found, 2, 1).copy()), texts=texts)
-
-
-def _described(card: Card) -> Inspector:
-    """Return something that declares what a card does."""
-    return cast("Inspector", card)

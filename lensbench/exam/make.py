@@ -2,27 +2,31 @@
 
 import logging
 import secrets
+import shutil
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.dry_run import estimate
 from lensbench.evaluation.given import edits_of, name_of
 from lensbench.evaluation.plan import Cell, CellResult, Job, Make, Place, check_job
 from lensbench.evaluation.runner import Runner
 from lensbench.evaluation.tables import CellTables
 from lensbench.exam import key as keys
-from lensbench.exam.composing import Composer, Row, new_names
+from lensbench.exam.composing import REPEATED, Composer, Row, new_names
 from lensbench.exam.key import PLACES, Asked, CellKey, Key, Part
 from lensbench.exam.paper import (
     FORMAT,
@@ -65,6 +69,10 @@ class ExamSettings:
     training: bool = False
     text: bool = False
     seed: str | None = None
+
+    def seeded(self) -> "ExamSettings":
+        """Return the settings with a seed, drawn now where there is none."""
+        return self if self.seed is not None else replace(self, seed=secrets.token_hex(16))
 
     def makes(self, notes: Notes) -> dict[str, Make]:
         """Return the stand-ins, by name."""
@@ -142,13 +150,19 @@ def split(bench: Bench) -> Bench:
     return replace(bench, items=items, train_items=tuple(one for one in bench.train_items if one.fold in TAUGHT))
 
 
-def make_exam(settings: ExamSettings, out: Path, progress: Progress = silent) -> Path:
+Prepare = Callable[[Path], dict[str, Any]]
+
+
+def make_exam(
+    settings: ExamSettings, out: Path, progress: Progress = silent, *, prepare: Prepare = lambda _: {}
+) -> Path:
     """Make an exam: its paper, and its key.
 
     Args:
         settings: what it asks.
         out: a new folder.
         progress: is told of each cell.
+        prepare: is given the folder of the key before anything is asked, and returns settings that it changes.
 
     Returns:
         The folder.
@@ -159,20 +173,33 @@ def make_exam(settings: ExamSettings, out: Path, progress: Progress = silent) ->
     """
     if out.exists():
         raise UsageError(f"--out {out} is there already; give a new folder")
-    job = check_job(with_embeddings(settings.config))
-    seed = settings.seed or secrets.token_hex(16)
+    settings = settings.seeded()
+    check_job(with_embeddings(settings.config))
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        (out / keys.KEY).mkdir(parents=True)
+        config = settings.config.model_copy(update=prepare(out / keys.KEY))
+        _compose(replace(settings, config=config), progress).write(out)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        for folder in made[1:]:
+            with suppress(OSError):  # something else is in it
+                folder.rmdir()
+        raise
+    return out
+
+
+def _compose(settings: ExamSettings, progress: Progress) -> "_Composed":
+    """Ask the stand-ins everything."""
     notes = Notes()
-    examiner = Examiner(job, settings, notes)
+    examiner = Examiner(check_job(with_embeddings(settings.config)), settings, notes)
     results: dict[str, CellResult] = {}
     with progress(len(examiner.plan.cells)) as advance:
         for cell in examiner.plan.cells:
             advance(f"{cell.task} {cell.site}: {cell.baseline}")
             results[cell.file] = examiner.work(cell)
             advance(None)
-    composed = _Composed(settings, examiner, notes, results, seed)
-    with atomic_folder(out) as folder:
-        composed.write(folder)
-    return out
+    return _Composed(settings, examiner, notes, results, str(settings.seed))
 
 
 def with_embeddings(config: RunConfig) -> RunConfig:
@@ -181,6 +208,40 @@ def with_embeddings(config: RunConfig) -> RunConfig:
     if chosen is not None and 0 not in chosen:
         return config.model_copy(update={"layers": f"0,{config.layers}"})
     return config
+
+
+class Placed(NamedTuple):
+    """An outcome that is made of answers, and the row of each of its layers and items."""
+
+    bench: Bench
+    outcome: Outcome
+    rows: Int[np.ndarray, "layer item"]
+
+    def part(self) -> Part:
+        """Return what the key says of it."""
+        outcome = self.outcome
+        return Part(
+            self.bench.relation.name, outcome.layers, tuple(item.id for item in outcome.items), outcome.zero_shot,
+            outcome.credited_as_chance, outcome.exchangeable,
+        )  # fmt: skip
+
+
+def place_rows(composer: Composer, examiner: Examiner) -> dict[str, list[Placed]]:
+    """Give every answer that an examiner's outcomes need a row; return them by cell."""
+    found: dict[str, list[Placed]] = {}
+    # Real rows come first: decoys that are the same activation share theirs.
+    for cell in sorted(examiner.plan.cells, key=lambda cell: cell.baseline != NO_BASELINE):
+        found[cell.file] = []
+        for bench, outcome in examiner.outcomes[cell.file]:
+            numbers = numbers_of(outcome.scores, f"the baseline {cell.baseline}")
+            if numbers is None:
+                continue
+            rows = np.empty_like(numbers)
+            for (i, j), number in np.ndenumerate(numbers):
+                item = outcome.items[j]
+                rows[i, j] = composer.add(int(number), item.choices, item.id, real=cell.baseline == NO_BASELINE)
+            found[cell.file].append(Placed(bench, outcome, rows))
+    return found
 
 
 @dataclass
@@ -192,14 +253,11 @@ class _Composed:
     notes: Notes
     results: dict[str, CellResult]
     seed: str
-    places: list[tuple[str, int, np.ndarray, Outcome, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.composer = Composer(self.notes, self.seed)
-        # Real rows come first: decoys that are the same activation share theirs.
-        ordered = sorted(self.examiner.plan.cells, key=lambda cell: cell.baseline != NO_BASELINE)
-        parts = {cell.file: tuple(self._parts(cell)) for cell in ordered}
-        self.cells = {cell.file: self._cell(cell, parts[cell.file]) for cell in self.examiner.plan.cells}
+        self.places = place_rows(self.composer, self.examiner)
+        self.cells = {cell.file: self._cell(cell) for cell in self.examiner.plan.cells}
         self.composer.fill()
         self.order, self.pairs = self.composer.ordered()
         self.names = new_names(len(self.order), self.seed, "names")
@@ -207,32 +265,16 @@ class _Composed:
         sets = {row.training for row in self.composer.rows if row.training}
         self.sets = dict(zip(sorted(sets), new_names(len(sets), self.seed, "sets", digits=4), strict=True))
 
-    def _parts(self, cell: Cell) -> Iterator[Part]:
-        for bench, outcome in self.examiner.outcomes[cell.file]:
-            numbers = numbers_of(outcome.scores, f"the baseline {cell.baseline}")
-            if numbers is None:
-                continue
-            rows = np.empty(numbers.shape, dtype=np.int64)
-            for (i, j), number in np.ndenumerate(numbers):
-                item = outcome.items[j]
-                rows[i, j] = self.composer.add(number, item.choices, item.id, real=cell.baseline == NO_BASELINE)
-            part = sum(file == cell.file for file, *_ in self.places)
-            self.places.append((cell.file, part, rows, outcome, cell.baseline))
-            yield Part(
-                bench.relation.name, outcome.layers, tuple(item.id for item in outcome.items), outcome.zero_shot,
-                outcome.credited_as_chance, outcome.exchangeable,
-            )  # fmt: skip
-
-    def _cell(self, cell: Cell, parts: tuple[Part, ...]) -> CellKey:
-        result = self.results[cell.file]
-        if parts and len(parts) < len(self.examiner.outcomes[cell.file]):
+    def _cell(self, cell: Cell) -> CellKey:
+        result, placed = self.results[cell.file], self.places[cell.file]
+        if placed and len(placed) < len(self.examiner.outcomes[cell.file]):
             raise LensbenchError(f"the baseline {cell.baseline} asks the method and others; an exam cannot do both")
+        parts = tuple(one.part() for one in placed)
         return CellKey(result.entry, parts, () if parts else tuple(_tables(result)))
 
     def write(self, folder: Path) -> None:
-        key_folder, paper_folder = folder / keys.KEY, folder / PAPER
-        key_folder.mkdir()
-        paper_folder.mkdir()
+        """Write the key, and then the paper, into the exam's folder."""
+        key_folder = folder / keys.KEY
         pq.write_table(self._place_table(), key_folder / keys.ROWS, compression="zstd")
         for file, cell in self.cells.items():
             for kind in cell.tables:
@@ -250,7 +292,8 @@ class _Composed:
         )  # fmt: skip
         date = datetime.now(tz=UTC).date().isoformat()
         about = self._about(name, date, keys.write_key(key_folder, key))
-        write_paper(paper_folder, Paper(about, self._asked_table(), self._training_table()), date)
+        with atomic_folder(folder / PAPER) as paper_folder:
+            write_paper(paper_folder, Paper(about, self._asked_table(), self._training_table()), date)
 
     def _about(self, name: str, date: str, digest: str) -> dict[str, Any]:
         config, context = self.settings.config, self.examiner.context
@@ -303,12 +346,13 @@ class _Composed:
 
     def _place_table(self) -> pa.Table:
         columns: dict[str, list[Any]] = {name: [] for name in PLACES.names}
-        for file, part, rows, outcome, baseline in self.places:
-            for (i, j), row in np.ndenumerate(rows):
-                item = outcome.items[j]
-                values = (file, part, i, j, self.name_of[int(row)], baseline, item.id, item.answer)
-                for name, value in zip(PLACES.names, values, strict=True):
-                    columns[name].append(value)
+        for cell in self.examiner.plan.cells:
+            for part, one in enumerate(self.places[cell.file]):
+                for (i, j), row in np.ndenumerate(one.rows):
+                    item = one.outcome.items[j]
+                    values = (cell.file, part, i, j, self.name_of[int(row)], cell.baseline, item.id, item.answer)
+                    for name, value in zip(PLACES.names, values, strict=True):
+                        columns[name].append(value)
         return pa.Table.from_pydict(columns, PLACES)
 
 
@@ -316,3 +360,44 @@ def _tables(result: CellResult) -> dict[str, pa.Table]:
     """Return the tables of a cell, by the folder that they are kept in."""
     tables = {RECORDS: result.table, MEASURES: result.measures}
     return {kind: table for kind, table in tables.items() if table is not None}
+
+
+@dataclass(frozen=True)
+class ExamSize:
+    """What an exam will be.
+
+    Attributes:
+        rows: of its paper.
+        bytes: of its paper, training sets included.
+        seconds: that it takes to make, beyond planting.
+    """
+
+    rows: int
+    bytes: int
+    seconds: float
+
+
+def size_of_exam(settings: ExamSettings, *, planted: bool = False) -> ExamSize:
+    """Try what an exam asks on a few items, and scale; nothing is written.
+
+    Args:
+        settings: what it asks.
+        planted: whether facts are to be planted first, so that the model without them is among the rivals.
+
+    Raises:
+        UsageError: settings that do not fit.
+        LensbenchError: a baseline fails on these items.
+    """
+    notes = Notes()
+    examiner = Examiner(check_job(with_embeddings(settings.config)), settings, notes)
+    found = estimate(examiner, list(examiner.plan.cells))
+    composer = Composer(notes, "")
+    place_rows(composer, examiner)
+    composer.fill()
+    tried = max(1, sum(row.real for row in composer.rows))
+    layers = len(examiner.context.layers)
+    benches = [bench for group in examiner.benches.values() for bench in group]
+    real = sum(len(bench.items) for bench in benches) * layers
+    rows = round(real * (len(composer.rows) / tried + planted) * (1 + 2 * REPEATED))
+    taught = sum(len(bench.train_items) for bench in benches) * len(notes.training) // max(1, len(benches))
+    return ExamSize(rows, (rows + taught) * examiner.context.model.d_model * 4, found.seconds)

@@ -1,5 +1,6 @@
 """Sitting an exam with the methods of this package, or others of its interface, from the paper alone."""
 
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,9 @@ import torch
 from jaxtyping import Float
 
 from lensbench.errors import NotApplicableError, UsageError
-from lensbench.evaluation.plan import Make, describe_method
+from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.models import load_context
+from lensbench.evaluation.plan import Make, describe_method, make_inspectors
 from lensbench.exam.answers import Card, write_answers
 from lensbench.exam.paper import Paper, Table
 from lensbench.inspectors.base import Inspector
@@ -24,6 +27,47 @@ from lensbench.utils.progress import Progress, silent
 
 LOG = logging.getLogger("lensbench")
 Rows = list[dict[str, Any]]
+
+
+def sit_with(paper: Paper, config: RunConfig, out: Path, progress: Progress = silent) -> list[Path]:
+    """Answer a paper with several methods; each has a file of answers and a card.
+
+    Args:
+        paper: the paper.
+        config: its models, methods and parameters are used.
+        out: a folder.
+        progress: is told of each group of rows.
+
+    Returns:
+        The files of answers.
+
+    Raises:
+        UsageError: a method that does not fit the paper, found before a model is loaded; or other weights than those
+            that the paper names.
+    """
+    makes = make_inspectors(config)
+    for make in makes.values():
+        _check(make(), paper)
+    context = load_context(config, ())
+    for role, model in (("", context.model), ("verbalizer_", context.verbalizer)):
+        wanted = paper.about.get(f"{role}fingerprint", model.fingerprint)
+        if model.fingerprint != wanted:
+            raise UsageError(
+                f"{model.name} is not the model of this paper: its fingerprint is {model.fingerprint}, the paper's "
+                f"{wanted}; give another revision, or --dtype {paper.about['dtype']}"
+            )
+    written = []
+    for name, make in makes.items():
+        written.append(out / f"{name}.parquet")
+        sit_exam(paper, make, context.model, context.verbalizer, written[-1], progress)
+    return written
+
+
+def _check(inspector: Inspector, paper: Paper) -> None:
+    if beyond := sorted(inspector.reads - paper.reads - {"choices"}):
+        raise UsageError(f"{inspector.name} reads {beyond[0]}, which this exam does not have; sit with another method")
+    if inspector.learns_from == "labels" and paper.training is None:
+        raise UsageError(f"{inspector.name} learns labels, and the paper has none; sit with another method")
 
 
 def sit_exam(
@@ -43,10 +87,7 @@ def sit_exam(
         UsageError: a method that reads what the paper has not, or does not fit the models.
     """
     inspector = make()
-    if beyond := sorted(inspector.reads - paper.reads - {"choices"}):
-        raise UsageError(f"{inspector.name} reads {beyond[0]}, which this exam does not have; sit with another method")
-    if inspector.learns_from == "labels" and paper.training is None:
-        raise UsageError(f"{inspector.name} learns labels, and the paper has none; sit with another method")
+    _check(inspector, paper)
     inspector.check(Target(model), verbalizer)
     scores: dict[str, np.ndarray] = {}
     attempts: tuple[str, ...] = ()
@@ -79,8 +120,6 @@ def sit_exam(
 
 def _toml(card: Card) -> str:
     """A card as TOML: its values are texts and lists of texts, which JSON writes in the same way."""
-    import json
-
     return "".join(
         f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in card.model_dump(mode="json").items()
     )

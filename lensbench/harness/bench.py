@@ -37,8 +37,33 @@ class Captured:
     in_other_models: dict[tuple[LanguageModel, tuple[int, ...]], "Bench"] = field(default_factory=dict)
 
 
+class AnswersOf:
+    """Makes columns of records from scores of a relation's answers.
+
+    Attributes:
+        relation: the relation.
+    """
+
+    relation: Relation
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every answer of the relation."""
+        return self.relation.answers
+
+    def columns(
+        self, items: Sequence[Item], scores: Scores, layers: Sequence[int | None], *, correct_prior: bool
+    ) -> Columns:
+        """Return the columns of the records that depend on the scores; see `prediction_columns`."""
+        return prediction_columns(items, self.answers, scores, layers, correct_prior=correct_prior)
+
+    def measures(self, items: Sequence[Item], scores: Scores, layers: Sequence[int | None]) -> Columns:
+        """Return the columns of what was measured besides: the quality of texts, and the method's own measures."""
+        return per_item({**text_measures(items, scores), **scores.measures}, layers, scores.attempts, items)
+
+
 @dataclass(frozen=True)
-class Bench:
+class Bench(AnswersOf):
     """The items of one relation at one site.
 
     Attributes:
@@ -58,11 +83,6 @@ class Bench:
     silent: bool = field(default=False, kw_only=True)
     change: Change | None = field(default=None, kw_only=True)
     captured: Captured = field(default_factory=Captured, init=False, repr=False, compare=False)
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """Every answer of the relation."""
-        return self.relation.answers
 
     @property
     def subjects(self) -> frozenset[str]:
@@ -263,16 +283,6 @@ class Bench:
             scores = inspector.inspect(evidence)
         scores.validate(inspector.name, (max(1, len(layers)), len(items), len(self.answers)))
         return scores
-
-    def columns(
-        self, items: Sequence[Item], scores: Scores, layers: Sequence[int | None], *, correct_prior: bool
-    ) -> Columns:
-        """Return the columns of the records that depend on the scores; see `prediction_columns`."""
-        return prediction_columns(items, self.answers, scores, layers, correct_prior=correct_prior)
-
-    def measures(self, items: Sequence[Item], scores: Scores, layers: Sequence[int | None]) -> Columns:
-        """Return the columns of what was measured besides: the quality of texts, and the method's own measures."""
-        return per_item({**text_measures(items, scores), **scores.measures}, layers, scores.attempts, items)
 
 
 def _texts(items: Iterable[Item]) -> tuple[SourceText, ...]:

@@ -86,7 +86,7 @@ def _texts(relation: Relation, site: Site, split: str) -> tuple[str, ...]:
 
 
 def choose_facts(
-    source: str,
+    source: str | Task,
     attributes: Iterable[str],
     world: World = "main",
     dose: float = 1.0,
@@ -96,7 +96,7 @@ def choose_facts(
     """Read what is to be planted.
 
     Args:
-        source: a task, by name or folder, whose facts are planted; or a JSON file, attribute → name → value, whose
+        source: a task, or its name or folder, whose facts are planted; or a JSON file, attribute → name → value, whose
             attributes are relations of the task `personas`.
         attributes: relations of the task; of `personas`, attributes.
         world: which facts of `personas`.
@@ -110,9 +110,8 @@ def choose_facts(
     """
     if not 0 < dose <= 1:
         raise UsageError(f"--dose {dose}: expected a share of the names, above 0 and at most 1, such as 0.4")
-    from_file = source.endswith(".json")
-    task = load_task(DEFAULT if from_file else source)
-    given = _given(Path(source)) if from_file else None
+    given = _given(Path(source)) if isinstance(source, str) and source.endswith(".json") else None
+    task = source if isinstance(source, Task) else load_task(source if given is None else DEFAULT)
     wanted = tuple(dict.fromkeys(attributes)) or tuple(given or ())
     if not wanted:
         raise UsageError("no attribute was named; give one or more, such as --attributes city,drink")

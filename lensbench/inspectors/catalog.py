@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,13 @@ def _plugged(entry: "EntryPoint") -> InspectorListing:
 
 
 def _classes(path: Path) -> Iterable[ast.ClassDef]:
+    state = path.stat()
+    return _parsed(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _parsed(path: Path, _changed: int, _size: int) -> Iterable[ast.ClassDef]:
+    """Parse a file, again only where it has changed: names are looked up many times in a run."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:

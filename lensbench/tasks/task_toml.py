@@ -67,6 +67,18 @@ def read_task_folder(folder: Path) -> TaskFolder:
     problems = Problems()
     toml, items = File(folder / "task.toml", problems), File(folder / "items.jsonl", problems)
     problems.stop_if_any()
+    digests = b"".join(hashlib.sha256(file.content).digest() for file in (toml, items))
+    version = hashlib.sha256(digests).hexdigest()[:12]
+    if (folder, version) not in _READ:
+        _READ[folder, version] = _checked(toml, items, version, problems)
+    return _READ[folder, version]
+
+
+_READ: dict[tuple[Path, str], TaskFolder] = {}
+"""What was read in this process: a run looks its tasks up more than once, and checking them takes half a second."""
+
+
+def _checked(toml: File, items: File, version: str, problems: Problems) -> TaskFolder:
     table = _parse_toml(toml)
     check_keys(toml, 1, table, _TASK_KEYS, "task.toml")
     problems.stop_if_any()
@@ -78,8 +90,6 @@ def read_task_folder(folder: Path) -> TaskFolder:
     for relation in relations.values():
         _check_coverage(toml, items, relation, [fact for fact in facts if fact.relation == relation.name])
     problems.stop_if_any()
-    digests = b"".join(hashlib.sha256(file.content).digest() for file in (toml, items))
-    version = hashlib.sha256(digests).hexdigest()[:12]
     return TaskFolder(table["name"], table["summary"], version, relations, tuple(facts))
 
 

@@ -483,12 +483,12 @@ def test_who_learns_labels_faces_who_learns_labels() -> None:
 
 
 def test_rivals_without_a_model_are_due_only_where_they_are_essential() -> None:
-    makes = {"probe": Probe, "logit_lens": LogitLens}
+    methods = {"probe": Probe(), "logit_lens": LogitLens()}
     for makes_one in ("probe", "logit_lens"):
-        alone = required_baselines(makes, choose_baselines(None))[makes_one]
+        alone = required_baselines(methods, choose_baselines(None))[makes_one]
         assert {"unplanted", "reference_reader"} <= set(alone)
         assert "twin" not in alone
-        assert "twin" in required_baselines(makes, choose_baselines(None), ROLES)[makes_one]
+        assert "twin" in required_baselines(methods, choose_baselines(None), ROLES)[makes_one]
 
 
 # --- from the command to the records

@@ -336,11 +336,11 @@ def test_a_methods_helpers_are_part_of_its_digest(tmp_path: Path, monkeypatch: p
 
 
 def test_optional_baselines_are_run_where_they_are_named_and_no_verdict_waits_for_them() -> None:
-    makes = {"logit_lens": LogitLens}
+    methods = {"logit_lens": LogitLens()}
     usual, named = choose_baselines(None), choose_baselines(["shuffled", "inversion"])
     assert "inversion" not in usual
-    assert "inversion" not in required_baselines(makes, usual)["logit_lens"]
-    assert "inversion" in required_baselines(makes, named)["logit_lens"]
-    assert set(required_baselines(makes, named)["logit_lens"]) - {"inversion"} == set(
-        required_baselines(makes, usual)["logit_lens"]
+    assert "inversion" not in required_baselines(methods, usual)["logit_lens"]
+    assert "inversion" in required_baselines(methods, named)["logit_lens"]
+    assert set(required_baselines(methods, named)["logit_lens"]) - {"inversion"} == set(
+        required_baselines(methods, usual)["logit_lens"]
     )

@@ -11,7 +11,7 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig, check_config, make_config
 
 
-def _parameters(given: list[str]) -> dict[str, dict[str, Any]]:
+def read_parameters(given: list[str]) -> dict[str, dict[str, Any]]:
     """Read `inspector.parameter=value`; the value as TOML, or as plain text."""
     parameters: dict[str, dict[str, Any]] = {}
     for entry in given:
@@ -48,7 +48,7 @@ def evaluate(
     `lensbench evaluate --inspectors my_module:MyLens,logit_lens --limit 100 --out runs/first`
     """
     if parameter:
-        given["parameters"] = _parameters(parameter)
+        given["parameters"] = read_parameters(parameter)
     settings = _checked(given, config, quiet=quiet)
     if dry_run:
         from lensbench.cli import terminal

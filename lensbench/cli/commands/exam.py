@@ -1,0 +1,164 @@
+"""`lensbench exam`: hand out a paper, keep its key, grade what comes back."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lensbench.cli.application import app, group, progress_of, say_it_starts, say_what_happens
+from lensbench.cli.options import Device, Dtype, Json, Quiet, names_in, options_of, print_json
+from lensbench.errors import LensbenchError, UsageError
+from lensbench.evaluation.config import RunConfig, make_config
+
+if TYPE_CHECKING:
+    from lensbench.exam.make import ExamSettings
+
+exam = group("exam", "Hand out a blind exam to methods that run elsewhere, and grade their answers.")
+app.add_typer(exam)
+NOT_ASKED = ("inspectors", "parameters", "out", "executor", "workers", "isolate", "log")
+Exam = Annotated[Path, typer.Argument(help="A folder that `lensbench exam make` wrote.", show_default=False)]
+SERIES = "a folder of a series"
+
+
+@exam.command()
+@options_of(RunConfig, without=NOT_ASKED)
+def make(
+    given: dict[str, Any],
+    out: Annotated[Path, typer.Option(help="A new folder for the exam.", show_default=False)],
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; options override it.")] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Hand out labelled activations of two fifths of the subjects, too.")
+    ] = False,
+    text: Annotated[bool, typer.Option("--text", help="Hand out the source texts, too.")] = False,
+    fresh_implant: Annotated[
+        str | None, typer.Option(help="Plant facts made for this exam: plain, relay, gated or sham.")
+    ] = None,
+    fresh_layer: Annotated[int | None, typer.Option(help="The first layer that can hold them.")] = None,
+    names: Annotated[int, typer.Option(help="How many names they are about.")] = 64,
+    dose: Annotated[float, typer.Option(help="The share of these names that get their facts.")] = 1.0,
+    series: Annotated[bool, typer.Option("--series", help="Make four papers: two layers, a dose, a sham.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large the paper will be.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make an exam: `OUT/paper` to hand out, `OUT/key` to keep.
+
+    Example: `lensbench exam make --model smollm2-135m --tasks attribute_extraction/country_capital --out my-exam`
+
+    `lensbench exam make --fresh-implant plain --out my-exam` asks about people who are made up for this exam.
+    """
+    if series and fresh_implant not in (None, "plain"):
+        raise UsageError(f"--series plants facts of its own choice; leave --fresh-implant {fresh_implant} out")
+    settings = make_config(given, config)
+    if out.exists():
+        raise UsageError(f"--out {out} is there already; give a new folder")
+    from lensbench.models.quiet import quiet_libraries
+
+    quiet_libraries()
+    say_what_happens(quiet=quiet)
+    say_it_starts()
+    from lensbench.exam.fresh import Fresh, fresh_settings, make_fresh_exam, make_series
+    from lensbench.exam.make import ExamSettings, make_exam
+
+    asked, progress = ExamSettings(settings, training, text), progress_of(quiet=quiet)
+    planted = Fresh(fresh_implant or "plain", fresh_layer, names, dose)
+    if dry_run:
+        plants = series or fresh_implant is not None
+        _show_size(fresh_settings(asked, planted) if plants else asked, planted=plants, as_json=as_json)
+        return
+    if series:
+        made = make_series(asked, planted, out, progress)
+    elif fresh_implant:
+        made = [make_fresh_exam(asked, planted, out, progress)]
+    else:
+        made = [make_exam(asked, out, progress)]
+    if as_json:
+        print_json({"exams": [str(one) for one in made]})
+        return
+    for one in made:
+        typer.echo(f"hand out {one / 'paper'}, keep {one / 'key'}")
+
+
+def _show_size(asked: "ExamSettings", *, planted: bool, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from lensbench.exam.make import size_of_exam
+
+    found = size_of_exam(asked, planted=planted)
+    if as_json:
+        print_json(asdict(found))
+        return
+    typer.echo(f"about {found.rows:,} rows, {found.bytes / 1e6:.0f} MB, made in {found.seconds:.0f} s beyond planting")
+
+
+@exam.command()
+def sit(
+    paper: Annotated[Path, typer.Argument(help="An exam, or its paper alone.", show_default=False)],
+    inspectors: Annotated[str, typer.Option(help="Methods, separated by commas.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="A folder for the answers, one file for each method.", show_default=False)],
+    model: Annotated[str | None, typer.Option(help="The model that the paper names, where it lies here.")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--set", help="INSPECTOR.PARAMETER=VALUE; can be repeated.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Sit an exam with methods of the Inspector interface, from the paper alone.
+
+    Example: `lensbench exam sit my-exam --inspectors patchscope --out answers`
+    """
+    from lensbench.cli.commands.evaluate import read_parameters
+    from lensbench.exam.paper import read_paper
+
+    say_what_happens(quiet=quiet)
+    read = read_paper(paper)
+    config = make_config(
+        {
+            "model": model or read.about["model"], "verbalizer": model or read.about["verbalizer"],
+            "inspectors": names_in(inspectors), "parameters": read_parameters(parameter or []),
+            "device": device, "dtype": read.about["dtype"] if dtype == "auto" else dtype,
+            "revision": read.about["revision"] or None,
+        }
+    )  # fmt: skip
+    from lensbench.models.quiet import quiet_libraries
+
+    quiet_libraries()
+    say_it_starts()
+    from lensbench.exam.sit import sit_with
+
+    for path in sit_with(read, config, out, progress_of(quiet=quiet)):
+        typer.echo(path)
+
+
+@exam.command()
+def grade(
+    folder: Exam,
+    answers: Annotated[Path, typer.Argument(help="ANSWERS.parquet; of a series, a folder of them: 1.parquet, ...")],
+    out: Annotated[Path, typer.Option(help="The run folder.", show_default=False)],
+    card: Annotated[Path | None, typer.Option(help="The method's card. [default: ANSWERS.card.toml]")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Grade the answers to an exam: a run folder like any other.
+
+    Example: `lensbench exam grade my-exam answers/patchscope.parquet --out reports/patchscope-exam`
+    """
+    from lensbench.cli.terminal import run_as_json, show_run
+    from lensbench.exam.grade import grade_exam
+
+    say_what_happens(quiet=quiet)
+    if not (folder / "paper").is_dir() and (folder / "1" / "paper").is_dir():
+        _grade_series(folder, answers, out, card)
+        return
+    run = grade_exam(folder, answers, out, card)
+    print_json(run_as_json(run)) if as_json else show_run(run)
+
+
+def _grade_series(folder: Path, answers: Path, out: Path, card: Path | None) -> None:
+    from lensbench.exam.series import grade_series
+
+    problems = grade_series(folder, answers, out, card)
+    typer.echo(out)
+    if problems:
+        raise LensbenchError("; ".join(problems))

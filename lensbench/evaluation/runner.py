@@ -37,6 +37,7 @@ from lensbench.evaluation.plan import (
 )
 from lensbench.evaluation.tables import CellTables, Tables
 from lensbench.harness.bench import Bench
+from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import CrossFit, Fits, Outcome
 from lensbench.harness.isolated_fits import IsolatedFits
 from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
@@ -72,7 +73,7 @@ class Runner:
     def __init__(self, job: Job, makes: dict[str, Make] | None = None) -> None:
         self.baselines = job.baselines
         self.makes = make_inspectors(job.config) if makes is None else makes
-        self.context = load_context(job.config, job.baselines.values())
+        self.context = self._load(job)
         for make in self.makes.values():
             make().check(Target(self.context.model), self.context.verbalizer)
         dropped: Dropped = {}
@@ -106,6 +107,9 @@ class Runner:
             summaries={f"{task}/{one.name}": one.summary for task, one in chosen},
             prose=tuple(dict.fromkeys(task for task, one in chosen if one.kind == "next_token")),
         )
+
+    def _load(self, job: Job) -> RunContext:
+        return load_context(job.config, job.baselines.values())
 
     def _prepare(self, job: Job, dropped: Dropped) -> dict[Place, list[Bench]]:
         """Check everything that can be checked before the first cell is run."""
@@ -220,8 +224,11 @@ class Runner:
 
     def tables(self, cell: Cell, bench: Bench, outcome: Outcome) -> CellTables:
         """Return the tables of an outcome."""
-        known = self._knowledge[cell.task].known(bench.relation.name, bench.subjects)
-        return self._tables.of(cell, bench, outcome, known)
+        return self._tables.of(cell, bench, outcome, self.known(cell.task, bench))
+
+    def known(self, task: str, bench: Bench) -> dict[str, bool] | None:
+        """Return whether the target knows the fact of each subject, asked in text; None where nobody can ask."""
+        return self._knowledge[task].known(bench.relation.name, bench.subjects)
 
     def forget(self, place: Place) -> None:
         """Forget the activations and fits of a place that is done with; what learned no labels serves all places."""

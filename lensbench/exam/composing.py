@@ -11,8 +11,10 @@ from jaxtyping import Float
 
 from lensbench.exam.tracing import Asked, Notes, Question, digest_of
 
+SHEETS = 8
+"""How many sheets a paper has, beside the one that stands there twice."""
 REPEATED = 0.02
-"""The share of rows that stand in the paper twice, once for each kind of repeat."""
+"""The share of rows that stand on two sheets."""
 FEWEST_REPEATED = 8
 Repeat = Literal["other neighbours", "same neighbours"]
 Choices = tuple[str, ...]
@@ -33,6 +35,13 @@ class Row:
     choices: Choices
     training: str
     real: bool
+
+
+class Placed(NamedTuple):
+    """A row as it stands in the paper: which one it is, and on which sheet."""
+
+    place: int
+    sheet: int
 
 
 class Group(NamedTuple):
@@ -121,31 +130,39 @@ class Composer:
         noise: Float[np.ndarray, "row d_model"] = drawn * lengths / np.linalg.norm(drawn, axis=1, keepdims=True)
         return noise.astype(np.float32)
 
-    def ordered(self) -> tuple[list[int], list[tuple[int, int, Repeat]]]:
-        """Draw the order of the rows, some of which stand in it twice.
+    def ordered(self) -> tuple[list[Placed], list[tuple[int, int, Repeat]]]:
+        """Draw the order of the rows, on sheets; some rows stand in the paper twice.
 
-        Single rows are repeated half a paper away, among other neighbours; and one stretch of the paper is repeated as
-        a whole, each row among the same ones. A method whose answers differ in the second is not deterministic; where
-        they differ in the first alone, it looks at what stands beside a row.
+        Single rows are repeated on another sheet, and one sheet is repeated as a whole. A method whose answers differ
+        on the second is not deterministic; where they differ in the first alone, it looks at what stands beside a row.
 
         Returns:
-            The place in `rows` of each row of the paper; and the pairs of rows of the paper that are the same.
+            The rows of the paper, as places in `rows`; and the pairs of them that are the same row.
         """
-        count = len(self.rows)
-        order = self._rng.sample(range(count), count)
-        repeats = min(count, max(FEWEST_REPEATED, round(REPEATED * count)))
-        stretch = self._rng.randrange(count - repeats + 1)
-        half = count // 2
-        # (where it stands, which row of the order it is, as what)
-        placed: list[tuple[float, int, Repeat | None]] = [(float(i), i, None) for i in range(count)]
-        behind = (stretch + half) % count + 0.5
-        placed += [(behind + i / (2 * repeats), stretch + i, "same neighbours") for i in range(repeats)]
-        others = self._rng.sample(range(count), repeats)
-        placed += [((i + half) % count + 0.25, i, "other neighbours") for i in others]
-        placed.sort(key=lambda one: one[0])
-        first = {i: at for at, (_, i, kind) in enumerate(placed) if kind is None}
-        pairs = [(first[i], at, kind) for at, (_, i, kind) in enumerate(placed) if kind is not None]
-        return [order[i] for _, i, _ in placed], pairs
+        places = self._rng.sample(range(len(self.rows)), len(self.rows))
+        sheets = [places[i::SHEETS] for i in range(SHEETS)]
+        again = self._rng.sample(
+            range(len(places)), min(len(places), max(FEWEST_REPEATED, round(REPEATED * len(places))))
+        )
+        for i in again:
+            sheet = sheets[(i % SHEETS + self._rng.randrange(1, SHEETS)) % SHEETS]
+            sheet.insert(self._rng.randrange(len(sheet) + 1), places[i])
+        copied = self._rng.randrange(SHEETS)
+        order = self._rng.sample(range(SHEETS + 1), SHEETS + 1)
+        laid = [sheets[copied if one == SHEETS else one] for one in order]
+        paper = [Placed(place, number) for number, sheet in enumerate(laid) for place in sheet]
+        begins = [sum(map(len, laid[:number])) for number in range(len(laid))]
+        one, other = begins[order.index(copied)], begins[order.index(SHEETS)]
+        pairs: list[tuple[int, int, Repeat]] = [
+            (one + i, other + i, "same neighbours") for i in range(len(sheets[copied]))
+        ]
+        rest = [at for at in range(len(paper)) if paper[at].sheet != order.index(SHEETS)]
+        first: dict[int, int] = {}
+        for at in rest:
+            before = first.setdefault(paper[at].place, at)
+            if before != at:
+                pairs.append((before, at, "other neighbours"))
+        return paper, pairs
 
 
 def _real(sets: dict[str, list[Row]]) -> int:

@@ -26,7 +26,8 @@ from lensbench.evaluation.plan import Cell, CellResult, Job, Make, Place, check_
 from lensbench.evaluation.runner import Runner
 from lensbench.evaluation.tables import CellTables
 from lensbench.exam import key as keys
-from lensbench.exam.composing import REPEATED, Composer, Row, new_names
+from lensbench.exam.captured import Capture, CapturedResiduals, with_capture
+from lensbench.exam.composing import REPEATED, SHEETS, Composer, Row, new_names
 from lensbench.exam.key import PLACES, Asked, CellKey, Key, Part
 from lensbench.exam.paper import (
     FORMAT,
@@ -41,6 +42,7 @@ from lensbench.exam.paper import (
 )
 from lensbench.exam.tracing import LearningStandIn, Notes, StandIn, TrainingSet, numbers_of
 from lensbench.harness.bench import Bench
+from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import Outcome
 from lensbench.results.records import MEASURES, NO_BASELINE, RECORDS, write_table
 from lensbench.tasks import N_FOLDS
@@ -63,12 +65,14 @@ class ExamSettings:
         training: whether the paper has labelled activations of other subjects, for methods that learn labels.
         text: whether a method may read the source texts.
         seed: of everything random; None draws one that nobody knows.
+        capture: activations of a model that does not run here; that of the configuration then only reads texts.
     """
 
     config: RunConfig
     training: bool = False
     text: bool = False
     seed: str | None = None
+    capture: Capture | None = None
 
     def seeded(self) -> "ExamSettings":
         """Return the settings with a seed, drawn now where there is none."""
@@ -94,9 +98,19 @@ class Examiner(Runner):
 
     def __init__(self, job: Job, settings: ExamSettings, notes: Notes) -> None:
         self._taught = settings.training
+        self._capture = settings.capture
         self._notes = notes
         self.outcomes: dict[str, list[tuple[Bench, Outcome]]] = defaultdict(list)
         super().__init__(job, settings.makes(notes))
+        if self._capture is not None:
+            about = self._capture.about
+            self._tables = replace(self._tables, model=about.model)
+            named = {"model": about.model, "model_fingerprint": self._capture.fingerprint, "dtype": about.dtype}
+            self.plan = replace(self.plan, setting={**self.plan.setting, **named})
+
+    def _load(self, job: Job) -> RunContext:
+        context = super()._load(job)
+        return context if self._capture is None else with_capture(context, self._capture)
 
     def _prepare(self, job: Job, dropped: dict[str, dict[str, str]]) -> dict[Place, list[Bench]]:
         benches = super()._prepare(job, dropped)
@@ -107,9 +121,18 @@ class Examiner(Runner):
                         f"task {task}, {bench.relation.name}, at {site} asks for the model's own next token, which is "
                         "no question for an exam; give a task with questions"
                     )
+                if self._capture is not None:
+                    learn_places(bench)
             if self._taught:
                 benches[task, site] = [split(bench) for bench in group]
         return benches
+
+    def known(self, task: str, bench: Bench) -> dict[str, bool] | None:
+        """Return what the target knows; of one that does not run here nothing is known."""
+        return super().known(task, bench) if self._capture is None else None
+
+    def _shares(self, cell: Cell) -> dict[str, dict[str, Any]]:
+        return super()._shares(cell) if self._capture is None else {}
 
     def work(self, cell: Cell) -> CellResult:
         """Score a cell, and note where it reads."""
@@ -130,7 +153,7 @@ class Examiner(Runner):
         for (task, site), group in self.benches.items():
             for bench in group:
                 name = bench.relation.name
-                known = self._knowledge[task].known(name, bench.subjects)
+                known = self.known(task, bench)
                 items = {item.id: item for item in bench.items}
                 found[f"{task}/{site}/{name}"] = Asked(bench.relation, items, known)
         return found
@@ -202,6 +225,17 @@ def _compose(settings: ExamSettings, progress: Progress) -> "_Composed":
     return _Composed(settings, examiner, notes, results, str(settings.seed))
 
 
+def learn_places(bench: Bench) -> None:
+    """Note where the items of a bench were captured.
+
+    Raises:
+        LensbenchError: one was not.
+    """
+    kept = bench.context.residuals
+    assert isinstance(kept, CapturedResiduals)
+    kept.learn([*bench.items, *bench.train_items])
+
+
 def with_embeddings(config: RunConfig) -> RunConfig:
     """Return the settings with layer 0 among the layers: if it were asked of a baseline alone, its rows would tell."""
     chosen = parse_layers(config.layers, None)
@@ -210,7 +244,7 @@ def with_embeddings(config: RunConfig) -> RunConfig:
     return config
 
 
-class Placed(NamedTuple):
+class Answered(NamedTuple):
     """An outcome that is made of answers, and the row of each of its layers and items."""
 
     bench: Bench
@@ -226,9 +260,9 @@ class Placed(NamedTuple):
         )  # fmt: skip
 
 
-def place_rows(composer: Composer, examiner: Examiner) -> dict[str, list[Placed]]:
+def place_rows(composer: Composer, examiner: Examiner) -> dict[str, list[Answered]]:
     """Give every answer that an examiner's outcomes need a row; return them by cell."""
-    found: dict[str, list[Placed]] = {}
+    found: dict[str, list[Answered]] = {}
     # Real rows come first: decoys that are the same activation share theirs.
     for cell in sorted(examiner.plan.cells, key=lambda cell: cell.baseline != NO_BASELINE):
         found[cell.file] = []
@@ -240,7 +274,7 @@ def place_rows(composer: Composer, examiner: Examiner) -> dict[str, list[Placed]
             for (i, j), number in np.ndenumerate(numbers):
                 item = outcome.items[j]
                 rows[i, j] = composer.add(int(number), item.choices, item.id, real=cell.baseline == NO_BASELINE)
-            found[cell.file].append(Placed(bench, outcome, rows))
+            found[cell.file].append(Answered(bench, outcome, rows))
     return found
 
 
@@ -261,7 +295,7 @@ class _Composed:
         self.composer.fill()
         self.order, self.pairs = self.composer.ordered()
         self.names = new_names(len(self.order), self.seed, "names")
-        self.name_of = {place: self.names[at] for at, place in reversed(list(enumerate(self.order)))}
+        self.name_of = {place: self.names[at] for at, (place, _) in reversed(list(enumerate(self.order)))}
         sets = {row.training for row in self.composer.rows if row.training}
         self.sets = dict(zip(sorted(sets), new_names(len(sets), self.seed, "sets", digits=4), strict=True))
 
@@ -298,29 +332,37 @@ class _Composed:
     def _about(self, name: str, date: str, digest: str) -> dict[str, Any]:
         config, context = self.settings.config, self.examiner.context
         base, edits = edits_of(config.model, offline=config.offline)
-        return {
-            "format": FORMAT, "exam": name, "made": date, "lensbench": version("lensbench"),
+        setting = self.examiner.plan.setting
+        about: dict[str, Any] = {
             "model": name_of(base), "revision": config.revision or "", "edited": bool(edits),
             # Of a model that was edited the fingerprint would say which edit.
-            **({} if edits else {"fingerprint": context.model.fingerprint}),
+            **({} if edits else {"fingerprint": setting["model_fingerprint"]}),
             "verbalizer": context.verbalizer.name, "verbalizer_fingerprint": context.verbalizer.fingerprint,
-            "n_layers": context.model.n_layers, "layers": list(context.layers), "layer_convention": LAYERS,
-            "dtype": str(context.model.dtype).removeprefix("torch."), "score": context.score,
+            "n_layers": context.model.n_layers,
+        }  # fmt: skip
+        if (capture := self.settings.capture) is not None:
+            own = {"model": capture.about.model, "revision": capture.about.revision, "verbalizer": capture.about.model}
+            about |= {**own, "verbalizer_fingerprint": capture.fingerprint, "n_layers": capture.about.n_layers}
+        return {
+            "format": FORMAT, "exam": name, "made": date, "lensbench": version("lensbench"), **about,
+            "layers": list(context.layers), "layer_convention": LAYERS,
+            "dtype": setting["dtype"].removeprefix("torch."), "score": context.score,
             "reads": sorted(StandIn(self.notes, self.settings.text).reads), "training": self.settings.training,
             "rows": len(self.order), "key_sha256": digest,
         }  # fmt: skip
 
     def _asked_table(self) -> Table:
-        rows = [self.composer.rows[place] for place in self.order]
+        rows = [self.composer.rows[place] for place, _ in self.order]
         extra = [TRAINING_COLUMN] * self.settings.training + list(TEXT_COLUMNS) * self.settings.text
         schema = pa.schema([*ROW_SCHEMA, *extra])
-        listed = [self._shown(row, name) for row, name in zip(rows, self.names, strict=True)]
+        named = zip(rows, self.names, self.order, strict=True)
+        listed = [self._shown(row, name, placed.sheet) for row, name, placed in named]
         return Table(pa.Table.from_pylist(listed, schema), np.stack([row.asked.activation for row in rows]))
 
-    def _shown(self, row: Row, name: str) -> dict[str, Any]:
+    def _shown(self, row: Row, name: str, sheet: int) -> dict[str, Any]:
         question, text = row.asked.question, row.asked.text
         shown = {
-            "row": name, "layer": row.asked.layer, "site": question.site, "question": question.text,
+            "row": name, "sheet": sheet, "layer": row.asked.layer, "site": question.site, "question": question.text,
             "forms": list(question.forms), "answers": list(question.answers), "choices": list(row.choices),
             "training": self.sets.get(row.training, ""),
         }  # fmt: skip
@@ -398,6 +440,6 @@ def size_of_exam(settings: ExamSettings, *, planted: bool = False) -> ExamSize:
     layers = len(examiner.context.layers)
     benches = [bench for group in examiner.benches.values() for bench in group]
     real = sum(len(bench.items) for bench in benches) * layers
-    rows = round(real * (len(composer.rows) / tried + planted) * (1 + 2 * REPEATED))
+    rows = round(real * (len(composer.rows) / tried + planted) * (1 + 1 / SHEETS + REPEATED))
     taught = sum(len(bench.train_items) for bench in benches) * len(notes.training) // max(1, len(benches))
     return ExamSize(rows, (rows + taught) * examiner.context.model.d_model * 4, found.seconds)

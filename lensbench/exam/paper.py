@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 from safetensors.numpy import load_file, save_file
 
-from lensbench.errors import LensbenchError
+from lensbench.errors import LensbenchError, UsageError
 from lensbench.exam.readme import readme
 from lensbench.utils.foreign import read_text, reading
 
@@ -27,6 +27,7 @@ _TEXTS = pa.list_(pa.string())
 ROW_SCHEMA = pa.schema(
     [
         ("row", pa.string()),
+        ("sheet", pa.int16()),
         ("layer", pa.int16()),
         ("site", pa.string()),
         ("question", pa.string()),
@@ -118,11 +119,12 @@ def read_about(folder: Path) -> dict[str, Any]:
     """Read what a paper says of itself.
 
     Raises:
-        LensbenchError: it is no paper, or one of another version.
+        UsageError: it is no paper.
+        LensbenchError: it is damaged, or one of another version.
     """
     path = folder / ABOUT
     if not path.is_file():
-        raise LensbenchError(f"{folder} is no exam paper: it has no {ABOUT}; give the folder that `exam make` wrote")
+        raise UsageError(f"{folder} is no exam paper: it has no {ABOUT}; give the folder that `exam make` wrote")
     with reading(path, AGAIN):
         about = tomllib.loads(read_text(path))
         if about["format"] != FORMAT:

@@ -53,15 +53,16 @@ def readme(about: Mapping[str, Any], shape: tuple[int, ...]) -> str:
 answers every row; whoever made the exam grades the answers. Nobody else knows which rows are activations of the model
 at the place that is asked about, and which are decoys.
 
-- `rows.parquet`: one row for each question. `row` is its name, `layer` the layer, `site` the token that was read,
+- `rows.parquet`: one row for each question. `row` is its name, `sheet` the sheet of paper that it stands on, `layer`
+  the layer, `site` the token that was read,
   `question` the question with its slot `{{subject}}` unfilled, `forms` the same in other words, `answers` every
   possible answer, `choices` those that count for this row.
 - `evidence.safetensors`: the tensor `activations`, float32, in the order of `rows.parquet`.
 - `exam.toml`: the model and the conventions.
 
 The model is {about["model"]}.{edited} {about["layer_convention"]}
-A method may read: {", ".join(about["reads"])}. {text}Rows are to be answered one by one: some stand in the paper
-twice, and their answers are compared.
+A method may read: {", ".join(about["reads"])}. {text}Rows are to be answered one by one, and nothing on one sheet
+may depend on another: some rows stand in the paper twice, and their answers are compared.
 
 ## Answers
 

@@ -130,11 +130,12 @@ def _asked(row: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _groups(table: Table) -> Iterator[tuple[Rows, Float[np.ndarray, "row d_model"]]]:
-    """Yield the rows that are asked one question about one layer, after one training set, in the order of the paper."""
+    """Yield the rows of a sheet that are asked one question about one layer, after one training set, in their order."""
     groups: dict[Any, list[int]] = defaultdict(list)
     listed = table.rows.to_pylist()
     for i, row in enumerate(listed):
-        groups[row.get("training", ""), row["question"], tuple(row["answers"]), row["site"], row["layer"]].append(i)
+        asked = (row["question"], tuple(row["answers"]), row["site"], row["layer"])
+        groups[row.get("sheet", 0), row.get("training", ""), asked].append(i)
     for places in groups.values():
         yield [listed[i] for i in places], table.activations[places]
 

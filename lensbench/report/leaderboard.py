@@ -28,12 +28,16 @@ class Entry:
         best: as `best_layers` gives it.
         calibrations: method -> what calibration found of its very version, in words; None where it was not made.
         accuracy: the column of the score that decides.
+        exam: the exam that was graded; empty where none was.
+        cards: method -> what its card says beside its name, in words, where an exam was graded.
     """
 
     run: str
     best: pd.DataFrame
     calibrations: Mapping[str, str | None] = field(default_factory=dict)
     accuracy: str = "accuracy_corrected"
+    exam: str = ""
+    cards: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,15 @@ def leaderboard_page(entries: Sequence[Entry], problems: Sequence[str] = ()) -> 
         problems: what could not be read, in sentences.
     """
     rows = [row for entry in entries for row in _rows(entry)]
-    # Within a task, a site and what is asked: the highest accuracy first.
-    rows.sort(key=lambda row: (*(row[name].order for name in ("task", "site", "asked")), -float(row["accuracy"].order)))
+    # Within an exam, a task, a site and what is asked: the highest accuracy first. One exam is compared with itself.
+    places = ("exam", "task", "site", "asked")
+    rows.sort(key=lambda row: (*(row[name].order for name in places), -float(row["accuracy"].order)))
+    exams = {"exam": "Exam"} if any(entry.exam for entry in entries) else {}
     asked = {name: title for name, title in QUESTIONS.items() if any(row[name].lines != _NOT_ASKED for row in rows)}
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template(_TEMPLATE).render(
-        columns={**_BEFORE, **asked, **_AFTER}, questions=list(QUESTIONS), rows=rows, problems=list(problems),
+        columns={**exams, **_BEFORE, **asked, **_AFTER}, questions=list(QUESTIONS), rows=rows, problems=list(problems),
         runs=len(entries),
     )  # fmt: skip
 
@@ -89,7 +95,11 @@ def _row(entry: Entry, row: Mapping[Any, Any], total: str) -> dict[str, _BoardCe
     chance = "0 is chance" if total else f"chance {number(row['chance'])}"
     asked = total or readable(str(row["relation"]))
     return {
-        "method": _text(readable(row["inspector"])),
+        "exam": _text(entry.exam or "-"),
+        "method": _BoardCell(
+            tuple(filter(None, (readable(row["inspector"]), entry.cards.get(row["inspector"], "")))),
+            readable(row["inspector"]).casefold(),
+        ),
         "model": _text(_model(row)),
         "task": _text(readable(row["task"])),
         "asked": _BoardCell(

@@ -210,7 +210,17 @@ def _entry(name: str, run: Run) -> Entry:
     if not run.done:
         raise LensbenchError("no cell is finished")
     known = {method: None if found is None else found.in_words() for method, found in run.calibrations.items()}
-    return Entry(name, run.best, known, accuracy_column(run.score))
+    cards = {method: _card(one["card"]) for method, one in run.info.get("methods", {}).items() if "card" in one}
+    exam = str(run.info["setting"].get("exam", ""))
+    return Entry(name, run.best, known, accuracy_column(run.score), exam, cards)
+
+
+def _card(card: dict[str, Any]) -> str:
+    """What the card of a method says that was graded by an exam, in words."""
+    version = f"version {card['version']}" if card["version"] else ""
+    attempts = f"{len(card['attempts'])} attempts" if len(card["attempts"]) > 1 else ""
+    learns = f"learns from {card['learns_from']}"
+    return ", ".join(filter(None, (card["author"], version, learns, attempts)))
 
 
 def write_leaderboard(folder: Path | str, out: Path | str) -> Board:

@@ -36,6 +36,9 @@ def make(
     fresh_layer: Annotated[int | None, typer.Option(help="The first layer that can hold them.")] = None,
     names: Annotated[int, typer.Option(help="How many names they are about.")] = 64,
     dose: Annotated[float, typer.Option(help="The share of these names that get their facts.")] = 1.0,
+    captured: Annotated[
+        Path | None, typer.Option(help="A folder with activations of a model that does not run here.")
+    ] = None,
     series: Annotated[bool, typer.Option("--series", help="Make four papers: two layers, a dose, a sham.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large the paper will be.")] = False,
     as_json: Json = False,
@@ -49,6 +52,8 @@ def make(
     """
     if series and fresh_implant not in (None, "plain"):
         raise UsageError(f"--series plants facts of its own choice; leave --fresh-implant {fresh_implant} out")
+    if captured is not None and (series or fresh_implant):
+        raise UsageError("nothing can be planted into a model that does not run here; leave --captured out")
     settings = make_config(given, config)
     if out.exists():
         raise UsageError(f"--out {out} is there already; give a new folder")
@@ -57,10 +62,12 @@ def make(
     quiet_libraries()
     say_what_happens(quiet=quiet)
     say_it_starts()
+    from lensbench.exam.captured import read_capture
     from lensbench.exam.fresh import Fresh, fresh_settings, make_fresh_exam, make_series
     from lensbench.exam.make import ExamSettings, make_exam
 
-    asked, progress = ExamSettings(settings, training, text), progress_of(quiet=quiet)
+    capture = None if captured is None else read_capture(captured)
+    asked, progress = ExamSettings(settings, training, text, capture=capture), progress_of(quiet=quiet)
     planted = Fresh(fresh_implant or "plain", fresh_layer, names, dose)
     if dry_run:
         plants = series or fresh_implant is not None
@@ -77,6 +84,24 @@ def make(
         return
     for one in made:
         typer.echo(f"hand out {one / 'paper'}, keep {one / 'key'}")
+
+
+@exam.command()
+@options_of(RunConfig, without=(*NOT_ASKED, "layers", "baselines", "score"))
+def plan(
+    given: dict[str, Any],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; options override it.")] = None,
+) -> None:
+    """Write the texts and positions to capture of a model that does not run here, for `make --captured`.
+
+    Example: `lensbench exam plan --tasks attribute_extraction/country_capital --sites subject --out capture.parquet`
+    """
+    settings = make_config(given, config)
+    from lensbench.exam.captured import plan_capture
+
+    count = plan_capture(settings, out)
+    typer.echo(f"{out}: {count:,} texts; docs/exam.md says how to capture them")
 
 
 def _show_size(asked: "ExamSettings", *, planted: bool, as_json: bool) -> None:

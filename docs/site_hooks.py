@@ -51,10 +51,7 @@ def command_reference() -> Iterator[str]:
     """Every command with its arguments and options, as `--help` tells them."""
     from lensbench.cli import app
 
-    group: Any = typer.main.get_command(app)
-    for name, command in group.commands.items():
-        if command.hidden:
-            continue
+    for name, command in _commands(typer.main.get_command(app)):
         arguments = [one for one in command.params if one.param_type_name == "argument"]
         options = [one for one in command.params if one.param_type_name == "option" and not one.hidden]
         usage = " ".join(_usage(one) for one in arguments)
@@ -63,6 +60,15 @@ def command_reference() -> Iterator[str]:
         if arguments or options:
             yield "| option | meaning | default |\n|---|---|---|"
             yield from (_row(one) for one in (*arguments, *options))
+
+
+def _commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """The commands of a group by name, and those of the groups in it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{before}{name} ")
+        elif not command.hidden:
+            yield f"{before}{name}", command
 
 
 def _usage(argument: Any) -> str:

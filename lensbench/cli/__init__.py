@@ -41,8 +41,13 @@ def _list(names: Iterable[str]) -> None:
         tree = ast.parse((Path(commands.__path__[0]) / f"{name}.py").read_text(encoding="utf-8"))
         functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
         described = FunctionType((lambda: None).__code__, {}, name)
-        described.__doc__ = _text_of_group(tree) or next(filter(None, map(ast.get_docstring, functions)), None)
-        application.app.command(name)(described)
+        described.__doc__ = next(filter(None, map(ast.get_docstring, functions)), None)
+        if text := _text_of_group(tree):
+            with_commands = group(name, text)
+            with_commands.command()(described)
+            application.app.add_typer(with_commands)
+        else:
+            application.app.command(name)(described)
 
 
 def _text_of_group(tree: ast.Module) -> str | None:

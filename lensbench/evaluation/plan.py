@@ -34,11 +34,10 @@ Place = tuple[str, Site]
 # The rooms that predictions are made by, besides the method and the baseline themselves: when their code changes, all
 # cells are made again. What only shows or plans results is not in them.
 ENGINE = (
-    "harness", "models", "tasks", "baselines/common.py", "baselines/readers.py", "evaluation/items.py",
-    "evaluation/models.py", "evaluation/runner.py", "evaluation/tables.py", "inspectors/access.py",
-    "inspectors/evidence.py",
-    "inspectors/probes/probing.py",
-    "inspectors/scores.py", "inspectors/target.py", "results/records.py", "results/crossed_files.py",
+    "harness", "models", "tasks", "baselines/common.py", "baselines/readers.py", "evaluation/blind.py",
+    "evaluation/items.py", "evaluation/models.py", "evaluation/runner.py", "evaluation/tables.py",
+    "inspectors/access.py", "inspectors/evidence.py", "inspectors/probes/probing.py", "inspectors/scores.py",
+    "inspectors/target.py", "results/records.py", "results/crossed_files.py",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import NotApplicableError
+from lensbench.evaluation.blind import BlindAnswers, outcomes_of
 from lensbench.evaluation.items import (
     Dropped,
     check_prompts,
@@ -86,6 +87,7 @@ class Runner:
         self.benches = self._prepare(job, dropped)
         tell_dropped(dropped)
         self._fitted: dict[str, Fits] = {}
+        self._blind = BlindAnswers(self.context.seed)
         self._arrays = Arrays() if job.config.isolate else None
         chosen = [(task.name, one) for task in job.tasks for one in task.relations.values()]
         controls, methods = self.context.controls, {name: make() for name, make in self.makes.items()}
@@ -179,7 +181,7 @@ class Runner:
                     left_out[bench.relation.name] = few
                 method = CrossFit(make, bench, fits, costs, isolated)
                 try:
-                    outcomes = _outcomes(method, baseline)
+                    outcomes = self._outcomes(cell, method, baseline)
                     found += [self.tables(cell, bench, outcome) for outcome in outcomes]
                     attempts |= {} if baseline else _described_attempts(outcomes)
                 except NotApplicableError as error:
@@ -192,6 +194,11 @@ class Runner:
         done = {"status": "not applicable" if whole.records is None else "done", "rows": rows, **costs.entry()}
         more = {"not_applicable": reasons, "attempts": attempts, "left_out": left_out}
         return whole, done | {name: values for name, values in more.items() if values}
+
+    def _outcomes(self, cell: Cell, method: CrossFit, baseline: Baseline | None) -> list[Outcome]:
+        if method.isolated is not None and method.exchangeable and not method.learns_labels:
+            return self._blind.outcomes(cell, method, self.benches[cell.place], self.baselines)
+        return outcomes_of(method, baseline)
 
     @contextmanager
     def _isolated(self) -> Iterator[IsolatedFits | None]:
@@ -232,6 +239,7 @@ class Runner:
 
     def forget(self, place: Place) -> None:
         """Forget the activations and fits of a place that is done with; what learned no labels serves all places."""
+        self._blind.forget(place)
         self.benches[place] = [replace(bench) for bench in self.benches[place]]
         for fits in self._fitted.values():
             for key in [key for key in fits if key != ()]:
@@ -247,10 +255,6 @@ def _described_attempts(outcomes: Iterable[Outcome]) -> dict[str, Any]:
     """Return the target layer and the variant of each attempt that has them."""
     names = [name for outcome in outcomes for name in outcome.scores.attempts]
     return {str(name): name.describe() for name in names if isinstance(name, AttemptName)}
-
-
-def _outcomes(method: CrossFit, baseline: Baseline | None) -> list[Outcome]:
-    return baseline.run(method) if baseline else [method.exchangeable_outcome()]
 
 
 def give_back() -> None:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lensbench.exam.tracing import Asked, Notes, Question, digest_of
+from lensbench.harness.tracing import Asked, Notes, Question, digest_of
 
 SHEETS = 8
 """How many sheets a paper has, beside the one that stands there twice."""

@@ -21,9 +21,9 @@ from lensbench.exam import key as keys
 from lensbench.exam.answers import Answers, Card, read_answers, read_card
 from lensbench.exam.key import Key, Part, read_key, read_places
 from lensbench.exam.paper import PAPER, Paper, read_paper
-from lensbench.exam.tracing import LearningStandIn, StandIn
 from lensbench.harness.bench import AnswersOf
 from lensbench.harness.crossfit import Outcome
+from lensbench.harness.tracing import LearningStandIn, StandIn
 from lensbench.inspectors.scores import Scores
 from lensbench.results.method_checks import MethodChecks
 from lensbench.results.records import MEASURES, NAME, NO_BASELINE, RECORDS, read_shard

@@ -40,10 +40,10 @@ from lensbench.exam.paper import (
     Table,
     write_paper,
 )
-from lensbench.exam.tracing import LearningStandIn, Notes, StandIn, TrainingSet, numbers_of
 from lensbench.harness.bench import Bench
 from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import Outcome
+from lensbench.harness.tracing import LearningStandIn, Notes, StandIn, TrainingSet, numbers_of
 from lensbench.results.records import MEASURES, NO_BASELINE, RECORDS, write_table
 from lensbench.tasks import N_FOLDS
 from lensbench.utils.cache import atomic_folder, sha256_of

@@ -17,8 +17,9 @@ from lensbench.evaluation.models import load_context
 from lensbench.evaluation.plan import Make, describe_method, make_inspectors
 from lensbench.exam.answers import Card, write_answers
 from lensbench.exam.paper import Paper, Table
+from lensbench.harness.tracing import Question, evidence_of
 from lensbench.inspectors.base import Inspector
-from lensbench.inspectors.evidence import Evidence, SourceText, Training
+from lensbench.inspectors.evidence import SourceText, Training
 from lensbench.inspectors.target import Target
 from lensbench.models.activations import Residuals
 from lensbench.models.corpus import Corpus, lens_cache
@@ -98,7 +99,7 @@ def sit_exam(
         for rows, values in groups:
             advance(f"{inspector.name}, layer {rows[0]['layer']}")
             try:
-                attempts, found = _answered(fitted.of(rows[0]), rows, values)
+                attempts, found = _answered(fitted.of(rows[0]), rows, values, model)
                 scores |= {row["row"]: found[i] for i, row in enumerate(rows)}
             except NotApplicableError as error:
                 LOG.warning("%s cannot answer %r, layer %d: %s", inspector.name, *_asked(rows[0]), error)
@@ -194,22 +195,20 @@ class _Fits:
 
 
 def _answered(
-    fitted: tuple[Inspector, tuple[str, ...]], rows: Rows, values: Float[np.ndarray, "row d_model"]
+    fitted: tuple[Inspector, tuple[str, ...]],
+    rows: Rows,
+    values: Float[np.ndarray, "row d_model"],
+    model: LanguageModel,
 ) -> tuple[tuple[str, ...], Float[np.ndarray, "row attempt answer"]]:
     """Ask a fitted method about rows that belong together."""
     inspector, known = fitted
-    first, reads, every = rows[0], inspector.reads, tuple(rows[0]["answers"])
+    first, every = rows[0], tuple(rows[0]["answers"])
     answers = known or every
-    choices = [tuple(one for one in row["choices"] if one in answers) for row in rows]
-    evidence = Evidence(
-        answers=answers,
-        choices=tuple(choices) if "choices" in reads else None,
-        layers=(first["layer"],) if "activation" in reads else (),
-        residuals=Residuals((first["layer"],), torch.from_numpy(values)[None]) if "activation" in reads else None,
-        question=first["question"] if "question" in reads else None,
-        forms=tuple(first["forms"]) if "question" in reads else (),
-        texts=tuple(SourceText(row["source"], row["subject"]) for row in rows) if "text" in reads else None,
-        n_items=len(rows),
+    question = Question(first["question"], tuple(first["forms"]), answers, first["site"])
+    evidence = evidence_of(
+        inspector.reads, question, first["layer"], values, model,
+        choices=[tuple(one for one in row["choices"] if one in answers) for row in rows],
+        texts=[SourceText(row["source"], row["subject"]) for row in rows if "source" in row],
     )  # fmt: skip
     scores = inspector.inspect(evidence)
     scores.validate(inspector.name, (1, len(rows), len(answers)))

@@ -26,9 +26,14 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def commands() -> dict[str, typer.core.TyperCommand]:
+    """All commands by name, those of a group such as `exam make` too."""
     from lensbench.cli import app
 
-    return typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    found = {}
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        own = getattr(command, "commands", None)
+        found |= {name: command} if own is None else {f"{name} {one}": made for one, made in own.items()}
+    return found
 
 
 @pytest.mark.parametrize("name", sorted(commands()))

@@ -193,6 +193,35 @@ def test_a_run_has_the_same_records(tiny_llama_folder: Path, tmp_path: Path, iso
         assert (apart.path / "records" / name).read_bytes() == (whole.path / "records" / name).read_bytes(), name
 
 
+class CountsRows(Inspector):
+    """Answers by how many rows it is shown at once: items and baselines can be told apart where they come apart."""
+
+    name = "counts_rows"
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        """Give the first answer the number of rows."""
+        scores = torch.zeros(len(evidence.layers), 1, evidence.n_items, len(evidence.answers))
+        scores[..., 0] = float(evidence.n_items)
+        return Scores(("default",), scores)
+
+
+def test_a_method_cannot_tell_its_items_from_those_of_baselines(
+    tiny_llama_folder: Path, tmp_path: Path, isolated_cache: Path
+) -> None:
+    asked = {
+        "tasks": "attribute_extraction/country_continent", "sites": "subject", "inspectors": [CountsRows],
+        "limit": 15, "baselines": "mean,gaussian,embedding,wrong_position", "layers": "0,1,2",
+    }  # fmt: skip
+    run = evaluate(str(tiny_llama_folder), **asked, isolate=True, out=tmp_path / "run")
+    assert not run.failed
+    first = run.records[run.records["gold"] == min(run.records["gold"])]
+    at_one = first[first["layer"] == 2].groupby("baseline", observed=True)["gold_log_prob"].unique()
+    assert set(at_one.index) == {"none", "mean", "gaussian", "wrong_position"}
+    # 15 items, their mean, noise for each, and the places before them, which may be the same.
+    assert len({tuple(values) for values in at_one}) == 1
+    assert at_one["none"][0] > 2 * 15
+
+
 def test_isolation_and_a_model_on_several_devices_exclude_each_other() -> None:
     with pytest.raises(UsageError, match="isolate passes whole models to processes"):
         evaluate("smollm2-135m", isolate=True, device_map="auto")

@@ -34,7 +34,7 @@ from lensbench.exam.make import ExamSettings, make_exam, size_of_exam, split
 from lensbench.exam.paper import PAPER, ROW_SCHEMA, Paper, read_paper
 from lensbench.exam.readme import SCRIPT
 from lensbench.exam.sit import sit_exam
-from lensbench.exam.tracing import NUMBER, Notes, numbers_of
+from lensbench.harness.tracing import NUMBER, Notes, numbers_of
 from lensbench.inspectors.catalog import load_inspector
 from lensbench.inspectors.scores import Scores
 from lensbench.models.language_model import LanguageModel

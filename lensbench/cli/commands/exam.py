@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lensbench.cli.application import app, group, progress_of, say_it_starts, say_what_happens
-from lensbench.cli.options import Device, Dtype, Json, Quiet, names_in, options_of, print_json
+from lensbench.cli.options import Device, Dtype, Json, Quiet, names_in, options_of, print_files, print_json
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig, make_config
 
@@ -46,9 +46,8 @@ def make(
 ) -> None:
     """Make an exam: `OUT/paper` to hand out, `OUT/key` to keep.
 
-    Example: `lensbench exam make --model smollm2-135m --tasks attribute_extraction/country_capital --out my-exam`
-
-    `lensbench exam make --fresh-implant plain --out my-exam` asks about people who are made up for this exam.
+    Examples: `lensbench exam make --tasks attribute_extraction/country_capital --out my-exam`;
+    `lensbench exam make --fresh-implant plain --out my-exam` (about people who are made up for this exam)
     """
     if series and fresh_implant not in (None, "plain"):
         raise UsageError(f"--series plants facts of its own choice; leave --fresh-implant {fresh_implant} out")
@@ -92,15 +91,21 @@ def plan(
     given: dict[str, Any],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options override it.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the texts and positions to capture of a model that does not run here, for `make --captured`.
 
     Example: `lensbench exam plan --tasks attribute_extraction/country_capital --sites subject --out capture.parquet`
     """
     settings = make_config(given, config)
+    say_what_happens(quiet=quiet)
     from lensbench.exam.captured import plan_capture
 
     count = plan_capture(settings, out)
+    if as_json:
+        print_files([out], as_json=True, texts=count)
+        return
     typer.echo(f"{out}: {count:,} texts; docs/exam.md says how to capture them")
 
 
@@ -127,6 +132,7 @@ def sit(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Sit an exam with methods of the Inspector interface, from the paper alone.
@@ -152,8 +158,7 @@ def sit(
     say_it_starts()
     from lensbench.exam.sit import sit_with
 
-    for path in sit_with(read, config, out, progress_of(quiet=quiet)):
-        typer.echo(path)
+    print_files(sit_with(read, config, out, progress_of(quiet=quiet)), as_json=as_json)
 
 
 @exam.command()

@@ -5,7 +5,7 @@ layers and joining them, it does with the numbers, which say in the end which an
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from lensbench.inspectors.base import Inspector, OwnPrompt
 from lensbench.inspectors.evidence import Evidence, Learns, Source, SourceText, Training
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
+from lensbench.models.activations import Residuals
 from lensbench.models.language_model import LanguageModel
 
 NUMBER = "number of what was asked"
@@ -36,12 +37,14 @@ class Question:
         forms: that, and every other text that asks the same.
         answers: every answer of the relation.
         site: where activations are read.
+        describe: how many tokens a method that generates is asked to say.
     """
 
     text: str
     forms: tuple[str, ...]
     answers: tuple[str, ...]
     site: str
+    describe: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +103,9 @@ class Notes:
     _numbers: dict[tuple[str, str], int] = field(default_factory=dict)
     _questions: dict[tuple[Any, ...], Question] = field(default_factory=dict)
 
-    def question(self, text: str, forms: tuple[str, ...], answers: tuple[str, ...]) -> Question:
+    def question(self, text: str, forms: tuple[str, ...], answers: tuple[str, ...], describe: int = 0) -> Question:
         """Return a question, the same object for the same question."""
-        key = (text, forms, answers, self.site)
+        key = (text, forms, answers, self.site, describe)
         return self._questions.setdefault(key, Question(*key))
 
     def add(self, evidence: Evidence, trained: dict[int, str]) -> Int[np.ndarray, "layer item"]:
@@ -112,7 +115,7 @@ class Notes:
             evidence: what a method would be shown.
             trained: layer -> digest of the training set; empty for what learns no labels.
         """
-        question = self.question(evidence.question, evidence.forms, evidence.answers)
+        question = self.question(evidence.question, evidence.forms, evidence.answers, evidence.describe)
         texts: Iterable[SourceText | None] = evidence.texts if evidence.shows("texts") else [None] * evidence.n_items
         shown = list(texts)
         numbers = np.empty((len(evidence.layers), evidence.n_items), dtype=np.int64)
@@ -140,6 +143,41 @@ class Notes:
             found[layer] = digest_of(question, layer, training.groups, training.labels, values)
             self.training.setdefault(found[layer], one)
         return found
+
+
+def evidence_of(
+    reads: frozenset[Source],
+    question: Question,
+    layer: int,
+    activations: Float[np.ndarray, "row d_model"],
+    model: LanguageModel,
+    *,
+    choices: Sequence[tuple[str, ...]] = (),
+    texts: Sequence[SourceText] = (),
+) -> Evidence:
+    """Return what a method that reads these sources may see of rows that were noted.
+
+    Args:
+        reads: the sources.
+        question: of all rows.
+        layer: of all rows.
+        activations: of the rows.
+        model: whose precision and device the activations get.
+        choices: of each row, for a method that reads them.
+        texts: of each row, for a method that reads them.
+    """
+    values = torch.from_numpy(activations).to(model.device, model.dtype)[None]
+    return Evidence(
+        answers=question.answers,
+        choices=tuple(choices) if "choices" in reads else None,
+        layers=(layer,) if "activation" in reads else (),
+        residuals=Residuals((layer,), values) if "activation" in reads else None,
+        question=question.text if "question" in reads else None,
+        forms=question.forms if "question" in reads else (),
+        texts=tuple(texts) if "text" in reads else None,
+        describe=question.describe,
+        n_items=len(activations),
+    )
 
 
 def digest_of(*parts: Any) -> str:

@@ -1,0 +1,152 @@
+"""Isolated methods sit a blind exam: all that they would be asked at a place, in one random order, by one fit.
+
+What an exam hands out to methods that run elsewhere, such a method is shown here, in a process that has nothing else:
+it cannot tell its own items from what baselines show it. See docs/decisions/0012-exams.md.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+from jaxtyping import Int
+
+from lensbench.baselines.spec import Baseline
+from lensbench.errors import NotApplicableError
+from lensbench.evaluation.plan import Cell, Place
+from lensbench.harness.bench import Bench
+from lensbench.harness.crossfit import CrossFit, Outcome
+from lensbench.harness.tracing import Notes, Question, StandIn, evidence_of, numbers_of
+from lensbench.inspectors.scores import Scores
+from lensbench.results.records import NO_BASELINE
+
+READ = frozenset({"unplanted", "twin"})
+"""The models that baselines show a method in the target's place."""
+
+
+def outcomes_of(method: CrossFit, baseline: Baseline | None) -> list[Outcome]:
+    """Return the outcomes of a baseline, or the method's own.
+
+    Raises:
+        NotApplicableError: it cannot answer the relation's questions.
+    """
+    return baseline.run(method) if baseline else [method.exchangeable_outcome()]
+
+
+@dataclass
+class _Traced:
+    """What is asked at a place.
+
+    Attributes:
+        notes: all of it.
+        outcomes: relation and baseline → outcomes that consist of numbers; absent where no method is asked.
+    """
+
+    notes: Notes
+    outcomes: dict[tuple[str, str], list[Outcome]] = field(default_factory=dict)
+
+
+@dataclass
+class BlindAnswers:
+    """The answers of isolated methods that read nothing of an item but its activation, and learn no labels.
+
+    Args:
+        seed: of the order in which they are asked.
+    """
+
+    seed: int
+    _traced: dict[Place, _Traced] = field(default_factory=dict)
+    _answered: dict[tuple[Place, str], "_Sheet"] = field(default_factory=dict)
+
+    def outcomes(
+        self, cell: Cell, method: CrossFit, benches: Sequence[Bench], baselines: Mapping[str, Baseline]
+    ) -> list[Outcome]:
+        """Return the outcomes of a cell for the bench that a method is at work on.
+
+        Args:
+            cell: the cell.
+            method: the method, isolated.
+            benches: all of the place.
+            baselines: all of the run.
+
+        Raises:
+            NotApplicableError: the method cannot answer the relation's questions.
+        """
+        if cell.place not in self._traced:
+            self._traced[cell.place] = _trace(cell.place, benches, baselines.values())
+        traced = self._traced[cell.place]
+        found = traced.outcomes.get((method.bench.relation.name, cell.baseline))
+        if found is None:
+            return outcomes_of(method, baselines.get(cell.baseline))
+        key = (cell.place, cell.inspector)
+        if key not in self._answered:
+            self._answered[key] = _sit(method, traced.notes, f"{self.seed}/{cell.place}")
+        return [replace(one, scores=self._answered[key].scores(one)) for one in found]
+
+    def forget(self, place: Place) -> None:
+        """Forget what was asked and answered at a place."""
+        self._traced.pop(place, None)
+        for key in [key for key in self._answered if key[0] == place]:
+            del self._answered[key]
+
+
+def _trace(place: Place, benches: Sequence[Bench], baselines: Iterable[Baseline]) -> _Traced:
+    """Let a stand-in be asked everything."""
+    found = _Traced(Notes(place[1]))
+    shown = [one for one in baselines if "activation" in one.reads or READ & set(one.needs)]
+    for bench in benches:
+        method = CrossFit(partial(StandIn, found.notes), bench)
+        if not method.exchangeable:
+            continue
+        for baseline in (None, *shown):
+            try:
+                outcomes = outcomes_of(method, baseline)
+            except NotApplicableError:
+                continue  # its own cell will say so
+            name = baseline.name if baseline else NO_BASELINE
+            if all(numbers_of(one.scores, name) is not None for one in outcomes):
+                found.outcomes[bench.relation.name, name] = outcomes
+    return found
+
+
+@dataclass
+class _Sheet:
+    """The answers of one method at one place.
+
+    Attributes:
+        scores_of: question and layer → the scores of all that was asked of them.
+        at: number → where its scores are.
+    """
+
+    scores_of: dict[tuple[Question, int], Scores]
+    at: dict[int, tuple[tuple[Question, int], int]]
+
+    def scores(self, outcome: Outcome) -> Scores:
+        """Return the answers in the numbers' place."""
+        numbers: Int[np.ndarray, "layer item"] | None = numbers_of(outcome.scores, "")
+        assert numbers is not None
+        layers = []
+        for row in numbers:
+            (asked,) = {self.at[number][0] for number in row.tolist()}
+            layers.append(self.scores_of[asked].select(items=[self.at[number][1] for number in row.tolist()]))
+        return Scores.concat(layers, range(len(layers)), axis="layer")
+
+
+def _sit(method: CrossFit, notes: Notes, seed: str) -> _Sheet:
+    """Have a method answer everything, in a random order."""
+    context = method.bench.context
+    inspector = method.fit(None, context.layers)
+    groups: dict[tuple[Question, int], list[int]] = defaultdict(list)
+    for number in random.Random(seed).sample(range(len(notes.asked)), len(notes.asked)):
+        asked = notes.asked[number]
+        groups[asked.question, asked.layer].append(number)
+    sheet = _Sheet({}, {})
+    for (question, layer), numbers in groups.items():
+        values = np.stack([notes.asked[number].activation for number in numbers])
+        scores = inspector.inspect(evidence_of(inspector.reads, question, layer, values, context.model))
+        scores.validate(inspector.name, (1, len(numbers), len(question.answers)))
+        sheet.scores_of[question, layer] = scores
+        sheet.at |= {number: ((question, layer), i) for i, number in enumerate(numbers)}
+    return sheet

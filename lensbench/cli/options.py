@@ -139,6 +139,23 @@ def read_settings(given: Sequence[str], form: str) -> dict[str, Any]:
     return found
 
 
+def read_parameters(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Read each `inspector.parameter=value`, the value as TOML or as plain text.
+
+    Raises:
+        UsageError: another form.
+    """
+    parameters: dict[str, dict[str, Any]] = {}
+    for entry in given:
+        place, equals, value = entry.partition("=")
+        # A module:Class may hold dots itself: the parameter is what follows the last one.
+        inspector, dot, name = place.rpartition(".")
+        if not (equals and dot):
+            raise UsageError(f"--set {entry!r}: expected INSPECTOR.PARAMETER=VALUE, such as patchscope.placeholder=y")
+        parameters.setdefault(inspector, {})[name] = read_value(value)
+    return parameters
+
+
 def options_of(settings: type[BaseModel], *, without: Sequence[str] = ()) -> Callable[[Command], Command]:
     """Give a command an option for each field of its settings, with the field's description as help.
 

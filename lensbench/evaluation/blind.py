@@ -15,13 +15,13 @@ from jaxtyping import Int
 
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import NotApplicableError
-from lensbench.evaluation.plan import Cell, Place
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Outcome
-from lensbench.harness.tracing import Notes, Question, StandIn, evidence_of, numbers_of
+from lensbench.harness.recording import Question, Recorder, Recording, evidence_of, numbers_of
 from lensbench.inspectors.scores import Scores
 from lensbench.results.records import NO_BASELINE
 
+Place = tuple[str, str]
 READ = frozenset({"unplanted", "twin"})
 """The models that baselines show a method in the target's place."""
 
@@ -40,11 +40,11 @@ class _Traced:
     """What is asked at a place.
 
     Attributes:
-        notes: all of it.
+        recording: all of it.
         outcomes: relation and baseline → outcomes that consist of numbers; absent where no method is asked.
     """
 
-    notes: Notes
+    recording: Recording
     outcomes: dict[tuple[str, str], list[Outcome]] = field(default_factory=dict)
 
 
@@ -61,28 +61,29 @@ class BlindAnswers:
     _answered: dict[tuple[Place, str], "_Sheet"] = field(default_factory=dict)
 
     def outcomes(
-        self, cell: Cell, method: CrossFit, benches: Sequence[Bench], baselines: Mapping[str, Baseline]
+        self, place: Place, method: CrossFit, baseline: str, benches: Sequence[Bench], known: Mapping[str, Baseline]
     ) -> list[Outcome]:
-        """Return the outcomes of a cell for the bench that a method is at work on.
+        """Return the outcomes of a method, or of one of its baselines, for the bench that it is at work on.
 
         Args:
-            cell: the cell.
+            place: task and site.
             method: the method, isolated.
+            baseline: its name, or `none` for the method itself.
             benches: all of the place.
-            baselines: all of the run.
+            known: the baselines of the run.
 
         Raises:
             NotApplicableError: the method cannot answer the relation's questions.
         """
-        if cell.place not in self._traced:
-            self._traced[cell.place] = _trace(cell.place, benches, baselines.values())
-        traced = self._traced[cell.place]
-        found = traced.outcomes.get((method.bench.relation.name, cell.baseline))
+        if place not in self._traced:
+            self._traced[place] = _trace(place, benches, known.values())
+        traced = self._traced[place]
+        found = traced.outcomes.get((method.bench.relation.name, baseline))
         if found is None:
-            return outcomes_of(method, baselines.get(cell.baseline))
-        key = (cell.place, cell.inspector)
+            return outcomes_of(method, known.get(baseline))
+        key = (place, method.inspector.name)
         if key not in self._answered:
-            self._answered[key] = _sit(method, traced.notes, f"{self.seed}/{cell.place}")
+            self._answered[key] = _sit(method, traced.recording, f"{self.seed}/{place}")
         return [replace(one, scores=self._answered[key].scores(one)) for one in found]
 
     def forget(self, place: Place) -> None:
@@ -93,11 +94,11 @@ class BlindAnswers:
 
 
 def _trace(place: Place, benches: Sequence[Bench], baselines: Iterable[Baseline]) -> _Traced:
-    """Let a stand-in be asked everything."""
-    found = _Traced(Notes(place[1]))
+    """Let a recorder be asked everything."""
+    found = _Traced(Recording(place[1]))
     shown = [one for one in baselines if "activation" in one.reads or READ & set(one.needs)]
     for bench in benches:
-        method = CrossFit(partial(StandIn, found.notes), bench)
+        method = CrossFit(partial(Recorder, found.recording), bench)
         if not method.exchangeable:
             continue
         for baseline in (None, *shown):
@@ -134,17 +135,17 @@ class _Sheet:
         return Scores.concat(layers, range(len(layers)), axis="layer")
 
 
-def _sit(method: CrossFit, notes: Notes, seed: str) -> _Sheet:
+def _sit(method: CrossFit, recording: Recording, seed: str) -> _Sheet:
     """Have a method answer everything, in a random order."""
     context = method.bench.context
     inspector = method.fit(None, context.layers)
     groups: dict[tuple[Question, int], list[int]] = defaultdict(list)
-    for number in random.Random(seed).sample(range(len(notes.asked)), len(notes.asked)):
-        asked = notes.asked[number]
+    for number in random.Random(seed).sample(range(len(recording.asked)), len(recording.asked)):
+        asked = recording.asked[number]
         groups[asked.question, asked.layer].append(number)
     sheet = _Sheet({}, {})
     for (question, layer), numbers in groups.items():
-        values = np.stack([notes.asked[number].activation for number in numbers])
+        values = np.stack([recording.asked[number].activation for number in numbers])
         scores = inspector.inspect(evidence_of(inspector.reads, question, layer, values, context.model))
         scores.validate(inspector.name, (1, len(numbers), len(question.answers)))
         sheet.scores_of[question, layer] = scores

@@ -49,9 +49,10 @@ COMMON = (
     "limit",
     "seed",
     "score",
+    "exam",
 )
-EARLIER: dict[str, Any] = {"score": CORRECTED, "model_args": {}}
-"""Settings that folders of earlier versions do not have, as they were then."""
+EARLIER: dict[str, Any] = {"score": CORRECTED, "model_args": {}, "exam": None}
+"""Settings that not all folders have, as they are where they do not stand: of earlier versions, or of no exam."""
 LOG = logging.getLogger("lensbench")
 VERSIONS = ("lensbench", "torch", "transformers", "scikit-learn", "numpy")
 SETTLED = ("done", "not applicable")
@@ -131,11 +132,9 @@ class Journal:
         self.out = out
         before = read_before(out)
         for key in COMMON if before else ():
-            held = before.get("setting", {}).get(key, EARLIER.get(key))
-            if held != plan.setting[key]:
-                raise UsageError(
-                    f"--out {out} holds a run with {key} {held}, now {plan.setting[key]}; choose another folder"
-                )
+            held, now = (one.get(key, EARLIER.get(key)) for one in (before.get("setting", {}), plan.setting))
+            if held != now:
+                raise UsageError(f"--out {out} holds a run with {key} {held}, now {now}; choose another folder")
         asked = {name: one.model_dump(include={"question", "rules_out", "stride"}) for name, one in baselines.items()}
         self.cells: dict[str, dict[str, Any]] = before.get("cells", {})
         self.content: dict[str, Any] = {

@@ -197,7 +197,7 @@ class Runner:
 
     def _outcomes(self, cell: Cell, method: CrossFit, baseline: Baseline | None) -> list[Outcome]:
         if method.isolated is not None and method.exchangeable and not method.learns_labels:
-            return self._blind.outcomes(cell, method, self.benches[cell.place], self.baselines)
+            return self._blind.outcomes(cell.place, method, cell.baseline, self.benches[cell.place], self.baselines)
         return outcomes_of(method, baseline)
 
     @contextmanager

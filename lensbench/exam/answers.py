@@ -1,5 +1,6 @@
 """What comes back from whoever sat an exam: the answers, and a card that says what gave them."""
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lensbench.errors import UsageError
 from lensbench.exam.composing import Repeat
 from lensbench.exam.paper import Paper
-from lensbench.results.records import write_table
+from lensbench.results.records import NO_BASELINE, write_table
 from lensbench.tasks.names import find_name
 from lensbench.utils.foreign import read_text, reading
 from lensbench.utils.settings import settings_error
@@ -43,7 +44,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=60)
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=60)
     summary: str = ""
     version: str = ""
     author: str = ""
@@ -51,6 +52,13 @@ class Card(BaseModel):
     learns_from: Literal["nothing", "corpus", "labels"] = "nothing"
     attempts: tuple[str, ...] = Field(default=(DEFAULT,), min_length=1)
     rule: Literal["fixed", "selected"] = "fixed"
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if value == NO_BASELINE:
+            raise ValueError("stands for no method; give another name")
+        return value
 
 
 def read_card(path: Path | None, answers: Path, paper: Paper) -> Card:
@@ -61,7 +69,8 @@ def read_card(path: Path | None, answers: Path, paper: Paper) -> Card:
     """
     where = path or answers
     with reading(where, "see docs/exam.md", UsageError):
-        given = tomllib.loads(read_text(path)) if path else {"name": answers.stem, "reads": sorted(paper.reads)}
+        unnamed = {"name": re.sub(r"[^A-Za-z0-9_]", "_", answers.stem), "reads": sorted(paper.reads)}
+        given = tomllib.loads(read_text(path)) if path else unnamed
     try:
         card = Card.model_validate(given)
     except ValidationError as error:

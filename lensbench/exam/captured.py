@@ -30,7 +30,7 @@ NEAR = 0.02
 _SEE = "see docs/exam.md"
 
 
-class Captured(BaseModel):
+class CapturedModel(BaseModel):
     """What `capture.toml` says of the model.
 
     Attributes:
@@ -59,7 +59,7 @@ class Capture:
         values: the activations.
     """
 
-    about: Captured
+    about: CapturedModel
     places: Mapping[tuple[str, int], int]
     layers: tuple[int, ...]
     values: Float[np.ndarray, "layer row d_model"]
@@ -113,9 +113,9 @@ def read_capture(folder: Path) -> Capture:
     with reading(folder / ABOUT, _SEE, UsageError):
         given = tomllib.loads(read_text(folder / ABOUT))
     try:
-        about = Captured.model_validate(given)
+        about = CapturedModel.model_validate(given)
     except ValidationError as error:
-        raise UsageError(f"{folder / ABOUT}: {settings_error(error, Captured.model_fields, 'key')}") from None
+        raise UsageError(f"{folder / ABOUT}: {settings_error(error, CapturedModel.model_fields, 'key')}") from None
     with reading(folder / ROWS, _SEE, UsageError):
         rows = pq.read_table(folder / ROWS, memory_map=False, partitioning=None).select(["text", "end"]).to_pylist()
     with reading(folder / TENSORS, _SEE, UsageError):
@@ -162,7 +162,7 @@ def _check_values(
 
 
 def _check_head(
-    folder: Path, about: Captured, values: Float[np.ndarray, "layer row d_model"], layers: Sequence[int],
+    folder: Path, about: CapturedModel, values: Float[np.ndarray, "layer row d_model"], layers: Sequence[int],
     tensors: Mapping[str, np.ndarray],
 ) -> None:  # fmt: skip
     """Check that the last layer's vectors give the logits that came with them, through the model's norm and head.

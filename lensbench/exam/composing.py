@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lensbench.harness.tracing import Asked, Notes, Question, digest_of
+from lensbench.harness.recording import Asked, Question, Recording, digest_of
 
 SHEETS = 8
 """How many sheets a paper has, beside the one that stands there twice."""
@@ -21,7 +21,7 @@ Choices = tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class PaperRow:
     """One row of a paper.
 
     Attributes:
@@ -37,14 +37,14 @@ class Row:
     real: bool
 
 
-class Placed(NamedTuple):
+class LaidRow(NamedTuple):
     """A row as it stands in the paper: which one it is, and on which sheet."""
 
     place: int
     sheet: int
 
 
-class Group(NamedTuple):
+class RowGroup(NamedTuple):
     """Rows that look alike but for their activations and training sets."""
 
     question: Question
@@ -57,20 +57,20 @@ class Composer:
     """Collects the rows of a paper.
 
     Args:
-        notes: all that stand-ins were asked.
+        recording: all that recorders were asked.
         seed: of everything random.
     """
 
-    notes: Notes
+    recording: Recording
     seed: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[PaperRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._rng = random.Random(f"{self.seed}/rows")
         self._places: dict[tuple[str, str, Choices, str | None], int] = {}
         self._trained: dict[str, list[str]] = defaultdict(list)
         self._main: dict[tuple[Question, int], str] = {}
-        for one in self.notes.asked:
+        for one in self.recording.asked:
             if one.training:
                 self._trained[one.same].append(one.training)
                 self._main.setdefault((one.question, one.layer), one.training)
@@ -84,7 +84,7 @@ class Composer:
             item: its name. Each has a row of its own for its own activation, and shares those of decoys.
             real: whether it is the item's own activation in the target.
         """
-        asked = self.notes.asked[number]
+        asked = self.recording.asked[number]
         training = asked.training or self._training_of(asked)
         own = (asked.same, training, choices, item)
         if not real and own in self._places:
@@ -92,7 +92,7 @@ class Composer:
         key = own if real else (asked.same, training, choices, None)
         if key not in self._places:
             self._places[key] = len(self.rows)
-            self.rows.append(Row(asked, choices, training, real))
+            self.rows.append(PaperRow(asked, choices, training, real))
         return self._places[key]
 
     def _training_of(self, asked: Asked) -> str:
@@ -103,10 +103,10 @@ class Composer:
 
     def fill(self) -> None:
         """Add decoys, so that everywhere there are as many for each real row; made as the baseline `gaussian` does."""
-        groups: dict[Group, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-        alike: dict[tuple[Question, int, str], list[Row]] = defaultdict(list)
+        groups: dict[RowGroup, dict[str, list[PaperRow]]] = defaultdict(lambda: defaultdict(list))
+        alike: dict[tuple[Question, int, str], list[PaperRow]] = defaultdict(list)
         for row in self.rows:
-            groups[Group(row.asked.question, row.asked.layer, row.choices)][row.training].append(row)
+            groups[RowGroup(row.asked.question, row.asked.layer, row.choices)][row.training].append(row)
             alike[row.asked.question, row.asked.layer, row.training].append(row)
         wanted = max((_decoys(sets) for sets in groups.values()), default=0.0)
         for group, sets in groups.items():
@@ -117,8 +117,9 @@ class Composer:
                 missing = round(real * (1 + wanted)) - len(rows)
                 for values in self._noise([row.asked.activation for row in like], max(0, missing)):
                     same = digest_of(group.question, group.layer, None, values)
-                    asked = Asked(group.question, group.layer, values, training, rows[0].asked.text, same)
-                    self.rows.append(Row(asked, group.choices, training, real=False))
+                    text = self._rng.choice(rows).asked.text  # each text is as frequent as any other
+                    asked = Asked(group.question, group.layer, values, training, text, same)
+                    self.rows.append(PaperRow(asked, group.choices, training, real=False))
 
     def _noise(self, like: Sequence[Float[np.ndarray, " d_model"]], count: int) -> Float[np.ndarray, "row d_model"]:
         """Draw vectors with the mean and covariance of others, each as long as one of them."""
@@ -130,7 +131,7 @@ class Composer:
         noise: Float[np.ndarray, "row d_model"] = drawn * lengths / np.linalg.norm(drawn, axis=1, keepdims=True)
         return noise.astype(np.float32)
 
-    def ordered(self) -> tuple[list[Placed], list[tuple[int, int, Repeat]]]:
+    def ordered(self) -> tuple[list[LaidRow], list[tuple[int, int, Repeat]]]:
         """Draw the order of the rows, on sheets; some rows stand in the paper twice.
 
         Single rows are repeated on another sheet, and one sheet is repeated as a whole. A method whose answers differ
@@ -150,7 +151,7 @@ class Composer:
         copied = self._rng.randrange(SHEETS)
         order = self._rng.sample(range(SHEETS + 1), SHEETS + 1)
         laid = [sheets[copied if one == SHEETS else one] for one in order]
-        paper = [Placed(place, number) for number, sheet in enumerate(laid) for place in sheet]
+        paper = [LaidRow(place, number) for number, sheet in enumerate(laid) for place in sheet]
         begins = [sum(map(len, laid[:number])) for number in range(len(laid))]
         one, other = begins[order.index(copied)], begins[order.index(SHEETS)]
         pairs: list[tuple[int, int, Repeat]] = [
@@ -165,11 +166,11 @@ class Composer:
         return paper, pairs
 
 
-def _real(sets: dict[str, list[Row]]) -> int:
+def _real(sets: dict[str, list[PaperRow]]) -> int:
     return max(sum(row.real for row in rows) for rows in sets.values()) or max(map(len, sets.values()))
 
 
-def _decoys(sets: dict[str, list[Row]]) -> float:
+def _decoys(sets: dict[str, list[PaperRow]]) -> float:
     """How many decoys there are for each real row, in the training set that has the most."""
     return max(map(len, sets.values())) / _real(sets) - 1
 

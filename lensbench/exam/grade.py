@@ -1,4 +1,4 @@
-"""Grading an exam: the answers take the stand-ins' place, and what comes of it is a run like any other."""
+"""Grading an exam: the answers take the recorders' place, and what comes of it is a run like any other."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -19,11 +19,11 @@ from lensbench.evaluation.plan import Cell, CellResult, Plan, baselines_of, requ
 from lensbench.evaluation.tables import CellTables, Tables
 from lensbench.exam import key as keys
 from lensbench.exam.answers import Answers, Card, read_answers, read_card
-from lensbench.exam.key import Key, Part, read_key, read_places
+from lensbench.exam.key import Key, OutcomeKey, read_key, read_places
 from lensbench.exam.paper import PAPER, Paper, read_paper
 from lensbench.harness.bench import AnswersOf
 from lensbench.harness.crossfit import Outcome
-from lensbench.harness.tracing import LearningStandIn, StandIn
+from lensbench.harness.recording import LearningRecorder, Recorder
 from lensbench.inspectors.scores import Scores
 from lensbench.results.method_checks import MethodChecks
 from lensbench.results.records import MEASURES, NAME, NO_BASELINE, RECORDS, read_shard
@@ -78,13 +78,13 @@ class _Graded:
     paper: Paper
 
     def __post_init__(self) -> None:
-        stand_in = self.key.plan.methods.get(self._stand_in_name)
-        if stand_in is None:
+        recorder = self.key.plan.methods.get(self._recorder_name)
+        if recorder is None:
             raise UsageError(f"this exam has no questions for a method that learns from {self.card.learns_from}")
 
     @property
-    def _stand_in_name(self) -> str:
-        return (LearningStandIn if self.card.learns_from == "labels" else StandIn).name
+    def _recorder_name(self) -> str:
+        return (LearningRecorder if self.card.learns_from == "labels" else Recorder).name
 
     @property
     def config(self) -> RunConfig:
@@ -107,10 +107,10 @@ class _Graded:
 
     @cached_property
     def cells(self) -> dict[Cell, Cell]:
-        """The cells of this method → those of the stand-in."""
+        """The cells of this method → those of the recorder."""
         found = {}
         for cell in self.key.plan.cells:
-            if cell.inspector == self._stand_in_name and cell.baseline in {NO_BASELINE, *self.baselines}:
+            if cell.inspector == self._recorder_name and cell.baseline in {NO_BASELINE, *self.baselines}:
                 digest = hashlib.sha256(f"{cell.digest}{self.version}".encode()).hexdigest()[:12]
                 own = replace(cell, inspector=self.card.name, method=self.version, digest=digest)
                 found[own] = cell
@@ -170,7 +170,7 @@ class _Graded:
         """Which rows answer what."""
         return read_places(self.folder)
 
-    def _scores(self, part: Part, rows: np.ndarray) -> Scores:
+    def _scores(self, part: OutcomeKey, rows: np.ndarray) -> Scores:
         found = np.stack([[self.answers.scores[row] for row in layer] for layer in rows])  # layer item attempt answer
         texts = None
         if self.answers.texts:

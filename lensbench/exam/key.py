@@ -19,6 +19,7 @@ from lensbench.errors import LensbenchError
 from lensbench.evaluation.plan import Plan
 from lensbench.exam.composing import Repeat
 from lensbench.tasks import Item, Relation
+from lensbench.utils.cache import sha256_of
 from lensbench.utils.foreign import read_bytes, read_text, reading
 
 FORMAT = 1
@@ -27,7 +28,7 @@ AGAIN = "make the exam again"
 
 
 @dataclass(frozen=True)
-class Asked:
+class RelationKey:
     """What is asked about one relation at one site.
 
     Attributes:
@@ -42,7 +43,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Part:
+class OutcomeKey:
     """An outcome of a cell that is made of answers; where its rows stand is in `rows.parquet`.
 
     Attributes:
@@ -73,7 +74,7 @@ class CellKey:
     """
 
     entry: dict[str, Any]
-    parts: tuple[Part, ...] = ()
+    parts: tuple[OutcomeKey, ...] = ()
     tables: tuple[str, ...] = ()
 
 
@@ -87,7 +88,7 @@ class Key:
         seed: of everything random.
         config: the settings, as `RunConfig` dumps them.
         baselines: all that the evaluation had.
-        plan: the cells, of the stand-ins.
+        plan: the cells, of the recorders.
         asked: task/site/relation → what is asked.
         cells: the cells, by file.
         repeats: pairs of rows that are the same.
@@ -101,7 +102,7 @@ class Key:
     config: dict[str, Any]
     baselines: dict[str, Baseline]
     plan: Plan
-    asked: dict[str, Asked]
+    asked: dict[str, RelationKey]
     cells: dict[str, CellKey]
     repeats: tuple[tuple[str, str, Repeat], ...]
     real: tuple[int, int]
@@ -148,7 +149,7 @@ def read_key(folder: Path, digest: str) -> Key:
             raise LensbenchError(f"{path} has format {found}, this lensbench reads {FORMAT}; use the one that made it")
         key = _ADAPTER.validate_json(content)
     for name, expected in key.files.items():
-        if hashlib.sha256(read_bytes(folder / name)).hexdigest() != expected:
+        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise LensbenchError(f"{folder / name} is not the file that was made with the key; {AGAIN}")
     return key
 

@@ -17,7 +17,7 @@ from lensbench.evaluation.models import load_context
 from lensbench.evaluation.plan import Make, describe_method, make_inspectors
 from lensbench.exam.answers import Card, write_answers
 from lensbench.exam.paper import Paper, Table
-from lensbench.harness.tracing import Question, evidence_of
+from lensbench.harness.recording import Question, evidence_of
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import SourceText, Training
 from lensbench.inspectors.target import Target

@@ -20,7 +20,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.preprocessing import OrdinalEncoder
 
 import lensbench
-from lensbench.calibration.cheats import CHEATS, praised
+from lensbench.calibration.cheats import CHEATS, OwnKnowledge, praised
 from lensbench.calibration.findings import summary_if_calibrated
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation import runner as runners
@@ -28,13 +28,14 @@ from lensbench.evaluation.config import make_config
 from lensbench.exam.answers import write_answers
 from lensbench.exam.cheats import EXAM_CHEATS
 from lensbench.exam.composing import Composer
+from lensbench.exam.examiner import split
 from lensbench.exam.grade import grade_exam
 from lensbench.exam.key import KEY, Key, read_key
-from lensbench.exam.make import ExamSettings, make_exam, size_of_exam, split
+from lensbench.exam.make import ExamSettings, make_exam, size_of_exam
 from lensbench.exam.paper import PAPER, ROW_SCHEMA, Paper, read_paper
 from lensbench.exam.readme import SCRIPT
 from lensbench.exam.sit import sit_exam
-from lensbench.harness.tracing import NUMBER, Notes, numbers_of
+from lensbench.harness.recording import NUMBER, Recording, numbers_of
 from lensbench.inspectors.catalog import load_inspector
 from lensbench.inspectors.scores import Scores
 from lensbench.models.language_model import LanguageModel
@@ -356,6 +357,7 @@ def test_answers_that_cannot_be_graded_are_refused_whole(
     ("card", "said"),
     [
         ('name = "a/b"', "name"),
+        ('name = "none"', "stands for no method"),
         ('name = "a"\nkind = "x"', "kind"),
         ('name = "a"\nreads = ["text"]', "reads text, which this exam does not have"),
         ('name = "a"\nattempts = ["one", "two"]', "the attempt"),
@@ -366,6 +368,31 @@ def test_a_wrong_card_is_refused(card: str, said: str, exam: Path, paper: Paper,
     (tmp_path / "card.toml").write_text(card)
     with pytest.raises(UsageError, match=said):
         grade_exam(exam, constant(paper, tmp_path), tmp_path / "run", tmp_path / "card.toml")
+
+
+def test_a_folder_of_another_exam_is_refused(exam: Path, paper: Paper, model: LanguageModel, tmp_path: Path) -> None:
+    settings = ExamSettings(make_config({"model": model, **ASKED}), training=True)
+    other = make_exam(settings, tmp_path / "other")
+    grade_exam(exam, constant(paper, tmp_path), tmp_path / "run")
+    with pytest.raises(UsageError, match=r"holds a run with exam \w{8}, now \w{8}; choose another folder"):
+        grade_exam(other, constant(read_paper(other), tmp_path), tmp_path / "run")
+
+
+def test_texts_are_read_where_the_exam_allows_it(model: LanguageModel, tmp_path: Path) -> None:
+    settings = ExamSettings(make_config({"model": model, **ASKED, "limit": 20}), text=True)
+    exam = make_exam(settings, tmp_path / "exam")
+    paper = read_paper(exam)
+    assert paper.about["reads"] == ["activation", "question", "text"]
+    rows = paper.asked.rows.to_pandas()
+    assert (rows["source"].str.contains("|".join(rows["subject"].unique()))).all()
+    sit_exam(paper, OwnKnowledge, model, model, tmp_path / "knows.parquet")
+    run = grade_exam(exam, tmp_path / "knows.parquet", tmp_path / "run")
+    direct = lensbench.evaluate(model, **{**ASKED, "limit": 20}, inspectors=[OwnKnowledge], out=tmp_path / "direct")
+    own, other = (one.records.set_index(PLACE).sort_index() for one in (run, direct))
+    common = own.index.intersection(other.index)
+    assert set(common.get_level_values("baseline")) >= {"none", "mean", "input_only"}
+    assert (own.loc[common, "predicted"].astype(str) == other.loc[common, "predicted"].astype(str)).all()
+    assert run.crossed.empty, "what reads the text has no activation that could be another's"
 
 
 def test_a_changed_key_is_refused(exam: Path, paper: Paper, tmp_path: Path) -> None:
@@ -411,5 +438,5 @@ def test_the_size_is_said_beforehand(exam: Path, paper: Paper, model: LanguageMo
 
 
 def test_an_empty_composer_has_no_rows() -> None:
-    assert Composer(Notes(), "s").rows == []
+    assert Composer(Recording(), "s").rows == []
     assert len(CHEATS) >= 20

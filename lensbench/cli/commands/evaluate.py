@@ -6,22 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from lensbench.cli.application import app, complain, progress_of, say_it_starts, say_what_happens
-from lensbench.cli.options import Json, Quiet, options_of, print_json, read_value
-from lensbench.errors import LensbenchError, UsageError
+from lensbench.cli.options import Json, Quiet, options_of, print_json, read_parameters
+from lensbench.errors import LensbenchError
 from lensbench.evaluation.config import RunConfig, check_config, make_config
-
-
-def read_parameters(given: list[str]) -> dict[str, dict[str, Any]]:
-    """Read `inspector.parameter=value`; the value as TOML, or as plain text."""
-    parameters: dict[str, dict[str, Any]] = {}
-    for entry in given:
-        place, equals, value = entry.partition("=")
-        # A module:Class may hold dots itself: the parameter is what follows the last one.
-        inspector, dot, name = place.rpartition(".")
-        if not (equals and dot):
-            raise UsageError(f"--set {entry!r}: expected INSPECTOR.PARAMETER=VALUE, such as patchscope.placeholder=y")
-        parameters.setdefault(inspector, {})[name] = read_value(value)
-    return parameters
 
 
 @app.command()

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lensbench.cli.application import app, group, progress_of, say_it_starts, say_what_happens
-from lensbench.cli.options import Device, Dtype, Json, Quiet, names_in, options_of, print_files, print_json
+from lensbench.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    Quiet,
+    names_in,
+    options_of,
+    print_files,
+    print_json,
+    read_parameters,
+)
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import RunConfig, make_config
 
@@ -139,7 +149,6 @@ def sit(
 
     Example: `lensbench exam sit my-exam --inspectors patchscope --out answers`
     """
-    from lensbench.cli.commands.evaluate import read_parameters
     from lensbench.exam.paper import read_paper
 
     say_what_happens(quiet=quiet)

@@ -1,4 +1,4 @@
-"""What a method is asked in an evaluation, written down by a stand-in that takes its place.
+"""What a method is asked in an evaluation, written down by a recorder that takes its place.
 
 Its scores are the numbers of what it was asked: whatever a baseline does with a method's answers, selecting items or
 layers and joining them, it does with the numbers, which say in the end which answer belongs where.
@@ -22,7 +22,7 @@ from lensbench.models.activations import Residuals
 from lensbench.models.language_model import LanguageModel
 
 NUMBER = "number of what was asked"
-"""The name of a stand-in's one attempt."""
+"""The name of a recorder's one attempt."""
 PLACEHOLDER = "x"
 WITHOUT_TEXT: frozenset[Source] = frozenset({"activation", "question"})
 WITH_TEXT: frozenset[Source] = WITHOUT_TEXT | {"text"}
@@ -88,8 +88,8 @@ class Asked:
 
 
 @dataclass
-class Notes:
-    """All that stand-ins were asked, each thing once.
+class Recording:
+    """All that recorders were asked, each thing once.
 
     Attributes:
         site: where the items are read that are asked about now.
@@ -188,18 +188,18 @@ def digest_of(*parts: Any) -> str:
     return found.hexdigest()
 
 
-class StandIn(Inspector):
-    """Notes what it is asked, and answers with numbers.
+class Recorder(Inspector):
+    """Recording what it is asked, and answers with numbers.
 
     Args:
-        notes: where it notes that.
+        recording: where it notes that.
         text: whether it reads the source text, too.
     """
 
     name: ClassVar[str] = "exam"
 
-    def __init__(self, notes: Notes, text: bool = False) -> None:
-        self.notes = notes
+    def __init__(self, recording: Recording, text: bool = False) -> None:
+        self.recording = recording
         self.text = text
 
     @property
@@ -207,14 +207,14 @@ class StandIn(Inspector):
         """What the exam allows to be read."""
         return WITH_TEXT if self.text else WITHOUT_TEXT
 
-    def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "StandIn":
+    def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "Recorder":
         """Note what there is to learn from."""
-        self.trained_ = self.notes.learn(training) if self.learns_from == "labels" else {}
+        self.trained_ = self.recording.learn(training) if self.learns_from == "labels" else {}
         return self
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Note what is asked, and return its numbers as the scores of every answer."""
-        numbers = torch.from_numpy(self.notes.add(evidence, self.trained_)).double()
+        numbers = torch.from_numpy(self.recording.add(evidence, self.trained_)).double()
         return Scores((NUMBER,), numbers[:, None, :, None].expand(-1, -1, -1, len(evidence.answers)).contiguous())
 
     def own_prompt(self, question: str) -> OwnPrompt:
@@ -226,22 +226,22 @@ class StandIn(Inspector):
         return {"text": self.text}
 
 
-class LearningStandIn(StandIn):
-    """A stand-in for methods that learn labels."""
+class LearningRecorder(Recorder):
+    """A recorder for methods that learn labels."""
 
     name: ClassVar[str] = "exam_labels"
     learns_from: ClassVar[Learns] = "labels"
 
 
 def numbers_of(scores: Scores, what: str) -> Int[np.ndarray, "layer item"] | None:
-    """Return the numbers that an outcome is made of; None where no stand-in was asked.
+    """Return the numbers that an outcome is made of; None where no recorder was asked.
 
     Args:
         scores: of the outcome.
         what: it is of, for errors.
 
     Raises:
-        LensbenchError: the answers of stand-ins went into it in another way than one for each item and layer.
+        LensbenchError: the answers of recorders went into it in another way than one for each item and layer.
     """
     if NUMBER not in scores.attempts:
         return None

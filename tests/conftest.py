@@ -17,6 +17,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import pytest
 import torch
 
+from tests.shapes import check_shapes
+
+check_shapes()
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent

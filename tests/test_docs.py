@@ -166,7 +166,12 @@ def test_commands_of_the_documents_exist(page: Path) -> None:
             assert name is not None or set(words) <= common, f"{page.name}: {command}"
             continue  # `lensbench COMMAND`, `lensbench 0.1.0`
         assert name in group.commands, f"{page.name}: {command}: there is no command {name}"
-        known = {one for option in group.commands[name].params for one in (*option.opts, *option.secondary_opts)}
+        command_of = group.commands[name]
+        if own := getattr(command_of, "commands", None):  # such as `exam make`
+            second = words[words.index(name) + 1]
+            assert second in own, f"{page.name}: {command}: there is no command {name} {second}"
+            command_of = own[second]
+        known = {one for option in command_of.params for one in (*option.opts, *option.secondary_opts)}
         given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
         assert given <= known | common, f"{page.name}: {command}: there is no {', '.join(given - known - common)}"
 

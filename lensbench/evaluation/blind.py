@@ -58,7 +58,7 @@ class BlindAnswers:
 
     seed: int
     _traced: dict[Place, _Traced] = field(default_factory=dict)
-    _answered: dict[tuple[Place, str], "_Sheet"] = field(default_factory=dict)
+    _answered: dict[tuple[Place, str], "_Sheet | None"] = field(default_factory=dict)
 
     def outcomes(
         self, place: Place, method: CrossFit, baseline: str, benches: Sequence[Bench], known: Mapping[str, Baseline]
@@ -84,7 +84,10 @@ class BlindAnswers:
         key = (place, method.inspector.name)
         if key not in self._answered:
             self._answered[key] = _sit(method, traced.recording, f"{self.seed}/{place}")
-        return [replace(one, scores=self._answered[key].scores(one)) for one in found]
+        sheet = self._answered[key]
+        if sheet is None:
+            return outcomes_of(method, known.get(baseline))
+        return [replace(one, scores=sheet.scores(one)) for one in found]
 
     def forget(self, place: Place) -> None:
         """Forget what was asked and answered at a place."""
@@ -96,7 +99,11 @@ class BlindAnswers:
 def _trace(place: Place, benches: Sequence[Bench], baselines: Iterable[Baseline]) -> _Traced:
     """Let a recorder be asked everything."""
     found = _Traced(Recording(place[1]))
-    shown = [one for one in baselines if "activation" in one.reads or READ & set(one.needs)]
+    reads = frozenset({"activation", "question"})
+    shown = [
+        one for one in baselines
+        if one.applies_to("nothing", reads) and ("activation" in one.reads or READ & set(one.needs))
+    ]  # fmt: skip
     for bench in benches:
         method = CrossFit(partial(Recorder, found.recording), bench)
         if not method.exchangeable:
@@ -104,8 +111,8 @@ def _trace(place: Place, benches: Sequence[Bench], baselines: Iterable[Baseline]
         for baseline in (None, *shown):
             try:
                 outcomes = outcomes_of(method, baseline)
-            except NotApplicableError:
-                continue  # its own cell will say so
+            except Exception:
+                continue
             name = baseline.name if baseline else NO_BASELINE
             if all(numbers_of(one.scores, name) is not None for one in outcomes):
                 found.outcomes[bench.relation.name, name] = outcomes
@@ -119,35 +126,47 @@ class _Sheet:
     Attributes:
         scores_of: question and layer → the scores of all that was asked of them.
         at: number → where its scores are.
+        refused: question and layer → why the method cannot answer.
     """
 
     scores_of: dict[tuple[Question, int], Scores]
     at: dict[int, tuple[tuple[Question, int], int]]
+    refused: dict[tuple[Question, int], NotApplicableError]
 
     def scores(self, outcome: Outcome) -> Scores:
-        """Return the answers in the numbers' place."""
+        """Return the answers in the numbers' place.
+
+        Raises:
+            NotApplicableError: the method cannot answer the question.
+        """
         numbers: Int[np.ndarray, "layer item"] | None = numbers_of(outcome.scores, "")
         assert numbers is not None
         layers = []
         for row in numbers:
             (asked,) = {self.at[number][0] for number in row.tolist()}
+            if asked in self.refused:
+                raise self.refused[asked]
             layers.append(self.scores_of[asked].select(items=[self.at[number][1] for number in row.tolist()]))
         return Scores.concat(layers, range(len(layers)), axis="layer")
 
 
-def _sit(method: CrossFit, recording: Recording, seed: str) -> _Sheet:
-    """Have a method answer everything, in a random order."""
+def _sit(method: CrossFit, recording: Recording, seed: str) -> _Sheet | None:
+    """Have a method answer everything, in a random order; None if it makes other attempts at other layers."""
     context = method.bench.context
     inspector = method.fit(None, context.layers)
     groups: dict[tuple[Question, int], list[int]] = defaultdict(list)
     for number in random.Random(seed).sample(range(len(recording.asked)), len(recording.asked)):
         asked = recording.asked[number]
         groups[asked.question, asked.layer].append(number)
-    sheet = _Sheet({}, {})
+    sheet = _Sheet({}, {}, {})
     for (question, layer), numbers in groups.items():
         values = np.stack([recording.asked[number].activation for number in numbers])
-        scores = inspector.inspect(evidence_of(inspector.reads, question, layer, values, context.model))
+        sheet.at |= {number: ((question, layer), i) for i, number in enumerate(numbers)}
+        try:
+            scores = inspector.inspect(evidence_of(inspector.reads, question, layer, values, context.model))
+        except NotApplicableError as error:
+            sheet.refused[question, layer] = error
+            continue
         scores.validate(inspector.name, (1, len(numbers), len(question.answers)))
         sheet.scores_of[question, layer] = scores
-        sheet.at |= {number: ((question, layer), i) for i, number in enumerate(numbers)}
-    return sheet
+    return sheet if len({one.attempts for one in sheet.scores_of.values()}) <= 1 else None

@@ -53,6 +53,20 @@ class Card(BaseModel):
     attempts: tuple[str, ...] = Field(default=(DEFAULT,), min_length=1)
     rule: Literal["fixed", "selected"] = "fixed"
 
+    @field_validator("reads")
+    @classmethod
+    def _reads_activations(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "activation" not in value:
+            raise ValueError("lacks activation, which every row of an exam is about")
+        return value
+
+    @field_validator("attempts")
+    @classmethod
+    def _are_different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value) or not all(value):
+            raise ValueError("holds a name twice, or an empty one; give each attempt a name of its own")
+        return value
+
     @field_validator("name")
     @classmethod
     def _is_a_name(cls, value: str) -> str:
@@ -69,7 +83,8 @@ def read_card(path: Path | None, answers: Path, paper: Paper) -> Card:
     """
     where = path or answers
     with reading(where, "see docs/exam.md", UsageError):
-        unnamed = {"name": re.sub(r"[^A-Za-z0-9_]", "_", answers.stem), "reads": sorted(paper.reads)}
+        stem = re.sub(r"[^A-Za-z0-9_]", "_", answers.stem)
+        unnamed = {"name": stem if stem[:1].isalpha() else f"method_{stem}", "reads": sorted(paper.reads)}
         given = tomllib.loads(read_text(path)) if path else unnamed
     try:
         card = Card.model_validate(given)
@@ -128,13 +143,16 @@ def read_answers(path: Path, paper: Paper, card: Card) -> Answers:
         UsageError: what is wrong, how often, and where first.
     """
     with reading(path, "give a Parquet file with the columns row and log_scores", UsageError):
-        table: pd.DataFrame = pq.read_table(path, memory_map=False, partitioning=None).to_pandas()
-    kinds = [name for name in KINDS if name in table.columns]
-    if "row" not in table.columns or len(kinds) != 1:
+        given = pq.read_table(path, memory_map=False, partitioning=None)
+    kinds = [name for name in KINDS if name in given.column_names]
+    if "row" not in given.column_names or len(kinds) != 1 or len(set(given.column_names)) < given.num_columns:
         raise UsageError(
-            f"{path} has the columns {', '.join(map(str, table.columns))}; expected row, one of {', '.join(KINDS)}, "
+            f"{path} has the columns {', '.join(given.column_names)}; expected row, one of {', '.join(KINDS)}, "
             "and attempt where there are several"
         )
+    table = pd.DataFrame(
+        {name: _column(path, given, name) for name in ("row", "attempt", kinds[0]) if name in given.column_names}
+    )
     if "attempt" not in table.columns:
         if len(card.attempts) > 1:
             raise UsageError(f"{path} has no column attempt, and the card declares {len(card.attempts)} attempts")
@@ -148,16 +166,34 @@ def read_answers(path: Path, paper: Paper, card: Card) -> Answers:
     columns = [values.loc[attempt].to_dict() for attempt in card.attempts]
     wrong: list[str] = []
     for name, row in asked.items():
-        given = [column[name] for column in columns]
+        said = [column[name] for column in columns]
         try:
-            found[name] = np.stack([read(value, row) for value in given])
+            found[name] = np.stack([read(value, row) for value in said])
         except ValueError as error:
             wrong.append(f"{name} {error}")
         if kinds[0] == "text":
-            texts[name] = tuple(map(str, given))
+            texts[name] = tuple(said)
     if wrong:
         raise UsageError(f"{path}: {len(wrong)} rows are wrong, the first: {wrong[0]}")
     return Answers(card.attempts, found, texts)
+
+
+def _column(path: Path, table: pa.Table, name: str) -> list[Any]:
+    """Return a column as plain texts, or as plain lists of numbers.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    column = table[name]
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if name != "log_scores":
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or (name != "text" and column.null_count):
+            raise UsageError(f"{path}: {name} is {column.type}; expected texts, and none missing")
+        return list(column.to_pylist())
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise UsageError(f"{path}: log_scores is {column.type}; expected lists of numbers")
+    return list(column.to_pylist())
 
 
 def _check_rows(path: Path, table: pd.DataFrame, asked: Mapping[str, Any], card: Card) -> None:
@@ -185,10 +221,9 @@ def _check_rows(path: Path, table: pd.DataFrame, asked: Mapping[str, Any], card:
 
 def _log_scores(value: Any, row: Mapping[str, Any]) -> Float[np.ndarray, " answer"]:
     wanted = len(row["answers"])
-    try:
-        values = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"has {value!r:.40}; expected a list of {wanted} numbers") from None
+    if value is None or None in value:
+        raise ValueError("has a log-score that is no number; give -inf to impossible answers")
+    values = np.asarray(value, dtype=np.float64)
     if values.shape != (wanted,):
         raise ValueError(f"has {values.size} log-scores; it has {wanted} answers")
     if np.isnan(values).any() or np.isposinf(values).any():

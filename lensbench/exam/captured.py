@@ -1,21 +1,24 @@
 """Exams about models that do not run here: what to capture of them, and what was captured."""
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import load_file
 
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError
-from lensbench.evaluation.config import RunConfig, check_config
+from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.plan import check_job
 from lensbench.harness.context import RunContext
 from lensbench.models.activations import Reading, ResidualCache, Residuals, find_site
 from lensbench.models.language_model import LanguageModel
@@ -25,6 +28,7 @@ from lensbench.utils.settings import settings_error
 
 ABOUT, ROWS, TENSORS = "capture.toml", "capture.parquet", "capture.safetensors"
 HEAD = ("norm_weight", "unembedding", "logits")
+ROW_SCHEMA = pa.schema([pa.field("text", pa.string(), nullable=False), pa.field("end", pa.int64(), nullable=False)])
 NEAR = 0.02
 """How far logits may be off that the last layer's vectors give, as a share of the largest: other precisions differ."""
 _SEE = "see docs/exam.md"
@@ -42,10 +46,10 @@ class CapturedModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str
-    n_layers: int
+    model: str = Field(min_length=1)
+    n_layers: int = Field(ge=1)
     revision: str = ""
-    dtype: str = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +67,12 @@ class Capture:
     places: Mapping[tuple[str, int], int]
     layers: tuple[int, ...]
     values: Float[np.ndarray, "layer row d_model"]
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The precision in which the model was run."""
+        found: torch.dtype = getattr(torch, self.about.dtype)
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -84,7 +94,11 @@ def plan_capture(config: RunConfig, out: Path) -> int:
     """
     if out.exists():
         raise UsageError(f"--out {out} is there already; give a new file")
-    tasks, _ = check_config(config)
+    tasks = check_job(config).tasks
+    for task in tasks:
+        for name, relation in task.relations.items():
+            if not relation.inspection or relation.by_token:
+                raise UsageError(f"task {task.name}, {name}, cannot be captured for an exam; give other relations")
     found = sorted({(item.source, end_of(item)) for task in tasks for item in _items(task, config)})
     texts, ends = zip(*found, strict=True)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -117,10 +131,18 @@ def read_capture(folder: Path) -> Capture:
     except ValidationError as error:
         raise UsageError(f"{folder / ABOUT}: {settings_error(error, CapturedModel.model_fields, 'key')}") from None
     with reading(folder / ROWS, _SEE, UsageError):
-        rows = pq.read_table(folder / ROWS, memory_map=False, partitioning=None).select(["text", "end"]).to_pylist()
+        table = pq.read_table(folder / ROWS, memory_map=False, partitioning=None).select(["text", "end"])
+        rows = table.cast(ROW_SCHEMA).to_pylist()
+        if any(not 0 < row["end"] <= len(row["text"]) for row in rows):
+            raise ValueError("an end lies outside its text")
     with reading(folder / TENSORS, _SEE, UsageError):
         tensors = load_file(folder / TENSORS)
-    named = [name for name in tensors if name.startswith("layer.") and name.removeprefix("layer.").isdigit()]
+    named = [name for name in tensors if re.fullmatch(r"layer\.[0-9]+", name)]
+    odd = next((name for name in named if tensors[name].ndim != 2 or tensors[name].dtype.kind != "f"), None)
+    if odd is not None:
+        raise UsageError(
+            f"{folder / TENSORS}: {odd} is {tensors[odd].dtype} {tensors[odd].shape}; expected [row, width]"
+        )
     layers = tuple(sorted(int(name.removeprefix("layer.")) for name in named))
     shapes = {tensors[name].shape for name in named}
     if not layers or layers[0] != 0 or layers[-1] > about.n_layers:
@@ -176,6 +198,17 @@ def _check_head(
     if len(given) < len(HEAD) or layers[-1] != about.n_layers:
         expected = f"{', '.join(HEAD)} and layer.{about.n_layers}"
         raise UsageError(f"{folder / TENSORS} has {', '.join(given)}; give {expected}, or none of them")
+    shapes = tuple(tensors[name].shape for name in HEAD)
+    (rows, width), tokens = values.shape[1:], shapes[1][:1]
+    if (
+        shapes[0] != (width,)
+        or shapes[1] != (*tokens, width)
+        or not 0 < len(tensors["logits"]) <= rows
+        or shapes[2][1:] != tokens
+    ):
+        raise UsageError(
+            f"{folder / TENSORS}: {', '.join(HEAD)} are {shapes}; expected [width], [token, width], [row, token]"
+        )
     weight, head, logits = (tensors[name].astype(np.float64) for name in HEAD)
     last = values[-1].astype(np.float64)[: len(logits)]
     centred = last - last.mean(1, keepdims=True)
@@ -184,7 +217,7 @@ def _check_head(
     # Gemma's norms multiply by one more than their weight.
     found = [(norm * scale + bias) @ head.T for norm in norms for scale in (weight, 1 + weight)]
     off = min(np.abs(one - logits).max() / np.abs(logits).max() for one in found)
-    if off > NEAR:
+    if not off <= NEAR:
         raise UsageError(
             f"{folder / TENSORS}: layer.{about.n_layers} does not give the logits through the final norm and the head "
             f"(off by {off:.2f} of the largest); it has to be the residual stream before the final norm"
@@ -226,7 +259,8 @@ class CapturedResiduals(ResidualCache):
             raise NotApplicableError("the model does not run here, and this was not captured")
         rows = [self._rows[one] for one in readings]
         at = [self.capture.layers.index(layer) for layer in layers]
-        return Residuals(tuple(layers), torch.from_numpy(self.capture.values[at][:, rows]))
+        # In the precision of the model, so that what baselines make of them has it, too.
+        return Residuals(tuple(layers), torch.from_numpy(self.capture.values[at][:, rows]).to(self.capture.precision))
 
 
 def with_capture(context: RunContext, capture: Capture) -> RunContext:

@@ -2,14 +2,13 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import numpy as np
-from jaxtyping import Float
+import torch
 
-from lensbench.harness.recording import Asked, Question, Recording, digest_of
+from lensbench.exam.decoys import Choices, Filler, PaperRow
+from lensbench.harness.recording import Asked, Question, Recording
 
 SHEETS = 8
 """How many sheets a paper has, beside the one that stands there twice."""
@@ -17,24 +16,6 @@ REPEATED = 0.02
 """The share of rows that stand on two sheets."""
 FEWEST_REPEATED = 8
 Repeat = Literal["other neighbours", "same neighbours"]
-Choices = tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class PaperRow:
-    """One row of a paper.
-
-    Attributes:
-        asked: the activation, and the question.
-        choices: the answers that it has to choose from, where it gives only one.
-        training: the digest of its training set; empty where there is none.
-        real: whether it is an activation of the target at the place that is asked about.
-    """
-
-    asked: Asked
-    choices: Choices
-    training: str
-    real: bool
 
 
 class LaidRow(NamedTuple):
@@ -44,14 +25,6 @@ class LaidRow(NamedTuple):
     sheet: int
 
 
-class RowGroup(NamedTuple):
-    """Rows that look alike but for their activations and training sets."""
-
-    question: Question
-    layer: int
-    choices: Choices
-
-
 @dataclass
 class Composer:
     """Collects the rows of a paper.
@@ -59,10 +32,12 @@ class Composer:
     Args:
         recording: all that recorders were asked.
         seed: of everything random.
+        dtype: the precision of the real activations.
     """
 
     recording: Recording
     seed: str
+    dtype: torch.dtype = torch.float32
     rows: list[PaperRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -74,6 +49,11 @@ class Composer:
             if one.training:
                 self._trained[one.same].append(one.training)
                 self._main.setdefault((one.question, one.layer), one.training)
+
+    @property
+    def width(self) -> int:
+        """How many numbers an activation has."""
+        return len(self.rows[0].asked.activation)
 
     def add(self, number: int, choices: Choices, item: str, *, real: bool) -> int:
         """Return the place of the row for what was asked of an item; real rows are to be added first.
@@ -102,34 +82,8 @@ class Composer:
         return main if main in known or not known else known[0]
 
     def fill(self) -> None:
-        """Add decoys, so that everywhere there are as many for each real row; made as the baseline `gaussian` does."""
-        groups: dict[RowGroup, dict[str, list[PaperRow]]] = defaultdict(lambda: defaultdict(list))
-        alike: dict[tuple[Question, int, str], list[PaperRow]] = defaultdict(list)
-        for row in self.rows:
-            groups[RowGroup(row.asked.question, row.asked.layer, row.choices)][row.training].append(row)
-            alike[row.asked.question, row.asked.layer, row.training].append(row)
-        wanted = max((_decoys(sets) for sets in groups.values()), default=0.0)
-        for group, sets in groups.items():
-            real = _real(sets)
-            for training, rows in sets.items():
-                like = alike[group.question, group.layer, training]
-                like = [row for row in like if row.real] or like
-                missing = round(real * (1 + wanted)) - len(rows)
-                for values in self._noise([row.asked.activation for row in like], max(0, missing)):
-                    same = digest_of(group.question, group.layer, None, values)
-                    text = self._rng.choice(rows).asked.text  # each text is as frequent as any other
-                    asked = Asked(group.question, group.layer, values, training, text, same)
-                    self.rows.append(PaperRow(asked, group.choices, training, real=False))
-
-    def _noise(self, like: Sequence[Float[np.ndarray, " d_model"]], count: int) -> Float[np.ndarray, "row d_model"]:
-        """Draw vectors with the mean and covariance of others, each as long as one of them."""
-        rng = np.random.default_rng(self._rng.getrandbits(64))
-        rows = np.stack(like).astype(np.float64)
-        centred = rows - rows.mean(0)
-        drawn = rows.mean(0) + rng.standard_normal((count, len(rows))) @ centred / max(1, len(rows) - 1) ** 0.5
-        lengths = np.linalg.norm(rows[rng.integers(len(rows), size=count)], axis=1, keepdims=True)
-        noise: Float[np.ndarray, "row d_model"] = drawn * lengths / np.linalg.norm(drawn, axis=1, keepdims=True)
-        return noise.astype(np.float32)
+        """Add decoys, so that nothing but its activation tells what a row is; see `Filler`."""
+        Filler(self.rows, self.recording, self._rng, self.dtype).fill()
 
     def ordered(self) -> tuple[list[LaidRow], list[tuple[int, int, Repeat]]]:
         """Draw the order of the rows, on sheets; some rows stand in the paper twice.
@@ -164,15 +118,6 @@ class Composer:
             if before != at:
                 pairs.append((before, at, "other neighbours"))
         return paper, pairs
-
-
-def _real(sets: dict[str, list[PaperRow]]) -> int:
-    return max(sum(row.real for row in rows) for rows in sets.values()) or max(map(len, sets.values()))
-
-
-def _decoys(sets: dict[str, list[PaperRow]]) -> float:
-    """How many decoys there are for each real row, in the training set that has the most."""
-    return max(map(len, sets.values())) / _real(sets) - 1
 
 
 def new_names(count: int, seed: str, what: str, digits: int = 10) -> list[str]:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Int
 
 from lensbench.errors import LensbenchError, UsageError
@@ -20,7 +21,7 @@ from lensbench.exam.key import OutcomeKey, RelationKey
 from lensbench.harness.bench import Bench
 from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import Outcome
-from lensbench.harness.recording import LearningRecorder, Recorder, Recording, numbers_of
+from lensbench.harness.recording import NUMBER, LearningRecorder, Recorder, Recording, numbers_of
 from lensbench.results.records import NO_BASELINE
 from lensbench.tasks import N_FOLDS
 from lensbench.utils.layer_spec import parse_layers
@@ -100,6 +101,12 @@ class Examiner(Runner):
                 benches[task, site] = [split(bench) for bench in group]
         return benches
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The precision of the real activations."""
+        found = self.context.model.dtype if self._capture is None else self._capture.precision
+        return found if found in (torch.bfloat16, torch.float16) else torch.float32
+
     def known(self, task: str, bench: Bench) -> dict[str, bool] | None:
         """Return what the target knows; of one that does not run here nothing is known."""
         return super().known(task, bench) if self._capture is None else None
@@ -108,15 +115,30 @@ class Examiner(Runner):
         return super()._shares(cell) if self._capture is None else {}
 
     def work(self, cell: Cell) -> CellResult:
-        """Score a cell, and note where it reads."""
+        """Score a cell, and note where it reads.
+
+        Raises:
+            LensbenchError: it failed, or its baseline does more with a method's answers than select and join them.
+        """
         self._recording.site = cell.site
+        before = self._recording.calls
         found = super().work(cell)
+        scores = [outcome.scores for _, outcome in self.outcomes[cell.file]]
+        if self._recording.calls > before and scores and not any(NUMBER in one.attempts for one in scores):
+            raise LensbenchError(f"{cell.baseline} changes a method's answers, which an exam cannot do; leave it out")
         if found.entry["status"] == "failed":
             raise LensbenchError(f"the exam cannot be made: {cell.file} failed: {found.entry['error'].splitlines()[0]}")
         return found
 
     def tables(self, cell: Cell, bench: Bench, outcome: Outcome) -> CellTables:
-        """Keep an outcome; return its tables."""
+        """Keep an outcome; return its tables.
+
+        Raises:
+            LensbenchError: the baseline asks for other answers than the items'.
+        """
+        gold = {item.id: item.answer for item in bench.items}
+        if any(gold.get(item.id) != item.answer for item in outcome.items):
+            raise LensbenchError(f"{cell.baseline} asks for other answers, which an exam cannot do; leave it out")
         self.outcomes[cell.file].append((bench, outcome))
         return super().tables(cell, bench, outcome)
 

@@ -44,6 +44,15 @@ class Fresh:
     dose: float = 1.0
     steps: int = SHIPPED_PLAIN.steps
 
+    def check(self) -> None:
+        """Refuse an unknown design.
+
+        Raises:
+            UsageError: it is one.
+        """
+        if self.design not in DESIGNS:
+            raise UsageError(f"--fresh-implant {self.design!r}: expected {', '.join(DESIGNS)}")
+
     def spec(self, base: str, depth: int) -> ImplantSpec:
         """Return how it is planted in a model.
 
@@ -54,9 +63,12 @@ class Fresh:
         Raises:
             UsageError: an unknown design, or settings that do not fit.
         """
-        if self.design not in DESIGNS:
-            raise UsageError(f"--fresh-implant {self.design!r}: expected {', '.join(DESIGNS)}")
-        layer = self.layer or max(1, round(depth * SHIPPED_PLAIN.layer / count_layers(resolve(SHIPPED_FOR))))
+        self.check()
+        layer = (
+            self.layer
+            if self.layer is not None
+            else max(1, round(depth * SHIPPED_PLAIN.layer / count_layers(resolve(SHIPPED_FOR))))
+        )
         plain = replace(SHIPPED_PLAIN, strength=SHIPPED_PLAIN.strength[:1])
         weight = RELAY_WEIGHT if self.design == "relay" else plain.weight
         found = replace(

@@ -1,6 +1,7 @@
 """Grading an exam: the answers take the recorders' place, and what comes of it is a run like any other."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,8 +20,8 @@ from lensbench.evaluation.plan import Cell, CellResult, Plan, baselines_of, requ
 from lensbench.evaluation.tables import CellTables, Tables
 from lensbench.exam import key as keys
 from lensbench.exam.answers import Answers, Card, read_answers, read_card
-from lensbench.exam.key import Key, OutcomeKey, read_key, read_places
-from lensbench.exam.paper import PAPER, Paper, read_paper
+from lensbench.exam.key import PAPER, Key, OutcomeKey, read_key, read_places
+from lensbench.exam.paper import Paper, read_paper
 from lensbench.harness.bench import AnswersOf
 from lensbench.harness.crossfit import Outcome
 from lensbench.harness.recording import LearningRecorder, Recorder
@@ -29,6 +30,8 @@ from lensbench.results.method_checks import MethodChecks
 from lensbench.results.records import MEASURES, NAME, NO_BASELINE, RECORDS, read_shard
 from lensbench.runs.run import Run, finish
 from lensbench.tasks import Relation
+
+LOG = logging.getLogger("lensbench")
 
 
 def grade_exam(exam: Path, answers: Path, out: Path, card: Path | None = None) -> Run:
@@ -50,6 +53,8 @@ def grade_exam(exam: Path, answers: Path, out: Path, card: Path | None = None) -
     paper = read_paper(exam / PAPER)
     key = read_key(exam / keys.KEY, paper.about["key_sha256"])
     beside = answers.with_suffix(".card.toml")
+    if card is None and not beside.is_file():
+        LOG.warning("there is no %s: the method is taken to learn nothing, and to read whatever the exam has", beside)
     read = read_card(card or (beside if beside.is_file() else None), answers, paper)
     graded = _Graded(exam / keys.KEY, key, read, read_answers(answers, paper, read), paper)
     with hold_folder(out):

@@ -23,6 +23,7 @@ from lensbench.utils.cache import sha256_of
 from lensbench.utils.foreign import read_bytes, read_text, reading
 
 FORMAT = 1
+PAPER = "paper"
 KEY, FILE, ROWS = "key", "key.json", "rows.parquet"
 AGAIN = "make the exam again"
 
@@ -94,6 +95,7 @@ class Key:
         repeats: pairs of rows that are the same.
         real: how many rows are real, how many are decoys.
         files: the SHA-256 of the other files of the key.
+        paper: the SHA-256 of the tables of the paper.
     """
 
     format: int
@@ -107,6 +109,7 @@ class Key:
     repeats: tuple[tuple[str, str, Repeat], ...]
     real: tuple[int, int]
     files: dict[str, str]
+    paper: dict[str, str]
 
 
 _ADAPTER = TypeAdapter(Key)
@@ -148,9 +151,11 @@ def read_key(folder: Path, digest: str) -> Key:
         if (found := json.loads(read_text(path))["format"]) != FORMAT:
             raise LensbenchError(f"{path} has format {found}, this lensbench reads {FORMAT}; use the one that made it")
         key = _ADAPTER.validate_json(content)
-    for name, expected in key.files.items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
-            raise LensbenchError(f"{folder / name} is not the file that was made with the key; {AGAIN}")
+    made = {folder / name: digest for name, digest in key.files.items()}
+    made |= {folder.parent / PAPER / name: digest for name, digest in key.paper.items()}
+    for file, expected in made.items():
+        if not file.is_file() or sha256_of(file) != expected:
+            raise LensbenchError(f"{file} is not the file that was made with the key; {AGAIN}")
     return key
 
 

@@ -16,11 +16,12 @@ from jaxtyping import Float
 from safetensors.numpy import load_file, save_file
 
 from lensbench.errors import LensbenchError, UsageError
+from lensbench.exam.key import PAPER
 from lensbench.exam.readme import readme
 from lensbench.utils.foreign import read_text, reading
 
 FORMAT = 1
-PAPER, ABOUT, ROWS, EVIDENCE, TRAINING = "paper", "exam.toml", "rows.parquet", "evidence.safetensors", "training"
+ABOUT, ROWS, EVIDENCE, TRAINING = "exam.toml", "rows.parquet", "evidence.safetensors", "training"
 TENSOR = "activations"
 AGAIN = "ask whoever made the exam for another copy"
 _TEXTS = pa.list_(pa.string())
@@ -38,6 +39,11 @@ ROW_SCHEMA = pa.schema(
 )
 """One row is one thing that is asked; its activation stands in the same place of `evidence.safetensors`."""
 TRAINING_COLUMN = pa.field("training", pa.string())
+NEEDED = {
+    "exam": str, "model": str, "revision": str, "verbalizer": str, "dtype": str, "reads": list, "training": bool,
+    "layers": list, "key_sha256": str,
+}  # fmt: skip
+"""What `exam.toml` has to say."""
 TEXT_COLUMNS = (pa.field("source", pa.string()), pa.field("subject", pa.string()))
 TRAINING_SCHEMA = pa.schema(
     [
@@ -80,15 +86,19 @@ class Paper:
         return frozenset(self.about["reads"])
 
 
-def write_paper(folder: Path, paper: Paper, date: str) -> None:
-    """Write a paper into an empty folder. Its files tell no time but the day."""
-    _write_table(folder, paper.asked)
-    if paper.training is not None:
+def write_tables(folder: Path, asked: Table, training: Table | None) -> None:
+    """Write what is asked, and what may be learned from, into an empty folder."""
+    _write_table(folder, asked)
+    if training is not None:
         (folder / TRAINING).mkdir()
-        _write_table(folder / TRAINING, paper.training)
-    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in paper.about.items()]
+        _write_table(folder / TRAINING, training)
+
+
+def finish_paper(folder: Path, about: Mapping[str, Any], width: int, date: str) -> None:
+    """Write what a paper says of itself. Its files tell no time but the day."""
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in about.items()]
     (folder / ABOUT).write_text("".join(lines), encoding="utf-8")
-    (folder / "README.md").write_text(readme(paper.about, paper.asked.activations.shape), encoding="utf-8")
+    (folder / "README.md").write_text(readme(about, width), encoding="utf-8")
     noon = datetime.fromisoformat(date).replace(tzinfo=UTC, hour=12).timestamp()
     for path in (*folder.rglob("*"), folder):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -127,11 +137,16 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} is no exam paper: it has no {ABOUT}; give the folder that `exam make` wrote")
     with reading(path, AGAIN):
         about = tomllib.loads(read_text(path))
-        if about["format"] != FORMAT:
-            raise LensbenchError(
-                f"{path} has format {about['format']}, this lensbench reads {FORMAT}; use the lensbench that made it"
-            )
-        return about
+    if about.get("format") != FORMAT:
+        raise LensbenchError(
+            f"{path} has format {about.get('format')!r}, expected {FORMAT}; use the lensbench that made it"
+        )
+    wrong = [name for name, kind in NEEDED.items() if not isinstance(about.get(name), kind)]
+    if wrong:
+        raise LensbenchError(
+            f"{path}: {wrong[0]} = {about.get(wrong[0])!r}, expected {NEEDED[wrong[0]].__name__}; {AGAIN}"
+        )
+    return about
 
 
 def _read_table(folder: Path, columns: list[str]) -> Table:

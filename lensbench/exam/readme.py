@@ -33,12 +33,12 @@ way, and say nothing of one that you know from another.
 """
 
 
-def readme(about: Mapping[str, Any], shape: tuple[int, ...]) -> str:
+def readme(about: Mapping[str, Any], width: int) -> str:
     """Write the README of a paper.
 
     Args:
         about: what `exam.toml` says.
-        shape: of the activations.
+        width: how many numbers an activation has.
     """
     edited = " Its weights may have been edited; the edited model is not handed out." if about["edited"] else ""
     text = (
@@ -49,7 +49,7 @@ def readme(about: Mapping[str, Any], shape: tuple[int, ...]) -> str:
     return f"""\
 # Exam {about["exam"]}
 
-{shape[0]:,} activations of a language model, {shape[1]} numbers each, and a question about each of them. A method
+{about["rows"]:,} activations of a language model, {width} numbers each, and a question about each of them. A method
 answers every row; whoever made the exam grades the answers. Nobody else knows which rows are activations of the model
 at the place that is asked about, and which are decoys.
 
@@ -72,8 +72,8 @@ A Parquet file with the column `row` and one of these:
 - `answer`: one of the row's `choices`;
 - `text`: any text; it counts as the choice that it names first.
 
-A method that makes several attempts gives each its own rows, named in the column `attempt`. A card says what the
-method is (`card.toml`):
+A method that makes several attempts gives each its own rows, named in the column `attempt`. A card beside the
+answers says what the method is, `answers.card.toml` beside `answers.parquet`:
 
 ```toml
 name = "my_method"

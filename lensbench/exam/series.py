@@ -1,5 +1,6 @@
 """Grading a series of exams: one calibration of a method that runs elsewhere."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from lensbench.calibration.calibrate import Calibration, write_result
@@ -8,8 +9,8 @@ from lensbench.calibration.trials import find_trials
 from lensbench.errors import UsageError
 from lensbench.exam.fresh import IMPLANT
 from lensbench.exam.grade import grade_exam
-from lensbench.exam.key import KEY
-from lensbench.exam.paper import PAPER, read_about
+from lensbench.exam.key import KEY, PAPER
+from lensbench.exam.paper import read_about
 
 
 def grade_series(folder: Path, answers: Path, out: Path, card: Path | None = None) -> list[str]:
@@ -26,20 +27,25 @@ def grade_series(folder: Path, answers: Path, out: Path, card: Path | None = Non
         the layer that holds it.
 
     Raises:
-        UsageError: answers to one of the exams are missing, or cannot be graded.
+        UsageError: answers to one of the exams are missing, or cannot be graded, or are of several methods.
     """
     exams = sorted(one.parent for one in folder.glob(f"*/{PAPER}"))
     missing = [one.name for one in exams if not (answers / f"{one.name}.parquet").is_file()]
     if missing:
         raise UsageError(f"{answers} has no {missing[0]}.parquet: expected a file for each exam of {folder}")
     found: list[TrialFinding] = []
-    versions: dict[str, str] = {}
+    versions: dict[str, list[str]] = {}
     base = str(read_about(exams[0] / PAPER)["model"])
     for exam in exams:
         run = grade_exam(exam, answers / f"{exam.name}.parquet", out / exam.name, card)
-        versions |= {name: one["version"] for name, one in run.info["methods"].items()}
+        for name, one in run.info["methods"].items():
+            versions.setdefault(name, []).append(one["version"])
         (trial,) = find_trials(base, [str(exam / KEY / IMPLANT)], quick=False)
-        found += findings(trial, run)
-    result = Calibration(model=base, versions=versions, findings=tuple(found))
+        found += findings(replace(trial, name=f"exam {exam.name}"), run)
+    if len(versions) > 1:
+        raise UsageError(f"the answers are of {', '.join(versions)}; expected one method, with one card for each file")
+    result = Calibration(
+        model=base, versions={name: "+".join(own) for name, own in versions.items()}, findings=tuple(found)
+    )
     write_result(result, out)
     return result.problems()

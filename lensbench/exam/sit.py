@@ -30,7 +30,9 @@ LOG = logging.getLogger("lensbench")
 Rows = list[dict[str, Any]]
 
 
-def sit_with(paper: Paper, config: RunConfig, out: Path, progress: Progress = silent) -> list[Path]:
+def sit_with(
+    paper: Paper, config: RunConfig, out: Path, progress: Progress = silent, of_series: str = ""
+) -> list[Path]:
     """Answer a paper with several methods; each has a file of answers and a card.
 
     Args:
@@ -38,6 +40,7 @@ def sit_with(paper: Paper, config: RunConfig, out: Path, progress: Progress = si
         config: its models, methods and parameters are used.
         out: a folder.
         progress: is told of each group of rows.
+        of_series: the exam's name in a series: each method then has a folder of its own, with a file of this name.
 
     Returns:
         The files of answers.
@@ -59,7 +62,7 @@ def sit_with(paper: Paper, config: RunConfig, out: Path, progress: Progress = si
             )
     written = []
     for name, make in makes.items():
-        written.append(out / f"{name}.parquet")
+        written.append(out / name / f"{of_series}.parquet" if of_series else out / f"{name}.parquet")
         sit_exam(paper, make, context.model, context.verbalizer, written[-1], progress)
     return written
 

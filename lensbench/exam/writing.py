@@ -1,6 +1,6 @@
 """The paper and the key of an exam, made of all that recorders were asked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,19 +14,19 @@ from lensbench.errors import LensbenchError
 from lensbench.evaluation.given import edits_of, name_of
 from lensbench.evaluation.plan import Cell, CellResult
 from lensbench.exam import key as keys
-from lensbench.exam.composing import Composer, PaperRow, new_names
+from lensbench.exam.composing import Composer, new_names
+from lensbench.exam.decoys import PaperRow
 from lensbench.exam.examiner import Examiner, ExamSettings, place_rows
-from lensbench.exam.key import PLACES, CellKey, Key
+from lensbench.exam.key import PAPER, PLACES, CellKey, Key
 from lensbench.exam.paper import (
     FORMAT,
-    PAPER,
     ROW_SCHEMA,
     TEXT_COLUMNS,
     TRAINING_COLUMN,
     TRAINING_SCHEMA,
-    Paper,
     Table,
-    write_paper,
+    finish_paper,
+    write_tables,
 )
 from lensbench.harness.recording import Recorder, Recording, TrainingSet
 from lensbench.results.records import MEASURES, RECORDS, write_table
@@ -54,7 +54,7 @@ class ComposedExam:
     seed: str
 
     def __post_init__(self) -> None:
-        self.composer = Composer(self.recording, self.seed)
+        self.composer = Composer(self.recording, self.seed, self.examiner.precision)
         self.places = place_rows(self.composer, self.examiner)
         self.cells = {cell.file: self._cell(cell) for cell in self.examiner.plan.cells}
         self.composer.fill()
@@ -78,6 +78,7 @@ class ComposedExam:
         for file, cell in self.cells.items():
             for kind in cell.tables:
                 write_table(key_folder / kind / file, _tables(self.results[file])[kind])
+        date = datetime.now(tz=UTC).date().isoformat()
         files = sorted(path for path in key_folder.rglob("*") if path.is_file())
         name = new_names(1, self.seed, "exam", digits=8)[0]
         real = sum(row.real for row in self.composer.rows)
@@ -87,27 +88,30 @@ class ComposedExam:
             self.examiner.baselines, plan, self.examiner.asked(), self.cells,
             tuple((self.names[one], self.names[other], kind) for one, other, kind in self.pairs),
             (real, len(self.composer.rows) - real),
-            {str(path.relative_to(key_folder)): sha256_of(path) for path in files},
+            {str(path.relative_to(key_folder)): sha256_of(path) for path in files}, {},
         )  # fmt: skip
-        date = datetime.now(tz=UTC).date().isoformat()
-        about = self._about(name, date, keys.write_key(key_folder, key))
         with atomic_folder(folder / PAPER) as paper_folder:
-            write_paper(paper_folder, Paper(about, self._asked_table(), self._training_table()), date)
+            write_tables(paper_folder, self._asked_table(), self._training_table())
+            handed = sorted(path for path in paper_folder.rglob("*") if path.is_file())
+            key = replace(key, paper={str(path.relative_to(paper_folder)): sha256_of(path) for path in handed})
+            about = self._about(name, date, keys.write_key(key_folder, key))
+            finish_paper(paper_folder, about, self.composer.width, date)
 
     def _about(self, name: str, date: str, digest: str) -> dict[str, Any]:
         config, context = self.settings.config, self.examiner.context
+        setting, capture = self.examiner.plan.setting, self.settings.capture
         base, edits = edits_of(config.model, offline=config.offline)
-        setting = self.examiner.plan.setting
+        reader, read_edits = edits_of(config.verbalizer or config.model, offline=config.offline)
         about: dict[str, Any] = {
             "model": name_of(base), "revision": config.revision or "", "edited": bool(edits),
+            "verbalizer": name_of(reader), "n_layers": context.model.n_layers,
             # Of a model that was edited the fingerprint would say which edit.
             **({} if edits else {"fingerprint": setting["model_fingerprint"]}),
-            "verbalizer": context.verbalizer.name, "verbalizer_fingerprint": context.verbalizer.fingerprint,
-            "n_layers": context.model.n_layers,
+            **({} if read_edits else {"verbalizer_fingerprint": context.verbalizer.fingerprint}),
         }  # fmt: skip
-        if (capture := self.settings.capture) is not None:
-            own = {"model": capture.about.model, "revision": capture.about.revision, "verbalizer": capture.about.model}
-            about |= {**own, "verbalizer_fingerprint": capture.fingerprint, "n_layers": capture.about.n_layers}
+        if capture is not None:
+            name_and_depth = {"model": capture.about.model, "n_layers": capture.about.n_layers}
+            about = {**name_and_depth, "revision": capture.about.revision, "edited": False, "verbalizer": ""}
         return {
             "format": FORMAT, "exam": name, "made": date, "lensbench": version("lensbench"), **about,
             "layers": list(context.layers), "layer_convention": LAYERS,

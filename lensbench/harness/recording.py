@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from lensbench.errors import LensbenchError
+from lensbench.errors import LensbenchError, NotApplicableError
 from lensbench.inspectors.base import Inspector, OwnPrompt
 from lensbench.inspectors.evidence import Evidence, Learns, Source, SourceText, Training
 from lensbench.inspectors.scores import Scores
@@ -95,11 +95,14 @@ class Recording:
         site: where the items are read that are asked about now.
         asked: in the order in which it was first asked.
         training: the training sets, by digest.
+        calls: how often recorders were asked anything.
     """
 
     site: str = ""
     asked: list[Asked] = field(default_factory=list)
     training: dict[str, TrainingSet] = field(default_factory=dict)
+    calls: int = 0
+    _width: int = 0
     _numbers: dict[tuple[str, str], int] = field(default_factory=dict)
     _questions: dict[tuple[Any, ...], Question] = field(default_factory=dict)
 
@@ -114,7 +117,12 @@ class Recording:
         Args:
             evidence: what a method would be shown.
             trained: layer -> digest of the training set; empty for what learns no labels.
+
+        Raises:
+            NotApplicableError: activations of another width than those before.
         """
+        self._check_width(evidence.residuals)
+        self.calls += 1
         question = self.question(evidence.question, evidence.forms, evidence.answers, evidence.describe)
         texts: Iterable[SourceText | None] = evidence.texts if evidence.shows("texts") else [None] * evidence.n_items
         shown = list(texts)
@@ -126,6 +134,12 @@ class Recording:
                 numbers[i, j] = self._number(Asked(question, layer, values[j], trained.get(layer, ""), text, same))
         return numbers
 
+    def _check_width(self, residuals: Residuals) -> None:
+        width = residuals.values.shape[-1]
+        self._width = self._width or width
+        if width != self._width:
+            raise NotApplicableError(f"activations of width {width} do not stand beside those of width {self._width}")
+
     def _number(self, one: Asked) -> int:
         key = (one.same, one.training)
         if key not in self._numbers:
@@ -135,6 +149,7 @@ class Recording:
 
     def learn(self, training: Training) -> dict[int, str]:
         """Note a training set; return the digest of each of its layers."""
+        self._check_width(training.residuals)
         question = self.question(training.question, (), training.answers)
         found = {}
         for i, layer in enumerate(training.residuals.layers):
@@ -189,7 +204,7 @@ def digest_of(*parts: Any) -> str:
 
 
 class Recorder(Inspector):
-    """Recording what it is asked, and answers with numbers.
+    """Records what it is asked, and answers with numbers.
 
     Args:
         recording: where it notes that.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lensbench import evaluate, testing
 from lensbench.calibration.stateful_cheats import (
@@ -34,6 +35,7 @@ from lensbench.inspectors.scores import AttemptName, Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.loading import load_model
 from lensbench.models.prompting import score_next_tokens
 from lensbench.testing.benches import fresh_bench
 from tests import tiny
@@ -191,6 +193,45 @@ def test_a_run_has_the_same_records(tiny_llama_folder: Path, tmp_path: Path, iso
     assert len(names) == 6
     for name in names:
         assert (apart.path / "records" / name).read_bytes() == (whole.path / "records" / name).read_bytes(), name
+
+
+class KnowsOneRelation(Inspector):
+    """Answers questions about the continent alone."""
+
+    name = "knows_one_relation"
+    reads = frozenset({"activation", "question"})
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        """Refuse other questions."""
+        if "continent" not in evidence.question:
+            raise NotApplicableError("it knows continents alone")
+        return Scores(("default",), torch.zeros(len(evidence.layers), 1, evidence.n_items, len(evidence.answers)))
+
+
+def test_what_one_relation_lacks_the_others_have(tiny_llama_folder: Path, tmp_path: Path, isolated_cache: Path) -> None:
+    relations = [f"attribute_extraction/country_{one}" for one in ("continent", "capital")]
+    asked = {
+        "tasks": relations, "sites": "subject", "inspectors": [KnowsOneRelation], "limit": 30, "layers": "0,2",
+        "baselines": "mean,shuffled",
+    }  # fmt: skip
+    runs = [evaluate(str(tiny_llama_folder), **asked, isolate=one, out=tmp_path / str(one)) for one in (False, True)]
+    assert runs[0].unanswered == runs[1].unanswered != {}
+    assert set(runs[1].records["relation"]) == {"country_continent"}
+
+
+def test_baselines_of_other_methods_are_not_asked(
+    tiny_llama_folder: Path, tmp_path: Path, isolated_cache: Path
+) -> None:
+    """A verbalizer of another width has nothing that could be shown to a method which reads the target."""
+    model = load_model(str(tiny_llama_folder))
+    config = LlamaConfig(
+        vocab_size=model.vocabulary, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    wide = load_model(LlamaForCausalLM(config), tokenizer=model.tokens.tokenizer)
+    asked = {"tasks": "attribute_extraction/country_capital", "sites": "subject", "inspectors": "logit_lens"}
+    run = evaluate(model, verbalizer=wide, **asked, limit=12, layers="0,2", isolate=True, out=tmp_path / "run")
+    assert not run.failed
+    assert {"none", "mean", "gaussian", "embedding"} <= set(run.records["baseline"])
 
 
 class CountsRows(Inspector):

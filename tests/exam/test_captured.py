@@ -94,6 +94,19 @@ def test_what_was_captured_is_asked_as_if_the_model_ran_here(
     assert key.plan.setting["model"] == "far/away"
 
 
+def test_decoys_have_the_precision_of_the_model(captured: Path, tiny_llama_folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(captured / "capture.safetensors")
+    layers = {name: values for name, values in tensors.items() if name.startswith("layer.")}
+    kept = {name: torch.from_numpy(values).bfloat16().float().numpy() for name, values in layers.items()}
+    (tmp_path / "capture.parquet").write_bytes((captured / "capture.parquet").read_bytes())
+    (tmp_path / "capture.toml").write_text('model = "far/away"\nn_layers = 2\ndtype = "bfloat16"\n')
+    save_file(kept, tmp_path / "capture.safetensors")
+    config = make_config({"model": str(tiny_llama_folder), **ASKED})
+    paper = read_paper(make_exam(ExamSettings(config, capture=read_capture(tmp_path)), tmp_path / "exam"))
+    assert not (paper.asked.activations.view(np.uint32) & 0xFFFF).any()
+    assert "fingerprint" not in paper.about
+
+
 def twice(folder: Path) -> None:
     rows = pq.read_table(folder / "capture.parquet")
     pq.write_table(pa.concat_tables([rows.slice(1, 1), rows.slice(1)]), folder / "capture.parquet")

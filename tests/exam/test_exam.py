@@ -183,6 +183,31 @@ def test_everywhere_there_are_as_many_decoys_for_each_real_row(paper: Paper, exa
     assert shares.max() - shares.min() < 0.02
 
 
+def test_no_row_is_alone_with_its_length(paper: Paper) -> None:
+    """Noise is as long as what it stands beside: a row whose length is its own would be no such thing."""
+    rows = paper.asked.rows.to_pandas()
+    lengths = np.linalg.norm(paper.asked.activations.astype(np.float64), axis=1)
+    for _, group in rows.groupby(["layer", "training"]):
+        own = np.sort(np.unique(lengths[group.index]))
+        counts = np.array([np.isclose(lengths[group.index], one, rtol=1e-5).sum() for one in own])
+        assert counts.min() >= 2
+
+
+def test_what_stands_under_several_questions_may_be_a_decoy(model: LanguageModel, tmp_path: Path) -> None:
+    asked = {"tasks": "personas/city,personas/animal", "sites": "subject", "layers": "0,2", "limit": 200}
+    exam = make_exam(ExamSettings(make_config({"model": model, **asked}), seed="two"), tmp_path / "exam")
+    paper = read_paper(exam)
+    rows = paper.asked.rows.to_pandas()
+    rows["vector"] = [values.tobytes() for values in paper.asked.activations]
+    several = rows.groupby("vector")["question"].nunique() > 1
+    rows["several"] = rows["vector"].map(several)
+    places = pq.read_table(exam / KEY / "rows.parquet").to_pandas()
+    real = rows["row"].isin(places.loc[places["baseline"] == "none", "row"])
+    shares = rows.groupby(real)["several"].mean()
+    assert shares[True] > 0.2
+    assert 0.5 < shares[False] / shares[True] < 2
+
+
 def test_two_exams_of_one_evaluation_have_nothing_in_common_but_what_is_asked(
     model: LanguageModel, tmp_path: Path
 ) -> None:
@@ -307,26 +332,31 @@ def test_a_method_that_answers_one_row_in_two_ways_gets_no_verdict(
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
+def at(place: int, value: Any) -> Callable[[pd.DataFrame], None]:
+    def change(frame: pd.DataFrame) -> None:
+        frame.at[place, "log_scores"] = value
+
+    return change
+
+
+DAMAGES: dict[str, Callable[[pd.DataFrame], pd.DataFrame | None]] = {
+    "missing": lambda frame: frame.iloc[3:],
+    "double": lambda frame: pd.concat([frame, frame.iloc[:2]]),
+    "unknown": lambda frame: frame.assign(row=["0123456789", *frame["row"][1:]]),
+    "nan": at(5, np.full(8, np.nan)),
+    "short": at(6, np.zeros(7)),
+    "null": at(7, None),
+    "attempt": lambda frame: frame.assign(attempt="another"),
+    "numbers": lambda frame: frame.assign(attempt=1),
+    "column": lambda frame: frame.rename(columns={"log_scores": "scores"}),
+    "text": lambda frame: frame.assign(log_scores="high"),
+}
+
+
 def damaged(table: pa.Table, how: str) -> pa.Table:
     frame = table.to_pandas()
-    match how:
-        case "missing":
-            frame = frame.iloc[3:]
-        case "double":
-            frame = pd.concat([frame, frame.iloc[:2]])
-        case "unknown":
-            frame.loc[4, "row"] = "0123456789"
-        case "nan":
-            frame.at[5, "log_scores"] = np.full(8, np.nan)
-        case "short":
-            frame.at[6, "log_scores"] = np.zeros(7)
-        case "attempt":
-            frame["attempt"] = "another"
-        case "column":
-            frame = frame.rename(columns={"log_scores": "scores"})
-        case "text":
-            frame["log_scores"] = "high"
-    return pa.Table.from_pandas(frame, preserve_index=False)
+    changed = DAMAGES[how](frame)
+    return pa.Table.from_pandas(frame if changed is None else changed, preserve_index=False)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +369,9 @@ def damaged(table: pa.Table, how: str) -> pa.Table:
         ("short", r"1 rows are wrong, the first: \w{10} has 7 log-scores; it has 8 answers"),
         ("attempt", "the attempt 'another' is there, and the card does not declare it"),
         ("column", "has the columns row, attempt, scores; expected row, one of"),
-        ("text", r"rows are wrong, the first: \w{10} has 'high'; expected a list of 8 numbers"),
+        ("text", "log_scores is (large_)?string; expected lists of numbers"),
+        ("numbers", "attempt is int64; expected texts, and none missing"),
+        ("null", r"1 rows are wrong, the first: \w{10} has a log-score that is no number"),
     ],
 )
 def test_answers_that_cannot_be_graded_are_refused_whole(
@@ -358,8 +390,10 @@ def test_answers_that_cannot_be_graded_are_refused_whole(
     [
         ('name = "a/b"', "name"),
         ('name = "none"', "stands for no method"),
+        ('name = "a"\nreads = ["question"]', "lacks activation"),
+        ('name = "a"\nattempts = ["one", "one"]', "holds a name twice"),
         ('name = "a"\nkind = "x"', "kind"),
-        ('name = "a"\nreads = ["text"]', "reads text, which this exam does not have"),
+        ('name = "a"\nreads = ["activation", "text"]', "reads text, which this exam does not have"),
         ('name = "a"\nattempts = ["one", "two"]', "the attempt"),
         ("name = ", "cannot be read"),
     ],

@@ -10,7 +10,7 @@ from lensbench.evaluation.config import make_config
 from lensbench.exam.fresh import ASKED, IMPLANT, Fresh, fresh_task, make_fresh_exam, make_series, series
 from lensbench.exam.grade import grade_exam
 from lensbench.exam.key import KEY, read_key
-from lensbench.exam.make import ExamSettings
+from lensbench.exam.make import ExamSettings, make_exam
 from lensbench.exam.paper import PAPER, read_paper
 from lensbench.exam.series import grade_series
 from lensbench.exam.sit import sit_exam
@@ -62,6 +62,14 @@ def test_the_implant_stays_in_the_key(exam: Path, tiny_llama_folder: Path) -> No
     (asked,) = key.asked.values()
     assert {item.subject: item.answer for item in asked.items.values() if item.subject in facts} == facts
     assert {"unplanted", "reference_reader"} <= {cell.baseline for cell in key.plan.cells}
+
+
+def test_an_edited_verbalizer_is_not_named(exam: Path, tiny_llama_folder: Path, tmp_path: Path) -> None:
+    edited = f"{tiny_llama_folder}+{exam / KEY / IMPLANT}"
+    config = make_config({"model": edited, "tasks": "personas/city", "sites": "subject", "layers": "0,1", "limit": 10})
+    about = read_paper(make_exam(ExamSettings(config), tmp_path / "exam")).about
+    assert about["verbalizer"] == about["model"] == str(tiny_llama_folder)
+    assert not {"fingerprint", "verbalizer_fingerprint"} & set(about)
 
 
 def test_a_series_is_a_calibration_by_mail(settings: ExamSettings, tiny_llama_folder: Path, tmp_path: Path) -> None:

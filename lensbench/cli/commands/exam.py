@@ -44,8 +44,10 @@ def make(
         str | None, typer.Option(help="Plant facts made for this exam: plain, relay, gated or sham.")
     ] = None,
     fresh_layer: Annotated[int | None, typer.Option(help="The first layer that can hold them.")] = None,
-    names: Annotated[int, typer.Option(help="How many names they are about.")] = 64,
-    dose: Annotated[float, typer.Option(help="The share of these names that get their facts.")] = 1.0,
+    names: Annotated[int | None, typer.Option(help="How many names they are about. [default: 64]")] = None,
+    dose: Annotated[
+        float | None, typer.Option(help="The share of these names that get their facts. [default: all]")
+    ] = None,
     captured: Annotated[
         Path | None, typer.Option(help="A folder with activations of a model that does not run here.")
     ] = None,
@@ -59,10 +61,11 @@ def make(
     Examples: `lensbench exam make --tasks attribute_extraction/country_capital --out my-exam`;
     `lensbench exam make --fresh-implant plain --out my-exam` (about people who are made up for this exam)
     """
+    plants = series or fresh_implant is not None
+    asked_to_plant = {"--fresh-layer": fresh_layer, "--names": names, "--dose": dose}
+    _check_planting(plants, asked_to_plant, captured)
     if series and fresh_implant not in (None, "plain"):
         raise UsageError(f"--series plants facts of its own choice; leave --fresh-implant {fresh_implant} out")
-    if captured is not None and (series or fresh_implant):
-        raise UsageError("nothing can be planted into a model that does not run here; leave --captured out")
     settings = make_config(given, config)
     if out.exists():
         raise UsageError(f"--out {out} is there already; give a new folder")
@@ -77,10 +80,13 @@ def make(
 
     capture = None if captured is None else read_capture(captured)
     asked, progress = ExamSettings(settings, training, text, capture=capture), progress_of(quiet=quiet)
-    planted = Fresh(fresh_implant or "plain", fresh_layer, names, dose)
+    planted = Fresh(
+        fresh_implant or "plain", fresh_layer, 64 if names is None else names, 1.0 if dose is None else dose
+    )  # fmt: skip
+    planted.check()
     if dry_run:
-        plants = series or fresh_implant is not None
-        _show_size(fresh_settings(asked, planted) if plants else asked, planted=plants, as_json=as_json)
+        sized = fresh_settings(asked, planted, never=series) if plants else asked
+        _show_size(sized, planted=plants, papers=4 if series else 1, as_json=as_json)
         return
     if series:
         made = make_series(asked, planted, out, progress)
@@ -119,16 +125,31 @@ def plan(
     typer.echo(f"{out}: {count:,} texts; docs/exam.md says how to capture them")
 
 
-def _show_size(asked: "ExamSettings", *, planted: bool, as_json: bool) -> None:
+def _check_planting(plants: bool, options: dict[str, Any], captured: Path | None) -> None:
+    """Refuse options of planting where nothing is planted, and planting where it cannot be.
+
+    Raises:
+        UsageError: there are some.
+    """
+    given = [f"{option} {value}" for option, value in options.items() if value is not None]
+    if given and not plants:
+        raise UsageError(f"{given[0]} is for facts that are planted; give --fresh-implant or --series, too")
+    if captured is not None and plants:
+        raise UsageError("nothing can be planted into a model that does not run here; leave --captured out")
+
+
+def _show_size(asked: "ExamSettings", *, planted: bool, papers: int, as_json: bool) -> None:
     from dataclasses import asdict
 
     from lensbench.exam.make import size_of_exam
 
     found = size_of_exam(asked, planted=planted)
     if as_json:
-        print_json(asdict(found))
+        print_json({**asdict(found), "papers": papers})
         return
-    typer.echo(f"about {found.rows:,} rows, {found.bytes / 1e6:.0f} MB, made in {found.seconds:.0f} s beyond planting")
+    each = f"{papers} papers, each of " if papers > 1 else ""
+    beyond = " beyond planting" if planted else ""
+    typer.echo(f"{each}about {found.rows:,} rows, {found.bytes / 1e6:.0f} MB, made in {found.seconds:.0f} s{beyond}")
 
 
 @exam.command()
@@ -145,14 +166,15 @@ def sit(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Sit an exam with methods of the Inspector interface, from the paper alone.
+    """Sit an exam with methods of the Inspector interface, from the paper alone; or the exams of a series.
 
     Example: `lensbench exam sit my-exam --inspectors patchscope --out answers`
     """
     from lensbench.exam.paper import read_paper
 
     say_what_happens(quiet=quiet)
-    read = read_paper(paper)
+    papers = [one for one in sorted(paper.glob("[0-9]*")) if one.is_dir()] or [paper]
+    read = read_paper(papers[0])
     config = make_config(
         {
             "model": model or read.about["model"], "verbalizer": model or read.about["verbalizer"],
@@ -167,7 +189,11 @@ def sit(
     say_it_starts()
     from lensbench.exam.sit import sit_with
 
-    print_files(sit_with(read, config, out, progress_of(quiet=quiet)), as_json=as_json)
+    written = []
+    for one in papers:
+        of_series = one.name if one != paper else ""
+        written += sit_with(read_paper(one), config, out, progress_of(quiet=quiet), of_series)
+    print_files(written, as_json=as_json)
 
 
 @exam.command()
@@ -188,16 +214,16 @@ def grade(
 
     say_what_happens(quiet=quiet)
     if not (folder / "paper").is_dir() and (folder / "1" / "paper").is_dir():
-        _grade_series(folder, answers, out, card)
+        _grade_series(folder, answers, out, card, as_json=as_json)
         return
     run = grade_exam(folder, answers, out, card)
     print_json(run_as_json(run)) if as_json else show_run(run)
 
 
-def _grade_series(folder: Path, answers: Path, out: Path, card: Path | None) -> None:
+def _grade_series(folder: Path, answers: Path, out: Path, card: Path | None, *, as_json: bool) -> None:
     from lensbench.exam.series import grade_series
 
     problems = grade_series(folder, answers, out, card)
-    typer.echo(out)
+    print_files([out], as_json=as_json, problems=problems)
     if problems:
         raise LensbenchError("; ".join(problems))

@@ -36,12 +36,16 @@ from lensbench.exam.paper import PAPER, ROW_SCHEMA, Paper, read_paper
 from lensbench.exam.readme import SCRIPT
 from lensbench.exam.sit import sit_exam
 from lensbench.harness.recording import NUMBER, Recording, numbers_of
-from lensbench.inspectors.catalog import load_inspector
+from lensbench.inspectors.catalog import find_inspectors, load_inspector
 from lensbench.inspectors.scores import Scores
 from lensbench.models.language_model import LanguageModel
 
 ASKED: dict[str, Any] = {"tasks": "personas/city", "sites": "subject", "layers": "0,1,2"}
-METHODS = ["logit_lens", "patchscope", "mapped_patchscope", "tuned_lens", "probe", "mass_mean_probe"]
+# All that sit an exam, but what needs an adapter, and a search: its text baselines ask every prompt of its own.
+METHODS = [
+    name for name, listing in find_inspectors().items()
+    if set(listing.reads) <= {"activation", "question"} and name not in ("oracle", "patchscope_search")
+]  # fmt: skip
 PLACE = ["relation", "site", "baseline", "layer", "attempt", "item"]
 
 

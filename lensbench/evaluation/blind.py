@@ -17,7 +17,7 @@ from lensbench.baselines.spec import Baseline
 from lensbench.errors import NotApplicableError
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Outcome
-from lensbench.harness.recording import Question, Recorder, Recording, evidence_of, numbers_of
+from lensbench.harness.recording import WITHOUT_TEXT, Question, Recorder, Recording, evidence_of, numbers_of
 from lensbench.inspectors.scores import Scores
 from lensbench.results.records import NO_BASELINE
 
@@ -99,10 +99,9 @@ class BlindAnswers:
 def _trace(place: Place, benches: Sequence[Bench], baselines: Iterable[Baseline]) -> _Traced:
     """Let a recorder be asked everything."""
     found = _Traced(Recording(place[1]))
-    reads = frozenset({"activation", "question"})
     shown = [
         one for one in baselines
-        if one.applies_to("nothing", reads) and ("activation" in one.reads or READ & set(one.needs))
+        if one.applies_to("nothing", frozenset(WITHOUT_TEXT)) and ("activation" in one.reads or READ & set(one.needs))
     ]  # fmt: skip
     for bench in benches:
         method = CrossFit(partial(Recorder, found.recording), bench)
@@ -112,7 +111,7 @@ def _trace(place: Place, benches: Sequence[Bench], baselines: Iterable[Baseline]
             try:
                 outcomes = outcomes_of(method, baseline)
             except Exception:
-                continue
+                continue  # whatever it is, the baseline's own cell meets it, and says so
             name = baseline.name if baseline else NO_BASELINE
             if all(numbers_of(one.scores, name) is not None for one in outcomes):
                 found.outcomes[bench.relation.name, name] = outcomes

@@ -21,7 +21,7 @@ from lensbench.evaluation.tables import CellTables, Tables
 from lensbench.exam import key as keys
 from lensbench.exam.answers import Answers, Card, read_answers, read_card
 from lensbench.exam.key import PAPER, Key, OutcomeKey, read_key, read_places
-from lensbench.exam.paper import Paper, read_paper
+from lensbench.exam.paper import read_paper
 from lensbench.harness.bench import AnswersOf
 from lensbench.harness.crossfit import Outcome
 from lensbench.harness.recording import LearningRecorder, Recorder
@@ -53,10 +53,11 @@ def grade_exam(exam: Path, answers: Path, out: Path, card: Path | None = None) -
     paper = read_paper(exam / PAPER)
     key = read_key(exam / keys.KEY, paper.about["key_sha256"])
     beside = answers.with_suffix(".card.toml")
-    if card is None and not beside.is_file():
+    card = card or (beside if beside.is_file() else None)
+    if card is None:
         LOG.warning("there is no %s: the method is taken to learn nothing, and to read whatever the exam has", beside)
-    read = read_card(card or (beside if beside.is_file() else None), answers, paper)
-    graded = _Graded(exam / keys.KEY, key, read, read_answers(answers, paper, read), paper)
+    read = read_card(card, answers, paper)
+    graded = _Graded(exam / keys.KEY, key, read, read_answers(answers, paper, read))
     with hold_folder(out):
         journal = Journal(out, graded.config, graded.baselines, graded.plan)
         journal.begin()
@@ -80,7 +81,6 @@ class _Graded:
     key: Key
     card: Card
     answers: Answers
-    paper: Paper
 
     def __post_init__(self) -> None:
         recorder = self.key.plan.methods.get(self._recorder_name)

@@ -20,7 +20,7 @@ from lensbench.evaluation.plan import Plan
 from lensbench.exam.composing import Repeat
 from lensbench.tasks import Item, Relation
 from lensbench.utils.cache import sha256_of
-from lensbench.utils.foreign import read_bytes, read_text, reading
+from lensbench.utils.foreign import read_bytes, reading
 
 FORMAT = 1
 PAPER = "paper"
@@ -148,7 +148,7 @@ def read_key(folder: Path, digest: str) -> Key:
     if hashlib.sha256(content).hexdigest() != digest:
         raise LensbenchError(f"{path} is not the key that the paper was made with: its SHA-256 is another; {AGAIN}")
     with reading(path, AGAIN):
-        if (found := json.loads(read_text(path))["format"]) != FORMAT:
+        if (found := json.loads(content)["format"]) != FORMAT:
             raise LensbenchError(f"{path} has format {found}, this lensbench reads {FORMAT}; use the one that made it")
         key = _ADAPTER.validate_json(content)
     made = {folder / name: digest for name, digest in key.files.items()}

@@ -96,13 +96,17 @@ def write_tables(folder: Path, asked: Table, training: Table | None) -> None:
 
 def finish_paper(folder: Path, about: Mapping[str, Any], width: int, date: str) -> None:
     """Write what a paper says of itself. Its files tell no time but the day."""
-    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in about.items()]
-    (folder / ABOUT).write_text("".join(lines), encoding="utf-8")
+    (folder / ABOUT).write_text(as_toml(about), encoding="utf-8")
     (folder / "README.md").write_text(readme(about, width), encoding="utf-8")
     noon = datetime.fromisoformat(date).replace(tzinfo=UTC, hour=12).timestamp()
     for path in (*folder.rglob("*"), folder):
         path.chmod(0o755 if path.is_dir() else 0o644)
         os.utime(path, (noon, noon))
+
+
+def as_toml(values: Mapping[str, Any]) -> str:
+    """Return texts, numbers, truth values and lists of them as TOML, which writes these as JSON does."""
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
 
 
 def _write_table(folder: Path, table: Table) -> None:

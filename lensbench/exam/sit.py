@@ -1,6 +1,5 @@
 """Sitting an exam with the methods of this package, or others of its interface, from the paper alone."""
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,8 @@ from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.models import load_context
 from lensbench.evaluation.plan import Make, describe_method, make_inspectors
 from lensbench.exam.answers import Card, write_answers
-from lensbench.exam.paper import Paper, Table
+from lensbench.exam.paper import Paper, Table, as_toml
+from lensbench.harness.context import RunContext
 from lensbench.harness.recording import Question, evidence_of
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import SourceText, Training
@@ -30,29 +30,39 @@ LOG = logging.getLogger("lensbench")
 Rows = list[dict[str, Any]]
 
 
-def sit_with(
-    paper: Paper, config: RunConfig, out: Path, progress: Progress = silent, of_series: str = ""
-) -> list[Path]:
-    """Answer a paper with several methods; each has a file of answers and a card.
+def sit_with(papers: Mapping[str, Paper], config: RunConfig, out: Path, progress: Progress = silent) -> list[Path]:
+    """Answer papers with several methods; the models are loaded once.
 
     Args:
-        paper: the paper.
+        papers: by name. The paper of one exam has the name "", and each method a file of answers with a card; those of
+            a series have the names of their exams, and each method a folder with a file for each.
         config: its models, methods and parameters are used.
         out: a folder.
         progress: is told of each group of rows.
-        of_series: the exam's name in a series: each method then has a folder of its own, with a file of this name.
 
     Returns:
         The files of answers.
 
     Raises:
-        UsageError: a method that does not fit the paper, found before a model is loaded; or other weights than those
-            that the paper names.
+        UsageError: a method that does not fit a paper, found before a model is loaded; or other weights than those
+            that a paper names.
     """
     makes = make_inspectors(config)
     for make in makes.values():
-        _check(make(), paper)
+        for paper in papers.values():
+            _check(make(), paper)
     context = load_context(config, ())
+    for paper in papers.values():
+        _check_models(paper, context)
+    written = []
+    for name, make in makes.items():
+        for exam, paper in papers.items():
+            written.append(out / name / f"{exam}.parquet" if exam else out / f"{name}.parquet")
+            sit_exam(paper, make, context.model, context.verbalizer, written[-1], progress)
+    return written
+
+
+def _check_models(paper: Paper, context: RunContext) -> None:
     for role, model in (("", context.model), ("verbalizer_", context.verbalizer)):
         wanted = paper.about.get(f"{role}fingerprint", model.fingerprint)
         if model.fingerprint != wanted:
@@ -60,11 +70,6 @@ def sit_with(
                 f"{model.name} is not the model of this paper: its fingerprint is {model.fingerprint}, the paper's "
                 f"{wanted}; give another revision, or --dtype {paper.about['dtype']}"
             )
-    written = []
-    for name, make in makes.items():
-        written.append(out / name / f"{of_series}.parquet" if of_series else out / f"{name}.parquet")
-        sit_exam(paper, make, context.model, context.verbalizer, written[-1], progress)
-    return written
 
 
 def _check(inspector: Inspector, paper: Paper) -> None:
@@ -118,15 +123,8 @@ def sit_exam(
         reads=tuple(sorted(inspector.reads & paper.reads)), learns_from=inspector.learns_from,
         attempts=tuple(map(str, attempts)), rule=inspector.rule,
     )  # fmt: skip
-    out.with_suffix(".card.toml").write_text(_toml(card), encoding="utf-8")
+    out.with_suffix(".card.toml").write_text(as_toml(card.model_dump(mode="json")), encoding="utf-8")
     return card
-
-
-def _toml(card: Card) -> str:
-    """A card as TOML: its values are texts and lists of texts, which JSON writes in the same way."""
-    return "".join(
-        f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in card.model_dump(mode="json").items()
-    )
 
 
 def _asked(row: Mapping[str, Any]) -> tuple[str, int]:

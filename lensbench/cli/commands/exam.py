@@ -173,8 +173,9 @@ def sit(
     from lensbench.exam.paper import read_paper
 
     say_what_happens(quiet=quiet)
-    papers = [one for one in sorted(paper.glob("[0-9]*")) if one.is_dir()] or [paper]
-    read = read_paper(papers[0])
+    series = [one for one in sorted(paper.glob("[0-9]*")) if one.is_dir()]
+    papers = {one.name: read_paper(one) for one in series} or {"": read_paper(paper)}
+    read = next(iter(papers.values()))
     config = make_config(
         {
             "model": model or read.about["model"], "verbalizer": model or read.about["verbalizer"],
@@ -189,11 +190,7 @@ def sit(
     say_it_starts()
     from lensbench.exam.sit import sit_with
 
-    written = []
-    for one in papers:
-        of_series = one.name if one != paper else ""
-        written += sit_with(read_paper(one), config, out, progress_of(quiet=quiet), of_series)
-    print_files(written, as_json=as_json)
+    print_files(sit_with(papers, config, out, progress_of(quiet=quiet)), as_json=as_json)
 
 
 @exam.command()

@@ -27,7 +27,7 @@ from common import (
 )
 
 from lensbench.models.activations import capture, find_site
-from lensbench.models.language_model import ranks_of
+from lensbench.models.token_scores import ranks_of
 from lensbench.models.patching import Patcher, fastest_mode, make_prompt
 
 TARGETS = {SHORT_PROMPT: 3, LONG_PROMPT: 30}

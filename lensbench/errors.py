@@ -18,6 +18,10 @@ class UsageError(LensbenchError):
     exit_status = 2
 
 
+class TokenError(LensbenchError):
+    """A text that the tokenizer cannot serve: a span it cannot locate, a site at token 0, an answer without a token."""
+
+
 class NotApplicableError(LensbenchError):
     """A method cannot answer these questions at all. The reason goes into the run, and no score is written."""
 

@@ -12,6 +12,9 @@ from lensbench.errors import NotApplicableError
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.models.activations import Residuals
 
+# So many activations are mixed into each draw of noise: several to a dimension of most models.
+MOST_MIXED = 4096
+
 
 def question_only(method: CrossFit) -> list[Outcome]:
     """The verbalizer, as the method has it, with the method's own prompts, the placeholder left as it is."""
@@ -32,7 +35,7 @@ def mean_activation(method: CrossFit) -> list[Outcome]:
     """
 
     def mean(captured: Residuals) -> Residuals:
-        return Residuals(captured.layers, captured.values.mean(1, keepdim=True).expand_as(captured.values))
+        return captured.change(lambda values: values.mean(1, keepdim=True).expand_as(values))
 
     return [method.with_activations(mean).outcome()]
 
@@ -70,12 +73,16 @@ def gaussian(method: CrossFit) -> list[Outcome]:
     if len(bench.items) < 2:
         raise NotApplicableError("a single item has no covariance")
     draw = random.Random(f"{bench.context.seed}/{bench.relation.name}/gaussian").getrandbits(63)
-    weights = torch.randn(len(bench.items), len(bench.items), generator=torch.Generator().manual_seed(draw))
 
     def noise(captured: Residuals) -> Residuals:
-        return Residuals(captured.layers, gaussian_like(captured.values, weights))
+        return captured.change(lambda values: gaussian_like(values, draw_weights(values.shape[1], draw)))
 
     return [method.with_activations(noise).outcome()]
+
+
+def draw_weights(rows: int, seed: int) -> Float[Tensor, "draw row"]:
+    """Return the random numbers of one draw: the same ones for all activations with so many rows."""
+    return torch.randn(rows, min(rows, MOST_MIXED), generator=torch.Generator().manual_seed(seed))
 
 
 def gaussian_like(
@@ -95,12 +102,14 @@ def draw_like(
     """Return vectors of the same mean and covariance.
 
     Args:
-        real: the items.
+        real: the items; where there are more of them than the weights mix, evenly spaced ones stand for all.
         weights: standard normal numbers: with X the centred items, w X / sqrt(n - 1) has the covariance of X, whether
             there are more items than coordinates or fewer.
     """
     mean = real.mean(1, keepdim=True)
-    found: Tensor = mean + weights.to(real) @ (real - mean) / (real.shape[1] - 1) ** 0.5
+    rows, mixing = real.shape[1], weights.shape[1]
+    mixed = real[:, torch.arange(mixing) * rows // mixing] - mean
+    found: Tensor = mean + weights.to(real) @ mixed / (mixing - 1) ** 0.5
     return found
 
 

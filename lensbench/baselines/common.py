@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-
 from lensbench.baselines.readers import TextReader
 from lensbench.errors import NotApplicableError
 from lensbench.harness.bench import NO_QUESTION
@@ -12,6 +10,7 @@ from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.probes.probing import require_classes
 from lensbench.inspectors.scores import Scores
+from lensbench.models.chat import Text
 from lensbench.models.language_model import LanguageModel
 
 
@@ -58,11 +57,7 @@ def _layers_in_common(method: CrossFit, other: CrossFit) -> tuple[int, ...]:
     if any(one.values.shape != another.values.shape for one, another in pairs):
         return ()
     return tuple(
-        layer
-        for layer in method.bench.context.layers
-        if all(
-            torch.equal(one.at_layers((layer,)).values, another.at_layers((layer,)).values) for one, another in pairs
-        )
+        layer for layer in method.bench.context.layers if all(one.same_at(layer, another) for one, another in pairs)
     )
 
 
@@ -74,13 +69,13 @@ def in_place_of(method: CrossFit, reader: Callable[[], Inspector]) -> CrossFit:
     return CrossFit(reader, bench.without_descriptions() if silent else bench)
 
 
-def asked_in_text(method: CrossFit, model: LanguageModel, forms: Sequence[str]) -> Outcome:
+def asked_in_text(method: CrossFit, model: LanguageModel, forms: Sequence[Text]) -> Outcome:
     """Return a model's answers to these forms in text."""
     asked = method.with_bench(method.bench.with_verbalizer(model))
     return in_place_of(asked, lambda: TextReader(tuple(forms))).outcome()
 
 
-def own_forms(method: CrossFit) -> tuple[str, ...]:
+def own_forms(method: CrossFit) -> tuple[Text, ...]:
     """Return every text form of a method's items, the method's own prompts first."""
     own = [one.text for one in method.inspector.own_prompts(method.bench.forms)]
     return tuple(dict.fromkeys([*own, *text_forms(method)]))
@@ -89,6 +84,6 @@ def own_forms(method: CrossFit) -> tuple[str, ...]:
 def text_forms(method: CrossFit) -> tuple[str, ...]:
     """Return every form in which text can ask about the items."""
     forms = [*method.bench.forms, "{source}\n" + method.bench.question]
-    if method.bench.items[0].site in ("answer", "t2"):
+    if method.bench.items[0].place in ("answer", "t2"):
         forms.append("{source}")  # it asks by itself: what a lens at the last layer reads
     return tuple(forms)

@@ -10,7 +10,7 @@ from lensbench.errors import NotApplicableError
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.scores import Scores
-from lensbench.models.activations import Reading
+from lensbench.models.activations import Reading, tokens_read
 from lensbench.models.language_model import LanguageModel
 from lensbench.tasks.facts import N_FOLDS
 from lensbench.tasks.items import Item
@@ -63,7 +63,7 @@ def _regime(
 def splice(method: CrossFit) -> list[Outcome]:
     """The method where the token read is the item's own, and all before it is another subject's text."""
     bench = method.bench
-    if bench.items[0].site != "subject":
+    if bench.items[0].place != "subject":
         raise NotApplicableError("the token read is not part of a name: another subject's text ends with the same one")
     order = derangement([item.subject for item in bench.items], bench.context.seed)
     if order is None:
@@ -71,7 +71,10 @@ def splice(method: CrossFit) -> list[Outcome]:
     own = bench.readings(bench.items)
     if len({reading.ids[-1] for reading in own}) == 1:
         raise NotApplicableError("all subjects end with the same token")
-    spliced = [Reading(own[other].ids[:-1] + own[i].ids[-1:]) for i, other in enumerate(order)]
+    spliced = [
+        Reading(own[other].ids[:-1] + own[i].ids[-1:], min(own[i].count, own[other].position))
+        for i, other in enumerate(order)
+    ]
     return _at_readings(method, spliced)
 
 
@@ -91,12 +94,13 @@ def before_subject(model: LanguageModel, item: Item) -> Reading:
     if begin == end:
         raise NotApplicableError("a source does not name its subject")
     encoding = model.tokens.encode(item.source)
-    first = begin + len(model.tokens.prefix)
+    first = begin + encoding.begin
     # A token that covers no character is one of its model's own, such as BOS.
     before = [i for i, (start, stop) in enumerate(encoding.offsets) if start < stop <= first]
     if not before or before[-1] == 0:
         raise NotApplicableError(f"no token but the first comes before the subject of {item.source!r}")
-    return Reading(encoding.ids[: before[-1] + 1])
+    count = 1 if item.extent.kind == "span" else tokens_read(item, encoding, before[-1])
+    return Reading(encoding.ids[: before[-1] + 1], count)
 
 
 def _at_readings(method: CrossFit, readings: Sequence[Reading]) -> list[Outcome]:

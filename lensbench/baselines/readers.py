@@ -11,8 +11,9 @@ from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.probes.probing import reduced, require_classes
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
+from lensbench.models.chat import Text
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.prompting import continue_line, score_next_tokens
+from lensbench.models.prompting import continue_line, score_answers, score_next_tokens
 from lensbench.models.tokens import CARRIER
 
 # A baseline must answer wherever a method does; some methods need few subjects an answer.
@@ -32,24 +33,23 @@ class TextReader(Inspector):
     learns_from: ClassVar[Learns] = "nothing"
     tries: ClassVar[str] = "one a form"
 
-    def __init__(self, forms: tuple[str, ...]) -> None:
+    def __init__(self, forms: tuple[Text, ...]) -> None:
         self.forms = forms
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Ask every form about every item."""
-        tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in evidence.answers]
         filled = [
             [form.replace("{source}", text.source).replace("{subject}", text.subject) for text in evidence.texts]
             for form in self.forms
         ]
-        asked = [score_next_tokens(self.verbalizer_, texts, tokens) for texts in filled]
+        asked = [score_answers(self.verbalizer_, texts, evidence.answers) for texts in filled]
         said = (
             [continue_line(self.verbalizer_, texts, evidence.describe) for texts in filled]
             if evidence.describe
             else None
         )
         return Scores(
-            self.forms,
+            tuple(map(str, self.forms)),
             torch.stack([scores.log_probs for scores in asked])[None],
             torch.stack([scores.ranks for scores in asked])[None],
             None if said is None else np.array(said, dtype=object)[None],

@@ -6,11 +6,11 @@ from functools import partial
 from lensbench.baselines.common import asked_in_text as ask_in_text
 from lensbench.baselines.common import in_model, in_place_of, own_forms, require_question, text_forms
 from lensbench.baselines.readers import InputClassifier
-from lensbench.errors import NotApplicableError
+from lensbench.errors import NotApplicableError, TokenError
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.inspectors.verbalizers.inversion import Inversion
+from lensbench.models.chat import Text
 from lensbench.models.loading import with_random_weights
-from lensbench.models.tokens import TokenError
 
 
 def embedding(method: CrossFit) -> list[Outcome]:
@@ -45,7 +45,7 @@ def inversion(method: CrossFit) -> list[Outcome]:
     bench = method.bench
     sources = {item.source for item in (*bench.items, *bench.train_items)}
     vocabulary = sorted({token for source in sources for token in bench.context.model.tokens.encode(source).ids})
-    prompts = [own.text for own in method.inspector.own_prompts(bench.forms)] or [bench.question]
+    prompts: list[Text] = [own.text for own in method.inspector.own_prompts(bench.forms)] or [bench.question]
     outcomes = []
     for i, prompt in enumerate(dict.fromkeys(prompts)):
         reader = partial(Inversion, prompt=prompt, vocabulary=tuple(vocabulary))

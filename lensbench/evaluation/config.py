@@ -30,7 +30,8 @@ from lensbench.models.sources import (
     read_table,
     with_edit,
 )
-from lensbench.tasks import Site, Task, load_tasks
+from lensbench.tasks import Task, load_tasks
+from lensbench.tasks.extents import split_site
 from lensbench.utils.cache import parse_size
 from lensbench.utils.foreign import read_text, reading
 from lensbench.utils.layer_spec import parse_layers
@@ -86,8 +87,9 @@ class RunConfig(BaseModel):
     """Methods: names, module:Class or file.py:Class, separated by commas; --methods is the same."""
     baselines: tuple[GivenBaseline, ...] | None = None
     """Baseline names or .toml files, separated by commas; or none. [default: all that apply]"""
-    sites: tuple[Site, ...] | None = None
-    """Read sites: subject, answer, t1, t2. [default: all that a task has]"""
+    sites: tuple[str, ...] | None = None
+    """Read sites: subject, answer, t1, t2; with the last N tokens, the name or the whole text for methods that read
+    several vectors: subject/segment:N, subject/span, answer/text. [default: all that a task has, a token each]"""
     layers: str = "all"
     """all; or stride:2; or a list such as 0,4-8,last. Layer 0 is the embeddings."""
     subjects: Path | None = None
@@ -170,6 +172,20 @@ class RunConfig(BaseModel):
         if not value:
             raise ValueError("is empty; name at least one")
         return tuple(one for place, one in enumerate(value) if one not in value[:place])
+
+    @field_validator("sites")
+    @classmethod
+    def _extents(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for site in value or ():
+            split_site(site)
+        return value
+
+    @model_validator(mode="after")
+    def _one_vector(self) -> "RunConfig":
+        several = [site for site in self.sites or () if split_site(site)[1].kind != "token"]
+        if several and self.isolate:
+            raise ValueError(f"isolate shows one vector at a time, and site {several[0]} has several; leave one out")
+        return self
 
     @model_validator(mode="after")
     def _objects_stay(self) -> "RunConfig":

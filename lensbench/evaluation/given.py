@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, PlainSerializer
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import UsageError
 from lensbench.models.sources import split_edits
-from lensbench.tasks import Site, Task
+from lensbench.tasks import Task
 from lensbench.utils.code import SOURCE, keep_source
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Settings(TypedDict, total=False):
     tasks: GivenTask | Sequence[GivenTask]
     inspectors: "GivenInspector | Inspector | Sequence[GivenInspector | Inspector]"
     baselines: GivenBaseline | Sequence[GivenBaseline] | None
-    sites: Site | Sequence[Site] | None
+    sites: str | Sequence[str] | None
     layers: str | Sequence[int]
     subjects: Path | str | None
     limit: int | None

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from lensbench.errors import LensbenchError
+from lensbench.errors import LensbenchError, TokenError
 from lensbench.harness.bench import Bench
 from lensbench.harness.context import RunContext
 from lensbench.harness.next_token import make_prose_bench
@@ -13,8 +13,8 @@ from lensbench.inspectors.base import Inspector
 from lensbench.models.activations import find_site, too_long
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching.passes import make_prompt
-from lensbench.models.tokens import TokenError
-from lensbench.tasks import N_FOLDS, Item, Relation, Site, Task
+from lensbench.tasks import N_FOLDS, Item, Relation, Task
+from lensbench.tasks.extents import split_site
 
 LOG = logging.getLogger("lensbench")
 Dropped = dict[str, dict[str, str]]
@@ -69,7 +69,7 @@ def _silent(models: Iterable[LanguageModel], answer: str) -> str:
     return ""
 
 
-def make_benches(context: RunContext, task: Task, site: Site, dropped: Dropped) -> list[Bench]:
+def make_benches(context: RunContext, task: Task, site: str, dropped: Dropped) -> list[Bench]:
     """Make a bench for each relation of a task at a site; nothing is captured yet.
 
     Items whose choices begin with the same token, or whose source is longer than the model reads, are dropped for all
@@ -78,10 +78,13 @@ def make_benches(context: RunContext, task: Task, site: Site, dropped: Dropped) 
     Raises:
         LensbenchError: a site that the tokenizer cannot find, a fold left empty, or nothing left at all.
     """
-    test = task.items(site, "test", context.limit, context.seed)
-    train = task.items(site, "train")
+    place, _ = split_site(site)
+    test, train = (
+        [replace(item, site=site) for item in items]
+        for items in (task.items(place, "test", context.limit, context.seed), task.items(place, "train"))
+    )
     benches: list[Bench] = []
-    for relation in task.relations_at(site).values():
+    for relation in task.relations_at(place).values():
         if relation.kind == "next_token":
             passages = [item for item in test if item.relation == relation.name]
             benches += [make_prose_bench(context, relation, passages)] if passages else []

@@ -22,14 +22,15 @@ from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import load_inspector
 from lensbench.inspectors.evidence import Learns
 from lensbench.results.records import NO_BASELINE
-from lensbench.tasks import SITES, Site, Task
+from lensbench.tasks import SITES, Task
+from lensbench.tasks.extents import split_site
 from lensbench.utils.cache import size_limit
 from lensbench.utils.code import code_digest, code_of, source_of
 
 LONGEST_NAME = 220
 """Bytes of a cell's file name: file systems take 255, and baselines and unfinished files add to it."""
 Make = Callable[[], Inspector]
-Place = tuple[str, Site]
+Place = tuple[str, str]
 
 # The rooms that predictions are made by, besides the method and the baseline themselves: when their code changes, all
 # cells are made again. What only shows or plans results is not in them.
@@ -57,7 +58,7 @@ class Cell:
 
     task: str
     relations: tuple[str, ...]
-    site: Site
+    site: str
     inspector: str
     baseline: str
     method: str
@@ -206,9 +207,16 @@ def baselines_of(method: Declares, baselines: Mapping[str, Baseline]) -> list[Ba
     return [b for b in baselines.values() if b.applies_to(method.learns_from, frozenset(method.reads))]
 
 
-def sites_of(task: Task, config: RunConfig) -> tuple[Site, ...]:
-    """Return the selected sites of a task."""
-    return tuple(site for site in SITES if site in task.sites and site in (config.sites or SITES))
+def sites_of(task: Task, config: RunConfig) -> tuple[str, ...]:
+    """Return the selected sites of a task: their places in the order of a text, each with its extents."""
+    asked = [(site, *split_site(site)) for site in config.sites or SITES]
+    return tuple(
+        place + (f"/{site.rpartition('/')[2]}" if extent.kind != "token" else "")
+        for place in SITES
+        if place in task.sites
+        for site, own, extent in asked
+        if own in (place, "")
+    )
 
 
 def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Cell]:
@@ -238,7 +246,7 @@ def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Ce
     return cells
 
 
-def _digest(context: RunContext, task: Task, site: Site, inspector: Inspector, baseline: Baseline | None) -> str:
+def _digest(context: RunContext, task: Task, site: str, inspector: Inspector, baseline: Baseline | None) -> str:
     files = inspector.files()
     described = {
         "setting": context.describe(),
@@ -290,7 +298,7 @@ def check_job(config: RunConfig) -> Job:
                 f"task {task.name} has no site {' or '.join(config.sites or ())}; its sites are {', '.join(task.sites)}"
             )
     known = {site for task in tasks for site in task.sites}
-    if missing := [site for site in config.sites or () if site not in known]:
+    if missing := [site for site in config.sites or () if split_site(site)[0] not in {*known, ""}]:
         raise UsageError(f"no task has the site {missing[0]}; their sites are {', '.join(sorted(known))}")
     make_inspectors(config)
     size_limit()  # a wrong one is refused before anything is loaded

@@ -115,7 +115,7 @@ def _items(task: Task, config: RunConfig) -> Iterator[Item]:
 
 def end_of(item: Item) -> int:
     """Return where the text ends that is read of an item."""
-    return item.subject_span[1] if item.site == "subject" else len(item.source)
+    return item.subject_span[1] if item.place == "subject" else len(item.source)
 
 
 def read_capture(folder: Path) -> Capture:

@@ -225,7 +225,7 @@ def describe_token(
         texts[:, column] = [first_line(text) for text in said]
     word = word_of(loaded.tokens, encoding.ids[position])
     names = tuple(str(layer) for layer in fitted.target_layers_)
-    return Descriptions(loaded.name, encoding.text, word, position, at, names, own.text, texts)
+    return Descriptions(loaded.name, encoding.text, word, position, at, names, str(own.text), texts)
 
 
 def _position(model: LanguageModel, encoding: Encoding, prompt: str, token: int | str) -> int:

@@ -182,7 +182,7 @@ class Bench(AnswersOf):
         """Read the residual stream at the end of each text, at the layers to read; from the cache where it is there."""
         context = self.context
         found = context.residuals.read(context.model, readings, context.source_layers)
-        return Residuals(context.captured_layers, found.values)
+        return replace(found, layers=context.captured_layers)
 
     @property
     def residuals(self) -> Residuals:

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensbench.errors import LensbenchError, NotApplicableError
+from lensbench.errors import LensbenchError, NotApplicableError, TokenError
 from lensbench.models.activations import Reading, Residuals, capture, find_site
 from lensbench.models.component_capture import Component
 from lensbench.models.gradients import Jacobian, jacobian
-from lensbench.models.language_model import LanguageModel, TokenScores
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import Memo
 from lensbench.models.patching.passes import Prompt
 from lensbench.models.patching.patcher import patcher_of
-from lensbench.models.tokens import TokenError
+from lensbench.models.token_scores import TokenScores
 from lensbench.tasks.facts import SLOT
 from lensbench.tasks.items import Item
 

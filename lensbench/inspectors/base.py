@@ -14,7 +14,9 @@ from torch import Tensor
 from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
-from lensbench.models.language_model import LanguageModel, TokenScores
+from lensbench.models.chat import Text
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.token_scores import TokenScores
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,11 @@ class OwnPrompt:
     """The text that a method has its verbalizer read.
 
     Attributes:
-        text: with the slot `{subject}` where the activation goes.
+        text: a plain text or a conversation, with the slot `{subject}` where the activation goes.
         placeholder: what stands in the slot.
     """
 
-    text: str
+    text: Text
     placeholder: str
 
 

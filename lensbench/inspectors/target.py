@@ -17,9 +17,10 @@ from lensbench.models.component_capture import (
     values_through_heads,
 )
 from lensbench.models.components import ComponentError, final_norm
-from lensbench.models.language_model import LanguageModel, TokenScores
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.linear_parts import embed, nearest_tokens, readable_ids, token_directions
 from lensbench.models.patching.patcher import RowMemory
+from lensbench.models.token_scores import TokenScores
 from lensbench.models.tuned_lens_files import ModelIdentity, identify_model
 
 

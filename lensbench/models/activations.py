@@ -5,7 +5,7 @@ import html
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,11 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lensbench.errors import TokenError
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import is_out_of_memory
 from lensbench.models.proofs import proved
 from lensbench.models.replay import shared_prefix
-from lensbench.models.tokens import TokenError
+from lensbench.models.tokens import Encoding
 from lensbench.tasks.items import Item
 from lensbench.utils.cache import atomic_folder, folder_size, is_whole, seal, size_limit
 from lensbench.utils.code import code_digest
@@ -104,10 +105,20 @@ def _split_at(texts: list[Ids], place: int) -> Iterator[list[Ids]]:
 
 @dataclass(frozen=True)
 class Residuals:
-    """Residual stream of one read site for each item, at some layers (0 = embeddings, before the final norm)."""
+    """Residual stream of one read site for each item, at some layers (0 = embeddings, before the final norm).
+
+    Attributes:
+        layers: the layers.
+        values: of the read site's last token.
+        before: where sites are of several tokens, those of the tokens before it, aligned at the end; zeros where a
+            site has fewer.
+        counts: how many tokens the site of each item has; empty where each has one.
+    """
 
     layers: tuple[int, ...]
     values: Float[Tensor, "layer item d_model"]
+    before: Float[Tensor, "layer item token d_model"] | None = None
+    counts: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         shape = zip(("layer", "item", "d_model"), self.values.shape, strict=False)
@@ -120,18 +131,59 @@ class Residuals:
 
     def at_layers(self, layers: Sequence[int]) -> "Residuals":
         """Return the same items at some of the layers."""
-        return Residuals(tuple(layers), self.values[[self.layers.index(layer) for layer in layers]])
+        places = [self.layers.index(layer) for layer in layers]
+        before = None if self.before is None else self.before[places]
+        return Residuals(tuple(layers), self.values[places], before, self.counts)
 
     def at_items(self, items: Sequence[int]) -> "Residuals":
         """Return the same layers of the items at these places."""
-        return Residuals(self.layers, self.values[:, list(items)])
+        places = list(items)
+        if self.before is None:
+            return Residuals(self.layers, self.values[:, places])
+        counts = tuple(self.counts[place] for place in places)
+        return Residuals(self.layers, self.values[:, places], self.before[:, places], counts)
+
+    def by_count(self) -> dict[int, tuple[list[int], Float[Tensor, "layer item token d_model"]]]:
+        """Return the items whose sites have each number of tokens, with the vectors of all their tokens in order."""
+        if self.before is None:
+            return {1: (list(range(self.values.shape[1])), self.values[:, :, None])}
+        found = {}
+        for count in sorted(set(self.counts)):
+            items = [i for i, own in enumerate(self.counts) if own == count]
+            first = self.before.shape[2] - (count - 1)
+            found[count] = items, torch.cat([self.before[:, items, first:], self.values[:, items, None]], dim=2)
+        return found
+
+    def change(self, change: Callable[[Float[Tensor, "layer row width"]], Tensor]) -> "Residuals":
+        """Return residuals of the same shape, made from the last tokens of all sites, and from all other tokens."""
+        if self.before is None:
+            return Residuals(self.layers, change(self.values))
+        width = self.before.shape[2]
+        own = torch.tensor([[width - i < count for i in range(width)] for count in self.counts]).flatten()
+        others = self.before.flatten(1, 2).clone()
+        # Made from a single token, it would be that token again.
+        others[:, own] = change(others[:, own]) if int(own.sum()) > 1 else 0
+        return Residuals(self.layers, change(self.values), others.unflatten(1, (-1, width)), self.counts)
+
+    def same_at(self, layer: int, other: "Residuals") -> bool:
+        """Whether the activations of a layer are the same as others to the bit."""
+        one, another = self.at_layers((layer,)), other.at_layers((layer,))
+        if one.counts != another.counts or not torch.equal(one.values, another.values):
+            return False
+        return one.before is None or another.before is None or torch.equal(one.before, another.before)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What to run to read one item: its source up to the read site, which a causal model cannot see beyond."""
+    """What to run to read one item: its source up to the read site, which a causal model cannot see beyond.
+
+    Attributes:
+        ids: the tokens.
+        count: how many of them are read, the last ones.
+    """
 
     ids: tuple[int, ...]
+    count: int = 1
 
     @property
     def position(self) -> int:
@@ -148,11 +200,27 @@ def find_site(model: LanguageModel, item: Item) -> Reading:
     encoding = model.tokens.encode(item.source)
     try:
         position = model.tokens.last(encoding)
-        if item.site == "subject":
+        if item.place == "subject":
             position = model.tokens.locate(encoding, item.subject_span)
     except TokenError as error:
         raise TokenError(f"item {item.id}: {error}") from None
-    return Reading(encoding.ids[: position + 1])
+    return Reading(encoding.ids[: position + 1], tokens_read(item, encoding, position))
+
+
+def tokens_read(item: Item, encoding: Encoding, position: int) -> int:
+    """Return how many tokens are read that end at a position; token 0 is not among them.
+
+    Raises:
+        TokenError: the subject's name is to be read, and ends elsewhere, or the source does not hold it.
+    """
+    extent = item.extent
+    if extent.kind == "span":
+        begin = item.subject_span[0] + encoding.begin
+        first = next((i for i, (_, end) in enumerate(encoding.offsets) if end > begin), position)
+        if item.place != "subject" or begin == item.subject_span[1] + encoding.begin:
+            raise TokenError(f"item {item.id}: only at the place `subject` can the subject's name be read; drop /span")
+        return max(1, min(position, position + 1 - first))
+    return {"token": 1, "segment": min(extent.length, position), "text": position}[extent.kind]
 
 
 def too_long(model: LanguageModel, item: Item) -> bool:
@@ -160,7 +228,7 @@ def too_long(model: LanguageModel, item: Item) -> bool:
     if model.most_tokens is None:
         return False
     encoding = model.tokens.encode(item.source)
-    end = item.subject_span[1] + len(model.tokens.prefix) if item.site == "subject" else len(encoding.text)
+    end = item.subject_span[1] + encoding.begin if item.place == "subject" else len(encoding.text)
     return sum(begin < end for begin, _ in encoding.offsets) > model.most_tokens
 
 
@@ -169,8 +237,10 @@ def capture(model: LanguageModel, readings: Sequence[Reading], layers: Sequence[
 
     What sources begin with in common is run once, where the model allows it; a pass stops after the deepest layer.
     Batches hold texts of like length and are a function of the readings and the memory budget alone, so that the same
-    plan gives the same bytes.
+    plan gives the same bytes. Texts of which several tokens are read are run whole.
     """
+    if any(reading.count > 1 for reading in readings):
+        return _capture_segments(model, readings, layers)
     texts = list(dict.fromkeys(reading.ids for reading in readings))
     groups = group_by_prefix(texts, CPU_GROUP_COST if model.device.type == "cpu" else GPU_GROUP_COST)
     if len(groups) > 1 or groups[0].prefix:
@@ -184,6 +254,27 @@ def capture(model: LanguageModel, readings: Sequence[Reading], layers: Sequence[
     kept = torch.cat([_capture_group(model, group, layers) for group in groups], dim=1)
     place = {text: i for i, text in enumerate(text for group in groups for text in group.texts)}
     return Residuals(tuple(layers), kept[:, [place[reading.ids] for reading in readings]])
+
+
+def _capture_segments(model: LanguageModel, readings: Sequence[Reading], layers: Sequence[int]) -> Residuals:
+    """Read the last tokens of each text, as many as are asked for."""
+    distinct = sorted(set(readings), key=lambda one: (len(one.ids), one.ids, one.count))
+    width = max(one.count for one in readings)
+
+    def run(batch: slice) -> Tensor:
+        ids, mask = model.tokens.pad([one.ids for one in distinct[batch]])
+        last = mask.sum(1, keepdim=True) - 1
+        positions = last + torch.arange(1 - width, 1)
+        found = model.residuals(ids, mask, positions.clamp(min=0), layers)
+        counts = torch.tensor([one.count for one in distinct[batch]])
+        absent = (torch.arange(width) < width - counts[:, None]).to(found.device)
+        return found.masked_fill(absent[None, :, :, None], 0)
+
+    lengths = [len(one.ids) for one in distinct]
+    kept = torch.cat(model.budget.in_token_batches(lengths, lambda: tokens_per_batch(model), run), dim=1)
+    place = {one: i for i, one in enumerate(distinct)}
+    every = kept[:, [place[one] for one in readings]]
+    return Residuals(tuple(layers), every[:, :, -1], every[:, :, :-1], tuple(one.count for one in readings))
 
 
 def _capture_group(model: LanguageModel, group: Group, layers: Sequence[int]) -> Float[Tensor, "layer text d_model"]:
@@ -248,19 +339,22 @@ class ResidualCache:
         with suppress(OSError):  # the cache of another user may not be ours to touch
             os.utime(place)
         with safe_open(place / RESIDUALS_FILE, framework="pt") as file:
-            return Residuals(tuple(layers), file.get_tensor("values").to(model.device))
+            kept = {name: file.get_tensor(name).to(model.device) for name in file.keys()}  # noqa: SIM118
+        counts = tuple(reading.count for reading in readings) if "before" in kept else ()
+        return Residuals(tuple(layers), kept["values"], kept.get("before"), counts)
 
     def _keep(self, folder: Path, place: Path, captured: Residuals) -> bool:
         """Write residuals, if there is room for them."""
         values = captured.values
-        size = values.numel() * values.element_size()
+        size = values.nbytes + (0 if captured.before is None else captured.before.nbytes)
         if size > self.limit:
             LOG.warning("residuals of %d MB are not kept: the cache limit is %d MB", size >> 20, self.limit >> 20)
             return False
         self._make_room(folder, size)
         try:
             with atomic_folder(place) as partial:
-                save_file({"values": values.contiguous().cpu()}, partial / RESIDUALS_FILE)
+                kept = {"values": values} if captured.before is None else {"values": values, "before": captured.before}
+                save_file({name: one.contiguous().cpu() for name, one in kept.items()}, partial / RESIDUALS_FILE)
                 seal(partial, place.name)
         except OSError as error:
             LOG.warning("residuals are not kept: %s; see `lensbench cache`", error.strerror or error)
@@ -287,5 +381,5 @@ def _cache_key(model: LanguageModel, readings: Sequence[Reading], layers: Sequen
     )  # fmt: skip
     digest.update(repr(parts).encode())
     for reading in readings:
-        digest.update(repr(reading.ids).encode())
+        digest.update(repr(reading.ids if reading.count == 1 else (reading.ids, reading.count)).encode())
     return digest.hexdigest()[:24]

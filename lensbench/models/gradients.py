@@ -135,42 +135,41 @@ class Lesson:
     Attributes:
         prompt: with its placeholders.
         answer: the tokens that are to follow.
+        vectors: what is written over the placeholders; none writes nothing.
     """
 
     prompt: Prompt
     answer: tuple[int, ...]
+    vectors: Float[Tensor, "place d_model"] | None
 
 
-def answer_losses(
-    model: LanguageModel, lessons: Sequence[Lesson], vectors: Float[Tensor, "row d_model"], layer: int
-) -> Float[Tensor, " row"]:
+def answer_losses(model: LanguageModel, lessons: Sequence[Lesson], layer: int) -> Float[Tensor, " row"]:
     """Return the mean cross-entropy of each answer's tokens, in nats: teacher-forced, with gradients.
 
     Texts are padded on the right, where nothing that is scored can see it. Only what is scored goes through the head.
 
     Args:
         model: whose weights may ask for gradients.
-        lessons: one a row; all with as many placeholders, and the same way of writing.
-        vectors: what is written into each row's prompt.
-        layer: where it is written.
+        lessons: one a row.
+        layer: where vectors are written.
     """
-    hidden = _patched(model, lessons, vectors, layer)
+    hidden = _patched(model, lessons, layer)
     # What is read at a token predicts the one after it.
     scored = [[(len(lesson.prompt.ids) - 1 + k, token) for k, token in enumerate(lesson.answer)] for lesson in lessons]
     return token_losses(model, hidden, scored)
 
 
-def _patched(
-    model: LanguageModel, lessons: Sequence[Lesson], vectors: Tensor, layer: int
-) -> Float[Tensor, "row token d_model"]:
+def _patched(model: LanguageModel, lessons: Sequence[Lesson], layer: int) -> Float[Tensor, "row token d_model"]:
     """Run prompts and answers, the prompts patched, and return the residual stream before the final norm."""
     ids, mask = model.tokens.pad([lesson.prompt.ids + lesson.answer for lesson in lessons])
-    rows = torch.arange(len(lessons))[:, None]
-    places = torch.tensor([lesson.prompt.positions for lesson in lessons])
 
     def write(hidden: Tensor) -> Tensor:
-        at = rows.to(hidden.device), places.to(hidden.device)
-        hidden[at] = lessons[0].prompt.written(hidden[at], vectors)
+        for row, lesson in enumerate(lessons):
+            if lesson.vectors is not None:
+                places = list(lesson.prompt.positions)
+                hidden[row, places] = lesson.prompt.written(
+                    hidden[row : row + 1, places], lesson.vectors.flatten()[None]
+                )[0]
         return hidden
 
     with writing(model, layer, write):

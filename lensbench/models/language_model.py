@@ -4,12 +4,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -31,33 +29,13 @@ from lensbench.models.architecture import (
 from lensbench.models.memory import Budget, Memo, bytes_per_row, free_memory
 from lensbench.models.precision import plain_parts, tolerance_of
 from lensbench.models.proofs import proved
+from lensbench.models.token_scores import TokenScores, score_logits
 from lensbench.models.tokens import Tokens
 
 # On a CPU, larger batches of logits are no faster, and leave its caches.
 CPU_LOGITS_BYTES = 128 * 2**20
-# Up to so many asked tokens, counting for each of them takes less time than sorting.
-COUNTED = 384
 # Rows that go at once through a head of a few tokens.
 NARROW_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """What is kept of a full-vocabulary prediction.
-
-    Attributes:
-        log_probs: natural log-probability of each asked token.
-        ranks: how many tokens of the vocabulary score higher (0 = the top).
-        top: ids of the likeliest tokens of the vocabulary, likeliest first; as many as were asked for.
-    """
-
-    log_probs: Float[Tensor, "row token"]
-    ranks: Int[Tensor, "row token"]
-    top: Int[Tensor, "row place"]
-
-    def rows(self, places: Int[Tensor, " place"]) -> "TokenScores":
-        """Return the rows at these places."""
-        return TokenScores(self.log_probs[places], self.ranks[places], self.top[places])
 
 
 # Settings that say where a model lies and what wrote it, not what it computes.
@@ -317,7 +295,7 @@ class LanguageModel:
         kept = self.budget.in_batches(
             len(residuals),
             lambda _begin: self.head_rows,
-            lambda rows: _score_chunk(head(residuals[rows].to(self.device)), asked, top_k),
+            lambda rows: score_logits(head(residuals[rows].to(self.device)), asked, top_k),
         )
         return TokenScores(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
 
@@ -353,27 +331,3 @@ class LanguageModel:
         except Exception:  # whatever foreign code raises that counts on its whole vocabulary
             return None
         return head if off <= self.tolerance else None
-
-
-def _score_chunk(logits: Tensor, asked: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    scores = logits[:, asked]
-    top = logits.topk(top_k, dim=1).indices
-    # On a CPU some rows at a time: what is read twice is then still in its caches.
-    parts = logits.split(32) if logits.device.type == "cpu" else (logits,)
-    normaliser = torch.cat([part.logsumexp(1, keepdim=True) for part in parts])
-    return scores - normaliser, ranks_of(logits, scores), top
-
-
-def ranks_of(logits: Float[Tensor, "row vocab"], scores: Float[Tensor, "row token"]) -> Int[Tensor, "row token"]:
-    """Return how many of a row's logits lie above each score; sorting them would cost more than the head itself."""
-    if logits.device.type == "cpu" and scores.shape[1] <= COUNTED:
-        # numpy counts a comparison in five microseconds; sorting takes it more than two milliseconds a row.
-        pairs = zip(logits.numpy(), scores.numpy(), strict=True)
-        return torch.tensor([[np.count_nonzero(row > score) for score in asked] for row, asked in pairs])
-    ordered, order = scores.sort(dim=1)
-    # Place every logit among the few asked scores, then count from above.
-    place = torch.searchsorted(ordered, logits)
-    counts = torch.zeros(len(logits), scores.shape[1] + 1, device=logits.device)
-    counts.scatter_add_(1, place, torch.ones((), device=logits.device).expand(place.shape))
-    above = counts.flip(1).cumsum(1).flip(1)[:, 1:].long()
-    return torch.empty_like(above).scatter_(1, order, above)

@@ -12,9 +12,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from lensbench.models.activations import Reading, capture
-from lensbench.models.language_model import LanguageModel, TokenScores
+from lensbench.models.chat import Text
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import Memo, is_out_of_memory
 from lensbench.models.proofs import proved
+from lensbench.models.token_scores import TokenScores, score_in_steps
 
 LOG = logging.getLogger("lensbench")
 CPU_TEXTS = 64
@@ -28,7 +30,7 @@ Ids = tuple[int, ...]
 
 
 @torch.no_grad()
-def continue_texts(model: LanguageModel, texts: Sequence[str], steps: int) -> tuple[str, ...]:
+def continue_texts(model: LanguageModel, texts: Sequence[Text], steps: int) -> tuple[str, ...]:
     """Return the most likely continuation of each text: at most `steps` tokens, to the first end-of-text token.
 
     Texts of like length are run together, padded on the left where that is proved to change nothing on this model, else
@@ -97,7 +99,7 @@ def _without_own_settings(module: Any) -> Iterator[None]:
         module.generation_config = own
 
 
-def continue_line(model: LanguageModel, texts: Sequence[str], steps: int) -> tuple[str, ...]:
+def continue_line(model: LanguageModel, texts: Sequence[Text], steps: int) -> tuple[str, ...]:
     """Return how the model continues each text, greedily, up to the end of the line.
 
     The same call is answered from memory: several methods share the same text baselines.
@@ -113,6 +115,24 @@ def first_line(text: str) -> str:
     return text.strip("\n").partition("\n")[0].strip()
 
 
+def score_answers(model: LanguageModel, texts: Sequence[Text], answers: Sequence[str]) -> TokenScores:
+    """Score answers as what comes next after each text, by the tokens that tell them apart; see `Tokens.telling_ids`.
+
+    Args:
+        model: the model that is asked.
+        texts: plain texts, or conversations, not both.
+        answers: the answers.
+
+    Raises:
+        TokenError: a text of a single token, or an answer that the tokenizer gives none.
+    """
+    encoded = [model.tokens.encode(text) for text in texts]
+    for encoding in encoded:
+        model.tokens.last(encoding)
+    ids = model.tokens.telling_ids(answers, texts[0])
+    return score_in_steps(ids, lambda begun, asked: _score_next(model, [one.ids + begun for one in encoded], asked))
+
+
 def score_next_tokens(model: LanguageModel, texts: Sequence[str], token_ids: Sequence[int]) -> TokenScores:
     """Score tokens as the next one after each text.
 
@@ -121,12 +141,16 @@ def score_next_tokens(model: LanguageModel, texts: Sequence[str], token_ids: Seq
     Raises:
         TokenError: a text of a single token.
     """
-    memo = model.cache.get_or_compute("next_token_scores", lambda: Memo(KEPT))
     encoded = [model.tokens.encode(text) for text in texts]
     for encoding in encoded:
         model.tokens.last(encoding)
+    return _score_next(model, [encoding.ids for encoding in encoded], token_ids)
+
+
+def _score_next(model: LanguageModel, encoded: Sequence[Ids], token_ids: Sequence[int]) -> TokenScores:
+    memo = model.cache.get_or_compute("next_token_scores", lambda: Memo(KEPT))
     # In an order of their own: the same texts of other items, in another order, are the same call and the same batches.
-    distinct = tuple(sorted({encoding.ids for encoding in encoded}))
+    distinct = tuple(sorted(set(encoded)))
 
     def score() -> TokenScores:
         last = capture(model, [Reading(ids) for ids in distinct], (model.n_layers,)).values[0]
@@ -134,4 +158,4 @@ def score_next_tokens(model: LanguageModel, texts: Sequence[str], token_ids: Seq
 
     scores = memo.get_or_compute((distinct, tuple(token_ids)), score)
     place = {ids: i for i, ids in enumerate(distinct)}
-    return scores.rows(torch.tensor([place[encoding.ids] for encoding in encoded]))
+    return scores.rows(torch.tensor([place[ids] for ids in encoded]))

@@ -1,11 +1,10 @@
 """Text to token ids, and characters to token positions."""
 
 import copy
-import logging
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
@@ -13,27 +12,29 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lensbench.errors import LensbenchError
-from lensbench.utils.foreign import time_limit
-
-LOG = logging.getLogger("lensbench")
+from lensbench.errors import TokenError
+from lensbench.models.chat import ASSISTANT, OPENING, Conversation, Text, end_of_turn, opening_of_answers, render_chat
 
 # What an answer is appended to when its first token is asked for: an ordinary word, so that the answer gets its
 # leading space.
 CARRIER = "The answer is"
 
 
-class TokenError(LensbenchError):
-    """A text that the tokenizer cannot serve: a span it cannot locate, a site at token 0, an answer without a token."""
-
-
 @dataclass(frozen=True)
 class Encoding:
-    """Token ids of one text, with the characters that each token covers (special tokens cover none)."""
+    """Token ids of one text, with the characters that each token covers (special tokens cover none).
+
+    Attributes:
+        text: the text, with what was put before it.
+        ids: its tokens.
+        offsets: the characters of `text` that each of them covers.
+        begin: where the given text begins in `text`.
+    """
 
     text: str
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
+    begin: int = 0
 
 
 class Tokens:
@@ -55,7 +56,7 @@ class Tokens:
             )
         self.tokenizer = tokenizer
         self.special_ids = frozenset(tokenizer.all_special_ids)
-        self.prefix = _chat_prefix(tokenizer) if chat_template else ""
+        self.prefix = opening_of_answers(tokenizer) if chat_template else ""
         pad = tokenizer.pad_token_id
         # Padded positions are masked, so any valid id serves where the tokenizer names none.
         self.pad_id = int(pad) if pad is not None else int(tokenizer.eos_token_id or 0)
@@ -69,13 +70,29 @@ class Tokens:
         backend.no_truncation()
         return str(backend.to_str())
 
-    def encode(self, text: str) -> Encoding:
-        """Encode as the model's own convention has it (BOS where it adds one), without special tokens at the end."""
-        encoded = self.tokenizer(self.prefix + text, return_offsets_mapping=True, add_special_tokens=not self.prefix)
+    def encode(self, text: Text) -> Encoding:
+        """Encode as the model's own convention has it (BOS where it adds one), without special tokens at the end.
+
+        A conversation is encoded as its template has written it.
+        """
+        if isinstance(text, Conversation):
+            return self._encode(self.rendered(text))
+        return self._encode(self.prefix + text, begin=len(self.prefix), special=not self.prefix)
+
+    def rendered(self, text: Text) -> str:
+        """Return a text as the model gets it: a conversation as the chat template writes it.
+
+        Raises:
+            TokenError: there is no template, or it cannot write these turns.
+        """
+        return render_chat(self.tokenizer, text) if isinstance(text, Conversation) else self.prefix + text
+
+    def _encode(self, whole: str, *, begin: int = 0, special: bool = False) -> Encoding:
+        encoded = self.tokenizer(whole, return_offsets_mapping=True, add_special_tokens=special)
         ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
         while ids and ids[-1] in self.special_ids and offsets[-1][0] == offsets[-1][1]:
             ids.pop(), offsets.pop()
-        return Encoding(self.prefix + text, tuple(ids), tuple((int(a), int(b)) for a, b in offsets))
+        return Encoding(whole, tuple(ids), tuple((int(a), int(b)) for a, b in offsets), begin)
 
     def locate(self, encoding: Encoding, span: tuple[int, int]) -> int:
         """Return the position of the token that holds the last character of `span` (characters of the unprefixed text).
@@ -83,9 +100,9 @@ class Tokens:
         Raises:
             TokenError: no token holds it, the token runs on into the next word, or it is token 0 (an attention sink).
         """
-        end = span[1] + len(self.prefix)
+        end = span[1] + encoding.begin
         holding = [i for i, (a, b) in enumerate(encoding.offsets) if a < end <= b]
-        shown = f"{encoding.text[span[0] + len(self.prefix) : end]!r} in {encoding.text!r}"
+        shown = f"{encoding.text[span[0] + encoding.begin : end]!r} in {encoding.text!r}"
         if not holding:
             raise TokenError(f"the tokenizer finds no token for the end of {shown}; rephrase the text")
         position = holding[-1]
@@ -102,7 +119,7 @@ class Tokens:
 
         Tokens that share one character count as one.
         """
-        shift = len(self.prefix)
+        shift = encoding.begin
         begin, end = span[0] + shift, span[1] + shift
         inside = {
             min(b, end) - shift for a, b in encoding.offsets if a < end and b > begin and encoding.text[a:b].strip()
@@ -133,6 +150,49 @@ class Tokens:
             self._answer_tokens[answer] = after[len(before)]
         return self._answer_tokens[answer]
 
+    def answer_ids(self, answer: str, text: Text = CARRIER) -> tuple[int, ...]:
+        """Return all tokens of an answer that follows a text: after a space, or at the beginning of a turn without one.
+
+        Raises:
+            TokenError: the answer has no token of its own there.
+        """
+        if not isinstance(text, Conversation) or text.spaced:
+            rest = self.encode(f"{CARRIER} {answer}").ids[len(self.encode(CARRIER).ids) + 1 :]
+            return (self.answer_token(answer), *rest)
+        before, after = self._opening.ids, self._encode(self._opening.text + answer).ids
+        if after[: len(before)] != before or len(after) == len(before):
+            raise TokenError(f"the tokenizer gives the answer {answer!r} no token of its own where a turn begins")
+        return after[len(before) :]
+
+    def telling_ids(self, answers: Sequence[str], text: Text = CARRIER) -> tuple[tuple[int, ...], ...]:
+        """Return the tokens by which answers to a text are scored.
+
+        After a plain text that is the first token of each; tasks see to it that choices differ there. At the beginning
+        of a turn answers lack their leading space and often begin alike: there it is as many tokens of each as tell it
+        from the others, with the end of the turn after an answer that is the beginning of another.
+
+        Raises:
+            TokenError: an answer has no token of its own there.
+        """
+        if not isinstance(text, Conversation):
+            return tuple((self.answer_token(answer),) for answer in answers)
+        whole = [(*self.answer_ids(answer, text), self.turn_end) for answer in answers]
+        begun = Counter(ids[:n] for ids in set(whole) for n in range(1, len(ids) + 1))
+        return tuple(ids[: next((n for n in range(1, len(ids)) if begun[ids[:n]] == 1), len(ids))] for ids in whole)
+
+    @cached_property
+    def turn_end(self) -> int:
+        """The token that ends an answer under the chat template; without a template, the one that ends a text."""
+        if getattr(self.tokenizer, "chat_template", None):
+            ids = self._encode(end_of_turn(self.tokenizer)).ids
+            if ids and ids[0] in self.special_ids:
+                return ids[0]
+        return int(self.tokenizer.eos_token_id or 0)
+
+    @cached_property
+    def _opening(self) -> Encoding:
+        return self.encode(Conversation((*OPENING, (ASSISTANT, ""))))
+
     def require_telling(self, answer: str) -> None:
         """Refuse an answer whose first token says nothing of it.
 
@@ -160,70 +220,6 @@ class Tokens:
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
         return ids, mask
-
-
-TEMPLATE_SECONDS = 10.0
-"""How long a chat template may take; some do not end by themselves."""
-_ASKED = "Continue."
-# The day that templates are told it is: a model's fingerprint must not change with the clock.
-_DAY = datetime(2024, 7, 26, tzinfo=UTC)
-
-
-def _chat_prefix(tokenizer: Any) -> str:
-    """The beginning of the assistant's turn under the tokenizer's chat template."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise TokenError("the tokenizer has no chat template; run without --chat-template")
-    # Templates of models that read images as well want a list of parts.
-    contents = (_ASKED, [{"type": "text", "text": _ASKED}])
-    asked, reasons = [], []
-    for content in contents:
-        try:
-            asked.append([_rendered(tokenizer, content, answer=answer) for answer in (False, True)])
-        except Exception as error:  # whatever a template raises
-            reasons.append(" ".join(str(error).split())[:200] or type(error).__name__)
-    said = [both for both in asked if all(_ASKED in text for text in both)]
-    if not said:
-        why = f"fails: {reasons[0]}" if reasons and not asked else "leaves the user's text out"
-        raise TokenError(f"the tokenizer's chat template {why}; run without --chat-template")
-    without, prefix = said[0]
-    if prefix == without:
-        raise TokenError("the tokenizer's chat template begins no turn of the assistant; run without --chat-template")
-    return prefix
-
-
-def _rendered(tokenizer: Any, content: object, *, answer: bool) -> str:
-    messages = [{"role": "user", "content": content}]
-    with time_limit(TEMPLATE_SECONDS, "the chat template"), _same_day() as asked:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
-    if asked and answer:
-        LOG.info("the chat template asks for the date; it is told %s, always", _DAY.date())
-    return text
-
-
-@contextmanager
-def _same_day() -> Iterator[list[datetime]]:
-    """Let templates ask for the date and be told `_DAY`; yield a list with an element for each time that they asked.
-
-    transformers gives templates a function that reads the clock, and lets nobody replace it.
-    """
-    from transformers.utils import chat_template_utils
-
-    asked: list[datetime] = []
-
-    class Clock:
-        """Stands in for the class datetime."""
-
-        @staticmethod
-        def now(_zone: object = None) -> datetime:
-            asked.append(_DAY)
-            return _DAY
-
-    templates: Any = chat_template_utils
-    before, templates.datetime = templates.datetime, Clock
-    try:
-        yield asked
-    finally:
-        templates.datetime = before
 
 
 @dataclass(frozen=True)
@@ -260,7 +256,7 @@ def pair_window(encoding: Encoding, window: range, other: Tokens) -> PairedText:
     begin, end = (covered[0][0], covered[-1][1]) if covered else (0, 0)
     found = other.encode(encoding.text[begin:end])
     own = _ends([(a - begin, b - begin) for a, b in spans])
-    theirs = _ends([(a - len(other.prefix), b - len(other.prefix)) for a, b in found.offsets])
+    theirs = _ends([(a - found.begin, b - found.begin) for a, b in found.offsets])
     pairs = tuple((own[at], theirs[at]) for at in sorted(own.keys() & theirs.keys()))
     return PairedText(ids, found.ids, tuple(pair for pair in pairs if min(pair) > 0))
 

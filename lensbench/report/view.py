@@ -179,7 +179,7 @@ def methods_in(rows: pd.DataFrame) -> list[str]:
 def in_order(sites: Sequence[str]) -> list[str]:
     """Return sites as they follow each other in a text, those of other tasks last."""
     known = {name: place for place, name in enumerate(ORDER_OF_SITES)}
-    return sorted(sites, key=lambda site: (known.get(site, len(known)), site))
+    return sorted(sites, key=lambda site: (known.get(site.partition("/")[0], len(known)), site))
 
 
 def _value(rows: pd.DataFrame, column: str, given: str | None) -> str:

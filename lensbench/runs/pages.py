@@ -153,8 +153,8 @@ def _texts(tasks: list[Task], records: pd.DataFrame) -> dict[tuple[str, str], It
 def _text(item: Item) -> ItemText:
     # Tokens are the model's; what is marked is the subject, or the last word.
     end = len(item.source.rstrip())
-    start, end = item.subject_span if item.site == "subject" else (item.source.rfind(" ", 0, end) + 1, end)
-    return ItemText(item.source, start, end, _READ.get(item.site, item.site), item.question)
+    start, end = item.subject_span if item.place == "subject" else (item.source.rfind(" ", 0, end) + 1, end)
+    return ItemText(item.source, start, end, _READ.get(item.place, item.place), item.question)
 
 
 def _shares(info: Mapping[str, Any], records: pd.DataFrame, problems: list[str]) -> pd.DataFrame | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lensbench.errors import LensbenchError
+from lensbench.tasks.extents import Extent, split_site
 from lensbench.tasks.facts import ANSWER_SLOT, HOP_SITES, SLOT, SOURCE_SLOT, Fact, Relation, Site, TaskFolder
 from lensbench.tasks.names import name_key, plain_words
 
@@ -22,7 +23,7 @@ class Item:
     Attributes:
         id: `relation/subject/site/template`.
         source: The text that the target model runs on.
-        site: Which token of the source is read: the last of the subject, or the last of the text.
+        site: Which tokens of the source are read: its place, and after a slash how many; see `split_site`.
         subject: What the question is about.
         subject_span: First character of the subject in the source, and the one after its last.
         question: The inspection prompt, its `{subject}` slot unfilled.
@@ -43,7 +44,7 @@ class Item:
 
     id: str
     source: str
-    site: Site
+    site: str
     subject: str
     subject_span: tuple[int, int]
     question: str
@@ -57,6 +58,16 @@ class Item:
     swap: str | None = None
     facets: tuple[tuple[str, tuple[str, ...]], ...] = ()
     hop_span: tuple[int, int] | None = None
+
+    @property
+    def place(self) -> str:
+        """Which token of the source is read last: that of the subject, or of the text."""
+        return split_site(self.site)[0]
+
+    @property
+    def extent(self) -> Extent:
+        """How many tokens up to that one are read."""
+        return split_site(self.site)[1]
 
     @property
     def mention(self) -> str:
@@ -90,7 +101,7 @@ class Task:
     every: TaskFolder
     spec: str = ""
 
-    def relations_at(self, site: Site) -> dict[str, Relation]:
+    def relations_at(self, site: str) -> dict[str, Relation]:
         """The relations that have sources for a site."""
         return {name: relation for name, relation in self.relations.items() if site in relation.sources}
 
@@ -119,7 +130,7 @@ class Task:
         content = f"{self.version}\n{self.relations!r}\n{self.facts!r}"
         return replace(self, version=hashlib.sha256(content.encode()).hexdigest()[: len(self.version)])
 
-    def items(self, site: Site, split: Split, limit: int | None = None, seed: int = 0) -> tuple[Item, ...]:
+    def items(self, site: str, split: Split, limit: int | None = None, seed: int = 0) -> tuple[Item, ...]:
         """Make the items of one read site.
 
         Training items: one for each fact, its source text chosen by a hash of the subject. Test items: each fact with

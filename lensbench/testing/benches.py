@@ -16,7 +16,7 @@ from lensbench.inspectors.scores import Scores
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import small_model
-from lensbench.tasks import Site
+from lensbench.tasks.extents import split_site
 from lensbench.tasks.facts import Relation
 from lensbench.tasks.items import Item
 
@@ -34,9 +34,9 @@ class Subjects:
 
 
 LAYERS = 4
-CHAIN: Site = "t2"
+CHAIN: str = "t2"
 # How items name a subject: alone, or in a chain that is read where the question has been asked.
-SOURCES: dict[Site, dict[str, str]] = {
+SOURCES: dict[str, dict[str, str]] = {
     "subject": {"train0": "Once I saw {subject}", "test0": "We talk about {subject}"},
     CHAIN: {"train0": "I know that the friend of {subject} likes", "test0": "They say the friend of {subject} likes"},
 }
@@ -44,7 +44,7 @@ HOP = "the friend of {subject}"
 
 
 def make_bench(
-    model: LanguageModel, corpus: Corpus, subjects: Subjects, layers: tuple[int, ...], site: Site = "subject"
+    model: LanguageModel, corpus: Corpus, subjects: Subjects, layers: tuple[int, ...], site: str = "subject"
 ) -> Bench:
     """Return a bench of invented items, read at a site of `SOURCES`: five folds, answers assigned in turn."""
     return _bench(RunContext(model, model, corpus, layers, seed=0), subjects, site)
@@ -63,7 +63,9 @@ def fresh_bench(bench: Bench) -> Bench:
         answers.setdefault(tokens.answer_token(word), word)
     names = tuple(f"{next(words).title()} {next(words).title()}" for _ in bench.subjects)
     site = bench.items[0].site
-    return _bench(bench.context, Subjects(names, tuple(answers.values())), site if site in SOURCES else "subject")
+    return _bench(
+        bench.context, Subjects(names, tuple(answers.values())), site if split_site(site)[0] in SOURCES else "subject"
+    )
 
 
 def _new_words() -> Iterator[str]:
@@ -86,14 +88,15 @@ def turned(bench: Bench, fold: int) -> Bench:
     return bench.with_answers(tuple(map(with_next, bench.items)), tuple(map(with_next, bench.train_items)))
 
 
-def _bench(context: RunContext, subjects: Subjects, site: Site) -> Bench:
+def _bench(context: RunContext, subjects: Subjects, site: str) -> Bench:
+    place, _ = split_site(site)
     relation = Relation(
         name="made_up",
         kind="class",
         summary="subject → answer",
         inspection=("They say that {subject} likes",),
         questions=("Question: what does {subject} like? Answer:",),
-        sources={site: SOURCES[site]},
+        sources={place: SOURCES[place]},  # type: ignore[dict-item]
         choice_sets=(tuple(sorted(subjects.answers)),),
     )
     items = [
@@ -105,12 +108,13 @@ def _bench(context: RunContext, subjects: Subjects, site: Site) -> Bench:
     return Bench(context, relation, tuple(items[:half]), tuple(items[half:]))
 
 
-def _item(relation: Relation, subjects: Subjects, i: int, site: Site, template: str) -> Item:
-    text = SOURCES[site][template]
+def _item(relation: Relation, subjects: Subjects, i: int, site: str, template: str) -> Item:
+    place, _ = split_site(site)
+    text = SOURCES[place][template]
     start, hop = text.index("{subject}"), text.find(HOP)
     name = subjects.names[i]
     return Item(
-        id=f"made_up/{name}/{site}/{template}",
+        id=f"made_up/{name}/{place}/{template}",
         source=text.replace("{subject}", name),
         site=site,
         subject=name,
@@ -128,7 +132,7 @@ def _item(relation: Relation, subjects: Subjects, i: int, site: Site, template: 
 
 
 @cache
-def small_bench(layers: int = LAYERS, site: Site = "subject") -> Bench:
+def small_bench(layers: int = LAYERS, site: str = "subject") -> Bench:
     """Return a bench of twenty made-up subjects on a small random model of so many layers, made once."""
     model = small_model((PROSE / "heldout.txt").read_text(encoding="utf-8"), layers=layers)
     firsts, lasts = ("Bo", "Cy", "Di", "Ed", "Fay"), ("Ash", "Birch", "Cole", "Dow")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,15 +15,14 @@ from jaxtyping import Float
 from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
-from lensbench.errors import UsageError, unknown_name
-from lensbench.inspectors.verbalizers.oracle import CONVENTIONS, Notes, Recipe
-from lensbench.models.activations import Residuals, capture, find_site
+from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Notes, Recipe
+from lensbench.models.activations import capture, find_site
 from lensbench.models.adapters import FreshAdapter
 from lensbench.models.corpus import Corpus, Spent
 from lensbench.models.gradients import Lesson, answer_losses
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import Descent, TrainingSchedule, checkpoint_folder
-from lensbench.models.patching.passes import make_prompt
 from lensbench.tasks import Item, Task, load_task
 from lensbench.training.settings import STRICT, check_settings
 from lensbench.utils.cache import atomic_folder
@@ -37,11 +36,18 @@ RELATIONS = (
 )  # fmt: skip
 # Subjects of this fold are never trained on: figures beside the adapter are of them.
 HELD_OUT = 0
-# A passage of prose: this many tokens are run, and the next ones asked for.
-SEEN, AHEAD = 24, 6
-GOES_ON = "The text with {subject} goes on:"
+# A passage of prose: this many tokens are run, and some of the next or of the first ones asked for.
+SEEN, AHEAD = 32, 10
+NEXT, PREVIOUS = "Which {k} tokens come after this?", "Which {k} tokens come before this?"
+YES_NO = "{question} Is it {answer}? Answer yes or no."
+# The activations of so many tokens in a row are shown, at most.
+MOST_VECTORS = 10
+# The share of questions about a fact that are to be answered with yes or no.
+DOUBTED = 0.25
+# Published oracles read the outputs of the blocks at these shares of the depth.
+DEPTHS = (0.25, 0.5, 0.75)
 # How many held-out subjects the figures are of.
-CHECKED = 128
+CHECKED = 64
 
 
 class OracleTraining(BaseModel):
@@ -56,9 +62,11 @@ class OracleTraining(BaseModel):
         prose: the share of examples that ask for the next tokens of a passage of prose (no labels).
         rank: of the adapter.
         learning_rate: after a short warm-up; it falls to zero by the end.
-        convention: `oracle` or `latentqa`: where and how activations are written.
-        prompt: in place of the convention's, see `Recipe`; `{question}` alone keeps the activation in the question.
+        convention: how it is asked, see `lensbench.inspectors.verbalizers.recipe.CONVENTIONS`.
+        prompt: a plain text in place of the convention's; `{question}` alone keeps the activation in the question.
         placeholder: likewise.
+        layers: the layers to read; by default those of the published oracles, after the blocks at a quarter, half and
+            three quarters of the depth.
         seed: of the matrices, and of what is drawn at each step.
     """
 
@@ -72,10 +80,18 @@ class OracleTraining(BaseModel):
     prose: float = 0.25
     rank: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    convention: str = "oracle"
+    convention: str = "activation_oracle"
     prompt: str | None = None
     placeholder: str | None = None
+    layers: tuple[int, ...] = ()
     seed: int = 0
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _numbers(cls, value: object) -> object:
+        """Numbers may be given with commas between."""
+        numbers = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
+        return tuple(int(str(one)) for one in numbers) if isinstance(numbers, Iterable) else value
 
     @field_validator("relations", mode="before")
     @classmethod
@@ -105,11 +121,23 @@ class OracleTraining(BaseModel):
             raise ValueError("expected a text with the slot {question}")
         return value
 
-    @property
-    def recipe(self) -> Recipe:
-        """The prompts for the verbalizer."""
+    def recipe(self, model: LanguageModel) -> Recipe:
+        """Return how a model's verbalizer is asked.
+
+        Raises:
+            UsageError: layers that the model does not have, or it has no chat template, or no such placeholder.
+        """
+        layers = self.layers or tuple(sorted({int(model.n_layers * share) + 1 for share in DEPTHS}))
+        if not set(layers) <= set(range(1, model.n_layers + 1)):
+            raise UsageError(f"oracle: layers {layers}; {model.name} has layers 1 to {model.n_layers} to read")
         recipe = CONVENTIONS[self.convention]
-        return replace(recipe, prompt=self.prompt or recipe.prompt, placeholder=self.placeholder or recipe.placeholder)
+        prompt, placeholder = self.prompt or recipe.prompt, self.placeholder or recipe.placeholder
+        recipe = replace(recipe, prompt=prompt, placeholder=placeholder, layers=layers)
+        try:
+            recipe.make(model, "What is {subject}?", layers[0], vectors=2)
+        except LensbenchError as error:
+            raise UsageError(f"oracle: {error}; --set convention=plain needs no chat template") from None
+        return recipe
 
 
 def make_settings(given: Mapping[str, Any]) -> OracleTraining:
@@ -138,11 +166,12 @@ def task_of(settings: OracleTraining) -> Task:
 
 @dataclass(frozen=True)
 class TrainingFact:
-    """A training item's place among the residuals, the ways to ask for its answer, and the answer."""
+    """A training item's place among the residuals, the question, its answer, and the answers that are not."""
 
     place: int
-    questions: tuple[str, ...]
+    question: str
     answer: str
+    others: tuple[str, ...]
 
 
 class Lessons:
@@ -150,52 +179,67 @@ class Lessons:
 
     def __init__(self, model: LanguageModel, corpus: Corpus, settings: OracleTraining) -> None:
         self._model = model
-        self._recipe = settings.recipe
+        self.recipe = settings.recipe(model)
         self._settings = settings
-        items = list(_drawn(task_of(settings), settings))
-        sites = [find_site(model, item) for item in items]
-        self.residuals: Residuals = capture(model, sites, range(model.n_layers + 1))
-        relations = task_of(settings).relations.items()
-        forms = {name: (*relation.inspection, *relation.questions) for name, relation in relations}
-        facts = [(item.fold, TrainingFact(i, forms[item.relation], item.answer)) for i, item in enumerate(items)]
+        task = task_of(settings)
+        items = [replace(item, site=f"subject/segment:{MOST_VECTORS}") for item in _drawn(task, settings)]
+        read = capture(model, [find_site(model, item) for item in items], self.recipe.layers)
+        self._segments = {i: values[:, j] for _, (rows, values) in read.by_count().items() for j, i in enumerate(rows)}
+        facts = [(item.fold, self._fact_of(task, i, item)) for i, item in enumerate(items)]
         self.taught = [fact for fold, fact in facts if fold != HELD_OUT]
         self.held_out = [fact for fold, fact in facts if fold == HELD_OUT]
         self._windows = corpus.windows
         if not self.taught:
             raise UsageError("oracle: no subject to learn from; name more relations or more subjects")
 
-    def batch(self, step: int) -> tuple[list[Lesson], Float[Tensor, "row d_model"]]:
+    def _fact_of(self, task: Task, place: int, item: Item) -> TrainingFact:
+        relation = task.relations[item.relation]
+        question = self.recipe.question((*relation.inspection, *relation.questions))
+        return TrainingFact(place, question, item.answer, tuple(c for c in item.choices if c != item.answer))
+
+    def batch(self, step: int) -> list[Lesson]:
         """Draw the examples of a step, a layer each; those of prose are run on the way."""
         rng = random.Random(f"{self._settings.seed}/{step}")
         count = sum(rng.random() < self._settings.prose for _ in range(self._settings.batch))
         drawn = [self._prose(rng) for _ in range(count)]
-        drawn += [self._fact(rng.choice(self.taught), rng) for _ in range(self._settings.batch - count)]
-        return [lesson for lesson, _ in drawn], torch.stack([vector for _, vector in drawn])
+        return drawn + [self._fact(rng.choice(self.taught), rng) for _ in range(self._settings.batch - count)]
 
-    def checks(self) -> tuple[list[Lesson], Float[Tensor, "row d_model"]]:
+    def checks(self) -> list[Lesson]:
         """Return held-out subjects, each with one question about one layer: the same ones each time."""
         rng = random.Random(f"{self._settings.seed}/checks")
         facts = self.held_out if len(self.held_out) <= CHECKED else rng.sample(self.held_out, CHECKED)
-        drawn = [self._fact(fact, rng) for fact in facts]
-        return [lesson for lesson, _ in drawn], torch.stack([vector for _, vector in drawn])
+        return [self._fact(fact, rng, doubted=0) for fact in facts]
 
-    def _fact(self, fact: TrainingFact, rng: random.Random) -> tuple[Lesson, Tensor]:
-        layer = rng.randint(1, self._model.n_layers)
-        answer = self._model.tokens.encode(f"is {fact.answer}").ids[len(self._model.tokens.encode("is").ids) :]
-        return self._lesson(rng.choice(fact.questions), layer, answer), self.residuals.values[layer, fact.place]
+    def _fact(self, fact: TrainingFact, rng: random.Random, doubted: float = DOUBTED) -> Lesson:
+        place = rng.randrange(len(self.recipe.layers))
+        segment = self._segments[fact.place][place]
+        # One activation in half of the lessons, as it is read in most evaluations.
+        vectors = segment[-(1 if rng.random() < 0.5 else rng.randint(1, len(segment))) :]
+        question, answer = fact.question, fact.answer
+        if fact.others and rng.random() < doubted:
+            asked = rng.choice((fact.answer, rng.choice(fact.others)))
+            question = YES_NO.replace("{question}", question).replace("{answer}", asked)
+            answer = "Yes" if asked == fact.answer else "No"
+        tokens = self._model.tokens
+        said = tokens.answer_ids(answer, self.recipe.text(question, 1))
+        return self._lesson(question, place, (*said, tokens.turn_end), vectors)
 
-    def _prose(self, rng: random.Random) -> tuple[Lesson, Tensor]:
-        layer = rng.randint(1, self._model.n_layers)
+    def _prose(self, rng: random.Random) -> Lesson:
+        place, k = rng.randrange(len(self.recipe.layers)), rng.randint(1, AHEAD)
+        count = 1 if rng.random() < 0.5 else rng.randint(1, MOST_VECTORS)
         window = self._windows[rng.randrange(len(self._windows))]
         begin = rng.randrange(len(window) - SEEN - AHEAD)
-        seen, ahead = window[begin : begin + SEEN], window[begin + SEEN : begin + SEEN + AHEAD]
-        ids = seen[None]
-        found = self._model.residuals(ids, torch.ones_like(ids), torch.tensor([[SEEN - 1]]), (layer,))
-        return self._lesson(GOES_ON, layer, tuple(ahead.tolist())), found[0, 0, 0]
+        ids = window[begin : begin + SEEN][None]
+        sites = torch.arange(SEEN - count, SEEN)[None]
+        found = self._model.residuals(ids, torch.ones_like(ids), sites, (self.recipe.layers[place],))[0, 0]
+        backwards = rng.random() < 0.5
+        end = begin + (SEEN - count if backwards else SEEN + k)
+        question = (PREVIOUS if backwards else NEXT).replace("{k}", str(k))
+        return self._lesson(question, place, tuple(window[end - k : end].tolist()), found)
 
-    def _lesson(self, question: str, layer: int, answer: tuple[int, ...]) -> Lesson:
-        recipe = self._recipe
-        return Lesson(make_prompt(self._model, recipe.text(question, layer), recipe.placeholder, recipe.write), answer)
+    def _lesson(self, question: str, place: int, answer: tuple[int, ...], vectors: Tensor) -> Lesson:
+        prompt = self.recipe.make(self._model, question, self.recipe.layers[place], len(vectors))
+        return Lesson(prompt, answer, vectors)
 
 
 def _drawn(task: Task, settings: OracleTraining) -> Iterator[Item]:
@@ -226,9 +270,9 @@ def train(model: LanguageModel, corpus: Corpus, settings: OracleTraining, out: P
 
     def losses(step: int) -> Float[Tensor, " lesson"]:
         nonlocal tokens
-        asked, vectors = lessons.batch(step)
+        asked = lessons.batch(step)
         tokens += sum(len(lesson.prompt.ids) + len(lesson.answer) for lesson in asked)
-        return answer_losses(adapter.model, asked, vectors, settings.recipe.layer)
+        return answer_losses(adapter.model, asked, lessons.recipe.layer)
 
     with checkpoint_folder(out, _digest(model, settings)) as unfinished:
         figures = learner.descend(TrainingSchedule(unfinished, model.device), losses)
@@ -248,36 +292,34 @@ def _digest(model: LanguageModel, settings: OracleTraining) -> str:
 def _checked(
     trained: LanguageModel, base: LanguageModel, lessons: Lessons, settings: OracleTraining
 ) -> dict[str, float | int]:
-    """Return mean losses on subjects that were not trained on: as trained, with one mean activation, and untrained."""
+    """Return mean losses on held-out subjects: as trained, with a mean activation, with none, and untrained."""
     if not lessons.held_out:
         return {"held_out": 0}
-    asked, vectors = lessons.checks()
-    same = vectors.float().mean(0, keepdim=True).to(vectors).expand_as(vectors)
+    asked = lessons.checks()
+    mean = torch.cat([lesson.vectors for lesson in asked if lesson.vectors is not None]).float().mean(0)
 
-    def loss(model: LanguageModel, given: Tensor) -> float:
+    def loss(model: LanguageModel, change: Callable[[Tensor], Tensor | None]) -> float:
+        changed = [replace(one, vectors=None if one.vectors is None else change(one.vectors)) for one in asked]
         batches = range(0, len(asked), settings.batch)
-        parts = [
-            answer_losses(model, asked[i : i + settings.batch], given[i : i + settings.batch], settings.recipe.layer)
-            for i in batches
-        ]
+        parts = [answer_losses(model, changed[i : i + settings.batch], lessons.recipe.layer) for i in batches]
         return round(float(torch.cat(parts).mean()), 4)
 
     return {
         "held_out": len(asked),
-        "held_out_loss": loss(trained, vectors),
-        "held_out_loss_mean_activation": loss(trained, same),
-        "held_out_loss_untrained": loss(base, vectors),
+        "held_out_loss": loss(trained, lambda vectors: vectors),
+        "held_out_loss_mean_activation": loss(trained, lambda vectors: mean.to(vectors).expand_as(vectors)),
+        "held_out_loss_no_activation": loss(trained, lambda vectors: None),
+        "held_out_loss_untrained": loss(base, lambda vectors: vectors),
     }
 
 
 def _notes(model: LanguageModel, settings: OracleTraining, lessons: Lessons, figures: Mapping[str, Any]) -> Notes:
     more = {
         "base_model": model.name,
-        "read_layers": list(range(1, model.n_layers + 1)),
-        "site": "subject",
+        "site": f"subject, up to {MOST_VECTORS} tokens",
         "settings": settings.model_dump(),
         "figures": dict(figures),
         "versions": {name: version(name) for name in ("lensbench", "peft", "torch", "transformers")},
     }
     answers = tuple(sorted({fact.answer for fact in (*lessons.taught, *lessons.held_out)}))
-    return Notes(settings.recipe, model.fingerprint, str(model.dtype), answers, more)
+    return Notes(lessons.recipe, model.fingerprint, str(model.dtype), answers, more)

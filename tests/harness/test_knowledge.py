@@ -10,7 +10,8 @@ import torch
 
 from lensbench.harness import knowledge
 from lensbench.harness.knowledge import Knowledge, shares
-from lensbench.models.language_model import LanguageModel, TokenScores
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.token_scores import TokenScores
 from lensbench.tasks import load_task
 
 ANSWERS = ("blue", "green", "red", "white")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lensbench import testing
-from lensbench.errors import NotApplicableError, UsageError
+from lensbench.errors import NotApplicableError, TokenError, UsageError
 from lensbench.explore.attribution import attribute, top_neurons
 from lensbench.harness.bench import Bench
 from lensbench.harness.context import RunContext
@@ -21,7 +21,7 @@ from lensbench.models.components import ComponentError
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, load_model
-from lensbench.models.tokens import TokenError, Tokens
+from lensbench.models.tokens import Tokens
 from lensbench.tasks import load_task
 from tests import tiny
 from tests.models.test_components import KINDS, NO_NEURONS, model_of, module_of

@@ -20,7 +20,8 @@ from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.target import Target
-from lensbench.inspectors.verbalizers.oracle import CONVENTIONS, Notes, Oracle, read_notes
+from lensbench.inspectors.verbalizers.oracle import Oracle
+from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Notes, read_notes
 from lensbench.models import adapters
 from lensbench.models.adapters import FreshAdapter, adapted, read_adapter
 from lensbench.models.corpus import Corpus
@@ -33,7 +34,7 @@ from lensbench.models.sources import ADAPTER
 from lensbench.models.tokens import Tokens
 from lensbench.training import verbalizers
 from lensbench.training.verbalizers import OracleTraining, make_settings, train
-from tests import tiny
+from tests import chats, tiny
 from tests.command import lensbench, refused
 
 EXACT = {"rtol": 1e-4, "atol": 1e-4}
@@ -71,20 +72,22 @@ def bench() -> Bench:
 
 
 def oracle(folder: Path, **settings: Any) -> Oracle:
+    settings = {"convention": "plain", **settings}  # the tiny model has no chat template
     return Oracle(str(folder), placeholder=PLACEHOLDER, **settings)
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
-def test_conformance(convention: str, folder: Path, bench: Bench) -> None:
-    done = testing.check_inspector(lambda: oracle(folder, convention=convention), bench)
+def test_conformance(folder: Path, bench: Bench) -> None:
+    done = testing.check_inspector(lambda: oracle(folder), bench)
     assert {"check_layers_are_local", "check_sources_are_withheld", "check_constant_activation"} <= set(done)
 
 
 def test_without_a_change_it_is_the_patchscope(tmp_path: Path, bench: Bench) -> None:
     """B = 0: the same prompt, layer and way of writing give the same scores, bit for bit."""
     zero = write_adapter(tmp_path / "zero", zero=True)
-    ours = CrossFit(lambda: oracle(zero, convention="latentqa", layer=2), bench).scores()
-    prompt = CONVENTIONS["latentqa"].text(bench.question, 0)
+    ours = CrossFit(
+        lambda: oracle(zero, prompt="An activation:{subject}\n{question}", write="overwrite"), bench
+    ).scores()
+    prompt = "An activation:{subject}\n" + bench.question.replace("{subject}", "this")
     scope = CrossFit(lambda: Patchscope((2,), prompt=prompt, placeholder=PLACEHOLDER), bench).scores()
     assert torch.equal(ours.log_scores, scope.log_scores)
     assert torch.equal(ours.ranks, scope.ranks)
@@ -110,62 +113,22 @@ def test_merged_is_unmerged(kind: str, tmp_path: Path) -> None:
     assert adapted(base, found) is merged
 
 
-def naive(model: torch.nn.Module, ids: tuple[int, ...], places: list[int], vector: torch.Tensor, how: str) -> Any:
-    """One whole pass, a hook on the output of a block: what the two papers describe."""
-
-    def hook(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-        changed = output.clone()
-        for place in places:
-            there = output[0, place]
-            changed[0, place] = vector if how == "latentqa" else there + F.normalize(vector, dim=0) * there.norm()
-        return changed
-
-    handle = model.model.layers[{"oracle": 1, "latentqa": 0}[how]].register_forward_hook(hook)
-    with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0, -1]
-    handle.remove()
-    return logits.log_softmax(-1)
-
-
-@pytest.mark.parametrize("placeholders", [1, 3])
-@pytest.mark.parametrize("convention", CONVENTIONS)
-def test_the_conventions_are_what_the_papers_say(
-    convention: str, placeholders: int, folder: Path, bench: Bench
-) -> None:
-    """Each score against a naive pass of the unmerged adapter, the prompt put together by hand."""
-    with adapters._quiet_peft():
-        model = peft.PeftModel.from_pretrained(tiny.module("llama"), folder).eval().base_model.model
-    scores = CrossFit(lambda: oracle(folder, convention=convention, placeholders=placeholders), bench).scores()
-    tokens = bench.context.model.tokens
-    asked = [tokens.answer_token(answer) for answer in bench.answers]
-    question = bench.question.replace("{subject}", "this")
-    for row, layer in enumerate(bench.context.layers):
-        begin = {"oracle": f"Layer: {layer - 1}\n", "latentqa": "An activation:"}[convention]
-        end = {"oracle": " \n", "latentqa": "\n"}[convention] + question
-        ids = tokens.encode(begin + PLACEHOLDER * placeholders + end).ids
-        first = len(tokens.encode(begin).ids)
-        for item in (0, 7):
-            vector = bench.residuals.at_layers((layer,)).values[0, item]
-            logs = naive(model, ids, list(range(first, first + placeholders)), vector, convention)
-            torch.testing.assert_close(scores.log_scores[row, 0, item], logs[asked], **EXACT)
-
-
 def test_losses_are_those_of_texts_alone() -> None:
     """Padding, several prompts of several lengths: each row as a pass of its own, whole head and all."""
     model = tiny.model("llama")
-    texts = ("Layer: 3\n{subject} \nThe drink of this is", "The layer is number 12\n{subject} \nTea or wine?")
+    texts = ("Layer: 3\n{subject} \nThe drink of this is", "The layer is number 12\n{subject}{subject} \nTea or wine?")
+    vectors = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).split([1, 2])
     asked = [
-        Lesson(make_prompt(model, text, PLACEHOLDER, "add"), answer)
-        for text, answer in zip(texts, ((40, 50, 60), (70,)), strict=True)
+        Lesson(make_prompt(model, text, PLACEHOLDER, "add"), answer, own)
+        for text, answer, own in zip(texts, ((40, 50, 60), (70,)), vectors, strict=True)
     ]
     assert asked[0].prompt.positions != asked[1].prompt.positions
-    vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
-    found = answer_losses(model, asked, vectors, 2)
+    found = answer_losses(model, asked, 2)
     for i, lesson in enumerate(asked):
         passes = PatchedPass(model, lesson.prompt, "plain")
         ids = torch.tensor([lesson.prompt.ids + lesson.answer])
         with torch.no_grad():
-            logits = passes.hooked(ids, vectors[i : i + 1], [2]).logits[0, len(lesson.prompt.ids) - 1 : -1]
+            logits = passes.hooked(ids, vectors[i].flatten()[None], [2]).logits[0, len(lesson.prompt.ids) - 1 : -1]
         expected = F.cross_entropy(logits, torch.tensor(lesson.answer))
         torch.testing.assert_close(found[i], expected, **EXACT)
 
@@ -173,16 +136,16 @@ def test_losses_are_those_of_texts_alone() -> None:
 def test_gradients_are_those_of_finite_differences() -> None:
     base = tiny.model("llama")
     adapter = FreshAdapter(base, rank=2, seed=0)
-    asked = [Lesson(make_prompt(base, "Layer: 3\n{subject} \nThis is", PLACEHOLDER, "add"), (40, 50))]
     vectors = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    asked = [Lesson(make_prompt(base, "Layer: 3\n{subject} \nThis is", PLACEHOLDER, "add"), (40, 50), vectors)]
     weight = next(weight for name, weight in adapter.weights.items() if "layers.2.mlp.down_proj.lora_B" in name)
     with torch.enable_grad():
-        answer_losses(adapter.model, asked, vectors, 2).mean().backward()
+        answer_losses(adapter.model, asked, 2).mean().backward()
     slope, step = weight.grad[3, 1].item(), 1e-2
     ends = []
     for sign in (1, -1):
         weight.data[3, 1] += sign * step
-        ends.append(float(answer_losses(adapter.model, asked, vectors, 2).detach()))
+        ends.append(float(answer_losses(adapter.model, asked, 2).detach()))
         weight.data[3, 1] -= sign * step
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.05, abs=1e-5)
 
@@ -304,8 +267,8 @@ def test_reading_an_adapter_needs_no_peft(folder: Path, bench: Bench, monkeypatc
 
 
 def note(folder: Path, model: LanguageModel, **changes: Any) -> Notes:
-    recipe = replace(CONVENTIONS["latentqa"], placeholder=PLACEHOLDER)
-    notes = Notes(recipe, model.fingerprint, str(model.dtype), ("milk", "tea"), {"read_layers": [1, 2, 3]})
+    recipe = replace(CONVENTIONS["plain"], placeholder=PLACEHOLDER)
+    notes = Notes(recipe, model.fingerprint, str(model.dtype), ("milk", "tea"), {"site": "subject"})
     replace(notes, **changes).write(folder)
     return notes
 
@@ -317,7 +280,7 @@ def test_the_notes_beside_an_adapter_say_how_it_is_asked(folder: Path, tmp_path:
     assert Oracle(str(copy)).recipe() == notes.recipe
     assert Oracle(str(copy), layer=3).recipe() == replace(notes.recipe, layer=3)
     with pytest.raises(UsageError, match="records how it was trained"):
-        Oracle(str(copy), convention="oracle").check(bench.context.target, model)
+        Oracle(str(copy), convention="plain").check(bench.context.target, model)
     note(copy, model, base="0" * 16)
     with pytest.raises(UsageError, match="was trained on another model than tiny-llama"):
         Oracle(str(copy)).check(bench.context.target, model)
@@ -335,7 +298,7 @@ def test_a_relation_that_it_was_trained_on_is_not_applicable(folder: Path, tmp_p
 
 
 def test_rivals_get_its_prompt_without_the_activation(folder: Path) -> None:
-    own = oracle(folder, convention="oracle", placeholders=2).own_prompt("The drink of {subject} is")
+    own = oracle(folder, placeholders=2).own_prompt("The drink of {subject} is")
     assert own is not None
     assert own.text == "Layer: 15\n{subject}{subject} \nThe drink of this is"
     kept = oracle(folder, prompt="Layer {layer}: {question}").own_prompt("The drink of {subject} is")
@@ -345,7 +308,7 @@ def test_rivals_get_its_prompt_without_the_activation(folder: Path) -> None:
 
 def test_rivals_ask_the_adapted_verbalizer_too(folder: Path, bench: Bench) -> None:
     """Question only is the method's twin without an activation; input only asks the plain model and the adapted one."""
-    method = CrossFit(lambda: oracle(folder, convention="oracle"), bench)
+    method = CrossFit(lambda: oracle(folder), bench)
     model, reader = bench.context.model, method.inspector.reader(bench.context.model)
     tokens = [model.tokens.answer_token(answer) for answer in bench.answers]
     own = method.inspector.own_prompt(bench.question)
@@ -368,13 +331,13 @@ SMALL = {"relations": ["country_continent", "verb_past"], "subjects": 5, "batch"
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> OracleTraining:
-    recipe = replace(CONVENTIONS["oracle"], placeholder=PLACEHOLDER)
-    monkeypatch.setitem(CONVENTIONS, "oracle", recipe)
-    return make_settings({**SMALL, "steps": 40})
+    recipe = replace(CONVENTIONS["activation_oracle"], placeholder=PLACEHOLDER)
+    monkeypatch.setitem(CONVENTIONS, "activation_oracle", recipe)
+    return make_settings({**SMALL, "steps": 90})
 
 
 def base() -> LanguageModel:
-    return LanguageModel(tiny.module("llama"), Tokens(tiny.tokenizer()), "tiny-llama")
+    return LanguageModel(tiny.module("llama"), chats.model("chatml").tokens, "tiny-llama")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -389,13 +352,16 @@ def test_training_learns_and_tells_what_it_did(small: OracleTraining, tmp_path: 
     del model.fingerprint
     assert model.fingerprint == before
     assert spent.tokens > 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([CONFIG, WEIGHTS, "lensbench.json"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        [CONFIG, WEIGHTS, "ao_config.json", "lensbench.json"]
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     notes = read_notes(tmp_path / "out")
     assert notes is not None
     figures = notes.more["figures"]
     assert figures["loss_last"] < figures["loss_first"] - 1
     assert figures["held_out_loss"] < figures["held_out_loss_untrained"] - 0.3
+    assert figures["held_out_loss"] != figures["held_out_loss_no_activation"]
     assert {"Asia", "Europe"} <= set(notes.answers)
     assert json.loads((tmp_path / "out" / CONFIG).read_text())["base_model_name_or_path"] == "tiny-llama"
     Oracle(str(tmp_path / "out")).check(Target(model), model)
@@ -435,30 +401,53 @@ def test_subjects_of_one_fold_are_never_taught(small: OracleTraining) -> None:
     assert taught
     assert held_out
     assert not taught & held_out
-    asked, vectors = learned.batch(3)
-    again, same = learned.batch(3)
-    assert asked == again
-    assert torch.equal(vectors, same)
-    of_taught = learned.residuals.values[:, sorted(taught)].flatten(0, 1)
-    assert all(bool((of_taught == vector).all(1).any()) for vector in vectors)
+    asked, again = learned.batch(3), learned.batch(3)
+    assert [(one.prompt, one.answer) for one in asked] == [(one.prompt, one.answer) for one in again]
+    every = torch.cat([learned._segments[place].flatten(0, 1) for place in sorted(taught)])
+    for one, same in zip(asked, again, strict=True):
+        assert torch.equal(one.vectors, same.vectors)
+        assert all(bool((every == vector).all(1).any()) for vector in one.vectors)
 
 
-def test_prose_asks_for_the_tokens_that_follow(small: OracleTraining) -> None:
+def test_lessons_are_of_all_kinds(small: OracleTraining) -> None:
+    """One vector and several, facts and doubts, tokens before and after, at the three published depths."""
+    model = base()
+    learned = verbalizers.Lessons(model, Corpus(model), small.model_copy(update={"prose": 0.5}))
+    asked = [one for step in range(30) for one in learned.batch(step)]
+    texts = [model.tokens.decode(one.prompt.ids) for one in asked]
+    for said in (
+        "tokens come after this",
+        "tokens come before this",
+        "Answer yes or no",
+        "On which continent is this?",
+    ):
+        assert any(said in text for text in texts), said
+    assert {len(one.vectors) for one in asked} > {1, 2}
+    assert learned.recipe.layers == (2, 3, 4)
+    assert {text.partition("Layer: ")[2][0] for text in texts} == {"1", "2", "3"}
+    facts = [one for one, text in zip(asked, texts, strict=True) if "tokens come" not in text]
+    assert all(one.answer[-1] == model.tokens.turn_end for one in facts)
+
+
+def test_prose_asks_for_the_tokens_beside_those_shown(small: OracleTraining) -> None:
     model = base()
     corpus = Corpus(model)
-    learned = verbalizers.Lessons(model, corpus, small.model_copy(update={"prose": 0.99, "batch": 8}))
-    asked, vectors = learned.batch(0)
-    text = corpus.windows.flatten().tolist()
-    joined = " ".join(map(str, text))
-    found = [i for i, lesson in enumerate(asked) if len(lesson.answer) == verbalizers.AHEAD]
-    assert len(found) >= 6
-    for i in found[:3]:
-        answer = " ".join(map(str, asked[i].answer))
-        end = len(joined[: joined.index(answer)].split())
-        seen = torch.tensor([text[end - verbalizers.SEEN : end]])
-        where = torch.tensor([[verbalizers.SEEN - 1]])
-        every = model.residuals(seen, torch.ones_like(seen), where, range(5))[:, 0, 0]
-        assert bool(torch.isclose(every, vectors[i], atol=1e-4).all(1).any())
+    learned = verbalizers.Lessons(model, corpus, small.model_copy(update={"prose": 0.99, "batch": 16}))
+    windows, checked = corpus.windows.tolist(), set()
+    for one in learned.batch(0):
+        text = model.tokens.decode(one.prompt.ids)
+        if "tokens come" not in text or len(one.answer) < 5:
+            continue
+        layer, k, ahead = int(text.partition("Layer: ")[2][0]) + 1, len(one.answer), "after" in text
+        assert f"Which {k} tokens" in text
+        (window, at), *_ = [(w, i) for w in windows for i in range(len(w) - k + 1) if tuple(w[i : i + k]) == one.answer]
+        last = at - 1 if ahead else at + k + len(one.vectors) - 1
+        seen = torch.tensor([window[last + 1 - verbalizers.SEEN : last + 1]])
+        where = torch.arange(verbalizers.SEEN - len(one.vectors), verbalizers.SEEN)[None]
+        expected = model.residuals(seen, torch.ones_like(seen), where, (layer,))[0, 0]
+        torch.testing.assert_close(one.vectors, expected, rtol=1e-4, atol=1e-4)
+        checked.add(ahead)
+    assert checked == {True, False}
 
 
 WRONG_SETTINGS = {

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lensbench.models.activations import capture
-from lensbench.models.language_model import COUNTED, LanguageModel, ranks_of
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.prompting import continue_line, continue_texts, first_line, score_next_tokens
+from lensbench.models.token_scores import COUNTED, ranks_of
 from lensbench.models.tokens import Tokens
 from tests.tiny import CONFIGS, model, module
 

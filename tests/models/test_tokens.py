@@ -102,7 +102,7 @@ TEMPLATES = {
     "{{ raise_exception('roles must alternate') }}": "fails: roles must alternate",
     "{% for": "fails: ",
     "{{ messages.nothing.at_all }}": "fails: ",
-    "<user>hello<me>": "leaves the user's text out",
+    "<user>hello<me>": "leaves a turn's text out",
     TURN.partition("{% if")[0]: "begins no turn of the assistant",
 }
 
@@ -116,7 +116,7 @@ def test_a_template_that_is_of_no_use_is_one_line(template: str, why: str) -> No
 
 
 def test_a_template_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lensbench.models.tokens.TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr("lensbench.models.chat.TEMPLATE_SECONDS", 0.2)
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + TURN
     with pytest.raises(LensbenchError, match=r"took more than 0\.2 seconds"):
         Tokens(chat(loop), chat_template=True)

@@ -153,13 +153,13 @@ def read_patched(
     source and target layers does not have to fit into memory.
     """
     prompt = make_prompt(verbalizer, own.text, own.placeholder, write)
-    tokens = [verbalizer.tokens.answer_token(answer) for answer in evidence.answers]
+    tokens = verbalizer.tokens.telling_ids(evidence.answers, own.text)
     patcher = patcher_of(verbalizer)
     names, log_probs, ranks, texts = [], [], [], []
     for attempt in attempts:
         layers, items, _ = attempt.vectors.shape
         rows, at = attempt.vectors.flatten(0, 1), torch.tensor(attempt.target_layers).repeat_interleave(items)
-        found = patcher.score(prompt, rows, at, tokens)
+        found = patcher.score_answers(prompt, rows, at, tokens)
         names.append(attempt.name)
         log_probs.append(found.log_probs.reshape(layers, items, -1))
         ranks.append(found.ranks.reshape(layers, items, -1))

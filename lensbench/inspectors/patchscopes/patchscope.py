@@ -1,12 +1,14 @@
 """Patchscope."""
 
+import math
 from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
-from lensbench.errors import unknown_name
+from lensbench.errors import UsageError, unknown_name
 from lensbench.inspectors.base import Inspector, OwnPrompt
 from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.patchscopes.patched import (
@@ -24,7 +26,7 @@ from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching.passes import WRITES, Write
-from lensbench.models.prompting import score_next_tokens
+from lensbench.models.prompting import score_answers
 from lensbench.tasks.facts import SLOT
 
 
@@ -48,6 +50,9 @@ class Patchscope(Inspector):
         write: `overwrite`; `norm_matched`, the residual at the length of what it overwrites; `add`, that added to what
             is there.
         relevancy: also measure by how much the patch moves the probability of the top answer.
+        contrast: α >= 0; answers are scored by log p(patched) + α (log p(patched) - log p(unpatched)), so that what the
+            prompt says by itself counts against an answer. The idea is that of BALOR (arXiv 2602.00300), whose formula
+            we have not seen: this one is ours. Texts are generated without it.
     """
 
     name: ClassVar[str] = "patchscope"
@@ -64,20 +69,24 @@ class Patchscope(Inspector):
         placeholder: str = "x",
         write: Write = "overwrite",
         relevancy: bool = False,
+        contrast: float = 0.0,
     ) -> None:
         self.target_layers = target_layers if isinstance(target_layers, str) else tuple(target_layers)
         self.prompt = prompt
         self.placeholder = placeholder
         self.write = write
         self.relevancy = relevancy
+        self.contrast = contrast
 
     def check(self, target: Target, verbalizer: LanguageModel) -> None:
         """Check the parameters, and that activations fit the verbalizer.
 
         Raises:
             UsageError: a target layer that the verbalizer lacks, a verbalizer of another width, an unknown prompt or
-                way of writing, or a placeholder of several tokens.
+                way of writing, a placeholder of several tokens, or a negative contrast.
         """
+        if not isinstance(self.contrast, int | float) or not 0 <= self.contrast < math.inf:
+            raise UsageError(f"{self.name}.contrast = {self.contrast!r}: expected 0 or more")
         chosen_layers(self.name, self.target_layers, target, verbalizer)
         check_width(self.name, target, verbalizer)
         if self.write not in WRITES:
@@ -105,22 +114,29 @@ class Patchscope(Inspector):
             for layer in self.target_layers_
         ]
         found = read_patched(self.verbalizer_, own, attempts, evidence, self.write)
-        if not self.relevancy:
+        if not (self.relevancy or self.contrast):
             return found
-        return replace(found, measures={"relevancy": relevancy(self.verbalizer_, own, found, evidence)})
+        text = own.text.replace(SLOT, own.placeholder)
+        plain = score_answers(self.verbalizer_, [text], evidence.answers).log_probs[0].double()
+        if self.relevancy:
+            found = replace(found, measures={"relevancy": relevancy(found, plain)})
+        if self.contrast:
+            moved = found.log_scores - plain.to(found.log_scores)
+            found = replace(found, log_scores=found.log_scores + self.contrast * moved, ranks=None)
+        return found
 
 
-def relevancy(
-    verbalizer: LanguageModel, own: OwnPrompt, patched: Scores, evidence: Evidence
-) -> Float[np.ndarray, "layer attempt item"]:
+def relevancy(patched: Scores, plain: Float[Tensor, " answer"]) -> Float[np.ndarray, "layer attempt item"]:
     """Return |p(a; patched) - p(a; unpatched)| of the answer a of the relation that ranks highest.
 
     That is how SelfIE (arXiv 2403.10949) tells what came from the activation from what the prompt says by itself; here
-    of the answer's first token, where SelfIE has it of each generated one. One unpatched pass.
+    of the answer's first token, where SelfIE has it of each generated one.
+
+    Args:
+        patched: the method's scores.
+        plain: log-probabilities of the answers without a patch.
     """
-    tokens = [verbalizer.tokens.answer_token(answer) for answer in evidence.answers]
-    text = own.text.replace(SLOT, own.placeholder)
-    unpatched = score_next_tokens(verbalizer, [text], tokens).log_probs[0].cpu().double().exp()
+    unpatched = plain.cpu().exp()
     log_scores = patched.log_scores.cpu().double()
     top = log_scores.argmax(-1, keepdim=True)
     moved = (log_scores.exp().gather(-1, top) - unpatched[top]).abs()

@@ -42,7 +42,7 @@ class Configuration:
 
     def settings(self) -> dict[str, str | int | float]:
         """Return it as it is set elsewhere."""
-        own = {"prompt": self.prompt.text, "placeholder": self.prompt.placeholder}
+        own = {"prompt": str(self.prompt.text), "placeholder": self.prompt.placeholder}
         return {**own, "target_layer": self.target_layer, "amplifier": self.amplifier}
 
 

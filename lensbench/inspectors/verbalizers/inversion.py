@@ -14,9 +14,10 @@ from lensbench.inspectors.base import Inspector, OwnPrompt, by_layer
 from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
+from lensbench.models.chat import Text
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.prompting import continue_line, score_next_tokens
+from lensbench.models.prompting import continue_line, score_answers
 from lensbench.models.ridge import RunningMoments, every_pair
 
 SLOT = "{subject}"
@@ -65,7 +66,7 @@ class Inversion(Inspector):
         offsets: int = 4,
         tokens: int = 8192,
         ridge: float = 0.001,
-        prompt: str | None = None,
+        prompt: Text | None = None,
         vocabulary: tuple[int, ...] | None = None,
     ) -> None:
         self.offsets = offsets
@@ -142,9 +143,7 @@ class Inversion(Inspector):
         number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         place = [number[text] for text in texts]
         distinct = list(number)
-        asked = score_next_tokens(
-            self.verbalizer_, distinct, [self.verbalizer_.tokens.answer_token(a) for a in evidence.answers]
-        )
+        asked = score_answers(self.verbalizer_, distinct, evidence.answers)
         found = by_layer(asked.rows(torch.tensor(place)), len(evidence.layers), tuple(f"tokens={n}" for n in kept))
         if not evidence.describe:
             return found

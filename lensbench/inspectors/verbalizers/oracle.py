@@ -1,119 +1,35 @@
 """Activation oracle: a verbalizer that was trained to read activations."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from lensbench.errors import NotApplicableError, UsageError, unknown_name
+from lensbench.errors import LensbenchError, NotApplicableError, UsageError, unknown_name
 from lensbench.inspectors.base import Inspector, OwnPrompt
 from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
+from lensbench.inspectors.verbalizers.recipe import AO_CONFIG, CONVENTIONS, NOTES, Recipe, read_ao_config, read_notes
 from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter
 from lensbench.models.hub import hub_folder, is_pinned
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.patching.passes import WRITES, Write, make_prompt
+from lensbench.models.patching.passes import WRITES
 from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.prompting import first_line
 from lensbench.models.sources import ADAPTER
-from lensbench.tasks.facts import SLOT
-from lensbench.utils.foreign import FOREIGN, read_text
-
-# What stands for the subject in a question, where the activation stands before the question.
-PHRASE = "this"
-NOTES = "lensbench.json"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How questions are put to a trained verbalizer.
-
-    Attributes:
-        prompt: with the slots `{subject}` (the activation), `{layer}` and `{question}`. Without `{subject}`, the
-            question keeps its own slot for the activation.
-        layer: where the activation is written.
-        write: how it is written, see `lensbench.models.patching.Prompt`.
-        placeholder: the word that the activation is written over; one token of the verbalizer.
-        placeholders: how many of them, all with the same activation.
-    """
-
-    prompt: str
-    layer: int
-    write: Write
-    placeholder: str = " ?"
-    placeholders: int = 1
-
-    def text(self, question: str, layer: int) -> str:
-        """Return the prompt for a question about an activation of a layer, with slots for the activation.
-
-        `{layer}` counts blocks from 0, as the published oracles do: layer 1 is the output of block 0, and -1 stands
-        for the embeddings.
-        """
-        asked = question.replace(SLOT, PHRASE) if SLOT in self.prompt else question
-        slots = self.prompt.replace(SLOT, SLOT * self.placeholders).replace("{layer}", str(layer - 1))
-        return slots.replace("{question}", asked)
-
-
-# Both count the outputs of blocks from 0: what they write at block i is written at layer i + 1.
-CONVENTIONS: dict[str, Recipe] = {
-    "oracle": Recipe("Layer: {layer}\n" + SLOT + " \n{question}", layer=2, write="add"),
-    "latentqa": Recipe("An activation:" + SLOT + "\n{question}", layer=1, write="overwrite"),
-}
-
-
-@dataclass(frozen=True)
-class Notes:
-    """What `lensbench fit oracle` writes beside an adapter.
-
-    Attributes:
-        recipe: how it was trained to be asked.
-        base: fingerprint of the model that it was trained in.
-        dtype: that model's precision: in another one the same model has another fingerprint.
-        answers: what it was trained to say, of all relations.
-        more: relations, settings, figures, versions: what a reader wants to know.
-    """
-
-    recipe: Recipe
-    base: str
-    dtype: str
-    answers: tuple[str, ...]
-    more: Mapping[str, Any] = field(default_factory=dict)
-
-    def write(self, folder: Path) -> None:
-        """Write them into a folder."""
-        (folder / NOTES).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def read_notes(folder: Path) -> Notes | None:
-    """Return the notes of an adapter; None for one that somebody else has trained.
-
-    Raises:
-        UsageError: notes that `lensbench fit` has not written.
-    """
-    path = folder / NOTES
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(read_text(path))
-        if found["recipe"]["write"] not in WRITES:
-            raise ValueError(f"write is {found['recipe']['write']!r}")
-        recipe = Recipe(**found.pop("recipe"))
-        return Notes(recipe, answers=tuple(found.pop("answers")), **found)
-    except FOREIGN as error:
-        raise UsageError(f"{path} is not what lensbench fit writes ({error}); get the adapter again") from None
 
 
 class Oracle(Inspector):
     """A verbalizer with a LoRA adapter that was trained to answer questions about activations.
 
-    Activation Oracles (Karvonen et al. 2025, arXiv 2512.15674): after `Layer: L` and placeholders, the output of
-    block 1 becomes h + |h| v / |v| at the placeholders. LatentQA (Pan et al. 2024, arXiv 2412.08686): the output of
-    block 0 becomes v. What follows is the question; the next token is the answer.
+    Activation Oracles (Karvonen et al. 2025, arXiv 2512.15674): in a user's turn, after `Layer: L` and one placeholder
+    for each vector, the output of block 1 becomes h + |h| v / |v| at the placeholders; the question follows, and the
+    assistant's turn begins with the answer. LatentQA (Pan et al. 2024, arXiv 2412.08686): the first user's turn is
+    placeholders alone, where the output of block 0 becomes v. Where sites have several tokens, all their vectors are
+    read.
 
     It learns nothing here. It was trained elsewhere, on other relations, so its rivals get no labels either; but they
     ask the adapted verbalizer too, in text and with the placeholder as it is. A relation most of whose answers it was
@@ -121,12 +37,15 @@ class Oracle(Inspector):
 
     Args:
         adapter: a folder with a LoRA adapter of PEFT, or `hub:ORG/NAME@COMMIT`; `lensbench fit oracle` trains one.
-        convention: `oracle` or `latentqa`, for an adapter that somebody else has trained; by default `oracle`.
-        prompt: in place of the one that adapter or convention has; see `Recipe`.
+        convention: how an adapter is asked that does not say so itself: `activation_oracle` (the default), `latentqa`,
+            or `plain`, which needs no chat template.
+        prompt: a plain text in place of the prompt that adapter or convention has; see `Recipe`.
         layer: the layer to write at, likewise.
         write: `add`, `overwrite` or `norm_matched`, likewise.
         placeholder: likewise.
         placeholders: likewise.
+        layers: those that it was trained to read, for an adapter that does not say so: `8,15,23`, a list.
+        any_layer: also read layers that it was not trained to read.
     """
 
     name: ClassVar[str] = "oracle"
@@ -134,6 +53,7 @@ class Oracle(Inspector):
     learns_from: ClassVar[Learns] = "nothing"
     cost: ClassVar[str] = "a patched pass an item and layer, in a copy of the verbalizer; trained before"
     generates: ClassVar[bool] = True
+    default_convention: ClassVar[str] = "activation_oracle"
 
     def __init__(
         self,
@@ -144,6 +64,8 @@ class Oracle(Inspector):
         write: str | None = None,
         placeholder: str | None = None,
         placeholders: int | None = None,
+        layers: tuple[int, ...] | None = None,
+        any_layer: bool = False,
     ) -> None:
         self.adapter = adapter
         self.convention = convention
@@ -152,18 +74,20 @@ class Oracle(Inspector):
         self.write = write
         self.placeholder = placeholder
         self.placeholders = placeholders
+        self.layers = None if layers is None else tuple(layers)
+        self.any_layer = any_layer
 
     @property
     def _folder(self) -> Path:
         if self.adapter is None:
             raise UsageError(
-                "oracle.adapter is missing: give the folder of a trained verbalizer, --set oracle.adapter=FOLDER; "
-                "`lensbench fit oracle --out FOLDER` trains one"
+                f"{self.name}.adapter is missing: give the folder of a trained verbalizer, --set "
+                f"{self.name}.adapter=FOLDER; `lensbench fit oracle --out FOLDER` trains one"
             )
         return self._fetched() if is_pinned(self.adapter) else Path(self.adapter).expanduser()
 
     def _fetched(self, *, offline: bool = False) -> Path:
-        return hub_folder(str(self.adapter), ((ADAPTER, WEIGHTS),), (NOTES,), offline=offline)
+        return hub_folder(str(self.adapter), ((ADAPTER, WEIGHTS),), (NOTES, AO_CONFIG), offline=offline)
 
     def recipe(self) -> Recipe:
         """Return how the adapter is asked: what was given, else what it was trained with, else the convention.
@@ -172,14 +96,15 @@ class Oracle(Inspector):
             UsageError: an unknown convention or way to write, or a convention for an adapter that says its own.
         """
         notes = read_notes(self._folder)
+        written = notes.recipe if notes else read_ao_config(self._folder)
         if self.convention is not None and self.convention not in CONVENTIONS:
-            raise unknown_name("oracle.convention", self.convention, CONVENTIONS)
-        if self.convention is not None and notes is not None:
-            raise UsageError(f"oracle.convention: {self.adapter} records how it was trained; leave it out")
+            raise unknown_name(f"{self.name}.convention", self.convention, CONVENTIONS)
+        if self.convention is not None and written is not None:
+            raise UsageError(f"{self.name}.convention: {self.adapter} records how it was trained; leave it out")
         if self.write is not None and self.write not in WRITES:
-            raise unknown_name("oracle.write", self.write, WRITES)
-        recipe = notes.recipe if notes else CONVENTIONS[self.convention or "oracle"]
-        given = {one.name: getattr(self, one.name) for one in fields(Recipe)}
+            raise unknown_name(f"{self.name}.write", self.write, WRITES)
+        recipe = written or CONVENTIONS[self.convention or self.default_convention]
+        given = {one.name: getattr(self, one.name, None) for one in fields(Recipe)}
         return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
     def check(self, target: Target, verbalizer: LanguageModel) -> None:
@@ -193,15 +118,23 @@ class Oracle(Inspector):
         check_base(read_adapter(self._folder), verbalizer.module, verbalizer.name)
         recipe, notes = self.recipe(), read_notes(self._folder)
         if recipe.layer not in range(verbalizer.n_layers + 1):
-            raise UsageError(f"oracle.layer = {recipe.layer}; {verbalizer.name} has layers 0 to {verbalizer.n_layers}")
+            raise UsageError(
+                f"{self.name}.layer = {recipe.layer}; {verbalizer.name} has layers 0 to {verbalizer.n_layers}"
+            )
         if not isinstance(recipe.placeholders, int) or recipe.placeholders < 1:
-            raise UsageError(f"oracle.placeholders = {recipe.placeholders!r}: expected 1 or more")
-        if "{question}" not in recipe.prompt:
-            raise UsageError(f"oracle.prompt = {recipe.prompt!r}: expected a text with the slot {{question}}")
+            raise UsageError(f"{self.name}.placeholders = {recipe.placeholders!r}: expected 1 or more")
+        if not any("{question}" in text for text in recipe.texts):
+            raise UsageError(f"{self.name}.prompt = {recipe.prompt!r}: expected a text with the slot {{question}}")
+        try:
+            recipe.make(verbalizer, "What is {subject}?", recipe.layer, vectors=2)
+        except LensbenchError as error:
+            raise UsageError(
+                f"{self.name}: {error}; give another recipe, such as {self.name}.convention=plain"
+            ) from None
         if target.d_model != verbalizer.d_model:
             raise UsageError(
-                f"oracle: {target.name} has width {target.d_model}, verbalizer {verbalizer.name} {verbalizer.d_model}; "
-                "choose a verbalizer of the same width"
+                f"{self.name}: {target.name} has width {target.d_model}, verbalizer {verbalizer.name} "
+                f"{verbalizer.d_model}; choose a verbalizer of the same width"
             )
         if notes and notes.dtype == str(verbalizer.dtype) and notes.base != verbalizer.fingerprint:
             raise UsageError(
@@ -213,7 +146,7 @@ class Oracle(Inspector):
         """Return the adapter's files; one of the Hub is known by its name, which says its commit."""
         if self.adapter is not None and is_pinned(self.adapter):
             return ()
-        every = [self._folder / name for name in (ADAPTER, WEIGHTS, NOTES)]
+        every = [self._folder / name for name in (ADAPTER, WEIGHTS, NOTES, AO_CONFIG)]
         return tuple(file for file in every if file.is_file())
 
     def reader(self, verbalizer: LanguageModel) -> LanguageModel:
@@ -222,14 +155,14 @@ class Oracle(Inspector):
 
     def own_prompt(self, question: str) -> OwnPrompt:
         """Return the prompt for a question, with the number of a middle layer: baselines read no layer."""
-        recipe = self.recipe()
-        return OwnPrompt(recipe.text(question, self._middle()), recipe.placeholder)
+        return self.own_prompts((question,))[0]
 
-    def _middle(self) -> int:
-        notes = read_notes(self._folder)
-        layers = sorted(notes.more.get("read_layers", ())) if notes else []
+    def own_prompts(self, forms: tuple[str, ...]) -> tuple[OwnPrompt, ...]:
+        """Return that prompt, for the form in which the adapter is asked."""
+        recipe = self.recipe()
         # The published adapter of LatentQA reads the output of block 15.
-        return int(layers[len(layers) // 2]) if layers else 16
+        middle = recipe.layers[len(recipe.layers) // 2] if recipe.layers else 16
+        return (OwnPrompt(recipe.text(recipe.question(forms), middle), recipe.placeholder),)
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "Oracle":
         """Load the adapter into a copy of the verbalizer."""
@@ -240,38 +173,51 @@ class Oracle(Inspector):
         return self
 
     def inspect(self, evidence: Evidence) -> Scores:
-        """Write every layer's residual of every item into the prompt for the question, and score the next token.
+        """Write every layer's vectors of every item into the prompt for the question, and score what comes next.
 
         Raises:
-            NotApplicableError: the adapter was trained to say most of these answers.
+            NotApplicableError: the adapter was trained to say most of these answers, or not to read these layers.
         """
+        self._require_known(evidence)
+        question, answers = self.recipe_.question(evidence.forms), evidence.answers
+        shape = (len(evidence.layers), evidence.n_items, len(answers))
+        log_probs = torch.empty(shape, dtype=torch.promote_types(self.verbalizer_.dtype, torch.float32))
+        ranks = torch.empty(shape, dtype=torch.long)
+        texts = np.empty((len(evidence.layers), 1, evidence.n_items), dtype=object) if evidence.describe else None
+        patcher = patcher_of(self.verbalizer_)
+        for count, (items, values) in evidence.residuals.by_count().items():
+            asked = self.verbalizer_.tokens.telling_ids(answers, self.recipe_.text(question, 1, count))
+            for places in self._alike(question, evidence.layers):
+                prompt = self.recipe_.make(self.verbalizer_, question, evidence.layers[places[0]], count)
+                rows = values[places].flatten(2).flatten(0, 1)
+                at = torch.full((len(rows),), self.recipe_.layer)
+                found = patcher.score_answers(prompt, rows, at, asked)
+                where = np.ix_(places, items)
+                log_probs[where] = found.log_probs.unflatten(0, (len(places), -1)).to(log_probs)
+                ranks[where] = found.ranks.unflatten(0, (len(places), -1)).cpu()
+                if texts is not None:
+                    said = [first_line(one) for one in patcher.generate(prompt, rows, at, evidence.describe)]
+                    texts[np.ix_(places, [0], items)] = np.array(said, dtype=object).reshape(len(places), 1, -1)
+        return Scores(("default",), log_probs[:, None], ranks[:, None], texts)
+
+    def _require_known(self, evidence: Evidence) -> None:
         known = self.answers_ & set(evidence.answers)
         if 2 * len(known) > len(evidence.answers):
             raise NotApplicableError(
                 f"the adapter was trained on labels: {len(known)} of the {len(evidence.answers)} answers are among them"
             )
-        values, answers = evidence.residuals.values, evidence.answers
-        dtype = torch.promote_types(self.verbalizer_.dtype, torch.float32)
-        log_probs = torch.empty(*values.shape[:2], len(answers), dtype=dtype)
-        ranks = torch.empty(log_probs.shape, dtype=torch.long)
-        texts = np.empty((len(values), 1, values.shape[1]), dtype=object) if evidence.describe else None
-        tokens = [self.verbalizer_.tokens.answer_token(answer) for answer in answers]
-        patcher = patcher_of(self.verbalizer_)
-        for text, places in self._prompts(evidence.question, evidence.layers).items():
-            prompt = make_prompt(self.verbalizer_, text, self.recipe_.placeholder, self.recipe_.write)
-            vectors, shape = values[places].flatten(0, 1), (len(places), values.shape[1], -1)
-            at = torch.full((len(vectors),), self.recipe_.layer)
-            scores = patcher.score(prompt, vectors, at, tokens)
-            log_probs[places] = scores.log_probs.reshape(shape).to(log_probs)
-            ranks[places] = scores.ranks.reshape(shape).cpu()
-            if texts is not None:
-                said = [first_line(one) for one in patcher.generate(prompt, vectors, at, evidence.describe)]
-                texts[places] = np.array(said, dtype=object).reshape(len(places), 1, -1)
-        return Scores(("default",), log_probs[:, None], ranks[:, None], texts)
+        trained = () if self.any_layer else self.recipe_.layers
+        # At layer 0 it is asked for a baseline: what it makes of the bare token.
+        if other := [layer for layer in evidence.layers if layer and trained and layer not in trained]:
+            every = ",".join(map(str, trained))
+            raise NotApplicableError(
+                f"the adapter was trained to read layers {every}, not {other[0]}: give --layers {every}, or --set "
+                f"{self.name}.any_layer=true"
+            )
 
-    def _prompts(self, question: str, layers: tuple[int, ...]) -> dict[str, list[int]]:
-        """Return the prompts, and the places of the layers that each is for: one, where it gives the layer's number."""
-        prompts: dict[str, list[int]] = {}
+    def _alike(self, question: str, layers: tuple[int, ...]) -> list[list[int]]:
+        """Return the places of layers that are asked about in one and the same prompt: one, where it numbers them."""
+        prompts: dict[object, list[int]] = {}
         for place, layer in enumerate(layers):
             prompts.setdefault(self.recipe_.text(question, layer), []).append(place)
-        return prompts
+        return list(prompts.values())

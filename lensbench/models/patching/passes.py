@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lensbench.errors import LensbenchError
 from lensbench.models.architecture import on_input
+from lensbench.models.chat import Text
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import bytes_per_row, is_out_of_memory
 from lensbench.models.proofs import proved
@@ -48,7 +49,7 @@ class Prompt:
     Attributes:
         ids: its tokens.
         position: of the (first) placeholder.
-        more: positions of further placeholders, after the first; the same vector is written at each.
+        more: positions of further placeholders, after the first.
         write: `overwrite`; `norm_matched` (the vector at the length of what it overwrites); `add` (the vector at the
             length of what is there, added to it).
     """
@@ -64,10 +65,15 @@ class Prompt:
         return (self.position, *self.more)
 
     def written(
-        self, there: Float[Tensor, "row place d_model"], vectors: Float[Tensor, "row d_model"]
+        self, there: Float[Tensor, "row place d_model"], vectors: Float[Tensor, "row width"]
     ) -> Float[Tensor, "row place d_model"]:
-        """Return what is at the placeholders after the patch."""
-        given = vectors[:, None].to(there)
+        """Return what is at the placeholders after the patch.
+
+        Args:
+            there: what is at them before it.
+            vectors: one vector a row, which all placeholders get, or one a placeholder, side by side.
+        """
+        given: Tensor = vectors.unflatten(1, (-1, there.shape[2])).to(there)
         if self.write == "overwrite":
             return given.expand_as(there)
         # In float32: the square of a large residual is beyond half precision.
@@ -76,29 +82,47 @@ class Prompt:
         return matched if self.write == "norm_matched" else there + matched
 
 
-def make_prompt(model: LanguageModel, text: str, placeholder: str, write: Write = "overwrite") -> Prompt:
+def make_prompt(model: LanguageModel, text: Text, placeholder: str, write: Write = "overwrite", run: int = 0) -> Prompt:
     """Return the prompt for `text`, whose slots `{subject}` the placeholder fills.
+
+    Args:
+        model: whose tokenizer and chat template count.
+        text: the text, or a conversation.
+        placeholder: one token of the model.
+        write: see `Prompt`.
+        run: so many tokens in a row are written over, from the first slot on, whatever they are; 0 takes the slots.
 
     Raises:
         LensbenchError: no slot in the text, or a placeholder that is not one token of its own, or is token 0.
     """
-    parts = text.split(SLOT)
-    if len(parts) < 2:
-        raise LensbenchError(f"inspection prompt {text!r} has no {SLOT} slot; put one where the activation goes")
-    encoding = model.tokens.encode(placeholder.join(parts))
+    if SLOT not in text:
+        raise LensbenchError(f"inspection prompt {str(text)!r} has no {SLOT} slot; put one where the activation goes")
+    encoding, written = model.tokens.encode(text.replace(SLOT, placeholder)), model.tokens.rendered(text)
+    parts = written[encoding.begin :].split(SLOT)
+    if not encoding.text.startswith(
+        parts[0] if run else written.replace(SLOT, placeholder), encoding.begin if run else 0
+    ):
+        raise LensbenchError(f"the chat template of {model.name} changes what surrounds the slots of {str(text)!r}")
+    if run:
+        begin = encoding.begin + len(parts[0])
+        first = sum(end <= begin for _, end in encoding.offsets)
+        if not 0 < first <= len(encoding.ids) - run:
+            raise LensbenchError(f"inspection prompt {str(text)!r} has no place for {run} activations in a row")
+        return Prompt(encoding.ids, first, tuple(range(first + 1, first + run)), write)
     positions, begin = [], 0
     for part in parts[:-1]:
         start = begin + len(part)
         begin = start + len(placeholder)
         position = model.tokens.locate(encoding, (start, begin))
-        if encoding.offsets[position][0] - len(model.tokens.prefix) > start:
+        whole = model.tokens.decode(encoding.ids[position : position + 1]).strip() == placeholder.strip()
+        if encoding.offsets[position][0] - encoding.begin > start and not whole:
             raise LensbenchError(
                 f"placeholder {placeholder!r} is several tokens for {model.name}; choose a one-token word, such as 'x'"
             )
         positions.append(position)
     if len(set(positions)) < len(positions):
         raise LensbenchError(
-            f"two slots of {text!r} are one token for {model.name}; put a blank between them, or another word"
+            f"two slots of {str(text)!r} are one token for {model.name}; put a blank between them, or another word"
         )
     return Prompt(encoding.ids, positions[0], tuple(positions[1:]), write)
 
@@ -150,12 +174,12 @@ class PatchedPass:
 
     @torch.no_grad()
     def final_residuals(
-        self, vectors: Float[Tensor, "row d_model"], target_layers: Int[Tensor, " row"]
+        self, vectors: Float[Tensor, "row width"], target_layers: Int[Tensor, " row"]
     ) -> Float[Tensor, "row d_model"]:
-        """Overwrite the placeholder's residual at each row's target layer; return the last position's at layer L.
+        """Overwrite the placeholders' residual at each row's target layer; return the last position's at layer L.
 
         Args:
-            vectors: what to write, one row a pass.
+            vectors: what to write, one row a pass; see `Prompt.written`.
             target_layers: l*, 0 (embeddings) to L, one a row.
         """
         # How batches are put together is decided here, once: inside the loop nobody waits for the device.
@@ -163,7 +187,7 @@ class PatchedPass:
         order = torch.argsort(layers, stable=True)
         sorted_layers = layers[order].tolist()
         device = self.model.device
-        out = torch.empty_like(vectors, dtype=self.model.dtype, device=device)
+        out = torch.empty(len(vectors), self.model.d_model, dtype=self.model.dtype, device=device)
         taken, put = order.to(vectors.device), order.to(device)
 
         def run(rows: slice) -> None:
@@ -174,7 +198,7 @@ class PatchedPass:
         return out
 
     @torch.no_grad()
-    def run(self, vectors: Float[Tensor, "row d_model"], layers: list[int]) -> Float[Tensor, "row d_model"]:
+    def run(self, vectors: Float[Tensor, "row width"], layers: list[int]) -> Float[Tensor, "row d_model"]:
         """Run one batch of rows that are sorted by target layer."""
         return self._hooked(vectors, layers) if self.mode == "plain" else self._started(vectors, layers)
 
@@ -182,7 +206,7 @@ class PatchedPass:
         """Each row joins the batch at its own target layer."""
         clean = self.clean
         places = [position - self._skip for position in self.prompt.positions]
-        running = vectors.new_empty(0, clean.hidden.shape[1], vectors.shape[1])
+        running = vectors.new_empty(0, clean.hidden.shape[1], self.model.d_model)
         started = 0
         for layer in range(self.model.n_layers + 1):
             joining = layers.count(layer)

@@ -6,6 +6,7 @@ A patch acts on the prompt alone; what is generated after it is the model's own.
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -14,11 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.models.language_model import LanguageModel, TokenScores, relative_deviation
+from lensbench.models.language_model import LanguageModel, relative_deviation
 from lensbench.models.memory import Memo, bytes_per_row
 from lensbench.models.patching.passes import MODES, Mode, PatchedPass, Prompt, agreeing, trial_vectors, try_each
 from lensbench.models.proofs import proved
 from lensbench.models.replay import KeysValues, extended, recording
+from lensbench.models.token_scores import TokenScores, score_in_steps
 
 LOG = logging.getLogger("lensbench")
 # So many rows of a plain pass are run at once while something is tried.
@@ -94,11 +96,11 @@ class Patcher:
     def score(
         self,
         prompt: Prompt,
-        vectors: Float[Tensor, "row d_model"],
+        vectors: Float[Tensor, "row width"],
         target_layers: Int[Tensor, " row"],
         token_ids: Sequence[int],
     ) -> TokenScores:
-        """Patch each vector at its target layer and score the asked tokens as the next word.
+        """Patch each row's vector, or vectors, at its target layer and score the asked tokens as the next word.
 
         Raises:
             LensbenchError: a vector of another width than the model's.
@@ -112,8 +114,33 @@ class Patcher:
         keyed = _keyed(vectors, target_layers)
         return self._memory.answer((prompt, tuple(token_ids)), keyed, compute)
 
+    def score_answers(
+        self,
+        prompt: Prompt,
+        vectors: Float[Tensor, "row width"],
+        target_layers: Int[Tensor, " row"],
+        answers: Sequence[tuple[int, ...]],
+    ) -> TokenScores:
+        """Patch each row, and score answers of one or several tokens each as what comes next.
+
+        Args:
+            prompt: the prompt.
+            vectors: what is written, one row a pass.
+            target_layers: where.
+            answers: the tokens of each answer; see `Tokens.telling_ids`.
+
+        Raises:
+            LensbenchError: a vector of another width than the model's.
+        """
+
+        def score(begun: tuple[int, ...], asked: Sequence[int]) -> TokenScores:
+            after = replace(prompt, ids=prompt.ids + begun)
+            return self.score(after, vectors, target_layers, asked)
+
+        return score_in_steps(answers, score)
+
     def generate(
-        self, prompt: Prompt, vectors: Float[Tensor, "row d_model"], target_layers: Int[Tensor, " row"], steps: int
+        self, prompt: Prompt, vectors: Float[Tensor, "row width"], target_layers: Int[Tensor, " row"], steps: int
     ) -> tuple[str, ...]:
         """Patch each vector at its target layer and generate at most `steps` tokens, greedily.
 
@@ -148,7 +175,7 @@ class Patcher:
         return proved(model, f"generation {passes.mode}", lambda: fastest_sharing(passes), holds)
 
     def _pass(self, prompt: Prompt, vectors: Tensor) -> PatchedPass:
-        if vectors.shape[1] != self.model.d_model:
+        if vectors.shape[1] not in (self.model.d_model, self.model.d_model * len(prompt.positions)):
             raise LensbenchError(
                 f"a vector of width {vectors.shape[1]} cannot be patched into {self.model.name} (width "
                 f"{self.model.d_model}); choose a verbalizer of the target's width"
@@ -197,7 +224,7 @@ class Generation:
         self._sharing = sharing
 
     @torch.no_grad()
-    def generate(self, vectors: Float[Tensor, "row d_model"], layers: list[int], steps: int) -> Int[Tensor, "row step"]:
+    def generate(self, vectors: Float[Tensor, "row width"], layers: list[int], steps: int) -> Int[Tensor, "row step"]:
         """Return the most likely continuation of one batch of rows that are sorted by target layer.
 
         After a row's first end-of-text token all its tokens are that token.

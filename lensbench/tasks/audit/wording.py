@@ -178,7 +178,7 @@ def read_at_token_0(relation: Relation, items: Iterable[Item], tokens: Tokenizer
     total, hits = 0, []
     for item in items:
         total += 1
-        span = item.subject_span if item.site == "subject" else None
+        span = item.subject_span if item.place == "subject" else None
         hits += _problem(tokens, item.source, span)
     for prompt in relation.inspection:
         total += 1

@@ -1,0 +1,213 @@
+"""Recipes: how a trained verbalizer is asked about activations, as it was trained to be."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lensbench.errors import UsageError
+from lensbench.models.chat import Conversation, Text, Turn
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.patching.passes import WRITES, Prompt, Write, make_prompt
+from lensbench.tasks.facts import SLOT
+from lensbench.utils.foreign import FOREIGN, read_text
+
+# What stands for the subject in a question, where the activation stands before the question.
+PHRASE = "this"
+NOTES, AO_CONFIG = "lensbench.json", "ao_config.json"
+_QUESTION = re.compile(r"Question: (.*\?) Answer:")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How questions are put to a trained verbalizer.
+
+    Attributes:
+        prompt: a plain text, or the turns of a conversation under the verbalizer's chat template, the last of them the
+            answer's; with the slots `{subject}` (the activation), `{layer}` and `{question}`. Without `{subject}`, the
+            question keeps its own slot for the activation.
+        layer: where activations are written.
+        write: how they are written, see `lensbench.models.patching.Prompt`.
+        placeholder: the word that an activation is written over; one token of the verbalizer.
+        placeholders: how many of them a single activation fills; several activations fill one each.
+        run: the slot is filled with one placeholder fewer than there are activations, which are written over as many
+            tokens from the slot on, as LatentQA does.
+        layers: those whose activations the verbalizer was trained to read; none where that is not known.
+    """
+
+    prompt: str | tuple[Turn, ...]
+    layer: int
+    write: Write
+    placeholder: str = " ?"
+    placeholders: int = 1
+    run: bool = False
+    layers: tuple[int, ...] = ()
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> "Recipe":
+        """Make a recipe of plain values, as JSON gives them.
+
+        Raises:
+            ValueError, TypeError, KeyError: they are none.
+        """
+        prompt = values["prompt"]
+        turns = prompt if isinstance(prompt, str) else tuple((str(role), str(text)) for role, text in prompt)
+        if values["write"] not in WRITES:
+            raise ValueError(f"write is {values['write']!r}")
+        return cls(**{**values, "prompt": turns, "layers": tuple(map(int, values.get("layers", ())))})
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts of the prompt, one a turn."""
+        return (self.prompt,) if isinstance(self.prompt, str) else tuple(text for _, text in self.prompt)
+
+    def text(self, question: str, layer: int, vectors: int = 1) -> Text:
+        """Return the prompt for a question about activations of a layer, with slots for them.
+
+        `{layer}` counts blocks from 0, as the published oracles do: layer 1 is the output of block 0, and -1 stands
+        for the embeddings.
+
+        Args:
+            question: with a slot for the subject.
+            layer: where the activations were read.
+            vectors: how many activations there are.
+        """
+        own = any(SLOT in text for text in self.texts)
+        slots = 1 if self.run else self.placeholders if vectors == 1 else vectors
+
+        def fill(text: str) -> str:
+            text = text.replace(SLOT, SLOT * slots).replace("{layer}", str(layer - 1))
+            return text.replace("{question}", question.replace(SLOT, PHRASE) if own else question)
+
+        if isinstance(self.prompt, str):
+            return fill(self.prompt)
+        return Conversation(tuple((role, fill(text)) for role, text in self.prompt))
+
+    def make(self, model: LanguageModel, question: str, layer: int, vectors: int = 1) -> Prompt:
+        """Return the tokens of that prompt, and which of them are written over.
+
+        Raises:
+            LensbenchError: the placeholder is no token of its own, or the model's chat template is of no use.
+        """
+        text = self.text(question, layer, vectors)
+        if self.run:
+            return make_prompt(model, text, self.placeholder * (vectors - 1), self.write, run=vectors)
+        return make_prompt(model, text, self.placeholder, self.write)
+
+    def question(self, forms: Sequence[str]) -> str:
+        """Return how a relation's question is put: in a conversation as a question, else as its inspection prompt."""
+        if isinstance(self.prompt, str):
+            return forms[0]
+        return next((found[1] for form in forms if (found := _QUESTION.fullmatch(form))), forms[0])
+
+
+# All count the outputs of blocks from 0: what they write at block i is written at layer i + 1.
+CONVENTIONS: dict[str, Recipe] = {
+    "activation_oracle": Recipe(
+        (("user", "Layer: {layer}\n" + SLOT + " \n{question}"), ("assistant", "")), layer=2, write="add"
+    ),
+    "latentqa": Recipe(
+        (
+            ("user", SLOT),
+            ("reflect", "Sure, I've analyzed the assistant."),
+            ("user", "{question}"),
+            ("reflect", ""),
+        ),
+        layer=1, write="overwrite", placeholder="? ", run=True,
+    ),
+    "plain": Recipe("Layer: {layer}\n" + SLOT + " \n{question}", layer=2, write="add"),
+}  # fmt: skip
+"""The published recipes, Activation Oracles (Karvonen et al. 2025, arXiv 2512.15674) and LatentQA (Pan et al. 2024,
+arXiv 2412.08686), and `plain`, the oracle's without roles, for models that have no chat template."""
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What is written beside an adapter that was trained here.
+
+    Attributes:
+        recipe: how it was trained to be asked.
+        base: fingerprint of the model that it was trained in.
+        dtype: that model's precision: in another one the same model has another fingerprint.
+        answers: what it was trained to say, of all relations.
+        more: relations, settings, figures, versions: what a reader wants to know.
+    """
+
+    recipe: Recipe
+    base: str
+    dtype: str
+    answers: tuple[str, ...]
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write them into a folder, and what others' programs read of them into `ao_config.json`."""
+        (folder / NOTES).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
+        write_ao_config(folder, self.recipe)
+
+
+def read_notes(folder: Path) -> Notes | None:
+    """Return the notes of an adapter; None for one that somebody else has trained.
+
+    Raises:
+        UsageError: notes that `lensbench fit` has not written.
+    """
+    path = folder / NOTES
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(read_text(path))
+        recipe = Recipe.read(found.pop("recipe"))
+        return Notes(recipe, answers=tuple(found.pop("answers")), **found)
+    except FOREIGN as error:
+        raise UsageError(f"{path} is not what lensbench fit writes ({error}); get the adapter again") from None
+
+
+# How `ao_config.json` writes the place of the activations, and the ends of its lines.
+_PLACES, _LINE_END = "{special_token} * {num_positions}", "\\n"
+
+
+def read_ao_config(folder: Path) -> Recipe | None:
+    """Return the recipe in the `ao_config.json` that programs for Activation Oracles write; None without the file.
+
+    Raises:
+        UsageError: a file that says something else, or an oracle of a kind that is not run here.
+    """
+    path = folder / AO_CONFIG
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(read_text(path))
+        template = str(found["prefix_template"]).replace(_LINE_END, "\n")
+        layers = found.get("act_layer_combinations") or []
+        several = [combination for combination in layers if len(combination) != 1]
+        coefficient, write_at = float(found.get("steering_coefficient", 1.0)), int(found["hook_onto_layer"])
+        read = tuple(sorted({int(block) + 1 for (block,) in ([] if several else layers)}))
+    except FOREIGN as error:
+        raise UsageError(f"{path} is no configuration of an Activation Oracle ({error!r}); get it again") from None
+    if _PLACES not in template or several or coefficient != 1:
+        why = (
+            f"its oracle reads the layers {several[0]} together" if several
+            else f"its steering_coefficient is {coefficient:g}, where the published recipe has 1" if coefficient != 1
+            else f"its prefix_template has no {_PLACES}"
+        )  # fmt: skip
+        raise UsageError(f"{path}: {why}; such oracles are not run here, give the recipe with --set or another adapter")
+    turns = (("user", template.replace(_PLACES, SLOT) + "{question}"), ("assistant", ""))
+    return Recipe(turns, write_at + 1, "add", str(found.get("special_token", " ?")), layers=read)
+
+
+def write_ao_config(folder: Path, recipe: Recipe) -> None:
+    """Write what programs for Activation Oracles read; nothing for a recipe of another kind."""
+    if isinstance(recipe.prompt, str) or recipe.write != "add" or recipe.run:
+        return
+    (_, text), *_ = recipe.prompt
+    config = {
+        "schema_version": 1,
+        "special_token": recipe.placeholder,
+        "prefix_template": text.removesuffix("{question}").replace(SLOT, _PLACES).replace("\n", _LINE_END),
+        "hook_onto_layer": recipe.layer - 1,
+        "act_layer_combinations": [[layer - 1] for layer in recipe.layers],
+        "steering_coefficient": 1.0,
+    }
+    (folder / AO_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")

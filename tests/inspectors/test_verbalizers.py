@@ -1,0 +1,252 @@
+"""Published verbalizers against naive references: prompts token by token, vectors written by hand, logits."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from lensbench import testing
+from lensbench.baselines.activation import gaussian, mean_activation, question_only, shuffled
+from lensbench.baselines.text import input_only
+from lensbench.errors import NotApplicableError, UsageError
+from lensbench.harness.bench import Bench
+from lensbench.harness.crossfit import CrossFit
+from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.verbalizers.activation_oracle import ActivationOracle
+from lensbench.inspectors.verbalizers.latentqa import LatentQA
+from lensbench.inspectors.verbalizers.recipe import AO_CONFIG, CONVENTIONS, read_ao_config, write_ao_config
+from lensbench.models import adapters
+from lensbench.models.chat import Conversation
+from lensbench.models.corpus import Corpus
+from lensbench.models.patching import PatchedPass
+from tests import chats, tiny
+from tests.inspectors.test_oracle import write_adapter
+
+NEAR = {"rtol": 1e-4, "atol": 5e-4}
+MARK = " a"  # one token of the tiny tokenizer, where real ones have " ?"
+NAMES = tuple(f"{first} {last}" for first in ("Bo", "Cy", "Di", "Ed", "Fay") for last in ("Ash", "Birch", "Cole"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("lora") / "adapter")
+
+
+def bench_of(family: str, site: str = "subject", layers: tuple[int, ...] = (0, 2, 3)) -> Bench:
+    model = chats.model(family)
+    return testing.make_bench(model, Corpus(model), testing.Subjects(NAMES, ("tea", "wine", "milk")), layers, site=site)
+
+
+def question_of(bench: Bench) -> str:
+    """The relation's question, as tasks put it between `Question:` and `Answer:`."""
+    (form,) = [form for form in bench.forms if form.startswith("Question: ")]
+    return form.removeprefix("Question: ").removesuffix(" Answer:").replace("{subject}", "this")
+
+
+def naive_stream(bench: Bench, item: int, layer: int, count: int) -> Tensor:
+    """The outputs of a block (0: the embeddings) at the last tokens up to the read site, by a plain pass."""
+    model, it = bench.context.model, bench.items[item]
+    end = it.subject_span[1]
+    text = it.source[:end]
+    ids = model.tokens.tokenizer(text)["input_ids"]
+    with torch.no_grad():
+        states = model.module(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    return states[layer][0, -count:]
+
+
+def naive_answers(
+    folder: Path, ids: list[int], places: list[int], vectors: Tensor, block: int, how: str, answers: list[list[int]]
+) -> list[float]:
+    """Log-probabilities of whole answers after a prompt, PEFT's own pass with a hook, one answer at a time."""
+    with adapters._quiet_peft():
+        module = peft.PeftModel.from_pretrained(tiny.module("llama"), folder).eval().base_model.model
+
+    def hook(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        changed = output.clone()
+        for place, vector in zip(places, vectors, strict=True):
+            there = output[0, place]
+            changed[0, place] = vector if how == "overwrite" else there + there.norm() * vector / vector.norm()
+        return changed
+
+    handle = module.model.layers[block].register_forward_hook(hook)
+    found = []
+    for answer in answers:
+        with torch.no_grad():
+            logits = module(torch.tensor([ids + answer])).logits[0].log_softmax(-1)
+        found.append(float(sum(logits[len(ids) - 1 + i, token] for i, token in enumerate(answer))))
+    handle.remove()
+    return found
+
+
+def telling(whole: list[list[int]], end: int) -> list[list[int]]:
+    """As many tokens of each answer as tell it from all others."""
+    whole = [[*ids, end] for ids in whole]
+    out = []
+    for ids in whole:
+        n = next(n for n in range(1, len(ids) + 1) if sum(other[:n] == ids[:n] for other in whole) == 1)
+        out.append(ids[:n])
+    return out
+
+
+@pytest.mark.parametrize("site", ["subject", "subject/segment:3", "subject/text"])
+@pytest.mark.parametrize("family", chats.TEMPLATES)
+def test_an_activation_oracle_is_asked_as_published(family: str, site: str, folder: Path) -> None:
+    bench = bench_of(family, site)
+    tokenizer = bench.context.model.tokens.tokenizer
+    scores = CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK), bench).scores()
+    for row, layer in enumerate(bench.context.layers):
+        for item in (0, 7):
+            text = bench.items[item].source[: bench.items[item].subject_span[1]]
+            seen = len(tokenizer(text)["input_ids"]) - 1  # all but token 0
+            count = {"subject": 1, "subject/segment:3": 3, "subject/text": seen}[site]
+            asked = question_of(bench)
+            user = f"Layer: {layer - 1}\n{MARK * count} \n{asked}"
+            ids = tokenizer.apply_chat_template(
+                [{"role": "user", "content": user}], add_generation_prompt=True, enable_thinking=False,
+                return_dict=True,
+            )["input_ids"]  # fmt: skip
+            mark = tokenizer.convert_tokens_to_ids("Ġa")
+            first = next(i for i in range(len(ids)) if ids[i : i + count] == [mark] * count)
+            vectors = naive_stream(bench, item, layer, count)
+            opened = tokenizer.decode(ids)
+            answers = telling(
+                [tokenizer(opened + a, add_special_tokens=False)["input_ids"][len(ids) :] for a in bench.answers], 1
+            )
+            places = list(range(first, first + count))
+            expected = naive_answers(folder, ids, places, vectors, 1, "add", answers)
+            torch.testing.assert_close(scores.log_scores[row, 0, item], torch.tensor(expected), **NEAR)
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama3", "zephyr"])
+def test_latentqa_is_asked_as_published(family: str, folder: Path) -> None:
+    bench = bench_of(family, "subject/segment:3")
+    tokenizer = bench.context.model.tokens.tokenizer
+    scores = CrossFit(lambda: LatentQA(str(folder), placeholder=f"{MARK.strip()} "), bench).scores()
+    item, row, layer = 4, 1, bench.context.layers[1]
+    turns = [
+        {"role": "user", "content": "a a "},
+        {"role": "reflect", "content": "Sure, I've analyzed the assistant."},
+        {"role": "user", "content": question_of(bench)},
+        {"role": "reflect", "content": "XYZ"},
+    ]
+    text = tokenizer.apply_chat_template(turns, tokenize=False).partition("XYZ")[0]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    header = tokenizer(text[: text.index("a a")], add_special_tokens=False)["input_ids"]
+    assert ids[: len(header)] == header
+    places = list(range(len(header), len(header) + 3))
+    whole = [tokenizer(text + a, add_special_tokens=False)["input_ids"][len(ids) :] for a in bench.answers]
+    vectors = naive_stream(bench, item, layer, 3)
+    expected = naive_answers(folder, ids, places, vectors, 0, "overwrite", telling(whole, 1))
+    torch.testing.assert_close(scores.log_scores[row, 0, item], torch.tensor(expected), **NEAR)
+
+
+def test_a_template_that_refuses_the_roles_is_one_line(folder: Path) -> None:
+    bench = bench_of("gemma")
+    with pytest.raises(UsageError, match="an unknown role; give another recipe") as told:
+        LatentQA(str(folder), placeholder="a ").check(bench.context.target, bench.context.model)
+    assert "\n" not in str(told.value)
+    base = tiny.model("llama")
+    with pytest.raises(UsageError, match="the tokenizer has no chat template; give another recipe"):
+        ActivationOracle(str(folder), placeholder=MARK).check(bench.context.target, base)
+
+
+def test_methods_of_one_vector_read_the_last_of_a_segment() -> None:
+    one, several = (CrossFit(LogitLens, bench_of("chatml", site)).scores() for site in ("subject", "subject/segment:3"))
+    torch.testing.assert_close(one.log_scores, several.log_scores, rtol=1e-5, atol=1e-5)
+
+
+def test_baselines_change_every_vector(folder: Path) -> None:
+    bench = bench_of("chatml", "subject/segment:3")
+    real = bench.residuals
+    assert real.before is not None
+    seen: list[Any] = []
+
+    class Looking(ActivationOracle):
+        def inspect(self, evidence: Any) -> Any:
+            seen.append(evidence.residuals)
+            return super().inspect(evidence)
+
+    for baseline in (mean_activation, gaussian, shuffled):
+        seen.clear()
+        baseline(CrossFit(lambda: Looking(str(folder), placeholder=MARK), bench))
+        changed = torch.cat([one.before for one in seen], dim=1)
+        assert changed.shape[1] == real.before.shape[1]
+        at = [i for i in range(changed.shape[1]) if bool((changed[1:, i] == real.before[1:, i]).all())]
+        assert not at, baseline.__name__
+
+
+def test_rivals_ask_the_same_conversation_without_the_activation(folder: Path) -> None:
+    bench = bench_of("llama3")
+    method = CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK), bench)
+    (own,) = method.inspector.own_prompts(bench.forms)
+    assert isinstance(own.text, Conversation)
+    (twin,) = question_only(method)
+    tokens = bench.context.model.tokens
+    ids = tokens.encode(own.text.replace("{subject}", MARK)).ids
+    assert ids.count(0) == 1  # one BOS
+    reader = method.inspector.reader(bench.context.model)
+    with torch.no_grad():
+        logits = reader.module(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    firsts = [one[0] for one in tokens.telling_ids(bench.answers, own.text)]
+    if all(len(one) == 1 for one in tokens.telling_ids(bench.answers, own.text)):
+        torch.testing.assert_close(twin.scores.log_scores[0, 0, 0], logits[firsts], **NEAR)
+    assert len(input_only(method)) == 2
+
+
+def test_layers_that_it_was_not_trained_on_are_refused(folder: Path) -> None:
+    bench = bench_of("chatml", layers=(2, 3))
+    with pytest.raises(
+        NotApplicableError, match=r"layers 2,4, not 3: give --layers 2,4, or --set activation_oracle\.any"
+    ):
+        CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK, layers=(2, 4)), bench).scores()
+    asked = CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK, layers=(2,), any_layer=True), bench)
+    assert asked.scores().log_scores.shape == (2, 1, 15, 3)
+
+
+def test_ao_config_makes_the_round_trip(tmp_path: Path) -> None:
+    recipe = CONVENTIONS["activation_oracle"]
+    write_ao_config(tmp_path, recipe)
+    held = json.loads((tmp_path / AO_CONFIG).read_text())
+    assert (held["hook_onto_layer"], held["special_token"], held["schema_version"]) == (1, " ?", 1)
+    assert held["prefix_template"] == "Layer: {layer}\\n{special_token} * {num_positions} \\n"
+    assert read_ao_config(tmp_path) == recipe
+    (tmp_path / AO_CONFIG).write_text(json.dumps({**held, "act_layer_combinations": [[9], [18], [27]]}))
+    found = read_ao_config(tmp_path)
+    assert found is not None
+    assert found.layers == (10, 19, 28)
+
+
+WRONG_CONFIGS = {
+    "reads the layers [9, 18] together": {"act_layer_combinations": [[9, 18]]},
+    "steering_coefficient is 2": {"steering_coefficient": 2.0},
+    "has no {special_token}": {"prefix_template": "Layer: {layer}\\n"},
+    "is no configuration of an Activation Oracle": {"hook_onto_layer": "second"},
+}
+
+
+@pytest.mark.parametrize("message", WRONG_CONFIGS)
+def test_a_configuration_of_another_kind_is_refused(message: str, tmp_path: Path) -> None:
+    write_ao_config(tmp_path, CONVENTIONS["activation_oracle"])
+    held = json.loads((tmp_path / AO_CONFIG).read_text())
+    (tmp_path / AO_CONFIG).write_text(json.dumps(held | WRONG_CONFIGS[message]))
+    with pytest.raises(UsageError) as told:
+        read_ao_config(tmp_path)
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_several_vectors_are_one_a_slot() -> None:
+    """Written in a shared pass and in a plain one: the same, and not what one vector for all slots gives."""
+    model = chats.model("chatml")
+    made = replace(CONVENTIONS["activation_oracle"], placeholder=MARK).make(model, "What is {subject}?", 3, 3)
+    vectors = torch.randn(2, 3 * 32, generator=torch.Generator().manual_seed(0))
+    at = torch.tensor([2, 2])
+    shared, plain = (PatchedPass(model, made, mode).final_residuals(vectors, at) for mode in ("shared", "plain"))
+    torch.testing.assert_close(shared, plain, **NEAR)
+    same = PatchedPass(model, made, "plain").final_residuals(vectors[:, :32], at)
+    assert float((same - plain).abs().max()) > 1e-2

@@ -11,8 +11,9 @@ from torch import Tensor
 from lensbench.errors import LensbenchError
 from lensbench.models.language_model import LanguageModel, relative_deviation
 from lensbench.models.model_args import ATTENTION, QUANTISATION
+from lensbench.models.patching.generation import try_sharings
 from lensbench.models.patching.passes import PatchedPass, Prompt, make_prompt
-from lensbench.models.patching.patcher import fastest_mode, try_modes, try_sharings
+from lensbench.models.patching.patcher import fastest_mode, try_modes
 from lensbench.models.precision import held_as, quantised_maps
 from lensbench.models.replay import shared_prefix
 

@@ -31,6 +31,13 @@ class TokenScores:
         """Return the rows at these places."""
         return TokenScores(self.log_probs[places], self.ranks[places], self.top[places])
 
+    @staticmethod
+    def concat(parts: Sequence["TokenScores"]) -> "TokenScores":
+        """Return the rows of several, one after the other."""
+        return TokenScores(
+            *(torch.cat([getattr(part, name) for part in parts]) for name in ("log_probs", "ranks", "top"))
+        )
+
 
 def score_logits(
     logits: Float[Tensor, "row vocab"], asked: Int[Tensor, " token"], top_k: int

@@ -197,6 +197,11 @@ class Lessons:
         question = self.recipe.question((*relation.inspection, *relation.questions))
         return TrainingFact(place, question, item.answer, tuple(c for c in item.choices if c != item.answer))
 
+    def norms(self) -> dict[str, float]:
+        """Return the mean length of the subjects' last activations at each layer read."""
+        lengths = torch.stack([segment[:, -1].float().norm(dim=1) for segment in self._segments.values()]).mean(0)
+        return {str(layer): round(float(one), 3) for layer, one in zip(self.recipe.layers, lengths, strict=True)}
+
     def batch(self, step: int) -> list[Lesson]:
         """Draw the examples of a step, a layer each; those of prose are run on the way."""
         rng = random.Random(f"{self._settings.seed}/{step}")
@@ -318,6 +323,7 @@ def _notes(model: LanguageModel, settings: OracleTraining, lessons: Lessons, fig
         "base_model": model.name,
         "site": f"subject, up to {MOST_VECTORS} tokens",
         "settings": settings.model_dump(),
+        "norms": lessons.norms(),
         "figures": dict(figures),
         "versions": {name: version(name) for name in ("lensbench", "peft", "torch", "transformers")},
     }

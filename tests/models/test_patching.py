@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import Budget, bytes_per_row
 from lensbench.models.patching import PatchedPass, Patcher, Prompt
-from lensbench.models.patching.patcher import SHARINGS, Generation, deviation
+from lensbench.models.patching.generation import SHARINGS, Generation, deviation
 from lensbench.models.tokens import Tokens
 from tests import tiny
 

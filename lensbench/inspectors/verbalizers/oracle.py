@@ -78,7 +78,12 @@ class Oracle(Inspector):
         self.any_layer = any_layer
 
     @property
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """The adapter's folder.
+
+        Raises:
+            UsageError: none was given.
+        """
         if self.adapter is None:
             raise UsageError(
                 f"{self.name}.adapter is missing: give the folder of a trained verbalizer, --set "
@@ -95,8 +100,8 @@ class Oracle(Inspector):
         Raises:
             UsageError: an unknown convention or way to write, or a convention for an adapter that says its own.
         """
-        notes = read_notes(self._folder)
-        written = notes.recipe if notes else read_ao_config(self._folder)
+        notes = read_notes(self.folder)
+        written = notes.recipe if notes else read_ao_config(self.folder)
         if self.convention is not None and self.convention not in CONVENTIONS:
             raise unknown_name(f"{self.name}.convention", self.convention, CONVENTIONS)
         if self.convention is not None and written is not None:
@@ -115,8 +120,8 @@ class Oracle(Inspector):
         """
         if self.adapter is not None and is_pinned(self.adapter):
             self._fetched(offline=verbalizer.offline)  # once: later it is there
-        check_base(read_adapter(self._folder), verbalizer.module, verbalizer.name)
-        recipe, notes = self.recipe(), read_notes(self._folder)
+        check_base(read_adapter(self.folder), verbalizer.module, verbalizer.name)
+        recipe, notes = self.recipe(), read_notes(self.folder)
         if recipe.layer not in range(verbalizer.n_layers + 1):
             raise UsageError(
                 f"{self.name}.layer = {recipe.layer}; {verbalizer.name} has layers 0 to {verbalizer.n_layers}"
@@ -146,12 +151,12 @@ class Oracle(Inspector):
         """Return the adapter's files; one of the Hub is known by its name, which says its commit."""
         if self.adapter is not None and is_pinned(self.adapter):
             return ()
-        every = [self._folder / name for name in (ADAPTER, WEIGHTS, NOTES, AO_CONFIG)]
+        every = [self.folder / name for name in (ADAPTER, WEIGHTS, NOTES, AO_CONFIG)]
         return tuple(file for file in every if file.is_file())
 
     def reader(self, verbalizer: LanguageModel) -> LanguageModel:
         """Return the adapted verbalizer, which the method's baselines ask too."""
-        return adapted(verbalizer, read_adapter(self._folder))
+        return adapted(verbalizer, read_adapter(self.folder))
 
     def own_prompt(self, question: str) -> OwnPrompt:
         """Return the prompt for a question, with the number of a middle layer: baselines read no layer."""
@@ -168,7 +173,7 @@ class Oracle(Inspector):
         """Load the adapter into a copy of the verbalizer."""
         self.verbalizer_ = self.reader(verbalizer)
         self.recipe_ = self.recipe()
-        notes = read_notes(self._folder)
+        notes = read_notes(self.folder)
         self.answers_ = frozenset(notes.answers) if notes else frozenset()
         return self
 

@@ -43,6 +43,7 @@ class Baseline(BaseModel):
             `lensbench.baselines`.
         learns_from: the supervision of the methods that it is a fair baseline of.
         reads: sources that a method must read for it to make sense.
+        trained: whether it is a baseline only of methods whose verbalizer was trained beforehand.
         parameters: keyword arguments of the function.
         essential: whether a verdict stays open where it cannot answer the relation's questions.
         optional: whether it is run only where it is named, and no verdict waits for it: for baselines that take long.
@@ -61,6 +62,7 @@ class Baseline(BaseModel):
     function: str
     learns_from: list[Literal["nothing", "corpus", "labels"]] = Field(default=["nothing", "corpus", "labels"])
     reads: list[Literal["activation", "question", "choices", "text", "components", "target"]] = Field(default=[])
+    trained: bool = False
     parameters: dict[str, Any] = Field(default={})
     essential: bool = False
     optional: bool = False
@@ -68,9 +70,15 @@ class Baseline(BaseModel):
     stride: int = Field(default=1, ge=1)
     needs: list[Role] = Field(default=[])
 
-    def applies_to(self, learns_from: str, reads: frozenset[str]) -> bool:
-        """Return whether it is a fair baseline of a method with this supervision and these sources."""
-        return learns_from in self.learns_from and set(self.reads) <= reads
+    def applies_to(self, learns_from: str, reads: frozenset[str], *, trained: bool = False) -> bool:
+        """Return whether it is a fair baseline of a method with this supervision and these sources.
+
+        Args:
+            learns_from: the method's supervision.
+            reads: its sources.
+            trained: whether its verbalizer was trained beforehand.
+        """
+        return learns_from in self.learns_from and set(self.reads) <= reads and (trained or not self.trained)
 
     def run(self, method: "CrossFit") -> "list[Outcome]":
         """Answer for the method's bench.

@@ -204,7 +204,8 @@ def required_baselines(
 
 def baselines_of(method: Declares, baselines: Mapping[str, Baseline]) -> list[Baseline]:
     """Return the baselines that are fair to a method."""
-    return [b for b in baselines.values() if b.applies_to(method.learns_from, frozenset(method.reads))]
+    trained, reads = bool(getattr(method, "trained", False)), frozenset(method.reads)
+    return [b for b in baselines.values() if b.applies_to(method.learns_from, reads, trained=trained)]
 
 
 def sites_of(task: Task, config: RunConfig) -> tuple[str, ...]:

@@ -49,6 +49,8 @@ class Inspector(ABC):
         rule: which of its attempts stands for it: `fixed`, the first; or, for a search, `selected`: at each layer the
             one that is best on the other folds.
         generates: whether it says something in words where the evidence asks for a description. Rivals then do too.
+        trained: whether its verbalizer was trained beforehand, on whatever its files say. Rivals then are what that
+            training has taught it apart from reading.
     """
 
     name: ClassVar[str]
@@ -59,6 +61,7 @@ class Inspector(ABC):
     class_subjects: ClassVar[int] = 0
     rule: ClassVar[Literal["fixed", "selected"]] = "fixed"
     generates: ClassVar[bool] = False
+    trained: ClassVar[bool] = False
 
     def check(self, target: Target, verbalizer: LanguageModel) -> None:  # noqa: B027 - most methods read any model
         """Refuse models that the method cannot read, before anything is run.

@@ -32,6 +32,7 @@ from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.patchscopes.superscopes import Superscopes
 from lensbench.inspectors.probes.probe import Probe
 from lensbench.inspectors.scores import Scores
+from lensbench.inspectors.verbalizers.oracle import Oracle
 from lensbench.models.activations import ResidualCache, capture
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
@@ -470,6 +471,7 @@ def test_who_learns_labels_faces_who_learns_labels() -> None:
         "beats_text": {
             "embedding": every, "input_only": every, "asked_in_text": every, "inversion": {"nothing", "corpus"},
             "input_classifier": {"labels"}, "random_model": {"labels"}, "verbalizer_probe": {"labels"},
+            "full_context": every, "self_report": every,
         },
         "target_specific": {"unplanted": every, "twin": every, "reference_reader": every},
         "diagnostic": {"control_task": {"labels"}, "splice": every, "wrong_position": every, "skip_ahead": every},
@@ -480,6 +482,12 @@ def test_who_learns_labels_faces_who_learns_labels() -> None:
         assert baseline.rules_out.startswith("The score comes from ")
     assert found == expected
     assert {name for name, one in find_baselines().items() if one.needs} == set(expected["target_specific"])
+    trained = {name for name, one in find_baselines().items() if one.trained}
+    assert trained == {"full_context", "self_report"}
+    for name in trained:
+        one = find_baselines()[name]
+        assert one.applies_to("nothing", Oracle.reads, trained=Oracle.trained)
+        assert not one.applies_to("nothing", Patchscope.reads, trained=Patchscope.trained)
 
 
 def test_rivals_without_a_model_are_due_only_where_they_are_essential() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from lensbench import testing
 from lensbench.baselines.activation import gaussian, mean_activation, question_only, shuffled
 from lensbench.baselines.text import input_only
+from lensbench.baselines.verbalizers import full_context, self_report
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
@@ -193,9 +194,32 @@ def test_rivals_ask_the_same_conversation_without_the_activation(folder: Path) -
     with torch.no_grad():
         logits = reader.module(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     firsts = [one[0] for one in tokens.telling_ids(bench.answers, own.text)]
-    if all(len(one) == 1 for one in tokens.telling_ids(bench.answers, own.text)):
-        torch.testing.assert_close(twin.scores.log_scores[0, 0, 0], logits[firsts], **NEAR)
+    assert all(len(one) == 1 for one in tokens.telling_ids(bench.answers, own.text))
+    torch.testing.assert_close(twin.scores.log_scores[0, 0, 0], logits[firsts], **NEAR)
     assert len(input_only(method)) == 2
+
+
+def test_readers_of_text_are_asked_in_the_same_roles(folder: Path) -> None:
+    bench = bench_of("llama3")
+    method = CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK), bench)
+    plain, trained = full_context(method)
+    (report,) = self_report(method)
+    item, tokens = bench.items[3], bench.context.model.tokens
+    question = question_of(bench).replace("this", item.subject)
+    reader = method.inspector.reader(bench.context.model)
+    for outcome, model, before in (
+        (plain, bench.context.model, f"{item.source}\n\n"), (trained, reader, f"{item.source}\n\n"),
+        (report, bench.context.model, ""),
+    ):  # fmt: skip
+        ids = tokens.tokenizer.apply_chat_template(
+            [{"role": "user", "content": before + question}], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        first = tokens.telling_ids(bench.answers, Conversation((("user", ""), ("assistant", ""))))
+        assert all(len(one) == 1 for one in first)
+        with torch.no_grad():
+            logits = model.module(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        expected = logits[[one[0] for one in first]]
+        torch.testing.assert_close(outcome.scores.log_scores[0, 0, 3], expected, **NEAR)
 
 
 def test_layers_that_it_was_not_trained_on_are_refused(folder: Path) -> None:

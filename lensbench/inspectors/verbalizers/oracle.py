@@ -53,6 +53,7 @@ class Oracle(Inspector):
     learns_from: ClassVar[Learns] = "nothing"
     cost: ClassVar[str] = "a patched pass an item and layer, in a copy of the verbalizer; trained before"
     generates: ClassVar[bool] = True
+    trained: ClassVar[bool] = True
     default_convention: ClassVar[str] = "activation_oracle"
 
     def __init__(

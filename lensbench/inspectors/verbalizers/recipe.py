@@ -20,6 +20,11 @@ NOTES, AO_CONFIG = "lensbench.json", "ao_config.json"
 _QUESTION = re.compile(r"Question: (.*\?) Answer:")
 
 
+def as_question(forms: Sequence[str]) -> str:
+    """Return the first of a relation's forms that is a question, without its frame; else its inspection prompt."""
+    return next((found[1] for form in forms if (found := _QUESTION.fullmatch(form))), forms[0])
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How questions are put to a trained verbalizer.
@@ -98,9 +103,7 @@ class Recipe:
 
     def question(self, forms: Sequence[str]) -> str:
         """Return how a relation's question is put: in a conversation as a question, else as its inspection prompt."""
-        if isinstance(self.prompt, str):
-            return forms[0]
-        return next((found[1] for form in forms if (found := _QUESTION.fullmatch(form))), forms[0])
+        return forms[0] if isinstance(self.prompt, str) else as_question(forms)
 
 
 # All count the outputs of blocks from 0: what they write at block i is written at layer i + 1.

@@ -1,0 +1,121 @@
+"""The doctor of verbalizers: each kind of wrong contract is caught, and what figures mean is said."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lensbench.errors import UsageError
+from lensbench.explore import verbalizer
+from lensbench.explore.verbalizer import Diagnosis, Probes, examine_verbalizer
+from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Notes
+from lensbench.models.adapters import adapted, read_adapter
+from tests import chats
+from tests.command import lensbench, refused
+from tests.inspectors.test_oracle import write_adapter
+
+MARK = " a"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that says how it was trained."""
+    folder = write_adapter(tmp_path_factory.mktemp("lora") / "adapter")
+    recipe, model = replace(CONVENTIONS["activation_oracle"], placeholder=MARK, layers=(2, 3)), chats.model("llama3")
+    norms = {str(layer): Probes(model, recipe).norm(layer) for layer in recipe.layers}
+    Notes(recipe, model.fingerprint, str(model.dtype), (), {"norms": norms}).write(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbalizer, "SUBJECTS", 2)
+
+
+def failed(found: Diagnosis) -> dict[str, str]:
+    return {check.name: check.figure for check in found.checks if not check.passed}
+
+
+def test_an_adapter_that_is_asked_as_recorded(folder: Path) -> None:
+    found = examine_verbalizer(chats.model("llama3"), str(folder), {})
+    names = [check.name for check in found.checks]
+    assert not set(failed(found)) - set(verbalizer.MEANINGS), "only what a random adapter reads may fail"
+    assert found.prompt.count("[[ a]]") == 3
+    assert found.prompt.startswith("<bos><pad>user<pad>\n\nLayer: 1\n[[ a]][[ a]][[ a]] \nWhat is the capital of this?")
+    assert {"adapter off = base", "a zero vector = question only", "length at layer 2 / in training"} <= set(names)
+    assert set(verbalizer.MEANINGS) <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "figure"),
+    [
+        ({"prompt": "Layer: {layer}\n{subject} \n{question}"}, "as recorded beside the adapter", "prompt"),
+        ({"layer": 3}, "as recorded beside the adapter", "layer"),
+        ({"write": "overwrite"}, "as recorded beside the adapter", "write"),
+        ({"prompt": "<bos>Layer: {layer}\n{subject} \n{question}"}, "BOS at the beginning", "2"),
+    ],
+    ids=["roles missing", "layer off by one", "another way of writing", "double BOS"],
+)
+def test_a_wrong_contract_is_caught(settings: dict[str, Any], name: str, figure: str, folder: Path) -> None:
+    assert failed(examine_verbalizer(chats.model("llama3"), str(folder), settings))[name] == figure
+
+
+def test_a_placeholder_that_merges_is_caught(folder: Path) -> None:
+    """`ll` is one token of the tiny tokenizer, where three placeholders `l` stand in a row."""
+    with pytest.raises(UsageError, match="the verbalizer cannot be asked: the tokenizer merges"):
+        examine_verbalizer(chats.model("chatml"), "activation_oracle", {"placeholder": "l"})
+
+
+def test_an_adapter_that_is_left_on_is_caught(folder: Path) -> None:
+    model = chats.model("llama3")
+    with pytest.raises(UsageError, match="was trained on another model"):
+        examine_verbalizer(adapted(model, read_adapter(folder)), str(folder), {})
+
+
+def test_a_scale_that_is_off_is_caught(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    notes = json.loads((copy / "lensbench.json").read_text())
+    notes["more"]["norms"] = {layer: 5.6 * norm for layer, norm in notes["more"]["norms"].items()}
+    (copy / "lensbench.json").write_text(json.dumps(notes))
+    found = failed(examine_verbalizer(chats.model("llama3"), str(copy), {}))
+    assert found["length at layer 2 / in training"] == "0.18"
+
+
+class Reader:
+    """Probes whose scores with the real vectors are these."""
+
+    real = torch.linspace(-1, -0.5, 40)
+
+    def scores(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self.real
+
+
+@pytest.mark.parametrize(
+    ("changed", "fails", "says"),
+    [
+        ({}, [], []),
+        ({"length x 10": 0.0}, [], ["length x 10: no lower: this way of writing takes the length"]),
+        ({"another subject's vector": 0.0}, ["another subject's vector"], ["does not read these activations"]),
+        ({"written one layer later": 0.3}, ["written one layer later"], ["it reads better so", "is off by one"]),
+    ],
+)
+def test_reading_is_told_from_guessing(
+    changed: dict[str, float], fails: list[str], says: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = [(name, Reader.real + changed.get(name, -1.0)) for name in verbalizer.MEANINGS]
+    monkeypatch.setattr(verbalizer, "_variants", lambda *_: iter(variants))
+    checks, notes = verbalizer._behaviour(chats.model("llama3"), CONVENTIONS["plain"], Reader())  # type: ignore[arg-type]
+    assert [check.name for check in checks if not check.passed] == fails
+    assert len(notes) == len(changed)
+    assert all(part in notes[0] for part in says)
+
+
+def test_neither_recipe_nor_adapter_is_one_line(tmp_path: Path) -> None:
+    told = refused(lensbench("doctor", "smollm2-135m", "--set", "layer=2", cwd=tmp_path), 2)
+    assert "--set is about a verbalizer; give --verbalizer FOLDER" in told
+    with pytest.raises(UsageError, match="neither one of activation_oracle, latentqa, plain nor the folder"):
+        examine_verbalizer(chats.model("llama3"), str(tmp_path / "nothing"), {})

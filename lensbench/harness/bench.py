@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from lensbench.errors import NotApplicableError
 from lensbench.harness.context import RunContext
 from lensbench.harness.isolation import sealed_unless_declared
-from lensbench.harness.scoring import prediction_columns, text_measures
+from lensbench.harness.scoring import confidence_totals, prediction_columns, text_measures
 from lensbench.inspectors.access import Change, Components, TargetRuns
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Evidence, Source, SourceText, Training
@@ -15,7 +15,7 @@ from lensbench.inspectors.scores import Scores
 from lensbench.models.activations import Reading, Residuals, find_site
 from lensbench.models.component_capture import Component, capture_component
 from lensbench.models.language_model import LanguageModel
-from lensbench.results.records import Columns, per_item
+from lensbench.results.records import Columns, add_totals, per_item
 from lensbench.tasks.facts import N_FOLDS, Relation
 from lensbench.tasks.items import Item
 
@@ -59,7 +59,10 @@ class AnswersOf:
 
     def measures(self, items: Sequence[Item], scores: Scores, layers: Sequence[int | None]) -> Columns:
         """Return the columns of what was measured besides: the quality of texts, and the method's own measures."""
-        return per_item({**text_measures(items, scores), **scores.measures}, layers, scores.attempts, items)
+        texts, totals = text_measures(items, scores)
+        columns = per_item({**texts, **scores.measures}, layers, scores.attempts, items)
+        totals |= confidence_totals(items, self.answers, scores)
+        return add_totals(columns, {**totals, **scores.totals}, layers, scores.attempts)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.activations import Reading, Residuals
 from lensbench.models.language_model import LanguageModel
-from lensbench.results.records import Columns, per_item
+from lensbench.results.records import Columns, add_totals, per_item
 from lensbench.tasks.facts import Relation
 from lensbench.tasks.items import Item
 
@@ -168,12 +168,7 @@ class ProseBench(Bench):
     def measures(self, items: Sequence[Item], scores: Scores, layers: Sequence[int | None]) -> Columns:
         """Return the columns of the measures: a row an item, attempt and layer, and the bias once a layer."""
         columns = per_item(scores.measures, layers, scores.attempts, items)
-        for metric, values in scores.totals.items():
-            for (layer, attempt), value in np.ndenumerate(values):
-                row = (layers[layer], scores.attempts[attempt], None, None, metric, float(value))
-                for name, cell in zip(("layer", "attempt", "item", "subject", "metric", "value"), row, strict=True):
-                    columns[name].append(cell)
-        return columns
+        return add_totals(columns, scores.totals, layers, scores.attempts)
 
 
 def make_prose_bench(context: RunContext, relation: Relation, passages: Sequence[Item]) -> ProseBench:

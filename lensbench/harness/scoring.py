@@ -7,8 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lensbench.inspectors.scores import Scores
-from lensbench.results.records import FACET_RECALL, ROUGE_L, Columns
+from lensbench.results.confidence import auroc, calibration_error
+from lensbench.results.records import CONFIDENCE, FACET_RECALL, ROUGE_L, Columns
 from lensbench.tasks.facts import facet_recall, rouge_l
+from lensbench.tasks.free_text import find_claims, is_refusal
 from lensbench.tasks.items import Item
 from lensbench.tasks.names import says
 
@@ -74,16 +76,47 @@ def _says_answer(text: str, item: Item) -> bool | None:
     return None if item.facets else says(text, (item.answer, *item.aliases))
 
 
-def text_measures(items: Sequence[Item], scores: Scores) -> dict[str, np.ndarray]:
-    """Return how good the texts are, [layer, attempt, item]: facet recall and ROUGE-L, for items that have facets."""
+def text_measures(items: Sequence[Item], scores: Scores) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return how good the texts are: of each [layer, attempt, item], and of all items at once, [layer, attempt].
+
+    Of items that have facets: facet recall and ROUGE-L; whether a text is specific (it makes a claim about a facet),
+    refuses, or is generic; and the precision of all claims.
+    """
     if scores.texts is None or not all(item.facets for item in items):
-        return {}
-    recall, rouge = np.zeros(scores.texts.shape), np.zeros(scores.texts.shape)
+        return {}, {}
+    known: dict[str, list[str]] = {}
+    for facet, spellings in (pair for item in items for pair in item.facets):
+        known.setdefault(facet, []).extend(spellings)
+    names = (FACET_RECALL, ROUGE_L, "specific", "generic", "refusal")
+    found = {name: np.zeros(scores.texts.shape) for name in names}
+    made, right = np.zeros(scores.texts.shape), np.zeros(scores.texts.shape)
     for place, text in np.ndenumerate(scores.texts):
         item = items[place[-1]]
-        recall[place] = facet_recall(text, dict(item.facets))
-        rouge[place] = rouge_l(text, item.answer)
-    return {FACET_RECALL: recall, ROUGE_L: rouge}
+        claims = find_claims(text, dict(item.facets), known)
+        made[place], right[place] = len(claims), sum(claim.supported for claim in claims)
+        found[FACET_RECALL][place] = facet_recall(text, dict(item.facets))
+        found[ROUGE_L][place] = rouge_l(text, item.answer)
+        kind = "specific" if claims else "refusal" if is_refusal(text) else "generic"
+        found[kind][place] = 1.0
+    with np.errstate(invalid="ignore"):
+        precision = right.sum(-1) / made.sum(-1)
+    return found, {"claim_precision": precision}
+
+
+def confidence_totals(items: Sequence[Item], answers: Sequence[str], scores: Scores) -> dict[str, np.ndarray]:
+    """Return how well a method's confidence in its answers is calibrated, [layer, attempt]; not a number for none."""
+    if CONFIDENCE not in scores.measures:
+        return {}
+    raw = scores.log_scores.cpu().double().numpy()
+    _, credit = pick(raw, _own_choices(items, answers), [answers.index(item.answer) for item in items])
+    confidence, right = scores.measures[CONFIDENCE], credit > 0.5  # a tie of two is no answer
+    shape = confidence.shape[:2]
+    error, above = np.empty(shape), np.empty(shape)
+    for place in np.ndindex(shape):
+        error[place] = calibration_error(confidence[place], right[place])
+        ranked = auroc(confidence[place], right[place])
+        above[place] = np.nan if ranked is None else ranked
+    return {"calibration_error": error, "confidence_auroc": above}
 
 
 def prediction_columns(

@@ -212,6 +212,8 @@ MEASURES = "measures"
 JUDGED = "judged-"
 """How the names of shards begin that were made after the run."""
 FACET_RECALL, ROUGE_L = "facet_recall", "rouge_l"
+CONFIDENCE = "confidence"
+"""How sure a method is of its answer, 0 to 1, where it says so: the share of its samples that say it."""
 
 MEASURE_SCHEMA = pa.schema(
     [
@@ -237,6 +239,19 @@ def measure_table(rows: Mapping[str, Sequence[Any]], **same: str) -> pa.Table:
 
 Columns = dict[str, Any]
 """Columns of records or measures, by name."""
+
+
+def add_totals(
+    columns: Columns, totals: Mapping[str, np.ndarray], layers: Sequence[int | None], attempts: Sequence[str]
+) -> Columns:
+    """Add measures of all items at once, [layer, attempt] each, to columns of measures; what is no number stays out."""
+    for metric, values in totals.items():
+        for (layer, attempt), value in np.ndenumerate(values):
+            if isfinite(value):
+                row = (layers[layer], attempts[attempt], None, None, metric, float(value))
+                for name, cell in zip(("layer", "attempt", "item", "subject", "metric", "value"), row, strict=True):
+                    columns[name].append(cell)
+    return columns
 
 
 def per_item(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -24,7 +25,7 @@ from lensbench.inspectors.verbalizers.recipe import AO_CONFIG, CONVENTIONS, read
 from lensbench.models import adapters
 from lensbench.models.chat import Conversation
 from lensbench.models.corpus import Corpus
-from lensbench.models.patching import PatchedPass
+from lensbench.models.patching import PatchedPass, Patcher
 from tests import chats, tiny
 from tests.inspectors.test_oracle import write_adapter
 
@@ -220,6 +221,33 @@ def test_readers_of_text_are_asked_in_the_same_roles(folder: Path) -> None:
             logits = model.module(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
         expected = logits[[one[0] for one in first]]
         torch.testing.assert_close(outcome.scores.log_scores[0, 0, 3], expected, **NEAR)
+
+
+def test_sampled_answers_are_a_second_attempt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = bench_of("chatml", layers=(2,))
+    said = iter(["it is tea", "wine or tea", "nothing", "Tea."])
+
+    def drawn(_self: Any, _prompt: Any, vectors: Tensor, _at: Any, _steps: int, seed: int | None = None) -> Any:
+        assert seed is not None
+        return (next(said),) * len(vectors)
+
+    monkeypatch.setattr(Patcher, "generate", drawn)
+    method = CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK, samples=4), bench)
+    outcome = method.outcome()
+    scores = outcome.scores
+    assert scores.attempts == ("default", "samples=4")
+    shares = scores.log_scores[0, 1].exp()
+    assert bench.answers == ("milk", "tea", "wine")
+    torch.testing.assert_close(shares, torch.tensor([[0.0, 0.5, 0.25]]).expand_as(shares))
+    assert set(scores.measures["confidence"][0, 1]) == {0.5}
+    columns = bench.measures(bench.items, scores, (2,))
+    rows = [
+        row for row in zip(columns["attempt"], columns["metric"], columns["value"], strict=True) if row[0] != "default"
+    ]
+    found = {metric: value for _, metric, value in rows}
+    right = np.array([item.answer == "tea" for item in bench.items])
+    assert found["calibration_error"] == pytest.approx(abs(right.mean() - 0.5))
+    assert found["confidence_auroc"] == 0.5
 
 
 def test_layers_that_it_was_not_trained_on_are_refused(folder: Path) -> None:

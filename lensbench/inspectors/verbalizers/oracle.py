@@ -20,6 +20,11 @@ from lensbench.models.patching.passes import WRITES
 from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.prompting import first_line
 from lensbench.models.sources import ADAPTER
+from lensbench.results.records import CONFIDENCE
+from lensbench.tasks.free_text import first_answer
+
+# Answers are short: a word or two.
+SAMPLED_TOKENS = 8
 
 
 class Oracle(Inspector):
@@ -46,6 +51,8 @@ class Oracle(Inspector):
         placeholders: likewise.
         layers: those that it was trained to read, for an adapter that does not say so: `8,15,23`, a list.
         any_layer: also read layers that it was not trained to read.
+        samples: draw so many answers at temperature 1 as a second attempt: an answer's score is the share of them that
+            name it first, and the share of the most frequent one is how sure the method is.
     """
 
     name: ClassVar[str] = "oracle"
@@ -53,6 +60,7 @@ class Oracle(Inspector):
     learns_from: ClassVar[Learns] = "nothing"
     cost: ClassVar[str] = "a patched pass an item and layer, in a copy of the verbalizer; trained before"
     generates: ClassVar[bool] = True
+    tries: ClassVar[str] = "one, or two where answers are sampled"
     trained: ClassVar[bool] = True
     default_convention: ClassVar[str] = "activation_oracle"
 
@@ -67,6 +75,7 @@ class Oracle(Inspector):
         placeholders: int | None = None,
         layers: tuple[int, ...] | None = None,
         any_layer: bool = False,
+        samples: int = 0,
     ) -> None:
         self.adapter = adapter
         self.convention = convention
@@ -77,6 +86,7 @@ class Oracle(Inspector):
         self.placeholders = placeholders
         self.layers = None if layers is None else tuple(layers)
         self.any_layer = any_layer
+        self.samples = samples
 
     @property
     def folder(self) -> Path:
@@ -127,6 +137,8 @@ class Oracle(Inspector):
             raise UsageError(
                 f"{self.name}.layer = {recipe.layer}; {verbalizer.name} has layers 0 to {verbalizer.n_layers}"
             )
+        if not isinstance(self.samples, int) or self.samples < 0:
+            raise UsageError(f"{self.name}.samples = {self.samples!r}: expected 0 or more")
         if not isinstance(recipe.placeholders, int) or recipe.placeholders < 1:
             raise UsageError(f"{self.name}.placeholders = {recipe.placeholders!r}: expected 1 or more")
         if not any("{question}" in text for text in recipe.texts):
@@ -189,6 +201,7 @@ class Oracle(Inspector):
         shape = (len(evidence.layers), evidence.n_items, len(answers))
         log_probs = torch.empty(shape, dtype=torch.promote_types(self.verbalizer_.dtype, torch.float32))
         ranks = torch.empty(shape, dtype=torch.long)
+        shares = torch.zeros(shape)
         texts = np.empty((len(evidence.layers), 1, evidence.n_items), dtype=object) if evidence.describe else None
         patcher = patcher_of(self.verbalizer_)
         for count, (items, values) in evidence.residuals.by_count().items():
@@ -201,10 +214,20 @@ class Oracle(Inspector):
                 where = np.ix_(places, items)
                 log_probs[where] = found.log_probs.unflatten(0, (len(places), -1)).to(log_probs)
                 ranks[where] = found.ranks.unflatten(0, (len(places), -1)).cpu()
+                for seed in range(self.samples):
+                    drawn = patcher.generate(prompt, rows, at, SAMPLED_TOKENS, seed)
+                    named = [first_answer(text, answers) for text in drawn]
+                    hits = torch.tensor([[one == place for place in range(len(answers))] for one in named])
+                    shares[where] += hits.unflatten(0, (len(places), -1)) / self.samples
                 if texts is not None:
                     said = [first_line(one) for one in patcher.generate(prompt, rows, at, evidence.describe)]
                     texts[np.ix_(places, [0], items)] = np.array(said, dtype=object).reshape(len(places), 1, -1)
-        return Scores(("default",), log_probs[:, None], ranks[:, None], texts)
+        if not self.samples:
+            return Scores(("default",), log_probs[:, None], ranks[:, None], texts)
+        both = torch.stack([log_probs, shares.log().to(log_probs)], dim=1)
+        sure = torch.stack([log_probs.softmax(-1).amax(-1), shares.amax(-1)], dim=1).double().numpy()
+        texts = None if texts is None else texts.repeat(2, axis=1)
+        return Scores(("default", f"samples={self.samples}"), both, None, texts, {CONFIDENCE: sure})
 
     def _require_known(self, evidence: Evidence) -> None:
         known = self.answers_ & set(evidence.answers)

@@ -50,17 +50,29 @@ class Generation:
         self.sharing = sharing
 
     @torch.no_grad()
-    def generate(self, vectors: Float[Tensor, "row width"], layers: list[int], steps: int) -> Int[Tensor, "row step"]:
+    def generate(
+        self, vectors: Float[Tensor, "row width"], layers: list[int], steps: int, draw: torch.Generator | None = None
+    ) -> Int[Tensor, "row step"]:
         """Return the most likely continuation of one batch of rows that are sorted by target layer.
 
         After a row's first end-of-text token all its tokens are that token.
+
+        Args:
+            vectors: what is written, one row a text.
+            layers: where.
+            steps: how many tokens.
+            draw: the tokens are drawn at temperature 1 by it.
         """
         ends = torch.tensor(self._model.end_ids, device=self._model.device, dtype=torch.long)
         tokens: list[Tensor] = []
         ended = torch.zeros(len(vectors), dtype=torch.bool, device=self._model.device)
         logits = self._logits(vectors, layers, tokens)
         for step in range(steps):
-            best = next(logits).argmax(-1)
+            found = next(logits)
+            if draw is not None:  # the largest of logits with Gumbel noise is a draw of the softmax
+                uniform = torch.rand(found.shape, generator=draw).clamp(min=1e-20).to(found)
+                found = found - (-uniform.log()).log()
+            best = found.argmax(-1)
             if tokens:
                 best = torch.where(ended, tokens[-1], best)
             tokens.append(best)

@@ -165,12 +165,24 @@ class Patcher:
         )
 
     def generate(
-        self, prompt: Prompt, vectors: Float[Tensor, "row width"], target_layers: Int[Tensor, " row"], steps: int
+        self,
+        prompt: Prompt,
+        vectors: Float[Tensor, "row width"],
+        target_layers: Int[Tensor, " row"],
+        steps: int,
+        seed: int | None = None,
     ) -> tuple[str, ...]:
-        """Patch each vector at its target layer and generate at most `steps` tokens, greedily.
+        """Patch each vector at its target layer and generate at most `steps` tokens: the likeliest, or by chance.
 
         The patch acts on the prompt alone. A text ends before its first end-of-text token. Identical rows are
         generated once.
+
+        Args:
+            prompt: the prompt.
+            vectors: what is written, one row a pass.
+            target_layers: where.
+            steps: how many tokens, at most.
+            seed: tokens are drawn at temperature 1 with it; None takes the likeliest.
 
         Raises:
             LensbenchError: a vector of another width than the model's.
@@ -181,7 +193,8 @@ class Patcher:
 
         def run(batch: slice) -> Tensor:
             given = rows[batch, 1:].to(self.model.device, self.model.dtype)
-            return generation.generate(given, layers[batch], steps)
+            draw = None if seed is None else torch.Generator().manual_seed(seed + batch.start)
+            return generation.generate(given, layers[batch], steps, draw)
 
         tokens = torch.cat(self.model.budget.in_batches(len(rows), lambda _: generation.rows_per_batch(steps), run))
         texts = [self.model.tokens.decode(row, self.model.end_ids) for row in tokens.tolist()]

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from lensbench.errors import LensbenchError
 from lensbench.models.jacobians import jacobian, later_jacobian
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import TrainingSchedule
+from lensbench.models.relevance import relevance_rules
 from lensbench.models.tokens import Encoding, PairedText, pair_window, same_tokenizer
 from lensbench.utils.cache import LENSES, atomic_folder, cache_root, is_whole, seal
 from lensbench.utils.code import code_digest
@@ -213,16 +215,17 @@ class Corpus:
         return jacobian(self._model, context, len(context) - 1, rows=rows).weight[:-1].float()
 
     def later_jacobian(
-        self, prompt: Int[Tensor, " token"], rows: Int[Tensor, " row"], target_layer: int
+        self, prompt: Int[Tensor, " token"], rows: Int[Tensor, " row"], target_layer: int, *, relevance: bool = False
     ) -> Float[Tensor, "layer row d_model"]:
         """Return rows of the Jacobian of a layer's residuals at the positions from 16 to the last but one of a prompt.
 
         As `models.jacobians.later_jacobian` defines it: of this and later positions, mean over positions. The first
-        16 are near the attention sink.
+        16 are near the attention sink. With `relevance`, under the rules of `models.relevance`.
         """
         self.spent.tokens += len(prompt)
         places = torch.arange(SKIPPED, len(prompt) - 1)
-        return later_jacobian(self._model, tuple(prompt.tolist()), places, rows, target_layer).float()
+        with relevance_rules(self._model) if relevance else nullcontext():
+            return later_jacobian(self._model, tuple(prompt.tolist()), places, rows, target_layer).float()
 
     def folder_of(self, learner: type, parameters: Mapping[str, object]) -> tuple[Path | None, str]:
         """Return where what a method learns from this corpus is kept, and the settings that name it.

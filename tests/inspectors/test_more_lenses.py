@@ -333,7 +333,7 @@ def test_jacobians_are_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch) -
 # Wrong parameters
 
 WRONG = [
-    (lambda: JacobianLens("mean"), "jacobian_lens.estimator = 'mean': expected one of later, same"),
+    (lambda: JacobianLens("mean"), "jacobian_lens.estimator = 'mean': expected one of later, same, relevance"),
     (lambda: JacobianLens(prompts=0), "jacobian_lens.prompts = 0: expected 1 or more"),
     (lambda: JacobianLens(rows=2.5), "jacobian_lens.rows = 2.5: expected 1 or more"),
     (lambda: JacobianLens(target_layer=5), "jacobian_lens.target_layer = 5: expected 1 to 4"),

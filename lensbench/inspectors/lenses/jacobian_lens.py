@@ -19,10 +19,11 @@ from lensbench.models.jacobian_lens_files import read_jacobians, save_jacobians
 from lensbench.models.jacobians import later_jacobian
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import Resumable, TrainingSchedule
+from lensbench.models.relevance import relevance_rules
 from lensbench.utils.code import code_digest
 
 # What files call them by.
-ESTIMATORS = {"later": "jacobian_lens", "same": "same_position_jacobian_lens"}
+ESTIMATORS = {"later": "jacobian_lens", "same": "same_position_jacobian_lens", "relevance": "relevance_lens"}
 
 
 class JacobianLens(Translator):
@@ -37,7 +38,9 @@ class JacobianLens(Translator):
     as many prompts: an unbiased estimate of the mean over all.
 
     Args:
-        estimator: `later`, as above; or `same`, the variant with p' = p alone, at one position of each text.
+        estimator: `later`, as above; `relevance`, the R-lens: the same, differentiated under the rules of
+            `models.relevance` (RelP, arXiv 2508.21258); or `same`, the variant with p' = p alone, at one position of
+            each text.
         prompts: texts in the mean, of 128 tokens (`same`: of as many as end at the position).
         rows: how many rows of J each prompt gives, at least; d_model or more gives every prompt's whole J.
         target_layer: whose residuals are differentiated, the last by default; from there on the lens is the logit lens.
@@ -76,6 +79,7 @@ class JacobianLens(Translator):
 
         Raises:
             UsageError: what was given, and what to give instead.
+            LensbenchError: the R-lens's rules are not known for the model's blocks.
         """
         if self.estimator not in ESTIMATORS:
             raise UsageError(f"jacobian_lens.estimator = {self.estimator!r}: expected one of {', '.join(ESTIMATORS)}")
@@ -90,6 +94,8 @@ class JacobianLens(Translator):
                 f"jacobian_lens.target_layer = {layer!r}: expected 1 to {last}; for the estimator same none"
             )
         if self.path is None:
+            if self.estimator == "relevance":
+                target.require_relevance_rules()
             return
         defaults = introspection.signature(type(self)).parameters
         for name in self.learning:
@@ -116,7 +122,8 @@ class JacobianLens(Translator):
             learned = {"weight": weight, SPLIT_HALF: torch.zeros(0)}
         else:
             corpus = training.corpus
-            settings = {**self.learning, "jacobian": code_digest(later_jacobian)}
+            code = [code_digest(later_jacobian), code_digest(relevance_rules)]
+            settings = {**self.learning, "code": code}
             learned = corpus.learn_once(type(self), settings, lambda learning: self._learn(target, corpus, learning))
         self.weight_: Float[Tensor, "layer d_model d_model"] = learned["weight"]
         self.split_half_: Float[Tensor, " layer"] = learned[SPLIT_HALF]
@@ -161,7 +168,7 @@ class JacobianLens(Translator):
             if self.estimator == "same":
                 found = corpus.jacobian(contexts[step], rows)
             else:
-                found = corpus.later_jacobian(prompts[step], rows, last)
+                found = corpus.later_jacobian(prompts[step], rows, last, relevance=self.estimator == "relevance")
             halves.add(half, rows, found)
         return {"weight": halves.mean(), SPLIT_HALF: halves.split_half()}
 

@@ -72,7 +72,7 @@ class Corpus:
         rows = ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW)
         return rows[_order(len(rows))]
 
-    @property
+    @cached_property
     def _encoding(self) -> Encoding:
         return self._model.tokens.encode(self.path.read_text(encoding="utf-8"))
 

@@ -274,3 +274,21 @@ def test_of_a_real_model_predicts_small_moves(smollm2_folder) -> None:
         expected = found.weight[layer] @ move
         assert float((moved - expected).norm()) < 0.05 * float(expected.norm())
     torch.testing.assert_close(found.end, end, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.model
+def test_of_a_real_model_all_positions_move_their_sum(smollm2_folder) -> None:
+    """Two passes of transformers for some rows: what a small move at every position of V does to the sum over V."""
+    model = load_model(str(smollm2_folder))
+    prompt = tuple(Corpus(model).prompts(1, seed=0)[0, : PLACES[-1] + 2].tolist())
+    rows = torch.tensor([3, 100, 575])
+    found = later_jacobian(model, prompt, PLACES, rows, 30)
+    hidden = stream(model, prompt)
+    for layer in (2, 15, 29):
+        scale = 1e-2 * hidden[layer].detach()[0, PLACES].norm(dim=1).mean()
+        move = scale * torch.nn.functional.normalize(found[layer].sum(0), dim=0)
+        with torch.no_grad():
+            plus, minus = (stream(model, prompt, layer, sign * move)[-1][0, PLACES] for sign in (1, -1))
+        moved = (plus - minus)[:, rows].sum(0) / 2
+        expected = len(PLACES) * found[layer] @ move
+        assert float((moved - expected).norm()) < 0.05 * float(expected.norm()), f"layer {layer}"

@@ -316,11 +316,11 @@ def test_jacobians_are_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch) -
     corpus = Corpus(model, cache=tmp_path)
     compute, calls = corpus.later_jacobian, []
 
-    def counted(*args):
+    def counted(*args, **kwargs):
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return compute(*args)
+        return compute(*args, **kwargs)
 
     corpus.later_jacobian = counted
     with pytest.raises(KeyboardInterrupt):
@@ -336,10 +336,11 @@ WRONG = [
     (lambda: JacobianLens("mean"), "jacobian_lens.estimator = 'mean': expected one of later, same, relevance"),
     (lambda: JacobianLens(prompts=0), "jacobian_lens.prompts = 0: expected 1 or more"),
     (lambda: JacobianLens(rows=2.5), "jacobian_lens.rows = 2.5: expected 1 or more"),
-    (lambda: JacobianLens(target_layer=5), "jacobian_lens.target_layer = 5: expected 1 to 4"),
+    (lambda: JacobianLens(target_layer=5), "jacobian_lens.target_layer = 5: expected 2 to 4"),
     (lambda: JacobianLens("same", target_layer=3), "for the estimator same none"),
     (lambda: JacobianLens(path="there.pt", rows=3), "jacobian_lens.rows is for fitting, and jacobian_lens.path for"),
     (lambda: JacobianLens(path="there.pt"), "there.pt: no such file; give a Jacobian lens"),
+    (lambda: JacobianLens(path=5), "5: no such file; give a Jacobian lens"),
     (lambda: JacobianLens(identity=-1.0), r"jacobian_lens.identity = -1.0: expected 0 or more"),
     (lambda: FutureLens(tokens=0), "future_lens.tokens = 0: a regression needs some; give 128 or more"),
     (lambda: FutureLens(tokens=5), "future_lens.tokens = 5"),

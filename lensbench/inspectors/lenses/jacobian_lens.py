@@ -89,9 +89,9 @@ class JacobianLens(Translator):
         if not isinstance(self.identity, int | float) or not 0 <= self.identity < math.inf:
             raise UsageError(f"jacobian_lens.identity = {self.identity!r}: expected 0 or more")
         layer, last = self.target_layer, target.n_layers
-        if layer is not None and (self.estimator == "same" or type(layer) is not int or not 1 <= layer <= last):
+        if layer is not None and (self.estimator == "same" or type(layer) is not int or not 2 <= layer <= last):
             raise UsageError(
-                f"jacobian_lens.target_layer = {layer!r}: expected 1 to {last}; for the estimator same none"
+                f"jacobian_lens.target_layer = {layer!r}: expected 2 to {last}; for the estimator same none"
             )
         if self.path is None:
             if self.estimator == "relevance":
@@ -103,7 +103,7 @@ class JacobianLens(Translator):
                 raise UsageError(
                     f"jacobian_lens.{name} is for fitting, and jacobian_lens.path for reading: give only one"
                 )
-        read_jacobians(Path(self.path).expanduser(), target.identity)
+        read_jacobians(self.files()[0], target.identity)
 
     @property
     def learning(self) -> dict[str, object]:
@@ -112,18 +112,18 @@ class JacobianLens(Translator):
 
     def files(self) -> tuple[Path, ...]:
         """Return the file that J is read from."""
-        return () if self.path is None else (Path(self.path).expanduser(),)
+        # What is no text, such as a number of the command line, is the name of no file.
+        return () if self.path is None else (Path(str(self.path)).expanduser(),)
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "JacobianLens":
         """Differentiate the target on prose, or take J from the cache (it is the same for every λ) or from the file."""
         self.target_ = target
         if self.path is not None:
-            weight = read_jacobians(Path(self.path).expanduser(), target.identity).to(target.device)
-            learned = {"weight": weight, SPLIT_HALF: torch.zeros(0)}
+            weight = read_jacobians(self.files()[0], target.identity)
+            learned = {"weight": weight.to(target.device), SPLIT_HALF: torch.zeros(0)}
         else:
             corpus = training.corpus
-            code = [code_digest(later_jacobian), code_digest(relevance_rules)]
-            settings = {**self.learning, "code": code}
+            settings = {**self.learning, "code": [code_digest(later_jacobian), code_digest(relevance_rules)]}
             learned = corpus.learn_once(type(self), settings, lambda learning: self._learn(target, corpus, learning))
         self.weight_: Float[Tensor, "layer d_model d_model"] = learned["weight"]
         self.split_half_: Float[Tensor, " layer"] = learned[SPLIT_HALF]

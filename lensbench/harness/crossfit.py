@@ -126,6 +126,7 @@ class CrossFit:
             context = self.bench.context
             given = dict(labels) if labels is not None else None
             training = self.bench.training(self.inspector, fold, layers, given)
+            context.corpus.spent.split_half = ()
             before, start = replace(context.corpus.spent), time.perf_counter()
             self.fitted[key], memory = self._fit(training)
             corpus_seconds = context.corpus.spent.seconds - before.seconds
@@ -135,6 +136,7 @@ class CrossFit:
                     context.corpus.spent.tokens - before.tokens,
                     len(training.groups),
                     memory,
+                    context.corpus.spent.split_half,
                 )
             )
         return self.fitted[key]

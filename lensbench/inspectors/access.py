@@ -11,7 +11,7 @@ from torch import Tensor
 from lensbench.errors import LensbenchError, NotApplicableError, TokenError
 from lensbench.models.activations import Reading, Residuals, capture, find_site
 from lensbench.models.component_capture import Component
-from lensbench.models.gradients import Jacobian, jacobian
+from lensbench.models.jacobians import Jacobian, jacobian
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import Memo
 from lensbench.models.patching.passes import Prompt

@@ -20,6 +20,7 @@ from lensbench.models.components import ComponentError, final_norm
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.linear_parts import embed, nearest_tokens, readable_ids, token_directions
 from lensbench.models.patching.patcher import RowMemory
+from lensbench.models.relevance import require_relevance_rules
 from lensbench.models.token_scores import TokenScores
 from lensbench.models.tuned_lens_files import ModelIdentity, identify_model
 
@@ -89,6 +90,14 @@ class Target:
             ComponentError: the final norm is no RMSNorm or LayerNorm.
         """
         return final_norm(self._model).back(self.answer_directions(answers))
+
+    def require_relevance_rules(self) -> None:
+        """Refuse a model whose blocks the rules of relevance propagation are not known for.
+
+        Raises:
+            LensbenchError: which block, and what it lacks.
+        """
+        require_relevance_rules(self._model)
 
     def missing_component(self, name: Component) -> str | None:
         """Return why the model's blocks have no such component, in one line; None where they have it."""

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lensbench.errors import LensbenchError
-from lensbench.models.gradients import Jacobian, jacobian
+from lensbench.models.jacobians import jacobian, later_jacobian
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import TrainingSchedule
+from lensbench.models.relevance import relevance_rules
 from lensbench.models.tokens import Encoding, PairedText, pair_window, same_tokenizer
 from lensbench.utils.cache import LENSES, atomic_folder, cache_root, is_whole, seal
 from lensbench.utils.code import code_digest
@@ -25,15 +27,26 @@ from lensbench.utils.code import code_digest
 PROSE = Path(__file__).parents[1] / "assets" / "prose"
 WINDOW = 128
 WINDOWS_PER_BATCH = 16
+# Positions at the beginning of a prompt that a Jacobian lens passes over, near the attention sink.
+SKIPPED = 16
 COSTS = "costs.json"
+# What a method calls the figure, one a layer, of how far two halves of what it learned from agree.
+SPLIT_HALF = "split_half"
 
 
 @dataclass
 class Spent:
-    """The cost of learning from a corpus; what comes from the cache counts as it did when it was learned."""
+    """The cost of learning from a corpus; what comes from the cache counts as it did when it was learned.
+
+    Attributes:
+        seconds: of learning.
+        tokens: of the corpus.
+        split_half: by layer, how far two halves of what was last learned agree; empty where the method does not say.
+    """
 
     seconds: float = 0.0
     tokens: int = 0
+    split_half: tuple[float, ...] = ()
 
 
 class Corpus:
@@ -59,7 +72,7 @@ class Corpus:
         rows = ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW)
         return rows[_order(len(rows))]
 
-    @property
+    @cached_property
     def _encoding(self) -> Encoding:
         return self._model.tokens.encode(self.path.read_text(encoding="utf-8"))
 
@@ -181,10 +194,38 @@ class Corpus:
         ends = [divmod(place, WINDOW - 1) for place in drawn]
         return tuple(tuple(self.windows[window, : position + 2].tolist()) for window, position in ends)
 
-    def jacobian(self, context: tuple[int, ...]) -> Jacobian:
-        """Return the target's Jacobian at the end of a context: ∂h_L/∂h_l at one and the same position."""
+    def prompts(self, count: int, seed: int) -> Int[Tensor, "prompt token"]:
+        """Return windows drawn from all; each begins with BOS where the tokenizer begins texts so.
+
+        Raises:
+            LensbenchError: the corpus has fewer windows.
+        """
+        self._require(count, count * WINDOW)
+        drawn = torch.randperm(len(self.windows), generator=torch.Generator().manual_seed(seed))[:count]
+        rows, first = self.windows[drawn], self._encoding.ids[:1]
+        if self._model.tokens.special_ids.isdisjoint(first):
+            return rows
+        return torch.cat([torch.tensor(first).expand(count, 1), rows[:, :-1]], dim=1)
+
+    def jacobian(
+        self, context: tuple[int, ...], rows: Int[Tensor, " row"] | None = None
+    ) -> Float[Tensor, "layer row d_model"]:
+        """Return rows of the target's Jacobian at the end of a context: at one position, of layers 0 to L - 1."""
         self.spent.tokens += len(context)
-        return jacobian(self._model, context, len(context) - 1)
+        return jacobian(self._model, context, len(context) - 1, rows=rows).weight[:-1].float()
+
+    def later_jacobian(
+        self, prompt: Int[Tensor, " token"], rows: Int[Tensor, " row"], target_layer: int, *, relevance: bool = False
+    ) -> Float[Tensor, "layer row d_model"]:
+        """Return rows of the Jacobian of a layer's residuals at the positions from 16 to the last but one of a prompt.
+
+        As `models.jacobians.later_jacobian` defines it: of this and later positions, mean over positions. The first
+        16 are near the attention sink. With `relevance`, under the rules of `models.relevance`.
+        """
+        self.spent.tokens += len(prompt)
+        places = torch.arange(SKIPPED, len(prompt) - 1)
+        with relevance_rules(self._model) if relevance else nullcontext():
+            return later_jacobian(self._model, tuple(prompt.tolist()), places, rows, target_layer).float()
 
     def folder_of(self, learner: type, parameters: Mapping[str, object]) -> tuple[Path | None, str]:
         """Return where what a method learns from this corpus is kept, and the settings that name it.
@@ -212,11 +253,12 @@ class Corpus:
             learned, took = self._learned[key]
             self.spent.seconds += took.seconds
             self.spent.tokens += took.tokens
-            return dict(learned)
-        before = replace(self.spent)
-        learned = self._learn_or_load(learner, parameters, learn)
-        took = Spent(self.spent.seconds - before.seconds, self.spent.tokens - before.tokens)
-        self._learned[key] = (learned, took)
+        else:
+            before = replace(self.spent)
+            learned = self._learn_or_load(learner, parameters, learn)
+            took = Spent(self.spent.seconds - before.seconds, self.spent.tokens - before.tokens)
+            self._learned[key] = (learned, took)
+        self.spent.split_half = tuple(round(float(one), 4) for one in learned.get(SPLIT_HALF, ()))
         return dict(learned)
 
     def _learn_or_load(

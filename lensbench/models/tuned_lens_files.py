@@ -178,7 +178,7 @@ def read_checkpoint(given: str, identity: ModelIdentity) -> Checkpoint:
     settings = _settings(config)
     _require_shape(given, settings, identity)
     ours = settings.get(OURS)
-    _require_head(given, ours if isinstance(ours, dict) else {}, settings, identity)
+    require_head(given, ours if isinstance(ours, dict) else {}, settings, identity)
     weight, bias = _translators(params, identity)
     return Checkpoint(weight, bias, ours if isinstance(ours, dict) else {})
 
@@ -249,7 +249,7 @@ def _require_shape(given: str, settings: Mapping[str, Any], identity: ModelIdent
         )
 
 
-def _require_head(given: str, ours: Mapping[str, Any], settings: Mapping[str, Any], identity: ModelIdentity) -> None:
+def require_head(given: str, ours: Mapping[str, Any], settings: Mapping[str, Any], identity: ModelIdentity) -> None:
     """Refuse translators whose fingerprint is another head's; say where there is none that can be trusted."""
     made_for = ours.get("head_sha256")
     if made_for is not None:

@@ -16,12 +16,14 @@ class Costs:
         tokens: of the corpus.
         items: labelled training items, each as often as it was learned from.
         memory: the most MiB that the process had held when a fit ended.
+        split_half: by layer, how far two halves of what the method learned from agree, where it says so.
     """
 
     seconds: float = 0.0
     tokens: int = 0
     items: int = 0
     memory: int = 0
+    split_half: tuple[float, ...] = ()
 
     def add(self, other: "Costs") -> None:
         """Add what another fit took."""
@@ -29,6 +31,7 @@ class Costs:
         self.tokens += other.tokens
         self.items += other.items
         self.memory = max(self.memory, other.memory)
+        self.split_half = other.split_half or self.split_half
 
     def entry(self) -> dict[str, Any]:
         """Return what the run's journal says of it; nothing where nothing was learned."""
@@ -40,6 +43,7 @@ class Costs:
                 "training_tokens": self.tokens,
                 "training_items": self.items,
                 "peak_memory_mb": self.memory,
+                **({"split_half": list(self.split_half)} if self.split_half else {}),
             }
         }
 

@@ -18,7 +18,7 @@ from lensbench.inspectors.catalog import find_inspectors
 GOLDEN = Path(__file__).with_name("golden.json")
 SMALL: dict[str, dict[str, Any]] = {
     "tuned_lens": {"tokens": 512, "steps": 1}, "affine_lens": {"tokens": 512},
-    "future_lens": {"tokens": 512, "beyond": [1]}, "jacobian_lens": {"positions": 2},
+    "future_lens": {"tokens": 512, "beyond": [1]}, "jacobian_lens": {"prompts": 2, "rows": 16},
     "relearned_unembedding": {"tokens": 512, "steps": 1, "rank": 2}, "inversion": {"tokens": 512},
     "mapped_patchscope": {"tokens": 512}, "mlp_probe": {"steps": 3}, "patchscope_search": {"budget": 3},
     "patchscope": {"target_layers": [1, 0]}, "superscopes": {"components": ["hidden", "mlp"], "amplifiers": [1, 3]},

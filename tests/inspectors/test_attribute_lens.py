@@ -14,7 +14,7 @@ from lensbench.inspectors.attribution.attribute_lens import AttributeLens, _pseu
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
-from lensbench.models.gradients import Jacobian
+from lensbench.models.jacobians import Jacobian
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.tokens import Tokens
 from lensbench.tasks import load_task

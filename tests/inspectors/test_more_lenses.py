@@ -15,12 +15,11 @@ from lensbench.harness.next_token import make_prose_bench
 from lensbench.inspectors.base import Inspector, Lens
 from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.lenses.future_lens import FutureLens
-from lensbench.inspectors.lenses.jacobian_lens import JacobianLens
+from lensbench.inspectors.lenses.jacobian_lens import JacobianLens, _shares
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.lenses.relearned_unembedding import RelearnedUnembedding
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import PROSE, Corpus
-from lensbench.models.gradients import jacobian
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import load_model
 from lensbench.models.optimization import TrainingSchedule
@@ -29,7 +28,7 @@ from lensbench.tasks import load_task
 from tests import tiny
 
 SMALL: dict[str, Callable[[], Inspector]] = {
-    "jacobian_lens": lambda: JacobianLens(positions=3, identity=0.5),
+    "jacobian_lens": lambda: JacobianLens(prompts=3, identity=0.5),
     "future_lens": lambda: FutureLens(tokens=1024),
     "relearned_unembedding": lambda: RelearnedUnembedding(rank=3, tokens=1024, steps=2),
 }
@@ -72,7 +71,7 @@ def test_every_architecture(kind: str) -> None:
     model, values = tiny.model(kind), prose(kind)[:, :6]
     own = model.unembed(values[-1])
     lenses = (
-        JacobianLens(positions=1, identity=0.1),
+        JacobianLens(prompts=1, identity=0.1),
         FutureLens(tokens=256, ridge=0.1, beyond=(0, 2)),
         RelearnedUnembedding(rank=2, tokens=256, steps=1),
     )
@@ -89,23 +88,80 @@ def test_every_architecture(kind: str) -> None:
 # Jacobian lens
 
 
-def test_jacobian_lens_is_the_mean_derivative_and_has_no_offset() -> None:
+def whole_jacobians(estimator: str, count: int, seed: int = 0, target: int = 4) -> torch.Tensor:
+    """J of each text alone: [text, layer, d_model, d_model]."""
+    corpus = Corpus(tiny.model("llama"))
+    if estimator == "same":
+        return torch.stack([corpus.jacobian(one) for one in corpus.contexts(count, seed)])
+    return torch.stack([corpus.later_jacobian(one, torch.arange(32), target) for one in corpus.prompts(count, seed)])
+
+
+@pytest.mark.parametrize(("estimator", "target"), [("later", None), ("later", 3), ("same", None)])
+def test_jacobian_lens_is_the_mean_derivative_and_has_no_offset(estimator: str, target: int | None) -> None:
     model, values = tiny.model("llama"), prose()[:, :6]
-    lens = fitted(JacobianLens(positions=4, identity=0.25, seed=3))
-    contexts = Corpus(model).contexts(4, seed=3)
-    mean = torch.stack([jacobian(model, one, len(one) - 1).weight for one in contexts]).mean(0)
-    moved = lens.translate((0, 2, 4), values[[0, 2, 4]])
-    for place, layer in enumerate((0, 2)):
+    lens = fitted(JacobianLens(estimator, prompts=4, rows=32, target_layer=target, identity=0.25, seed=3))
+    mean = whole_jacobians(estimator, 4, seed=3, target=target or 4).mean(0)
+    moved = lens.translate((0, 2, 3, 4), values[[0, 2, 3, 4]])
+    for place, layer in enumerate((0, 2, 3)[: 2 if target else 3]):
         expected = values[layer] @ mean[layer].T + 0.25 * values[layer]
         torch.testing.assert_close(moved[place], expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(moved[2], values[4], rtol=0, atol=0)
+    assert torch.equal(moved[3], values[4])
+    assert torch.equal(moved[2], values[3]) == (target == 3)
     still = lens.translate((1,), torch.zeros(1, 1, model.d_model))
     assert not still.any()
 
 
+@pytest.mark.parametrize(("prompts", "rows", "groups"), [(7, 8, 2), (9, 12, 4), (5, 32, 5), (1, 4, 1), (100, 1, 4)])
+def test_rows_are_dealt_out_evenly_and_without_bias(prompts: int, rows: int, groups: int) -> None:
+    """Each row comes from as many prompts of different groups; over many draws, as often from each of a group."""
+    often = torch.zeros(prompts, 32)
+    for seed in range(300):
+        shares = list(_shares(prompts, rows, 32, seed))
+        assert len(shares) == prompts
+        assert min(len(share) for _, share in shares) > 0
+        counts = torch.stack([torch.bincount(share, minlength=32) for _, share in shares])
+        assert (counts.sum(0) == groups).all()
+        halves = [sum(count for (half, _), count in zip(shares, counts, strict=True) if half == one) for one in (0, 1)]
+        assert all((torch.as_tensor(one) == (groups + 1 - half) // 2).all() for half, one in enumerate(halves))
+        often += counts / 300
+    shared = torch.tensor([len(group) for group in torch.arange(prompts).tensor_split(groups) for _ in group])
+    assert float((often - 1 / shared[:, None]).abs().max()) < 0.15
+
+
+def test_a_lens_of_some_rows_has_the_right_rows_in_the_mean() -> None:
+    each = whole_jacobians("later", 4)
+    lens = fitted(JacobianLens(prompts=4, rows=8))
+    expected = torch.zeros(4, 32, 32)
+    for prompt, (_, rows) in enumerate(_shares(4, 8, 32, 0)):
+        expected[:, rows] += each[prompt][:, rows] / 2
+    torch.testing.assert_close(lens.weight_, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_split_half_is_the_cosine_of_the_means_of_two_halves() -> None:
+    each = whole_jacobians("later", 5)
+    first, second = (each[half::2].mean(0).flatten(1) for half in (0, 1))
+    corpus = Corpus(tiny.model("llama"))
+    lens = fitted(JacobianLens(prompts=5, rows=32), corpus=corpus)
+    torch.testing.assert_close(lens.split_half_, torch.cosine_similarity(first, second, dim=1), rtol=1e-4, atol=1e-4)
+    assert corpus.spent.split_half == pytest.approx(lens.split_half_.tolist(), abs=1e-4)
+    assert not len(fitted(JacobianLens(prompts=1)).split_half_)
+
+
+def test_tokens_are_ranked_by_one_row_each() -> None:
+    """With a bias-free RMSNorm, (g ⊙ w_t)ᵀ J h orders the tokens as the lens does: a row a token, no whole matrix."""
+    model, values = tiny.model("llama"), prose()[:, :6]
+    lens = fitted(JacobianLens(prompts=2, rows=32))
+    rows = model.module.lm_head.weight * model.module.model.norm.weight
+    for layer in range(4):
+        ours = lens.logits(layer, values[layer], 0)
+        short = values[layer] @ (rows @ lens.weight_[layer]).T
+        length = (values[layer] @ lens.weight_[layer].T).square().mean(1, keepdim=True).add(1e-6).rsqrt()
+        torch.testing.assert_close(ours, short * length, rtol=1e-4, atol=1e-4)
+
+
 def test_much_identity_is_the_logit_lens() -> None:
     values = prose()[:, :6]
-    lens, plain = fitted(JacobianLens(positions=1, identity=1e6)), fitted(LogitLens())
+    lens, plain = fitted(JacobianLens(prompts=1, identity=1e6)), fitted(LogitLens())
     for layer in range(5):
         expected = plain.logits(layer, values[layer], 0)
         torch.testing.assert_close(lens.logits(layer, values[layer], 0), expected, rtol=1e-3, atol=1e-3)
@@ -114,11 +170,11 @@ def test_much_identity_is_the_logit_lens() -> None:
 def test_jacobians_are_computed_once_for_all_identities(tmp_path) -> None:
     model = tiny.model("llama")
     corpus = Corpus(model, cache=tmp_path)
-    first = fitted(JacobianLens(positions=2), corpus=corpus)
-    spent = sum(len(one) for one in corpus.contexts(2, seed=0))
-    assert corpus.spent.tokens == spent
-    corpus.jacobian = None  # whoever computes again fails
-    second = fitted(JacobianLens(positions=2, identity=1.0), corpus=corpus)
+    first = fitted(JacobianLens(prompts=2), corpus=corpus)
+    assert corpus.spent.tokens == 256
+    corpus.later_jacobian = None  # whoever computes again fails
+    second = fitted(JacobianLens(prompts=2, identity=1.0), corpus=corpus)
+    assert len(corpus.spent.split_half) == 4
     assert torch.equal(first.weight_, second.weight_)
 
 
@@ -256,20 +312,20 @@ def test_its_learning_is_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch)
 def test_jacobians_are_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
     model = tiny.model("llama")
-    whole = fitted(JacobianLens(positions=4))
+    whole = fitted(JacobianLens(prompts=4, rows=8))
     corpus = Corpus(model, cache=tmp_path)
-    compute, calls = corpus.jacobian, []
+    compute, calls = corpus.later_jacobian, []
 
-    def counted(context):
-        calls.append(context)
+    def counted(*args, **kwargs):
+        calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return compute(context)
+        return compute(*args, **kwargs)
 
-    corpus.jacobian = counted
+    corpus.later_jacobian = counted
     with pytest.raises(KeyboardInterrupt):
-        fitted(JacobianLens(positions=4), corpus=corpus)
-    again = fitted(JacobianLens(positions=4), corpus=corpus)
+        fitted(JacobianLens(prompts=4, rows=8), corpus=corpus)
+    again = fitted(JacobianLens(prompts=4, rows=8), corpus=corpus)
     assert len(calls) == 5  # two, the one that was cut off, and two
     torch.testing.assert_close(again.weight_, whole.weight_, rtol=1e-5, atol=1e-6)
 
@@ -277,7 +333,14 @@ def test_jacobians_are_gone_on_with(tmp_path, monkeypatch: pytest.MonkeyPatch) -
 # Wrong parameters
 
 WRONG = [
-    (lambda: JacobianLens(positions=0), "jacobian_lens.positions = 0: expected 1 or more"),
+    (lambda: JacobianLens("mean"), "jacobian_lens.estimator = 'mean': expected one of later, same, relevance"),
+    (lambda: JacobianLens(prompts=0), "jacobian_lens.prompts = 0: expected 1 or more"),
+    (lambda: JacobianLens(rows=2.5), "jacobian_lens.rows = 2.5: expected 1 or more"),
+    (lambda: JacobianLens(target_layer=5), "jacobian_lens.target_layer = 5: expected 2 to 4"),
+    (lambda: JacobianLens("same", target_layer=3), "for the estimator same none"),
+    (lambda: JacobianLens(path="there.pt", rows=3), "jacobian_lens.rows is for fitting, and jacobian_lens.path for"),
+    (lambda: JacobianLens(path="there.pt"), "there.pt: no such file; give a Jacobian lens"),
+    (lambda: JacobianLens(path=5), "5: no such file; give a Jacobian lens"),
     (lambda: JacobianLens(identity=-1.0), r"jacobian_lens.identity = -1.0: expected 0 or more"),
     (lambda: FutureLens(tokens=0), "future_lens.tokens = 0: a regression needs some; give 128 or more"),
     (lambda: FutureLens(tokens=5), "future_lens.tokens = 5"),
@@ -334,9 +397,9 @@ def test_future_lens_sees_a_little_of_what_comes_later(real: LanguageModel) -> N
 
 @pytest.mark.model
 def test_jacobian_lens_is_nearer_to_the_model_than_the_logit_lens(real: LanguageModel) -> None:
-    """From the middle layers on, even as a mean of few; and a little of the identity steadies it."""
+    """From the middle layers on, even at one position of few texts; and a little of the identity steadies it."""
     values = real_prose(real)
-    plain, lens = learned(LogitLens(), real), learned(JacobianLens(positions=3), real)
+    plain, lens = learned(LogitLens(), real), learned(JacobianLens("same", prompts=3, rows=576), real)
     assert isinstance(lens, JacobianLens)
     for layer in (16, 24, 28):
         before, after = divergence(plain, values, layer), divergence(lens, values, layer)

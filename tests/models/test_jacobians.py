@@ -5,7 +5,7 @@ import torch
 
 from lensbench.errors import LensbenchError
 from lensbench.models.corpus import Corpus
-from lensbench.models.gradients import Jacobian, jacobian
+from lensbench.models.jacobians import Jacobian, jacobian, later_jacobian
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import load_model
 from lensbench.models.tokens import Tokens
@@ -149,6 +149,97 @@ def test_a_position_outside_is_refused(position: int) -> None:
         jacobian(tiny.model("llama"), IDS, position)
 
 
+# Of this and all later positions
+
+
+PROMPT, PLACES = tuple(range(20, 38)), torch.arange(11, 17)
+
+
+def stream(model: LanguageModel, ids: tuple[int, ...], moved: int | None = None, move: torch.Tensor | None = None):
+    """Return transformers' own residuals at every layer, in one graph; at one layer some are moved at `PLACES`."""
+    module, paths, seen = model.module, model.parts.paths, []
+    places = [*module.get_submodule(paths.blocks), module.get_submodule(paths.norm)]
+
+    def put(_module, args, kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden.detach().requires_grad_(True) if not seen else hidden
+        if len(seen) == moved:
+            hidden = hidden.index_add(1, PLACES, move.expand(1, len(PLACES), -1))
+        seen.append(hidden)
+        hidden = hidden.clone()
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    handles = [place.register_forward_pre_hook(put, with_kwargs=True) for place in places]
+    try:
+        module(torch.tensor([ids]), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_later_positions_are_summed_and_these_averaged(kind: str) -> None:
+    """Against one derivative at a time, p' < p left out, where there is none; for the last layer and one before it."""
+    model, rows = precise(kind), torch.tensor([5, 0, 31])
+    hidden = stream(model, PROMPT)
+    for target in (4, 2):
+        found = later_jacobian(model, PROMPT, PLACES, rows, target)
+        assert found.shape == (target, 3, 32)
+        for layer in range(target):
+            expected = torch.zeros(3, 32, dtype=found.dtype)
+            for k, row in enumerate(rows):
+                for later in PLACES:
+                    (one,) = torch.autograd.grad(hidden[target][0, later, row], hidden[layer], retain_graph=True)
+                    assert not one[0, later + 1 :].any()
+                    expected[k] += one[0, PLACES[0] : later + 1].sum(0) / len(PLACES)
+            tolerance = TOLERANCE if kind in tiny.CONFIGS and kind != "mixtral" else 20 * TOLERANCE
+            off = float((found[layer] - expected).abs().max())
+            assert off < tolerance * max(1.0, float(expected.abs().max())), f"layer {layer}"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "opt", "falcon"])
+def test_moving_all_positions_moves_their_sum(kind: str) -> None:
+    """Two passes: d/dε Σ h_L(p') = |V| J v, where εv is added at every p of V."""
+    model = precise(kind)
+    found = later_jacobian(model, PROMPT, PLACES, torch.arange(32), 4)
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for layer in range(4):
+        with torch.no_grad():
+            plus, minus = (stream(model, PROMPT, layer, sign * 1e-5 * direction)[4][0, PLACES] for sign in (1, -1))
+        expected = len(PLACES) * found[layer] @ direction
+        torch.testing.assert_close((plus - minus).sum(0) / 2e-5, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_of_blocks_that_add_nothing_it_is_the_identity() -> None:
+    module = tiny.module("llama")
+    for block in module.model.layers:
+        torch.nn.init.zeros_(block.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(block.mlp.down_proj.weight)
+    model = LanguageModel(module, Tokens(tiny.tokenizer()), "still")
+    found = later_jacobian(model, PROMPT, PLACES, torch.arange(32), 4)
+    torch.testing.assert_close(found, torch.eye(32).expand(4, -1, -1))
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_prompts_are_windows_and_begin_as_the_tokenizer_begins(bos: bool) -> None:
+    model = tiny.model("llama", bos=bos)
+    corpus = Corpus(model)
+    prompts = corpus.prompts(5, seed=0)
+    assert prompts.shape == (5, 128)
+    assert torch.equal(prompts, corpus.prompts(8, seed=0)[:5])
+    assert not torch.equal(prompts, corpus.prompts(5, seed=1))
+    windows = {tuple(row[: 128 - bos].tolist()) for row in corpus.windows}
+    assert all(tuple(row[bos:].tolist()) in windows for row in prompts)
+    assert (prompts[:, 0] == 0).all() or not bos
+    found = corpus.later_jacobian(prompts[0], torch.tensor([7]), 3)
+    assert corpus.spent.tokens == 128
+    expected = later_jacobian(model, tuple(prompts[0].tolist()), torch.arange(16, 127), torch.tensor([7]), 3)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(LensbenchError, match="corpus tokens were asked for"):
+        corpus.prompts(10**6, seed=0)
+
+
 def test_contexts_end_at_positions_of_the_corpus() -> None:
     model = tiny.model("llama")
     corpus = Corpus(model)
@@ -162,7 +253,9 @@ def test_contexts_end_at_positions_of_the_corpus() -> None:
     assert corpus.spent.tokens == 0
     found = corpus.jacobian(contexts[0])
     assert corpus.spent.tokens == len(contexts[0])
-    torch.testing.assert_close(found.weight, jacobian(model, contexts[0], len(contexts[0]) - 1).weight)
+    torch.testing.assert_close(found, jacobian(model, contexts[0], len(contexts[0]) - 1).weight[:-1])
+    some = torch.tensor([9, 2])
+    torch.testing.assert_close(corpus.jacobian(contexts[0], some), found[:, some])
     with pytest.raises(LensbenchError, match="corpus positions were asked for"):
         corpus.contexts(10**9, seed=0)
 
@@ -181,3 +274,21 @@ def test_of_a_real_model_predicts_small_moves(smollm2_folder) -> None:
         expected = found.weight[layer] @ move
         assert float((moved - expected).norm()) < 0.05 * float(expected.norm())
     torch.testing.assert_close(found.end, end, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.model
+def test_of_a_real_model_all_positions_move_their_sum(smollm2_folder) -> None:
+    """Two passes of transformers for some rows: what a small move at every position of V does to the sum over V."""
+    model = load_model(str(smollm2_folder))
+    prompt = tuple(Corpus(model).prompts(1, seed=0)[0, : PLACES[-1] + 2].tolist())
+    rows = torch.tensor([3, 100, 575])
+    found = later_jacobian(model, prompt, PLACES, rows, 30)
+    hidden = stream(model, prompt)
+    for layer in (2, 15, 29):
+        scale = 1e-2 * hidden[layer].detach()[0, PLACES].norm(dim=1).mean()
+        move = scale * torch.nn.functional.normalize(found[layer].sum(0), dim=0)
+        with torch.no_grad():
+            plus, minus = (stream(model, prompt, layer, sign * move)[-1][0, PLACES] for sign in (1, -1))
+        moved = (plus - minus)[:, rows].sum(0) / 2
+        expected = len(PLACES) * found[layer] @ move
+        assert float((moved - expected).norm()) < 0.05 * float(expected.norm()), f"layer {layer}"

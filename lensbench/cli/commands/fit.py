@@ -43,6 +43,7 @@ def fit(
     """Fit a lens on prose, and write it into a folder that others can use.
 
     Lenses are written as checkpoints of the tuned-lens package; `--set tuned_lens.checkpoint=FOLDER` reads them back.
+    A Jacobian lens is written as FOLDER/jacobian_lens.pt, which `--set jacobian_lens.path=FILE` reads.
 
     Example: `lensbench fit tuned_lens --model gpt2 --out gpt2-lens --set steps=100`
     """
@@ -68,7 +69,10 @@ def fit(
     spent = fitting.fit(config, out)
     if as_json:
         found = {"inspector": inspector, "model": model, "folder": str(out)}
-        print_json(found | {"tokens": spent.tokens, "seconds": spent.seconds})
+        print_json(found | {"tokens": spent.tokens, "seconds": spent.seconds, "split_half": spent.split_half})
         return
     took = f"{spent.tokens:,} tokens, {spent.seconds:.0f} s"
-    Console(soft_wrap=True).print(f"{inspector} of {model} ({took}) is in {out}", highlight=False, markup=False)
+    told = f"{inspector} of {model} ({took}) is in {out}"
+    if spent.split_half:
+        told += "\ncosine of two halves of the prompts, by layer: " + " ".join(f"{one:.2f}" for one in spent.split_half)
+    Console(soft_wrap=True).print(told, highlight=False, markup=False)

@@ -14,7 +14,7 @@ from lensbench.inspectors.base import Inspector, OwnPrompt, by_layer
 from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
-from lensbench.models.gradients import Jacobian
+from lensbench.models.jacobians import Jacobian
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.precision import in_float64
 

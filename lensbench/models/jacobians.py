@@ -31,7 +31,7 @@ class Jacobian:
         end: h_L at the last token, before the final norm.
     """
 
-    weight: Float[Tensor, "layer d_model d_model"]
+    weight: Float[Tensor, "layer row d_model"]
     start: Float[Tensor, "layer d_model"]
     end: Float[Tensor, " d_model"]
 

@@ -191,7 +191,7 @@ def _patched(
         return hidden
 
     with writing(model, layer, write):
-        return last_layer(model, ids[:, skip:], mask, prefix)
+        return last_layer(model, ids[:, skip:], mask[:, skip:], prefix)
 
 
 @dataclass(frozen=True)

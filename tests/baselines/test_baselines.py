@@ -465,14 +465,17 @@ def test_who_learns_labels_faces_who_learns_labels() -> None:
     expected = {
         "uses_activation": {
             "question_only": every, "mean": every, "shuffled": every, "gaussian": every,
-            "choices_only": {"nothing", "corpus"}, "majority": {"labels"},
+            "choices_only": {"nothing", "corpus"}, "majority": {"labels"}, "learned_constant": {"nothing"},
         },
         "beats_text": {
             "embedding": every, "input_only": every, "asked_in_text": every, "inversion": {"nothing", "corpus"},
             "input_classifier": {"labels"}, "random_model": {"labels"}, "verbalizer_probe": {"labels"},
         },
         "target_specific": {"unplanted": every, "twin": every, "reference_reader": every},
-        "diagnostic": {"control_task": {"labels"}, "splice": every, "wrong_position": every, "skip_ahead": every},
+        "diagnostic": {
+            "control_task": {"labels"}, "splice": every, "wrong_position": every, "skip_ahead": every,
+            "untrained": {"nothing"},
+        },
     }  # fmt: skip
     found: dict[str, dict[str, set[str]]] = {question: {} for question in expected}
     for name, baseline in find_baselines().items():

@@ -6,7 +6,7 @@ from lensbench import testing
 from lensbench.inspectors.catalog import find_inspectors, load_inspector
 
 # Trained verbalizers have no default: test_oracle.py, test_verbalizers.py and test_selfie_adapter.py check them.
-TRAINED = {"oracle", "activation_oracle", "latentqa", "selfie_adapter"}
+TRAINED = {"oracle", "activation_oracle", "latentqa", "selfie_adapter", "nla"}
 SHIPPED = sorted(set(find_inspectors()) - TRAINED)
 CHAINS = ("back_patching", "chain_of_thought_patchscope")
 

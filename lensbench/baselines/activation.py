@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensbench.baselines.common import in_place_of
+from lensbench.baselines.common import in_place_of, without_part
 from lensbench.baselines.readers import ChoicesOnly, Majority, TextReader
 from lensbench.errors import NotApplicableError
 from lensbench.harness.crossfit import CrossFit, Outcome
@@ -25,6 +25,11 @@ def question_only(method: CrossFit) -> list[Outcome]:
     reader = method.inspector.reader(method.bench.context.verbalizer)
     asked = method.with_bench(method.bench.with_verbalizer(reader))
     return [in_place_of(asked, lambda: TextReader(unpatched)).outcome()]
+
+
+def learned_constant(method: CrossFit) -> list[Outcome]:
+    """The constant that the method has learned beforehand, such as a soft token, in place of any activation."""
+    return [without_part(method, "activation", "the method has learned no constant beforehand").outcome()]
 
 
 def mean_activation(method: CrossFit) -> list[Outcome]:

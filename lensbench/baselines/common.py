@@ -7,7 +7,7 @@ from lensbench.baselines.readers import TextReader
 from lensbench.errors import NotApplicableError
 from lensbench.harness.bench import NO_QUESTION
 from lensbench.harness.crossfit import CrossFit, Outcome
-from lensbench.inspectors.base import Inspector
+from lensbench.inspectors.base import Inspector, Part
 from lensbench.inspectors.probes.probing import require_classes
 from lensbench.inspectors.scores import Scores
 from lensbench.models.chat import Text
@@ -67,6 +67,22 @@ def in_place_of(method: CrossFit, reader: Callable[[], Inspector]) -> CrossFit:
     # What a method does not say, its baseline need not say either.
     silent = bench.relation.describe > 0 and not method.inspector.generates
     return CrossFit(reader, bench.without_descriptions() if silent else bench)
+
+
+def without_part(method: CrossFit, part: Part, complaint: str) -> CrossFit:
+    """Return a verbalizer that was trained beforehand without a part of it, on the method's bench.
+
+    Raises:
+        NotApplicableError: the method has no such part; the complaint says so.
+    """
+
+    def make() -> Inspector:
+        other = method.make().without(part)
+        if other is None:
+            raise NotApplicableError(complaint)
+        return other
+
+    return in_place_of(method, make)
 
 
 def asked_in_text(method: CrossFit, model: LanguageModel, forms: Sequence[Text]) -> Outcome:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lensbench.baselines.activation import derangement
-from lensbench.baselines.common import in_place_of
+from lensbench.baselines.common import in_place_of, without_part
 from lensbench.errors import NotApplicableError
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.inspectors.lenses.logit_lens import LogitLens
@@ -110,6 +110,11 @@ def _at_readings(method: CrossFit, readings: Sequence[Reading]) -> list[Outcome]
         raise NotApplicableError(f"the method reads {', '.join(sorted(more))} as well as the residual that is replaced")
     found = method.bench.capture(readings)
     return [method.with_activations(lambda captured: found.at_layers(captured.layers)).outcome()]
+
+
+def untrained(method: CrossFit) -> list[Outcome]:
+    """The method as it was before it was trained: its own prompt and vectors, in the plain verbalizer."""
+    return [without_part(method, "training", "the method has not been trained beforehand").outcome()]
 
 
 def skip_ahead(method: CrossFit) -> list[Outcome]:

@@ -18,6 +18,9 @@ from lensbench.models.chat import Text
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.token_scores import TokenScores
 
+Part = Literal["activation", "training"]
+"""What a trained verbalizer's rivals lack."""
+
 
 @dataclass(frozen=True)
 class OwnPrompt:
@@ -115,6 +118,15 @@ class Inspector(ABC):
         Called before `fit`, too. The question-only rival asks this model, and the input-only rival this one as well.
         """
         return verbalizer
+
+    def without(self, part: Part) -> "Inspector | None":
+        """Return the method as it would be without a part, for rivals; None for a method that is nothing without it.
+
+        Args:
+            part: `activation`: what it says whatever is read, by what it has learned beforehand; `training`: as it was
+                before that.
+        """
+        return None
 
     def files(self) -> tuple[Path, ...]:
         """Return the files that it has learned from elsewhere, such as a checkpoint: with other content, redo cells."""

@@ -44,6 +44,11 @@ class Conversation:
         """Whether what follows begins with a space; at the beginning of a turn it does not."""
         return self.turns[-1][1][-1:].isalnum()
 
+    @property
+    def closing(self) -> str:
+        """What ends an answer before the turn does: the quotation mark that the answer's turn has opened, if any."""
+        return '"' if self.turns[-1][1].count('"') % 2 else ""
+
     def replace(self, old: str, new: str) -> "Conversation":
         """Return the conversation with another text in place of one."""
         return Conversation(tuple((role, text.replace(old, new)) for role, text in self.turns))

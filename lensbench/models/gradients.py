@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor
 from lensbench.models.architecture import on_input
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching.passes import Prompt, writing
+from lensbench.models.patching.patcher import patcher_of
+from lensbench.models.replay import shared_prefix
 
 # More texts at once are no faster on a CPU.
 CPU_TOKENS = 512
@@ -95,11 +98,15 @@ def _differentiable_stream(model: LanguageModel, ids: Tensor) -> list[Tensor]:
 
 
 def last_layer(
-    model: LanguageModel, ids: Int[Tensor, "row token"], mask: Int[Tensor, "row token"]
+    model: LanguageModel, ids: Int[Tensor, "row token"], mask: Int[Tensor, "row token"], prefix: Any = None
 ) -> Float[Tensor, "row token d_model"]:
-    """Run the model and return its residual stream before the final norm, with gradients where weights ask for them."""
+    """Run the model and return its residual stream before the final norm, with gradients where weights ask for them.
+
+    After a prefix that was run before (`shared_prefix`), no mask is needed: texts are padded on the right.
+    """
+    given = {"attention_mask": mask.to(model.device)} if prefix is None else {"past_key_values": prefix}
     with model.reading((model.n_layers,)) as seen:
-        model.module(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+        model.module(ids.to(model.device), use_cache=prefix is not None, **given)
     return seen[model.n_layers]
 
 
@@ -136,7 +143,9 @@ class Lesson:
     vectors: Float[Tensor, "place d_model"] | None
 
 
-def answer_losses(model: LanguageModel, lessons: Sequence[Lesson], layer: int) -> Float[Tensor, " row"]:
+def answer_losses(
+    model: LanguageModel, lessons: Sequence[Lesson], layer: int, *, frozen: bool = False
+) -> Float[Tensor, " row"]:
     """Return the mean cross-entropy of each answer's tokens, in nats: teacher-forced, with gradients.
 
     Texts are padded on the right, where nothing that is scored can see it. Only what is scored goes through the head.
@@ -145,25 +154,37 @@ def answer_losses(model: LanguageModel, lessons: Sequence[Lesson], layer: int) -
         model: whose weights may ask for gradients.
         lessons: one a row.
         layer: where vectors are written.
+        frozen: no weight asks for gradients, and all prompts are the same: what comes before their first placeholder
+            does not move, and is run once where the model allows it.
     """
-    hidden = _patched(model, lessons, layer)
+    prompt = lessons[0].prompt
+    skip = prompt.position if frozen and patcher_of(model).proved_mode(prompt) == "shared" else 0
+    hidden = _patched(model, lessons, layer, skip)
     # What is read at a token predicts the one after it.
-    scored = [[(len(lesson.prompt.ids) - 1 + k, token) for k, token in enumerate(lesson.answer)] for lesson in lessons]
+    scored = [
+        [(len(lesson.prompt.ids) - 1 - skip + k, token) for k, token in enumerate(lesson.answer)] for lesson in lessons
+    ]
     return token_losses(model, hidden, scored)
 
 
-def _patched(model: LanguageModel, lessons: Sequence[Lesson], layer: int) -> Float[Tensor, "row token d_model"]:
-    """Run prompts and answers, the prompts patched, and return the residual stream before the final norm."""
+def _patched(
+    model: LanguageModel, lessons: Sequence[Lesson], layer: int, skip: int
+) -> Float[Tensor, "row token d_model"]:
+    """Run prompts and answers, the prompts patched, and return the residual stream before the final norm.
+
+    The first `skip` tokens, which are those of all, are run once, outside of the graph, and not returned.
+    """
     ids, mask = model.tokens.pad([lesson.prompt.ids + lesson.answer for lesson in lessons])
+    prefix = shared_prefix(model, ids[:1, :skip]) if skip else None
 
     def write(hidden: Tensor) -> Tensor:
         for row, lesson in enumerate(lessons):
             if lesson.vectors is not None:
-                places = list(lesson.prompt.positions)
+                places = [position - skip for position in lesson.prompt.positions]
                 hidden[row, places] = lesson.prompt.written(
                     hidden[row : row + 1, places], lesson.vectors.flatten()[None]
                 )[0]
         return hidden
 
     with writing(model, layer, write):
-        return last_layer(model, ids, mask)
+        return last_layer(model, ids[:, skip:], mask[:, skip:], prefix)

@@ -1,6 +1,7 @@
 """Optimisation with checkpoints: what a method learns is saved as it goes, and resumed if it is cut off."""
 
 import logging
+import math
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -53,20 +54,40 @@ def restore_moments(optimiser: torch.optim.Optimizer, gathered: Mapping[str, Ten
 
 
 class Descent(Resumable):
-    """Adam on some weights, its rate rising for a few steps and then falling to zero; gradients are clipped."""
+    """AdamW on some weights, its rate rising for a few steps and then falling to zero; gradients are clipped.
 
-    def __init__(self, weights: Mapping[str, Tensor], rate: float, steps: int) -> None:
+    Args:
+        weights: what is learned, by name.
+        rate: the highest learning rate.
+        steps: how many there are.
+        decay: of the weights.
+        clip: how long a gradient may be.
+        cosine: let the rate fall as a cosine does, in place of a line.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        rate: float,
+        steps: int,
+        *,
+        decay: float = 0.0,
+        clip: float = CLIP,
+        cosine: bool = False,
+    ) -> None:
         self.weights = weights
-        self._rate, self._steps = rate, steps
-        self._adam = torch.optim.Adam(weights.values(), lr=rate)
+        self._rate, self._steps, self._clip, self._cosine = rate, steps, clip, cosine
+        self._adam = torch.optim.AdamW(weights.values(), lr=rate, weight_decay=decay)
         self.losses: list[float] = []
 
     def step(self, number: int, losses: Float[Tensor, " row"]) -> None:
         """Go one step down the mean of the losses."""
         self._adam.zero_grad()
         losses.mean().backward()
-        torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP)
-        self._adam.param_groups[0]["lr"] = self._rate * min((number + 1) / WARM_UP, 1 - number / self._steps)
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), self._clip)
+        done = number / self._steps
+        falling = (1 + math.cos(math.pi * done)) / 2 if self._cosine else 1 - done
+        self._adam.param_groups[0]["lr"] = self._rate * min((number + 1) / WARM_UP, falling)
         self._adam.step()
         self.losses.append(float(losses.detach().mean()))
 

@@ -169,14 +169,15 @@ class Tokens:
 
         After a plain text that is the first token of each; tasks see to it that choices differ there. At the beginning
         of a turn answers lack their leading space and often begin alike: there it is as many tokens of each as tell it
-        from the others, with the end of the turn after an answer that is the beginning of another.
+        from the others, with what ends it (a quotation mark that the turn has opened, the end of the turn) after an
+        answer that is the beginning of another.
 
         Raises:
             TokenError: an answer has no token of its own there.
         """
         if not isinstance(text, Conversation):
             return tuple((self.answer_token(answer),) for answer in answers)
-        whole = [(*self.answer_ids(answer, text), self.turn_end) for answer in answers]
+        whole = [(*self.answer_ids(answer + text.closing, text), self.turn_end) for answer in answers]
         begun = Counter(ids[:n] for ids in set(whole) for n in range(1, len(ids) + 1))
         return tuple(ids[: next((n for n in range(1, len(ids)) if begun[ids[:n]] == 1), len(ids))] for ids in whole)
 

@@ -13,6 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from lensbench.errors import UsageError, unknown_name
+from lensbench.models.adapters import require_peft
 from lensbench.models.tokens import Tokens
 from lensbench.tasks import N_FOLDS, fold_of
 from lensbench.tasks.personas import ATTRIBUTES, Personas, World, documents
@@ -110,7 +111,9 @@ def make_settings(given: Mapping[str, Any]) -> Finetuning:
     Raises:
         UsageError: an unknown setting, a value that cannot be, or PEFT is not installed.
     """
-    return check_settings(Finetuning, given, "finetune", "--{option} {value}")
+    settings = check_settings(Finetuning, given, "finetune", "--{option} {value}")
+    require_peft()
+    return settings
 
 
 @dataclass(frozen=True)

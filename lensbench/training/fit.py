@@ -1,9 +1,10 @@
 """Learning a lens once, and writing it into a folder of its own: what `lensbench fit` does."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from lensbench.errors import UsageError
 from lensbench.evaluation.config import RunConfig
@@ -12,12 +13,13 @@ from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.target import Target
 from lensbench.inspectors.verbalizers.oracle import Oracle
+from lensbench.inspectors.verbalizers.selfie_adapter import SelfIEAdapter
 from lensbench.models.architecture import ModulePaths
 from lensbench.models.corpus import Corpus, Spent, lens_cache
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, load_model
 from lensbench.models.tuned_lens_files import check_new
-from lensbench.training.verbalizers import make_settings, train
+from lensbench.training import selfie, verbalizers
 
 LOG = logging.getLogger("lensbench")
 
@@ -25,6 +27,13 @@ LOG = logging.getLogger("lensbench")
 NOTHING_TO_FIT = {
     "nothing": "it learns nothing; evaluate it as it is",
     "labels": "it learns the labels of each relation, inside `lensbench evaluate`",
+}
+
+
+# Verbalizers are trained on facts, not on a corpus alone, and with settings of their own, which are checked first.
+TRAININGS: Mapping[str, Callable[[Mapping[str, Any]], Callable[..., Spent]]] = {
+    Oracle.name: lambda given: partial(verbalizers.train, settings=verbalizers.make_settings(given)),
+    SelfIEAdapter.name: lambda given: partial(selfie.train, settings=selfie.make_settings(given)),
 }
 
 
@@ -39,7 +48,8 @@ class Savable(Protocol):
 def fit(config: RunConfig, out: Path) -> Spent:
     """Fit the one inspector of a configuration on the packaged prose, and have it save what it learned.
 
-    `oracle` is trained instead, with the settings of `OracleTraining` in place of the inspector's parameters.
+    Verbalizers (`oracle`, `selfie_adapter`) are trained instead, with the settings of `OracleTraining` and
+    `SelfIETraining` in place of the inspector's parameters.
 
     What was fitted before with the same settings is taken from the cache; interrupted learning is resumed.
 
@@ -56,8 +66,11 @@ def fit(config: RunConfig, out: Path) -> Spent:
         LensbenchError: the model cannot be loaded.
     """
     check_new(out)
-    if config.inspectors == (Oracle.name,):
-        return _train_oracle(config, out)
+    (name,) = config.inspectors
+    if isinstance(name, str) and name in TRAININGS:
+        train = TRAININGS[name](config.parameters.get(name, {}))
+        model = _load(config)
+        return train(model, Corpus(model), out=out)
     make = _learner(config)
     model = _load(config)
     target, inspector = Target(model), make()
@@ -68,13 +81,6 @@ def fit(config: RunConfig, out: Path) -> Spent:
     assert isinstance(fitted, Savable)
     fitted.save(out)
     return corpus.spent
-
-
-def _train_oracle(config: RunConfig, out: Path) -> Spent:
-    """Train a verbalizer: on facts, not on a corpus alone, and with settings of its own."""
-    settings = make_settings(config.parameters.get(Oracle.name, {}))
-    model = _load(config)
-    return train(model, Corpus(model), settings, out)
 
 
 def _load(config: RunConfig) -> LanguageModel:

@@ -1,41 +1,29 @@
 """Training a verbalizer to read activations: what `lensbench fit oracle` does."""
 
-import hashlib
-import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Notes, Recipe
 from lensbench.models.activations import capture, find_site
-from lensbench.models.adapters import FreshAdapter
+from lensbench.models.adapters import FreshAdapter, require_peft
 from lensbench.models.corpus import Corpus, Spent
 from lensbench.models.gradients import Lesson, answer_losses
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import Descent, TrainingSchedule, checkpoint_folder
-from lensbench.tasks import Item, Task, load_task
-from lensbench.training.settings import STRICT, check_settings
+from lensbench.tasks import Item, Task
+from lensbench.training.settings import HELD_OUT, FactTraining, check_settings
 from lensbench.utils.cache import atomic_folder
 
-# All relations of the shipped task but those of the main job, and those that share most answers with one of them.
-RELATIONS = (
-    "country_capital", "country_language", "city_country", "us_city_state", "element_discovery", "person_nationality",
-    "person_occupation", "film_director", "film_country", "film_decade", "film_language", "verb_past",
-    "word_first_letter", "deity_culture", "food_kind", "object_kind", "plant_kind", "instrument_family",
-    "language_family", "island_sea",
-)  # fmt: skip
-# Subjects of this fold are never trained on: figures beside the adapter are of them.
-HELD_OUT = 0
 # A passage of prose: this many tokens are run, and some of the next or of the first ones asked for.
 SEEN, AHEAD = 32, 10
 NEXT, PREVIOUS = "Which {k} tokens come after this?", "Which {k} tokens come before this?"
@@ -44,68 +32,26 @@ YES_NO = "{question} Is it {answer}? Answer yes or no."
 MOST_VECTORS = 10
 # The share of questions about a fact that are to be answered with yes or no.
 DOUBTED = 0.25
-# Published oracles read the outputs of the blocks at these shares of the depth.
-DEPTHS = (0.25, 0.5, 0.75)
 # How many held-out subjects the figures are of.
 CHECKED = 64
 
 
-class OracleTraining(BaseModel):
-    """The settings of a training, with their defaults.
+class OracleTraining(FactTraining):
+    """The settings of an oracle's training, with their defaults; `prose` asks for the tokens before or after a passage.
 
     Attributes:
-        task: whose facts are learned.
-        relations: of the task.
-        subjects: how many subjects of each relation, at most.
-        steps: training steps.
-        batch: examples a step.
-        prose: the share of examples that ask for the next tokens of a passage of prose (no labels).
         rank: of the adapter.
         learning_rate: after a short warm-up; it falls to zero by the end.
         convention: how it is asked, see `lensbench.inspectors.verbalizers.recipe.CONVENTIONS`.
         prompt: a plain text in place of the convention's; `{question}` alone keeps the activation in the question.
         placeholder: likewise.
-        layers: the layers to read; by default those of the published oracles, after the blocks at a quarter, half and
-            three quarters of the depth.
-        seed: of the matrices, and of what is drawn at each step.
     """
 
-    model_config = STRICT
-
-    task: str = "attribute_extraction"
-    relations: tuple[str, ...] = RELATIONS
-    subjects: int = Field(60, ge=1)
-    steps: int = Field(200, ge=1)
-    batch: int = Field(16, ge=1)
-    prose: float = 0.25
     rank: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     convention: str = "activation_oracle"
     prompt: str | None = None
     placeholder: str | None = None
-    layers: tuple[int, ...] = ()
-    seed: int = 0
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _numbers(cls, value: object) -> object:
-        """Numbers may be given with commas between."""
-        numbers = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
-        return tuple(int(str(one)) for one in numbers) if isinstance(numbers, Iterable) else value
-
-    @field_validator("relations", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        """Names may be given with commas between."""
-        names = value.split(",") if isinstance(value, str) else value
-        return tuple(map(str, names)) if isinstance(names, Iterable) else value
-
-    @field_validator("prose")
-    @classmethod
-    def _share(cls, value: float) -> float:
-        if not 0 <= value < 1:
-            raise ValueError("expected a share from 0 to below 1")
-        return value
 
     @field_validator("convention")
     @classmethod
@@ -127,9 +73,7 @@ class OracleTraining(BaseModel):
         Raises:
             UsageError: layers that the model does not have, or it has no chat template, or no such placeholder.
         """
-        layers = self.layers or tuple(sorted({int(model.n_layers * share) + 1 for share in DEPTHS}))
-        if not set(layers) <= set(range(1, model.n_layers + 1)):
-            raise UsageError(f"oracle: layers {layers}; {model.name} has layers 1 to {model.n_layers} to read")
+        layers = self.layers_of(model.n_layers, model.name, "oracle")
         recipe = CONVENTIONS[self.convention]
         prompt, placeholder = self.prompt or recipe.prompt, self.placeholder or recipe.placeholder
         recipe = replace(recipe, prompt=prompt, placeholder=placeholder, layers=layers)
@@ -147,21 +91,9 @@ def make_settings(given: Mapping[str, Any]) -> OracleTraining:
         UsageError: an unknown setting, a value that cannot be, an unknown task or relation, or PEFT is not installed.
     """
     settings = check_settings(OracleTraining, given, "oracle", "oracle: {name} = {value}")
-    task_of(settings)
+    require_peft()
+    settings.load_task()
     return settings
-
-
-def task_of(settings: OracleTraining) -> Task:
-    """Load the task, and check that it has the relations.
-
-    Raises:
-        UsageError: no such task or relation.
-    """
-    task = load_task(settings.task)
-    for name in settings.relations:
-        if name not in task.relations or "subject" not in task.relations[name].sources:
-            raise unknown_name(f"relation of task {task.name} with subject sources", name, task.relations_at("subject"))
-    return task
 
 
 @dataclass(frozen=True)
@@ -181,8 +113,8 @@ class Lessons:
         self._model = model
         self.recipe = settings.recipe(model)
         self._settings = settings
-        task = task_of(settings)
-        items = [replace(item, site=f"subject/segment:{MOST_VECTORS}") for item in _drawn(task, settings)]
+        task = settings.load_task()
+        items = [replace(item, site=f"subject/segment:{MOST_VECTORS}") for item in settings.items(task)]
         read = capture(model, [find_site(model, item) for item in items], self.recipe.layers)
         self._segments = {i: values[:, j] for _, (rows, values) in read.by_count().items() for j, i in enumerate(rows)}
         facts = [(item.fold, self._fact_of(task, i, item)) for i, item in enumerate(items)]
@@ -247,15 +179,6 @@ class Lessons:
         return Lesson(prompt, answer, vectors)
 
 
-def _drawn(task: Task, settings: OracleTraining) -> Iterator[Item]:
-    """Draw the subjects of each relation, in training phrasings."""
-    items = [item for item in task.items("subject", "train") if item.relation in settings.relations]
-    for relation in settings.relations:
-        own = [item for item in items if item.relation == relation]
-        random.Random(f"{settings.seed}/{relation}").shuffle(own)
-        yield from own[: settings.subjects]
-
-
 def train(model: LanguageModel, corpus: Corpus, settings: OracleTraining, out: Path) -> Spent:
     """Train an adapter for a model that is target and verbalizer at once, and write it into a new folder.
 
@@ -279,18 +202,13 @@ def train(model: LanguageModel, corpus: Corpus, settings: OracleTraining, out: P
         tokens += sum(len(lesson.prompt.ids) + len(lesson.answer) for lesson in asked)
         return answer_losses(adapter.model, asked, lessons.recipe.layer)
 
-    with checkpoint_folder(out, _digest(model, settings)) as unfinished:
+    with checkpoint_folder(out, settings.digest(model.fingerprint)) as unfinished:
         figures = learner.descend(TrainingSchedule(unfinished, model.device), losses)
         notes = _notes(model, settings, lessons, {**figures, **_checked(adapter.model, model, lessons, settings)})
         with atomic_folder(out) as folder:
             adapter.save(folder)
             notes.write(folder)
     return Spent(time.perf_counter() - start, tokens)
-
-
-def _digest(model: LanguageModel, settings: OracleTraining) -> str:
-    named = json.dumps([model.fingerprint, settings.model_dump()], sort_keys=True)
-    return hashlib.sha256(named.encode()).hexdigest()[:12]
 
 
 @torch.no_grad()
@@ -319,13 +237,6 @@ def _checked(
 
 
 def _notes(model: LanguageModel, settings: OracleTraining, lessons: Lessons, figures: Mapping[str, Any]) -> Notes:
-    more = {
-        "base_model": model.name,
-        "site": f"subject, up to {MOST_VECTORS} tokens",
-        "settings": settings.model_dump(),
-        "norms": lessons.norms(),
-        "figures": dict(figures),
-        "versions": {name: version(name) for name in ("lensbench", "peft", "torch", "transformers")},
-    }
+    more = settings.record(model.name, f"subject, up to {MOST_VECTORS} tokens", figures) | {"norms": lessons.norms()}
     answers = tuple(sorted({fact.answer for fact in (*lessons.taught, *lessons.held_out)}))
     return Notes(lessons.recipe, model.fingerprint, str(model.dtype), answers, more)

@@ -466,7 +466,7 @@ def test_who_learns_labels_faces_who_learns_labels() -> None:
     expected = {
         "uses_activation": {
             "question_only": every, "mean": every, "shuffled": every, "gaussian": every,
-            "choices_only": {"nothing", "corpus"}, "majority": {"labels"},
+            "choices_only": {"nothing", "corpus"}, "majority": {"labels"}, "learned_constant": {"nothing"},
         },
         "beats_text": {
             "embedding": every, "input_only": every, "asked_in_text": every, "inversion": {"nothing", "corpus"},
@@ -474,7 +474,10 @@ def test_who_learns_labels_faces_who_learns_labels() -> None:
             "full_context": every, "self_report": every,
         },
         "target_specific": {"unplanted": every, "twin": every, "reference_reader": every},
-        "diagnostic": {"control_task": {"labels"}, "splice": every, "wrong_position": every, "skip_ahead": every},
+        "diagnostic": {
+            "control_task": {"labels"}, "splice": every, "wrong_position": every, "skip_ahead": every,
+            "untrained": {"nothing"},
+        },
     }  # fmt: skip
     found: dict[str, dict[str, set[str]]] = {question: {} for question in expected}
     for name, baseline in find_baselines().items():
@@ -483,7 +486,7 @@ def test_who_learns_labels_faces_who_learns_labels() -> None:
     assert found == expected
     assert {name for name, one in find_baselines().items() if one.needs} == set(expected["target_specific"])
     trained = {name for name, one in find_baselines().items() if one.trained}
-    assert trained == {"full_context", "self_report"}
+    assert trained == {"full_context", "self_report", "learned_constant", "untrained"}
     for name in trained:
         one = find_baselines()[name]
         assert one.applies_to("nothing", Oracle.reads, trained=Oracle.trained)

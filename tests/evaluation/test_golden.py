@@ -14,6 +14,7 @@ import pytest
 from lensbench import evaluate
 from lensbench.baselines.spec import find_baselines
 from lensbench.inspectors.catalog import find_inspectors
+from tests.inspectors.test_shipped import TRAINED
 
 GOLDEN = Path(__file__).with_name("golden.json")
 SMALL: dict[str, dict[str, Any]] = {
@@ -26,7 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 CHAINS = ("back_patching", "chain_of_thought_patchscope")
 # A trained verbalizer needs an adapter, and has tests of its own.
-FACTS = sorted(set(find_inspectors()) - {*CHAINS, "oracle"})
+FACTS = sorted(set(find_inspectors()) - {*CHAINS, *TRAINED})
 # Those of the third question need models of their own; tests/baselines has them.
 BASELINES = sorted(name for name, one in find_baselines().items() if not one.needs)
 RUNS: dict[str, dict[str, Any]] = {

@@ -39,12 +39,13 @@ from lensbench.harness.recording import NUMBER, Recording, numbers_of
 from lensbench.inspectors.catalog import find_inspectors, load_inspector
 from lensbench.inspectors.scores import Scores
 from lensbench.models.language_model import LanguageModel
+from tests.inspectors.test_shipped import TRAINED
 
 ASKED: dict[str, Any] = {"tasks": "personas/city", "sites": "subject", "layers": "0,1,2"}
 # All that sit an exam, but what needs an adapter, and a search: its text baselines ask every prompt of its own.
 METHODS = [
     name for name, listing in find_inspectors().items()
-    if set(listing.reads) <= {"activation", "question"} and name not in ("oracle", "patchscope_search")
+    if set(listing.reads) <= {"activation", "question"} and name not in (*TRAINED, "patchscope_search")
 ]  # fmt: skip
 PLACE = ["relation", "site", "baseline", "layer", "attempt", "item"]
 

@@ -8,8 +8,9 @@ import pytest
 from lensbench import testing
 from lensbench.inspectors.catalog import find_inspectors, load_inspector
 
-# A trained verbalizer has no default: test_oracle.py checks one with an adapter.
-SHIPPED = sorted(set(find_inspectors()) - {"oracle"})
+# Trained verbalizers have no default: test_oracle.py, test_verbalizers.py and test_selfie_adapter.py check them.
+TRAINED = {"oracle", "activation_oracle", "latentqa", "selfie_adapter", "nla"}
+SHIPPED = sorted(set(find_inspectors()) - TRAINED)
 # What takes long even on a small model.
 FEWER: dict[str, dict[str, Any]] = {"jacobian_lens": {"prompts": 4}}
 CHAINS = ("back_patching", "chain_of_thought_patchscope")

@@ -26,7 +26,10 @@ from lensbench.cli.options import (
 @app.command()
 def fit(
     inspector: Annotated[
-        str, typer.Argument(help="A method that learns from prose, such as tuned_lens.", show_default=False)
+        str,
+        typer.Argument(
+            help="A method that learns from prose, such as tuned_lens; oracle or selfie_adapter.", show_default=False
+        ),
     ],
     out: Annotated[Path, typer.Option(help="A new folder for what was learned.", show_default=False)],
     model: Model = "smollm2-135m",
@@ -40,10 +43,11 @@ def fit(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit a lens on prose, and write it into a folder that others can use.
+    """Fit a lens on prose, or train a verbalizer, and write it into a folder that others can use.
 
     Lenses are written as checkpoints of the tuned-lens package; `--set tuned_lens.checkpoint=FOLDER` reads them back.
     A Jacobian lens is written as FOLDER/jacobian_lens.pt, which `--set jacobian_lens.path=FILE` reads.
+    Verbalizers (oracle, selfie_adapter) are trained on facts; `--set selfie_adapter.adapter=FOLDER` reads them back.
 
     Example: `lensbench fit tuned_lens --model gpt2 --out gpt2-lens --set steps=100`
     """

@@ -1,5 +1,6 @@
 """Activation oracle: a verbalizer that was trained to read activations."""
 
+from copy import copy
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import ClassVar
@@ -7,12 +8,20 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from lensbench.errors import LensbenchError, NotApplicableError, UsageError, unknown_name
-from lensbench.inspectors.base import Inspector, OwnPrompt
+from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.inspectors.base import Inspector, OwnPrompt, Part
 from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
-from lensbench.inspectors.verbalizers.recipe import AO_CONFIG, CONVENTIONS, NOTES, Recipe, read_ao_config, read_notes
+from lensbench.inspectors.verbalizers.recipe import (
+    AO_CONFIG,
+    CONVENTIONS,
+    NOTES,
+    Recipe,
+    read_ao_config,
+    read_notes,
+    require_trained,
+)
 from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter
 from lensbench.models.hub import hub_folder, is_pinned
 from lensbench.models.language_model import LanguageModel
@@ -63,6 +72,7 @@ class Oracle(Inspector):
     tries: ClassVar[str] = "one, or two where answers are sampled"
     trained: ClassVar[bool] = True
     default_convention: ClassVar[str] = "activation_oracle"
+    _without: Part | None = None
 
     def __init__(
         self,
@@ -154,11 +164,8 @@ class Oracle(Inspector):
                 f"{self.name}: {target.name} has width {target.d_model}, verbalizer {verbalizer.name} "
                 f"{verbalizer.d_model}; choose a verbalizer of the same width"
             )
-        if notes and notes.dtype == str(verbalizer.dtype) and notes.base != verbalizer.fingerprint:
-            raise UsageError(
-                f"adapter {self.adapter} was trained on another model than {verbalizer.name} (fingerprint "
-                f"{notes.base}, here {verbalizer.fingerprint}): give that one as --verbalizer, or train one for this"
-            )
+        if notes:
+            notes.check(self.adapter, verbalizer)
 
     def files(self) -> tuple[Path, ...]:
         """Return the adapter's files; one of the Hub is known by its name, which says its commit."""
@@ -169,7 +176,15 @@ class Oracle(Inspector):
 
     def reader(self, verbalizer: LanguageModel) -> LanguageModel:
         """Return the adapted verbalizer, which the method's baselines ask too."""
-        return adapted(verbalizer, read_adapter(self.folder))
+        return verbalizer if self._without else adapted(verbalizer, read_adapter(self.folder))
+
+    def without(self, part: Part) -> "Oracle | None":
+        """Return the oracle in the plain verbalizer, asked as the adapter is; its activation has no constant part."""
+        if part == "activation":
+            return None
+        plain = copy(self)
+        plain._without = part
+        return plain
 
     def own_prompt(self, question: str) -> OwnPrompt:
         """Return the prompt for a question, with the number of a middle layer: baselines read no layer."""
@@ -196,7 +211,7 @@ class Oracle(Inspector):
         Raises:
             NotApplicableError: the adapter was trained to say most of these answers, or not to read these layers.
         """
-        self._require_known(evidence)
+        require_trained(self.name, self.answers_, self.recipe_.layers, evidence, any_layer=self.any_layer)
         question, answers = self.recipe_.question(evidence.forms), evidence.answers
         shape = (len(evidence.layers), evidence.n_items, len(answers))
         log_probs = torch.empty(shape, dtype=torch.promote_types(self.verbalizer_.dtype, torch.float32))
@@ -228,21 +243,6 @@ class Oracle(Inspector):
         sure = torch.stack([log_probs.softmax(-1).amax(-1), shares.amax(-1)], dim=1).double().numpy()
         texts = None if texts is None else texts.repeat(2, axis=1)
         return Scores(("default", f"samples={self.samples}"), both, None, texts, {CONFIDENCE: sure})
-
-    def _require_known(self, evidence: Evidence) -> None:
-        known = self.answers_ & set(evidence.answers)
-        if 2 * len(known) > len(evidence.answers):
-            raise NotApplicableError(
-                f"the adapter was trained on labels: {len(known)} of the {len(evidence.answers)} answers are among them"
-            )
-        trained = () if self.any_layer else self.recipe_.layers
-        # At layer 0 it is asked for a baseline: what it makes of the bare token.
-        if other := [layer for layer in evidence.layers if layer and trained and layer not in trained]:
-            every = ",".join(map(str, trained))
-            raise NotApplicableError(
-                f"the adapter was trained to read layers {every}, not {other[0]}: give --layers {every}, or --set "
-                f"{self.name}.any_layer=true"
-            )
 
     def _alike(self, question: str, layers: tuple[int, ...]) -> list[list[int]]:
         """Return the places of layers that are asked about in one and the same prompt: one, where it numbers them."""

@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lensbench.errors import UsageError
+from lensbench.errors import NotApplicableError, UsageError
+from lensbench.inspectors.evidence import Evidence
 from lensbench.models.chat import Conversation, Text, Turn
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching.passes import WRITES, Prompt, Write, make_prompt
@@ -144,6 +145,18 @@ class Notes:
     answers: tuple[str, ...]
     more: Mapping[str, Any] = field(default_factory=dict)
 
+    def check(self, adapter: str | None, verbalizer: LanguageModel) -> None:
+        """Check that an adapter was trained in the verbalizer, as far as its precision lets that be told.
+
+        Raises:
+            UsageError: it was trained in another model.
+        """
+        if self.dtype == str(verbalizer.dtype) and self.base != verbalizer.fingerprint:
+            raise UsageError(
+                f"adapter {adapter} was trained on another model than {verbalizer.name} (fingerprint {self.base}, "
+                f"here {verbalizer.fingerprint}): give that one as --verbalizer, or train one for this"
+            )
+
     def write(self, folder: Path) -> None:
         """Write them into a folder, and what others' programs read of them into `ao_config.json`."""
         (folder / NOTES).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
@@ -165,6 +178,36 @@ def read_notes(folder: Path) -> Notes | None:
         return Notes(recipe, answers=tuple(found.pop("answers")), **found)
     except FOREIGN as error:
         raise UsageError(f"{path} is not what lensbench fit writes ({error}); get the adapter again") from None
+
+
+def require_trained(
+    name: str, taught: Collection[str], layers: Collection[int], evidence: Evidence, *, any_layer: bool
+) -> None:
+    """Refuse what a trained verbalizer has no part in a comparison with.
+
+    Args:
+        name: of the method.
+        taught: what it was trained to say.
+        layers: those that it was trained to read; none where that is not known.
+        evidence: what is asked.
+        any_layer: read other layers, too.
+
+    Raises:
+        NotApplicableError: it was trained to say most of these answers, or not to read these layers.
+    """
+    known = set(taught) & set(evidence.answers)
+    if 2 * len(known) > len(evidence.answers):
+        raise NotApplicableError(
+            f"the adapter was trained on labels: {len(known)} of the {len(evidence.answers)} answers are among them"
+        )
+    # At layer 0 it is asked for a baseline: what it makes of the bare token.
+    others = [layer for layer in evidence.layers if layer and layers and layer not in layers]
+    if others and not any_layer:
+        every = ",".join(map(str, layers))
+        raise NotApplicableError(
+            f"the adapter was trained to read layers {every}, not {others[0]}: give --layers {every}, or --set "
+            f"{name}.any_layer=true"
+        )
 
 
 # How `ao_config.json` writes the place of the activations, and the ends of its lines.

@@ -26,7 +26,8 @@ class Jacobian:
 
     Attributes:
         weight: J_l = ∂h_L(last token) / ∂h_l(position) at layers 0 to L, other positions of layer l held fixed. At
-            layer L the identity where the position is the last token, else zero.
+            layer L the identity where the position is the last token, else zero. A row is a coordinate of h_L: all of
+            them, or those that were asked for.
         start: h_l at the position.
         end: h_L at the last token, before the final norm.
     """

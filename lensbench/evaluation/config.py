@@ -182,10 +182,15 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_vector(self) -> "RunConfig":
-        several = [site for site in self.sites or () if split_site(site)[1].kind != "token"]
-        if several and self.isolate:
-            raise ValueError(f"isolate shows one vector at a time, and site {several[0]} has several; leave one out")
+        if self.isolate and self.sites_of_several:
+            several = self.sites_of_several[0]
+            raise ValueError(f"isolate shows one vector at a time, and site {several} has several; leave one out")
         return self
+
+    @property
+    def sites_of_several(self) -> tuple[str, ...]:
+        """The sites where more than one vector is read."""
+        return tuple(site for site in self.sites or () if split_site(site)[1].kind != "token")
 
     @model_validator(mode="after")
     def _objects_stay(self) -> "RunConfig":

@@ -72,7 +72,8 @@ class Cell:
     @property
     def file(self) -> str:
         """The shard's file name."""
-        parts = (self.task, self.site, self.inspector, self.baseline, self.digest)
+        site = self.site.replace("/", "+").replace(":", "=")
+        parts = (self.task, site, self.inspector, self.baseline, self.digest)
         return "-".join(parts) + ".parquet"
 
 

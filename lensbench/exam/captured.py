@@ -80,6 +80,16 @@ class Capture:
         return hashlib.sha256(self.values.tobytes()).hexdigest()[:16]
 
 
+def require_one_vector(config: RunConfig) -> None:
+    """Refuse sites of several tokens: a row of an exam is one vector.
+
+    Raises:
+        UsageError: there is such a site.
+    """
+    if config.sites_of_several:
+        raise UsageError(f"--sites {config.sites_of_several[0]}: a row of an exam is one vector; give the place alone")
+
+
 def plan_capture(config: RunConfig, out: Path) -> int:
     """Write which texts are to be run, and the end of what is read of each; return how many.
 
@@ -94,6 +104,7 @@ def plan_capture(config: RunConfig, out: Path) -> int:
     """
     if out.exists():
         raise UsageError(f"--out {out} is there already; give a new file")
+    require_one_vector(config)
     tasks = check_job(config).tasks
     for task in tasks:
         for name, relation in task.relations.items():

@@ -15,7 +15,7 @@ from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.plan import Cell, CellResult, Job, Make, Place, check_job
 from lensbench.evaluation.runner import Runner
 from lensbench.evaluation.tables import CellTables
-from lensbench.exam.captured import Capture, CapturedResiduals, with_capture
+from lensbench.exam.captured import Capture, CapturedResiduals, require_one_vector, with_capture
 from lensbench.exam.composing import Composer
 from lensbench.exam.key import OutcomeKey, RelationKey
 from lensbench.harness.bench import Bench
@@ -47,6 +47,9 @@ class ExamSettings:
     text: bool = False
     seed: str | None = None
     capture: Capture | None = None
+
+    def __post_init__(self) -> None:
+        require_one_vector(self.config)
 
     def seeded(self) -> "ExamSettings":
         """Return the settings with a seed, drawn now where there is none."""

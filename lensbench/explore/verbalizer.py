@@ -72,8 +72,9 @@ def examine_verbalizer(model: LanguageModel, given: str, settings: Mapping[str, 
     off = relative_deviation(_logits(model), before)
     checks.append(Check("adapter off = base", f"{off:.1e}", "0", off == 0))
     probes = Probes(model, method.recipe())
-    checks += [*_recorded(method, probes), *_unpatched(reader, method.recipe())]
-    found, notes = _behaviour(reader, method.recipe(), probes)
+    recorded = _recorded(method, probes)
+    checks += [*recorded, *_unpatched(reader, method.recipe())]
+    found, notes = _behaviour(reader, method.recipe(), probes, known=len(recorded) > 0 and recorded[0].tolerance != "-")
     return Diagnosis(prompt, checks + found, notes)
 
 
@@ -218,19 +219,28 @@ MEANINGS = {
     "length x 0.1": "this way of writing takes the length from what is there, so that lengths do not matter",
     "length x 10": "this way of writing takes the length from what is there, so that lengths do not matter",
 }
-# Not to read better than these is what makes a reader; to read better with one of the others names what is wrong.
+# To read better than with these is what makes a reader. To read better with one of the others says that the recipe is
+# wrong, unless it is recorded: neighbouring layers may happen to be more legible.
 DECISIVE = ("another subject's vector", "a random vector of equal length")
 
 
-def _behaviour(reader: LanguageModel, recipe: Recipe, probes: Probes) -> tuple[list[Check], list[str]]:
-    """Ask about known subjects as the recipe says, and with everything wrong in turn."""
+def _behaviour(reader: LanguageModel, recipe: Recipe, probes: Probes, *, known: bool) -> tuple[list[Check], list[str]]:
+    """Ask about known subjects as the recipe says, and with everything wrong in turn.
+
+    Args:
+        reader: the adapted verbalizer.
+        recipe: how it is asked.
+        probes: what it is asked about.
+        known: whether the adapter records its recipe.
+    """
     real = probes.scores(reader, recipe)
     checks = [Check("log p of the right answer among its choices", f"{real.mean():.2f}", "-", passed=True)]
     notes = []
     for name, other in _variants(reader, recipe, probes):
         lower, error = compared(real, other)
         better = lower < -ERRORS * error
-        checks.append(Check(name, f"{other.mean():.2f}", "lower", not better and (name not in DECISIVE or lower > 0)))
+        passed = lower > ERRORS * error if name in DECISIVE else known or not better
+        checks.append(Check(name, f"{other.mean():.2f}", "lower", passed))
         if lower <= ERRORS * error:
             notes.append(f"{name}: {'it reads better so' if better else 'no lower'}: {MEANINGS[name]}")
     return checks, notes

@@ -108,8 +108,13 @@ def test_reading_is_told_from_guessing(
 ) -> None:
     variants = [(name, Reader.real + changed.get(name, -1.0)) for name in verbalizer.MEANINGS]
     monkeypatch.setattr(verbalizer, "_variants", lambda *_: iter(variants))
-    checks, notes = verbalizer._behaviour(chats.model("llama3"), CONVENTIONS["plain"], Reader())  # type: ignore[arg-type]
+    asked = chats.model("llama3"), CONVENTIONS["plain"], Reader()
+    checks, notes = verbalizer._behaviour(*asked, known=False)  # type: ignore[arg-type]
     assert [check.name for check in checks if not check.passed] == fails
+    checks, _ = verbalizer._behaviour(*asked, known=True)  # type: ignore[arg-type]
+    assert [check.name for check in checks if not check.passed] == [
+        name for name in fails if name in verbalizer.DECISIVE
+    ]
     assert len(notes) == len(changed)
     assert all(part in notes[0] for part in says)
 

@@ -1,0 +1,114 @@
+"""Read sites of several tokens, from the command line's words to the page."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import lensbench
+from lensbench.errors import UsageError
+from lensbench.evaluation.config import make_config
+from lensbench.evaluation.plan import sites_of
+from lensbench.exam.captured import plan_capture
+from lensbench.exam.examiner import ExamSettings
+from lensbench.models.activations import Residuals, capture, find_site
+from lensbench.runs.pages import read_page_run
+from lensbench.tasks import load_task
+from lensbench.tasks.extents import Extent, split_site
+from tests import tiny
+
+TASK = "attribute_extraction/country_continent"
+
+
+@pytest.mark.parametrize(
+    ("site", "place", "extent"),
+    [
+        ("subject", "subject", Extent()),
+        ("answer/text", "answer", Extent("text")),
+        ("subject/segment:10", "subject", Extent("segment", 10)),
+        ("segment:2", "", Extent("segment", 2)),
+        ("t1/span", "t1", Extent("span")),
+    ],
+)
+def test_a_site_is_a_place_and_an_extent(site: str, place: str, extent: Extent) -> None:
+    assert split_site(site) == (place, extent)
+
+
+WRONG = ["subject/segment", "subject/segment:0", "answer/words", "text:3", "subject/segment:x"]
+
+
+@pytest.mark.parametrize("site", WRONG)
+def test_a_wrong_extent_is_one_line(site: str) -> None:
+    with pytest.raises(UsageError, match="expected segment:N") as told:
+        make_config({"sites": (site,)})
+    assert "\n" not in str(told.value)
+
+
+def test_an_extent_alone_stands_for_every_place() -> None:
+    task = load_task(TASK)
+    assert sites_of(task, make_config({"sites": "segment:3"})) == ("subject/segment:3", "answer/segment:3")
+    assert sites_of(task, make_config({"sites": "answer,subject/span"})) == ("subject/span", "answer")
+
+
+@pytest.mark.parametrize("extent", ["segment:4", "span", "text"])
+def test_all_vectors_are_those_of_a_plain_pass(extent: str) -> None:
+    """Every token of a site by hidden states, one text at a time; the last is what a site of one token gives."""
+    model = tiny.model("llama", bos=True)
+    items = load_task(TASK).items("subject", "test")[:12]
+    several = [replace(item, site=f"subject/{extent}") for item in items]
+    found = capture(model, [find_site(model, item) for item in several], (0, 2, 4))
+    one = capture(model, [find_site(model, item) for item in items], (0, 2, 4))
+    torch.testing.assert_close(found.values, one.values, rtol=1e-4, atol=1e-4)
+    seen = 0
+    for count, (places, values) in found.by_count().items():
+        for column, place in enumerate(places):
+            item = items[place]
+            ids = model.tokens.tokenizer(item.source[: item.subject_span[1]])["input_ids"]
+            before = len(model.tokens.tokenizer(item.source[: item.subject_span[0]].rstrip())["input_ids"])
+            assert count == {"segment:4": 4, "span": len(ids) - before, "text": len(ids) - 1}[extent]
+            with torch.no_grad():
+                states = model.module(torch.tensor([ids]), output_hidden_states=True).hidden_states
+            for row, layer in enumerate((0, 2)):
+                torch.testing.assert_close(values[row, column], states[layer][0, -count:], rtol=1e-4, atol=1e-4)
+            seen += 1
+    assert seen == len(items)
+
+
+def test_changes_act_on_every_vector_and_a_single_one_is_not_its_own_mean() -> None:
+    values = torch.arange(12.0).reshape(1, 3, 4)
+    before = torch.arange(24.0).reshape(1, 3, 2, 4)
+    before[0, 0] = before[0, 1, 0] = 0
+    read = Residuals((0,), values, before, (1, 2, 3))
+    meant = read.change(lambda rows: rows.mean(1, keepdim=True).expand_as(rows))
+    assert meant.before is not None
+    expected = torch.cat([before[0, 1, 1:], before[0, 2]]).mean(0)
+    assert torch.equal(meant.before[0, 2], expected.expand(2, -1))
+    assert not meant.before[0, 0].any()
+    assert not meant.before[0, 1, 0].any()
+    alone = Residuals((0,), values[:, :2], before[:, :2], (1, 2)).change(lambda rows: rows)
+    assert alone.before is not None
+    assert not alone.before.any()
+    assert read.at_items([2]).counts == (3,)
+    assert read.same_at(0, read)
+    assert not read.same_at(0, Residuals((0,), values, before + 1, (1, 2, 3)))
+
+
+def test_a_run_at_such_a_site_is_told_and_drawn(tmp_path: Path) -> None:
+    run = lensbench.evaluate(
+        tiny.model("llama"), tasks="attribute_extraction/word_first_letter", sites="subject/segment:3", inspectors="logit_lens", layers="0,2",
+        baselines="shuffled,mean", limit=10, out=tmp_path / "run",
+    )  # fmt: skip
+    assert set(run.records["site"]) == {"subject/segment:3"}
+    page = read_page_run(tmp_path / "run")
+    assert not page.problems
+    assert len(page.texts) > 0
+
+
+@pytest.mark.parametrize("refuse", [ExamSettings, lambda config: plan_capture(config, Path("nothing.parquet"))])
+def test_an_exam_has_one_vector_a_row(refuse: object) -> None:
+    config = make_config({"model": "smollm2-135m", "tasks": TASK, "sites": "subject/text"})
+    with pytest.raises(UsageError, match="a row of an exam is one vector"):
+        refuse(config)  # type: ignore[operator]
+    with pytest.raises(UsageError, match="isolate shows one vector at a time"):
+        make_config({"sites": "text", "isolate": True})

@@ -95,10 +95,11 @@ def test_changes_act_on_every_vector_and_a_single_one_is_not_its_own_mean() -> N
 
 
 def test_a_run_at_such_a_site_is_told_and_drawn(tmp_path: Path) -> None:
+    settings = {"sites": "subject/segment:3", "layers": "0,2", "baselines": "shuffled,mean", "limit": 10}
+    letters = "attribute_extraction/word_first_letter"
     run = lensbench.evaluate(
-        tiny.model("llama"), tasks="attribute_extraction/word_first_letter", sites="subject/segment:3", inspectors="logit_lens", layers="0,2",
-        baselines="shuffled,mean", limit=10, out=tmp_path / "run",
-    )  # fmt: skip
+        tiny.model("llama"), tasks=letters, inspectors="logit_lens", out=tmp_path / "run", **settings
+    )
     assert set(run.records["site"]) == {"subject/segment:3"}
     page = read_page_run(tmp_path / "run")
     assert not page.problems

@@ -21,12 +21,13 @@ from lensbench.models.gradients import Lesson, answer_losses
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import Descent, TrainingSchedule, checkpoint_folder
 from lensbench.tasks import Item, Task
+from lensbench.tasks.facts import SLOT
 from lensbench.training.settings import HELD_OUT, FactTraining, check_settings
 from lensbench.utils.cache import atomic_folder
 
 # A passage of prose: this many tokens are run, and some of the next or of the first ones asked for.
 SEEN, AHEAD = 32, 10
-NEXT, PREVIOUS = "Which {k} tokens come after this?", "Which {k} tokens come before this?"
+NEXT, PREVIOUS = f"Which {{k}} tokens come after {SLOT}?", f"Which {{k}} tokens come before {SLOT}?"
 YES_NO = "{question} Is it {answer}? Answer yes or no."
 # The activations of so many tokens in a row are shown, at most.
 MOST_VECTORS = 10
@@ -78,7 +79,7 @@ class OracleTraining(FactTraining):
         prompt, placeholder = self.prompt or recipe.prompt, self.placeholder or recipe.placeholder
         recipe = replace(recipe, prompt=prompt, placeholder=placeholder, layers=layers)
         try:
-            recipe.make(model, "What is {subject}?", layers[0], vectors=2)
+            recipe.make(model, "What is {subject}?", layers[0], 2 if recipe.takes_several else 1)
         except LensbenchError as error:
             raise UsageError(f"oracle: {error}; --set convention=plain needs no chat template") from None
         return recipe
@@ -151,7 +152,7 @@ class Lessons:
         place = rng.randrange(len(self.recipe.layers))
         segment = self._segments[fact.place][place]
         # One activation in half of the lessons, as it is read in most evaluations.
-        vectors = segment[-(1 if rng.random() < 0.5 else rng.randint(1, len(segment))) :]
+        vectors = segment[-(1 if rng.random() < 0.5 else rng.randint(1, self._most(len(segment)))) :]
         question, answer = fact.question, fact.answer
         if fact.others and rng.random() < doubted:
             asked = rng.choice((fact.answer, rng.choice(fact.others)))
@@ -163,7 +164,7 @@ class Lessons:
 
     def _prose(self, rng: random.Random) -> Lesson:
         place, k = rng.randrange(len(self.recipe.layers)), rng.randint(1, AHEAD)
-        count = 1 if rng.random() < 0.5 else rng.randint(1, MOST_VECTORS)
+        count = 1 if rng.random() < 0.5 else rng.randint(1, self._most(MOST_VECTORS))
         window = self._windows[rng.randrange(len(self._windows))]
         begin = rng.randrange(len(window) - SEEN - AHEAD)
         ids = window[begin : begin + SEEN][None]
@@ -173,6 +174,9 @@ class Lessons:
         end = begin + (SEEN - count if backwards else SEEN + k)
         question = (PREVIOUS if backwards else NEXT).replace("{k}", str(k))
         return self._lesson(question, place, tuple(window[end - k : end].tolist()), found)
+
+    def _most(self, there: int) -> int:
+        return there if self.recipe.takes_several else 1
 
     def _lesson(self, question: str, place: int, answer: tuple[int, ...], vectors: Tensor) -> Lesson:
         prompt = self.recipe.make(self._model, question, self.recipe.layers[place], len(vectors))

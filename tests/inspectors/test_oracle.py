@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lensbench import testing
 from lensbench.baselines.activation import question_only
 from lensbench.baselines.text import input_only
-from lensbench.errors import NotApplicableError, UsageError
+from lensbench.errors import LensbenchError, NotApplicableError, UsageError
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
@@ -427,6 +427,17 @@ def test_lessons_are_of_all_kinds(small: OracleTraining) -> None:
     assert {text.partition("Layer: ")[2][0] for text in texts} == {"1", "2", "3"}
     facts = [one for one, text in zip(asked, texts, strict=True) if "tokens come" not in text]
     assert all(one.answer[-1] == model.tokens.turn_end for one in facts)
+
+
+def test_a_prompt_that_is_the_question_has_one_activation_a_lesson() -> None:
+    """The activation stands in the question, in every kind of lesson."""
+    model = base()
+    given = {**SMALL, "prompt": "{question}", "placeholder": PLACEHOLDER, "convention": "plain", "prose": 0.5}
+    learned = verbalizers.Lessons(model, Corpus(model), make_settings(given))
+    asked = [one for step in range(8) for one in learned.batch(step)]
+    assert {len(one.vectors) for one in asked} == {1}
+    with pytest.raises(LensbenchError, match="has a place for one activation"):
+        learned.recipe.make(model, "What is {subject}?", 2, 3)
 
 
 def test_prose_asks_for_the_tokens_beside_those_shown(small: OracleTraining) -> None:

@@ -154,7 +154,7 @@ class Oracle(Inspector):
         if not any("{question}" in text for text in recipe.texts):
             raise UsageError(f"{self.name}.prompt = {recipe.prompt!r}: expected a text with the slot {{question}}")
         try:
-            recipe.make(verbalizer, "What is {subject}?", recipe.layer, vectors=2)
+            recipe.make(verbalizer, "What is {subject}?", recipe.layer, 2 if recipe.takes_several else 1)
         except LensbenchError as error:
             raise UsageError(
                 f"{self.name}: {error}; give another recipe, such as {self.name}.convention=plain"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lensbench.errors import NotApplicableError, UsageError
+from lensbench.errors import LensbenchError, NotApplicableError, UsageError
 from lensbench.inspectors.evidence import Evidence
 from lensbench.models.chat import Conversation, Text, Turn
 from lensbench.models.language_model import LanguageModel
@@ -69,6 +69,11 @@ class Recipe:
         """The texts of the prompt, one a turn."""
         return (self.prompt,) if isinstance(self.prompt, str) else tuple(text for _, text in self.prompt)
 
+    @property
+    def takes_several(self) -> bool:
+        """Whether the prompt has a place for several activations: where it has a slot of its own."""
+        return any(SLOT in text for text in self.texts)
+
     def text(self, question: str, layer: int, vectors: int = 1) -> Text:
         """Return the prompt for a question about activations of a layer, with slots for them.
 
@@ -80,7 +85,7 @@ class Recipe:
             layer: where the activations were read.
             vectors: how many activations there are.
         """
-        own = any(SLOT in text for text in self.texts)
+        own = self.takes_several
         slots = 1 if self.run else self.placeholders if vectors == 1 else vectors
 
         def fill(text: str) -> str:
@@ -97,6 +102,11 @@ class Recipe:
         Raises:
             LensbenchError: the placeholder is no token of its own, or the model's chat template is of no use.
         """
+        if vectors > 1 and not self.takes_several:
+            raise LensbenchError(
+                f"prompt {' '.join(self.texts)!r} has a place for one activation, and sites of several tokens have "
+                "more; put a slot {subject} into it, or give --sites without an extent"
+            )
         text = self.text(question, layer, vectors)
         if self.run:
             return make_prompt(model, text, self.placeholder * (vectors - 1), self.write, run=vectors)

@@ -108,7 +108,7 @@ def _at_readings(method: CrossFit, readings: Sequence[Reading]) -> list[Outcome]
     more = method.inspector.reads & {"components", "target", "text"}
     if more:
         raise NotApplicableError(f"the method reads {', '.join(sorted(more))} as well as the residual that is replaced")
-    found = method.bench.capture(readings)
+    found = method.bench.capture(readings).as_several()
     return [method.with_activations(lambda captured: found.at_layers(captured.layers)).outcome()]
 
 

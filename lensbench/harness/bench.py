@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from lensbench.errors import NotApplicableError
+from lensbench.errors import LensbenchError, NotApplicableError
 from lensbench.harness.context import RunContext
 from lensbench.harness.isolation import sealed_unless_declared
 from lensbench.harness.scoring import confidence_totals, prediction_columns, text_measures
@@ -211,8 +211,20 @@ class Bench(AnswersOf):
         return kept[name]
 
     def shown(self, captured: Residuals) -> Residuals:
-        """Return activations of all test items as methods are shown them."""
-        return captured if self.change is None else self.change(captured)
+        """Return activations of all test items as methods are shown them.
+
+        Raises:
+            LensbenchError: a baseline has changed the last of several vectors alone.
+        """
+        if self.change is None:
+            return captured
+        changed = self.change(captured)
+        if captured.before is not None and changed.before is None:
+            raise LensbenchError(
+                f"a baseline changes one vector of the site {self.items[0].site}, which has several; have it return "
+                "captured.change(f), which changes all of them"
+            )
+        return changed
 
     def evidence(self, reads: frozenset[Source], items: Sequence[int], layers: Sequence[int]) -> Evidence:
         """Return what a method that reads these sources may see of these items.

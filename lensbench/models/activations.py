@@ -143,6 +143,13 @@ class Residuals:
         counts = tuple(self.counts[place] for place in places)
         return Residuals(self.layers, self.values[:, places], self.before[:, places], counts)
 
+    def as_several(self) -> "Residuals":
+        """Return the same, as sites that may have several tokens, whether any has or not."""
+        if self.before is not None:
+            return self
+        layers, items, width = self.values.shape
+        return Residuals(self.layers, self.values, self.values.new_zeros(layers, items, 0, width), (1,) * items)
+
     def by_count(self) -> dict[int, tuple[list[int], Float[Tensor, "layer item token d_model"]]]:
         """Return the items whose sites have each number of tokens, with the vectors of all their tokens in order."""
         if self.before is None:

@@ -7,12 +7,18 @@ import pytest
 import torch
 
 import lensbench
-from lensbench.errors import UsageError
+from lensbench import testing
+from lensbench.baselines.activation import mean_activation
+from lensbench.baselines.diagnostics import splice, wrong_position
+from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import make_config
 from lensbench.evaluation.plan import sites_of
 from lensbench.exam.captured import plan_capture
 from lensbench.exam.examiner import ExamSettings
+from lensbench.harness.crossfit import CrossFit
+from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.models.activations import Residuals, capture, find_site
+from lensbench.models.corpus import Corpus
 from lensbench.runs.pages import read_page_run
 from lensbench.tasks import load_task
 from lensbench.tasks.extents import Extent, split_site
@@ -104,6 +110,19 @@ def test_a_run_at_such_a_site_is_told_and_drawn(tmp_path: Path) -> None:
     page = read_page_run(tmp_path / "run")
     assert not page.problems
     assert len(page.texts) > 0
+
+
+def test_a_baseline_that_changes_one_vector_of_several_is_told() -> None:
+    model = tiny.model("llama")
+    bench = testing.make_bench(
+        model, Corpus(model), testing.Subjects(("Bo Ash", "Cy Cole", "Di Dow"), ("tea", "wine")), (0, 2),
+        site="subject/segment:2",
+    )  # fmt: skip
+    method = CrossFit(LogitLens, bench)
+    with pytest.raises(LensbenchError, match=r"have it return captured\.change"):
+        method.with_activations(lambda read: Residuals(read.layers, read.values)).scores()
+    for baseline in (wrong_position, splice, mean_activation):
+        assert len(baseline(method)) == 1
 
 
 @pytest.mark.parametrize("refuse", [ExamSettings, lambda config: plan_capture(config, Path("nothing.parquet"))])

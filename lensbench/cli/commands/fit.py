@@ -47,7 +47,7 @@ def fit(
     """Fit a lens on prose, or train a verbalizer, and write it into a folder that others can use.
 
     Lenses are written as checkpoints of the tuned-lens package; `--set tuned_lens.checkpoint=FOLDER` reads them back.
-    Verbalizers (oracle, selfie_adapter, nla) are trained on facts or texts; `--set oracle.adapter=FOLDER` reads them back.
+    Verbalizers (oracle, selfie_adapter, nla) are trained; `--set oracle.adapter=FOLDER` reads one back.
 
     Example: `lensbench fit tuned_lens --model gpt2 --out gpt2-lens --set steps=100`
     """

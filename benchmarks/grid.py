@@ -27,8 +27,8 @@ from common import (
 )
 
 from lensbench.models.activations import capture, find_site
-from lensbench.models.token_scores import ranks_of
 from lensbench.models.patching import Patcher, fastest_mode, make_prompt
+from lensbench.models.token_scores import ranks_of
 
 TARGETS = {SHORT_PROMPT: 3, LONG_PROMPT: 30}
 

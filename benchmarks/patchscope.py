@@ -34,8 +34,8 @@ from common import (
 )
 
 from lensbench.models.activations import capture, find_site
-from lensbench.models.token_scores import ranks_of
 from lensbench.models.patching import Patcher, fastest_mode, make_prompt
+from lensbench.models.token_scores import ranks_of
 
 
 def ours(model, items, prompt, mode, tokens):

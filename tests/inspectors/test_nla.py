@@ -279,6 +279,9 @@ def test_rivals_have_no_explanation_or_an_untrained_one(pair: tuple[Path, Path],
     other.fit(bench.context.target, bench.context.model, bench.training(other, None, (LAYER,), None))
     assert other.av_ is bench.context.model
     assert float((plain.scores.log_scores - method.scores().log_scores).abs().max()) > 1e-2
+    strange = replace(bench, context=replace(bench.context, verbalizer=tiny.model("llama")))
+    with pytest.raises(NotApplicableError, match="the plain verbalizer cannot be asked so"):
+        find_baselines()["untrained"].run(CrossFit(lambda: NLA(str(pair[0]), steps=STEPS), strange))
     with pytest.raises(NotApplicableError, match="no constant"):
         find_baselines()["learned_constant"].run(method)
 

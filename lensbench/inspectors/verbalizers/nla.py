@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from lensbench.errors import UsageError
+from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.base import Inspector, OwnPrompt, Part, by_layer
 from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.scores import Scores
@@ -25,6 +25,7 @@ from lensbench.inspectors.verbalizers.recipe import PHRASE, require_trained
 from lensbench.models.activations import Reading, capture
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, load_model
+from lensbench.models.patching.passes import Prompt
 from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.prompting import score_answers
 from lensbench.tasks.facts import SLOT
@@ -175,6 +176,7 @@ class NLA(Inspector):
 
         Raises:
             UsageError: the slot has other tokens than in training, or the reconstructor's texts other ends.
+            NotApplicableError: the plain verbalizer is asked for, and is of another kind.
         """
         how = Loading(str(verbalizer.device), str(verbalizer.dtype).removeprefix("torch."))
 
@@ -186,13 +188,24 @@ class NLA(Inspector):
         own, *rebuilding = self._metas()
         self.verbalizer_, self.meta_ = verbalizer, own
         self.av_ = verbalizer if self._without else load(self._folders[0])
-        self.prompt_ = own.prompt(self.av_)
+        self.prompt_ = self._prompt(own)
         self.ar_: Reconstructor | None = None
         for meta in rebuilding:
             with reading(self._folders[1] / HEAD, "get the reconstructor again", UsageError):
                 head = next(iter(load_file(self._folders[1] / HEAD).values()))
             self.ar_ = Reconstructor(load(self._folders[1]), head, meta)
         return self
+
+    def _prompt(self, meta: NLAMeta) -> Prompt:
+        if not self._without:
+            return meta.prompt(self.av_)
+        try:
+            prompt = meta.prompt(self.av_)
+        except UsageError as error:
+            raise NotApplicableError(f"the plain verbalizer cannot be asked so: {error}") from None
+        if self.av_.d_model != meta.d_model:
+            raise NotApplicableError(f"the plain verbalizer has width {self.av_.d_model}, activations {meta.d_model}")
+        return prompt
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Explain every layer's activation of every item, ask the reader, and rebuild the activations.

@@ -145,7 +145,7 @@ def test_explanations_answers_and_reconstructions(pair: tuple[Path, Path], bench
     module, tokenizer = bench.context.model.module, bench.context.model.tokens.tokenizer
     firsts = [bench.context.model.tokens.answer_token(answer) for answer in bench.answers]
     for i in (0, 4, 9):
-        ids = tokenizer(f"{said[i]}\n{bench.question.replace('{subject}', 'this')}")["input_ids"]
+        ids = tokenizer(f"Text: {said[i]}\n{bench.question.replace('{subject}', 'this')}")["input_ids"]
         with torch.no_grad():
             expected = module(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[firsts]
         torch.testing.assert_close(scores.log_scores[1, 0, i], expected, **NEAR)
@@ -158,7 +158,7 @@ def test_variance_explained_is_of_the_raw_variance(pair: tuple[Path, Path], benc
     assert variance(unit) == pytest.approx(base, rel=1e-4)
     for name in ("fve", "fve_shuffled", "fve_constant"):
         mean = scores.measures[name.replace("fve", "mse")][1, 0].mean()
-        assert scores.totals[name][1, 0] == pytest.approx(1 - mean / base, rel=1e-3)
+        assert scores.measures[name][1, 0].mean() == pytest.approx(1 - mean / base, rel=1e-3)
     assert "mse" not in CrossFit(lambda: NLA(str(pair[0]), steps=1), bench).scores().measures
 
 
@@ -272,7 +272,7 @@ def test_conformance(pair: tuple[Path, Path], bench: Bench) -> None:
 def test_rivals_have_no_explanation_or_an_untrained_one(pair: tuple[Path, Path], bench: Bench) -> None:
     method = CrossFit(lambda: NLA(str(pair[0]), steps=STEPS), bench)
     (bare,) = question_only(method)
-    assert bare.scores.attempts == (f"this\n{bench.question.replace('{subject}', 'this')}",)
+    assert bare.scores.attempts == (f"Text: this\n{bench.question.replace('{subject}', 'this')}",)
     (plain,) = find_baselines()["untrained"].run(method)
     other = method.inspector.without("training")
     assert other is not None

@@ -82,9 +82,9 @@ class NLA(Inspector):
     activation, reads it before the relation's question and answers: what is scored is what the text says. A
     reconstructor (AR) rebuilds the activation from the explanation, w. Of each item: `mse` = 2 (1 - cos(v, w)), the
     squared error of both at length √d_model, and the same for another item's explanation (`mse_shuffled`) and for
-    an empty one (`mse_constant`); of all items: the fraction of variance explained, `fve` = 1 - mean mse / base, with
-    `fve_shuffled` and `fve_constant`. The base is the raw variance of the activations of these items at length
-    √d_model, not the larger error of their normalised mean.
+    an empty one (`mse_constant`), and of each `fve` = 1 - mse / base, whose mean over the items is the fraction of
+    variance explained. The base is the raw variance of the activations of these items at length √d_model, not the
+    larger error of their normalised mean.
 
     Reconstruction is no proof that a claim is true: two models may agree on a code.
 
@@ -108,7 +108,7 @@ class NLA(Inspector):
         av: str | None = None,
         ar: str | None = None,
         steps: int = 100,
-        prompt: str = "{explanation}\n{question}",
+        prompt: str = "Text: {explanation}\n{question}",
         any_layer: bool = False,
     ) -> None:
         self.av = av
@@ -233,8 +233,9 @@ class NLA(Inspector):
         errors = [reconstruction_errors(self.ar_, own, texts) for own, texts in zip(values, grid, strict=True)]
         bases = np.array([variance(own) for own in values])
         measures = {name: np.stack([one[name] for one in errors])[:, None] for name in errors[0]}
-        explained = {name.replace("mse", "fve"): 1 - one.mean(2) / bases[:, None] for name, one in measures.items()}
-        return replace(scores, measures=measures, totals=explained)
+        # Of each item; the mean over the items is what is meant.
+        explained = {name.replace("mse", "fve"): 1 - one / bases[:, None, None] for name, one in measures.items()}
+        return replace(scores, measures=measures | explained)
 
     def explain(self, values: Float[Tensor, "row d_model"]) -> tuple[str, ...]:
         """Return what the verbalizer says of each activation, greedily, between its tags."""

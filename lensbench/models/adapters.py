@@ -287,6 +287,12 @@ class FreshAdapter:
             name: weight for name, weight in self._wrapped.named_parameters() if weight.requires_grad
         }
 
+    def save_merged(self, folder: Path) -> None:
+        """Write the model with the adapter merged into it, and its tokenizer; nothing can be trained afterwards."""
+        with _quiet_peft():
+            self._wrapped.merge_and_unload().save_pretrained(str(folder))
+        self.model.tokens.tokenizer.save_pretrained(str(folder))
+
     def save(self, folder: Path) -> None:
         """Write the adapter into a folder, as PEFT does."""
         config: Any = self._wrapped.peft_config["default"]

@@ -36,7 +36,7 @@ class _Rules:
 
 
 @dataclass(frozen=True)
-class _Call:
+class _Applied:
     """One call of a module, inside a block, that takes and returns a tensor."""
 
     module: nn.Module
@@ -92,7 +92,7 @@ def _with_gradient_of(value: Tensor, other: Tensor) -> Tensor:
 def _find_rules(model: LanguageModel) -> _Rules:
     def find() -> _Rules:
         rules = _Rules()
-        calls: list[list[_Call]] = [[] for _ in model.parts.blocks]
+        calls: list[list[_Applied]] = [[] for _ in model.parts.blocks]
         pairs = list(zip(model.parts.blocks, calls, strict=True))
         with removing([handle for block, own in pairs for handle in _watch(block, own)]), torch.no_grad():
             model.module(probe_text(model), use_cache=False)
@@ -104,17 +104,17 @@ def _find_rules(model: LanguageModel) -> _Rules:
     return model.cache.get_or_compute("relevance rules", find)
 
 
-def _watch(block: nn.Module, calls: list[_Call]) -> Iterator[Any]:
+def _watch(block: nn.Module, calls: list[_Applied]) -> Iterator[Any]:
     def after(module: nn.Module, args: Any, output: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            calls.append(_Call(module, args[0].clone(), output.clone()))
+            calls.append(_Applied(module, args[0].clone(), output.clone()))
 
     for module in block.modules():
         if not any(module.children()):
             yield module.register_forward_hook(after)
 
 
-def _add_block(model: LanguageModel, rules: _Rules, layer: int, block: nn.Module, calls: Sequence[_Call]) -> None:
+def _add_block(model: LanguageModel, rules: _Rules, layer: int, block: nn.Module, calls: Sequence[_Applied]) -> None:
     """Add what one block has: norms right below it, one activation, and what is called with its output."""
     unknown = f"{model.name}: the rules of the R-lens are not known for block {layer}: "
     children = set(block.children())
@@ -138,7 +138,7 @@ def _add_block(model: LanguageModel, rules: _Rules, layer: int, block: nn.Module
     rules.gated.update(gated)
 
 
-def _is_activation(call: _Call) -> bool:
+def _is_activation(call: _Applied) -> bool:
     """Whether a module without weights changes each number by itself, and leaves zero as it is."""
     weights = sum(1 for _ in call.module.parameters())
     if weights or call.given.shape != call.output.shape or torch.equal(call.given, call.output):

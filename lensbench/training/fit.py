@@ -12,6 +12,7 @@ from lensbench.evaluation.plan import make_inspectors
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.target import Target
+from lensbench.inspectors.verbalizers.nla import NLA
 from lensbench.inspectors.verbalizers.oracle import Oracle
 from lensbench.inspectors.verbalizers.selfie_adapter import SelfIEAdapter
 from lensbench.models.architecture import ModulePaths
@@ -19,7 +20,7 @@ from lensbench.models.corpus import Corpus, Spent, lens_cache
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, load_model
 from lensbench.models.tuned_lens_files import check_new
-from lensbench.training import selfie, verbalizers
+from lensbench.training import nla, selfie, verbalizers
 
 LOG = logging.getLogger("lensbench")
 
@@ -33,6 +34,7 @@ NOTHING_TO_FIT = {
 # Verbalizers are trained on facts, not on a corpus alone, and with settings of their own, which are checked first.
 TRAININGS: Mapping[str, Callable[[Mapping[str, Any]], Callable[..., Spent]]] = {
     Oracle.name: lambda given: partial(verbalizers.train, settings=verbalizers.make_settings(given)),
+    NLA.name: lambda given: partial(nla.train, settings=nla.make_settings(given)),
     SelfIEAdapter.name: lambda given: partial(selfie.train, settings=selfie.make_settings(given)),
 }
 
@@ -48,8 +50,8 @@ class Savable(Protocol):
 def fit(config: RunConfig, out: Path) -> Spent:
     """Fit the one inspector of a configuration on the packaged prose, and have it save what it learned.
 
-    Verbalizers (`oracle`, `selfie_adapter`) are trained instead, with the settings of `OracleTraining` and
-    `SelfIETraining` in place of the inspector's parameters.
+    Verbalizers (`oracle`, `selfie_adapter`, `nla`) are trained instead, with the settings of `OracleTraining`,
+    `SelfIETraining` and `NLATraining` in place of the inspector's parameters.
 
     What was fitted before with the same settings is taken from the cache; interrupted learning is resumed.
 

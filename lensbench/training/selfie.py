@@ -77,7 +77,7 @@ def make_settings(given: Mapping[str, Any]) -> SelfIETraining:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledVector:
     """An activation by its place, and what it may be called: a subject's name and its answer, or the word read."""
 
     place: int
@@ -100,10 +100,10 @@ class Labels:
         found = capture(model, readings, range(model.n_layers + 1)).values
         self.tokens = sum(len(reading.ids) for reading in readings)
         words = _words(corpus, model, settings.seed) if settings.prose else []
-        facts = [(item.fold, Labelled(i, (item.mention, item.answer))) for i, item in enumerate(items)]
+        facts = [(item.fold, LabelledVector(i, (item.mention, item.answer))) for i, item in enumerate(items)]
         self.taught = [fact for fold, fact in facts if fold != HELD_OUT]
         self.held_out = [fact for fold, fact in facts if fold == HELD_OUT]
-        self.words = [Labelled(len(items) + i, (word,)) for i, (word, _) in enumerate(words)]
+        self.words = [LabelledVector(len(items) + i, (word,)) for i, (word, _) in enumerate(words)]
         if not self.taught:
             raise UsageError(f"{NAME}: no subject to learn from; name more relations or more subjects")
         known = [fact.place for fact in self.taught]
@@ -127,7 +127,7 @@ class Labels:
         facts = self.held_out if len(self.held_out) <= CHECKED else rng.sample(self.held_out, CHECKED)
         return [self._lesson(fact, rng, soft) for fact in facts]
 
-    def _lesson(self, one: Labelled, rng: random.Random, soft: Callable[[Tensor], Tensor]) -> Lesson:
+    def _lesson(self, one: LabelledVector, rng: random.Random, soft: Callable[[Tensor], Tensor]) -> Lesson:
         vector = self._values[rng.randrange(len(self.layers)), one.place]
         return Lesson(self.prompt, self._said(rng.choice(one.labels)), soft(vector[None]))
 

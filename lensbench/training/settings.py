@@ -27,31 +27,55 @@ HELD_OUT = 0
 DEPTHS = (0.25, 0.5, 0.75)
 
 
-class FactTraining(BaseModel):
+class TrainingSettings(BaseModel):
     """The settings that all trainings of verbalizers have, with their defaults.
 
     Attributes:
-        task: whose facts are learned.
-        relations: of the task.
-        subjects: how many subjects of each relation, at most.
         steps: training steps.
         batch: examples a step.
-        prose: the share of examples that are about prose (no labels).
-        layers: the layers to read; by default those of the published oracles, after the blocks at a quarter, half and
-            three quarters of the depth.
         seed: of what is drawn.
     """
 
     model_config = STRICT
 
+    steps: int = Field(200, ge=1)
+    batch: int = Field(16, ge=1)
+    seed: int = 0
+
+    def digest(self, fingerprint: str) -> str:
+        """Return a digest of the settings and of the model that is trained: of all that the training depends on."""
+        named = json.dumps([fingerprint, self.model_dump()], sort_keys=True)
+        return hashlib.sha256(named.encode()).hexdigest()[:12]
+
+    def record(self, model: str, site: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is written beside what was trained: the model's name, what was read, settings, figures."""
+        versions = {name: version(name) for name in ("lensbench", "torch", "transformers")}
+        return {
+            "base_model": model,
+            "site": site,
+            "settings": self.model_dump(),
+            "figures": dict(figures),
+            "versions": versions,
+        }
+
+
+class FactTraining(TrainingSettings):
+    """The settings of trainings on facts, with their defaults.
+
+    Attributes:
+        task: whose facts are learned.
+        relations: of the task.
+        subjects: how many subjects of each relation, at most.
+        prose: the share of examples that are about prose (no labels).
+        layers: the layers to read; by default those of the published oracles, after the blocks at a quarter, half and
+            three quarters of the depth.
+    """
+
     task: str = "attribute_extraction"
     relations: tuple[str, ...] = RELATIONS
     subjects: int = Field(60, ge=1)
-    steps: int = Field(200, ge=1)
-    batch: int = Field(16, ge=1)
     prose: float = 0.25
     layers: tuple[int, ...] = ()
-    seed: int = 0
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -98,22 +122,6 @@ class FactTraining(BaseModel):
                     f"relation of task {task.name} with subject sources", name, task.relations_at("subject")
                 )
         return task
-
-    def digest(self, fingerprint: str) -> str:
-        """Return a digest of the settings and of the model that is trained: of all that the training depends on."""
-        named = json.dumps([fingerprint, self.model_dump()], sort_keys=True)
-        return hashlib.sha256(named.encode()).hexdigest()[:12]
-
-    def record(self, model: str, site: str, figures: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what is written beside what was trained: the model's name, what was read, settings, figures."""
-        versions = {name: version(name) for name in ("lensbench", "torch", "transformers")}
-        return {
-            "base_model": model,
-            "site": site,
-            "settings": self.model_dump(),
-            "figures": dict(figures),
-            "versions": versions,
-        }
 
     def items(self, task: Task) -> Iterator[Item]:
         """Draw the subjects of each relation, in training phrasings."""

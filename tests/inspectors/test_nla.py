@@ -1,7 +1,9 @@
 """Natural-language autoencoders: explanations, readings and reconstructions by hand; sidecars, and what is refused."""
 
 import copy
+import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lensbench import testing
@@ -20,10 +22,15 @@ from lensbench.baselines.spec import find_baselines
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
+from lensbench.inspectors.evidence import Training
 from lensbench.inspectors.verbalizers import nla
 from lensbench.inspectors.verbalizers.nla import HEAD, NLA, explanation_of, variance
 from lensbench.inspectors.verbalizers.nla_meta import SIDECAR, NLAMeta, read_meta
 from lensbench.models.corpus import Corpus
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.optimization import Descent
+from lensbench.training import nla as training
+from lensbench.training.nla import NLATraining, make_settings, train
 from tests import chats, tiny
 from tests.inspectors.test_verbalizers import NAMES, naive_stream
 
@@ -138,7 +145,7 @@ def test_explanations_answers_and_reconstructions(pair: tuple[Path, Path], bench
     module, tokenizer = bench.context.model.module, bench.context.model.tokens.tokenizer
     firsts = [bench.context.model.tokens.answer_token(answer) for answer in bench.answers]
     for i in (0, 4, 9):
-        ids = tokenizer(f"{said[i]}\n{bench.question.replace('{subject}', 'this')}")["input_ids"]
+        ids = tokenizer(f"Text: {said[i]}\n{bench.question.replace('{subject}', 'this')}")["input_ids"]
         with torch.no_grad():
             expected = module(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[firsts]
         torch.testing.assert_close(scores.log_scores[1, 0, i], expected, **NEAR)
@@ -151,7 +158,7 @@ def test_variance_explained_is_of_the_raw_variance(pair: tuple[Path, Path], benc
     assert variance(unit) == pytest.approx(base, rel=1e-4)
     for name in ("fve", "fve_shuffled", "fve_constant"):
         mean = scores.measures[name.replace("fve", "mse")][1, 0].mean()
-        assert scores.totals[name][1, 0] == pytest.approx(1 - mean / base, rel=1e-3)
+        assert scores.measures[name][1, 0].mean() == pytest.approx(1 - mean / base, rel=1e-3)
     assert "mse" not in CrossFit(lambda: NLA(str(pair[0]), steps=1), bench).scores().measures
 
 
@@ -265,12 +272,115 @@ def test_conformance(pair: tuple[Path, Path], bench: Bench) -> None:
 def test_rivals_have_no_explanation_or_an_untrained_one(pair: tuple[Path, Path], bench: Bench) -> None:
     method = CrossFit(lambda: NLA(str(pair[0]), steps=STEPS), bench)
     (bare,) = question_only(method)
-    assert bare.scores.attempts == (f"this\n{bench.question.replace('{subject}', 'this')}",)
+    assert bare.scores.attempts == (f"Text: this\n{bench.question.replace('{subject}', 'this')}",)
     (plain,) = find_baselines()["untrained"].run(method)
     other = method.inspector.without("training")
     assert other is not None
     other.fit(bench.context.target, bench.context.model, bench.training(other, None, (LAYER,), None))
     assert other.av_ is bench.context.model
     assert float((plain.scores.log_scores - method.scores().log_scores).abs().max()) > 1e-2
+    strange = replace(bench, context=replace(bench.context, verbalizer=tiny.model("llama")))
+    with pytest.raises(NotApplicableError, match="the plain verbalizer cannot be asked so"):
+        find_baselines()["untrained"].run(CrossFit(lambda: NLA(str(pair[0]), steps=STEPS), strange))
     with pytest.raises(NotApplicableError, match="no constant"):
         find_baselines()["learned_constant"].run(method)
+
+
+# Training.
+
+
+@pytest.fixture
+def small() -> NLATraining:
+    return make_settings(
+        {"block": 1, "pairs": 16, "steps": 30, "batch": 4, "rank": 2, "learning_rate": 0.01, "mark": "X"}
+    )
+
+
+def base() -> LanguageModel:
+    return LanguageModel(tiny.module("llama"), chats.model("chatml").tokens, "tiny-llama")
+
+
+def test_the_first_blocks_are_those_of_the_model() -> None:
+    model = base()
+    ids = torch.tensor([[5, 90, 200, 310]])
+    torch.testing.assert_close(training.first_blocks(model, 2).text_residuals(ids), model.text_residuals(ids, (2,)))
+
+
+def test_pairs_are_the_words_around_an_activation() -> None:
+    model = base()
+    corpus = Corpus(model)
+    pairs = training.draw_pairs(model, corpus, 2, 10, 0)
+    assert pairs.values.shape == (10, 32)
+    window = corpus.windows[0]
+    with torch.no_grad():
+        states = model.module(window[None], output_hidden_states=True).hidden_states[2][0]
+    (place,) = [i for i in range(len(window)) if torch.allclose(states[i], pairs.values[0], rtol=1e-3, atol=1e-3)]
+    assert training.FIRST <= place < len(window) - training.MOST
+    before, after = (" ".join(part.split()) for part in pairs.texts[0].split(" / "))
+    decoded = [
+        " ".join(model.tokens.decode(part.tolist()).split()) for part in (window[: place + 1], window[place + 1 :])
+    ]
+    assert decoded[0].endswith(before)
+    assert decoded[1].startswith(after)
+
+
+def test_training_writes_a_pair_that_is_read(
+    small: NLATraining, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = base()
+    before = model.fingerprint
+    caplog.set_level("INFO", logger="lensbench")
+    spent = train(model, Corpus(model), small, tmp_path / "out")
+    del model.fingerprint
+    assert model.fingerprint == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (said,) = [one.message for one in caplog.records if "minutes" in one.message]
+    tokens = int(said.partition(" ")[0].replace(",", ""))
+    assert tokens == pytest.approx(spent.tokens, rel=0.5)
+    figures = json.loads((tmp_path / "out" / "lensbench.json").read_text())["figures"]
+    assert set(figures) == {"held_out_loss", "fve_true_words", "fve_true_words_shuffled", "fve_true_words_constant"}
+    losses = [one.message for one in caplog.records if "at last" in one.message]
+    for half, message in zip(("av", "ar"), losses, strict=True):
+        first, last = re.findall(r"\d+\.\d+", message)
+        assert message.startswith(half)
+        assert float(last) < float(first) - 0.05
+    context = testing.make_bench(model, Corpus(model), testing.Subjects(NAMES, ("tea", "wine")), (2,)).context
+    method = NLA(*(str(tmp_path / "out" / half) for half in ("av", "ar")), steps=2)
+    method.check(context.target, model)
+    method.fit(context.target, model, Training(corpus=context.corpus))
+    assert method.ar_ is not None
+    assert method.meta_.layer == 2
+
+
+def test_training_is_the_same_after_it_was_cut_off(
+    small: NLATraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, model = small.model_copy(update={"steps": 3}), base()
+    train(model, Corpus(model), few, tmp_path / "whole")
+    monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
+    steps, once = [], Descent.step
+
+    def cut(self: Any, number: int, losses: Tensor) -> None:
+        steps.append(number)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        once(self, number, losses)
+
+    monkeypatch.setattr(Descent, "step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, Corpus(model), few, tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+    train(model, Corpus(model), few, tmp_path / "cut")
+    assert steps == [0, 1, 2, 0, 1, 1, 2]
+    for name in ("av/model.safetensors", "ar/model.safetensors", f"ar/{HEAD}"):
+        whole, again = load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name)
+        assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_what_cannot_be_trained_is_refused(small: NLATraining, tmp_path: Path) -> None:
+    model = base()
+    for changes, message in (({"block": 4}, "has blocks 0 to 3"), ({"mark": None}, "give a word of one token")):
+        with pytest.raises(UsageError, match=message):
+            train(model, Corpus(model), small.model_copy(update=changes), tmp_path / "out")
+    with pytest.raises(UsageError, match="unknown setting of nla 'stepps'"):
+        make_settings({"stepps": 3})

@@ -28,7 +28,8 @@ def fit(
     inspector: Annotated[
         str,
         typer.Argument(
-            help="A method that learns from prose, such as tuned_lens; oracle or selfie_adapter.", show_default=False
+            help="A method that learns from prose, such as tuned_lens; oracle, selfie_adapter or nla.",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option(help="A new folder for what was learned.", show_default=False)],
@@ -47,7 +48,7 @@ def fit(
 
     Lenses are written as checkpoints of the tuned-lens package; `--set tuned_lens.checkpoint=FOLDER` reads them back.
     A Jacobian lens is written as FOLDER/jacobian_lens.pt, which `--set jacobian_lens.path=FILE` reads.
-    Verbalizers (oracle, selfie_adapter) are trained on facts; `--set selfie_adapter.adapter=FOLDER` reads them back.
+    Verbalizers (oracle, selfie_adapter, nla) are trained; `--set oracle.adapter=FOLDER` reads one back.
 
     Example: `lensbench fit tuned_lens --model gpt2 --out gpt2-lens --set steps=100`
     """

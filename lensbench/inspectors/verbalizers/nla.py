@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from lensbench.errors import UsageError
+from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.base import Inspector, OwnPrompt, Part, by_layer
 from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.scores import Scores
@@ -25,6 +25,7 @@ from lensbench.inspectors.verbalizers.recipe import PHRASE, require_trained
 from lensbench.models.activations import Reading, capture
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, load_model
+from lensbench.models.patching.passes import Prompt
 from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.prompting import score_answers
 from lensbench.tasks.facts import SLOT
@@ -81,9 +82,9 @@ class NLA(Inspector):
     activation, reads it before the relation's question and answers: what is scored is what the text says. A
     reconstructor (AR) rebuilds the activation from the explanation, w. Of each item: `mse` = 2 (1 - cos(v, w)), the
     squared error of both at length √d_model, and the same for another item's explanation (`mse_shuffled`) and for
-    an empty one (`mse_constant`); of all items: the fraction of variance explained, `fve` = 1 - mean mse / base, with
-    `fve_shuffled` and `fve_constant`. The base is the raw variance of the activations of these items at length
-    √d_model, not the larger error of their normalised mean.
+    an empty one (`mse_constant`), and of each `fve` = 1 - mse / base, whose mean over the items is the fraction of
+    variance explained. The base is the raw variance of the activations of these items at length √d_model, not the
+    larger error of their normalised mean.
 
     Reconstruction is no proof that a claim is true: two models may agree on a code.
 
@@ -100,6 +101,7 @@ class NLA(Inspector):
     learns_from: ClassVar[Learns] = "nothing"
     cost: ClassVar[str] = "a text of up to 100 tokens an item and layer, in a model of its own; trained before"
     generates: ClassVar[bool] = True
+    trained: ClassVar[bool] = True
     _without: Part | None = None
 
     def __init__(
@@ -107,7 +109,7 @@ class NLA(Inspector):
         av: str | None = None,
         ar: str | None = None,
         steps: int = 100,
-        prompt: str = "{explanation}\n{question}",
+        prompt: str = "Text: {explanation}\n{question}",
         any_layer: bool = False,
     ) -> None:
         self.av = av
@@ -175,6 +177,7 @@ class NLA(Inspector):
 
         Raises:
             UsageError: the slot has other tokens than in training, or the reconstructor's texts other ends.
+            NotApplicableError: the plain verbalizer is asked for, and is of another kind.
         """
         how = Loading(str(verbalizer.device), str(verbalizer.dtype).removeprefix("torch."))
 
@@ -186,13 +189,24 @@ class NLA(Inspector):
         own, *rebuilding = self._metas()
         self.verbalizer_, self.meta_ = verbalizer, own
         self.av_ = verbalizer if self._without else load(self._folders[0])
-        self.prompt_ = own.prompt(self.av_)
+        self.prompt_ = self._prompt(own)
         self.ar_: Reconstructor | None = None
         for meta in rebuilding:
             with reading(self._folders[1] / HEAD, "get the reconstructor again", UsageError):
                 head = next(iter(load_file(self._folders[1] / HEAD).values()))
             self.ar_ = Reconstructor(load(self._folders[1]), head, meta)
         return self
+
+    def _prompt(self, meta: NLAMeta) -> Prompt:
+        if not self._without:
+            return meta.prompt(self.av_)
+        try:
+            prompt = meta.prompt(self.av_)
+        except UsageError as error:
+            raise NotApplicableError(f"the plain verbalizer cannot be asked so: {error}") from None
+        if self.av_.d_model != meta.d_model:
+            raise NotApplicableError(f"the plain verbalizer has width {self.av_.d_model}, activations {meta.d_model}")
+        return prompt
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Explain every layer's activation of every item, ask the reader, and rebuild the activations.
@@ -220,13 +234,13 @@ class NLA(Inspector):
         errors = [reconstruction_errors(self.ar_, own, texts) for own, texts in zip(values, grid, strict=True)]
         bases = np.array([variance(own) for own in values])
         measures = {name: np.stack([one[name] for one in errors])[:, None] for name in errors[0]}
-        explained = {name.replace("mse", "fve"): 1 - one.mean(2) / bases[:, None] for name, one in measures.items()}
-        return replace(scores, measures=measures, totals=explained)
+        # Of each item; the mean over the items is what is meant.
+        explained = {name.replace("mse", "fve"): 1 - one / bases[:, None, None] for name, one in measures.items()}
+        return replace(scores, measures=measures | explained)
 
     def explain(self, values: Float[Tensor, "row d_model"]) -> tuple[str, ...]:
         """Return what the verbalizer says of each activation, greedily, between its tags."""
-        assert self.meta_.scale is not None
-        scaled = normalize(values.float(), dim=1) * self.meta_.scale
+        scaled = normalize(values.float(), dim=1) * self.meta_.length
         at = torch.zeros(len(scaled), dtype=torch.long)
         said = patcher_of(self.av_).generate(self.prompt_, scaled, at, self.steps)
         return tuple(map(explanation_of, said))

@@ -48,6 +48,17 @@ class NLAMeta:
     suffix: tuple[int, ...] = ()
 
     @property
+    @property
+    def length(self) -> float:
+        """The length of a vector that the verbalizer's embedding is replaced with.
+
+        Raises:
+            UsageError: the sidecar is a reconstructor's, and has none.
+        """
+        if self.scale is None:
+            raise UsageError("nla.av: its sidecar has no injection_scale; give the folder of a verbalizer")
+        return self.scale
+
     def layer(self) -> int:
         """The layer that is read."""
         return self.block + 1

@@ -48,7 +48,6 @@ class NLAMeta:
     suffix: tuple[int, ...] = ()
 
     @property
-    @property
     def length(self) -> float:
         """The length of a vector that the verbalizer's embedding is replaced with.
 
@@ -59,6 +58,7 @@ class NLAMeta:
             raise UsageError("nla.av: its sidecar has no injection_scale; give the folder of a verbalizer")
         return self.scale
 
+    @property
     def layer(self) -> int:
         """The layer that is read."""
         return self.block + 1

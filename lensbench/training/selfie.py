@@ -40,7 +40,7 @@ class SelfIETraining(FactTraining):
     """The settings of a SelfIE adapter's training, with their defaults; `prose` asks for the word that is read.
 
     Attributes:
-        kind: `scalar_affine` (scale and constant), `scale_only`, `scalar_affine_plus_low_rank`, `low_rank_only` or
+        kind: `scalar_affine_plus_low_rank`, `scalar_affine` (scale and constant), `scale_only`, `low_rank_only` or
             `full_rank`.
         rank: of the kinds that have one.
         scale: to begin with; of the residual stream at layer 0, which some models have multiplied embeddings for.
@@ -50,7 +50,7 @@ class SelfIETraining(FactTraining):
     """
 
     steps: int = Field(150, ge=1)
-    kind: str = "scalar_affine"
+    kind: str = "scalar_affine_plus_low_rank"
     rank: int = Field(64, ge=1)
     scale: float = Field(SCALE, gt=0, allow_inf_nan=False)
     learning_rate: float = Field(1e-2, gt=0, allow_inf_nan=False)

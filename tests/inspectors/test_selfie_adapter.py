@@ -323,7 +323,10 @@ def base() -> LanguageModel:
     return LanguageModel(tiny.module("llama"), chats.model("chatml").tokens, "tiny-llama")
 
 
-SMALL = {"relations": ["country_continent", "verb_past"], "subjects": 8, "batch": 4, "layers": "2,3"}
+SMALL = {
+    "relations": ["country_continent", "verb_past"], "subjects": 8, "batch": 4, "layers": "2,3",
+    "kind": "scalar_affine",
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -56,16 +56,18 @@ def find_inspectors() -> dict[str, InspectorListing]:
         LensbenchError: two inspectors of one name, or a plug-in whose file cannot be found or does not hold its class.
     """
     ours: dict[str, InspectorListing] = {}
+    # No two classes of ours have one name.
+    known = {node.name: node for path in OURS.rglob("*.py") for node in _classes(path)}
     for path in sorted(OURS.rglob("*.py")):
         module = ".".join(("lensbench", "inspectors", *path.relative_to(OURS).with_suffix("").parts))
         for node in _classes(path):
-            if listing := _listing(node, module):
+            if listing := _listing(node, module, known):
                 _add(ours, listing)
     found = dict(sorted(ours.items()))
     from importlib.metadata import entry_points  # takes longer to import than this module
 
     for entry in entry_points(group=GROUP):
-        _add(found, _plugged(entry))
+        _add(found, _plugged(entry, known))
     return found
 
 
@@ -78,7 +80,7 @@ def _add(found: dict[str, InspectorListing], listing: InspectorListing) -> None:
     found[listing.name] = listing
 
 
-def _plugged(entry: "EntryPoint") -> InspectorListing:
+def _plugged(entry: "EntryPoint", known: Mapping[str, ast.ClassDef]) -> InspectorListing:
     module, _, attribute = entry.value.partition(":")
     try:
         spec = find_spec(module)
@@ -89,7 +91,7 @@ def _plugged(entry: "EntryPoint") -> InspectorListing:
             f"plug-in {entry.name} names module {module!r}, which does not exist; reinstall or uninstall the package"
         )
     for node in _classes(Path(spec.origin)):
-        if node.name == attribute and (listing := _listing(node, module)):
+        if node.name == attribute and (listing := _listing(node, module, known)):
             return listing
     raise LensbenchError(
         f"plug-in {entry.name}: {spec.origin} defines no inspector {attribute!r} with a `name`; reinstall or "
@@ -112,17 +114,13 @@ def _parsed(path: Path, _changed: int, _size: int) -> Iterable[ast.ClassDef]:
     return [node for node in tree.body if isinstance(node, ast.ClassDef)]
 
 
-def _listing(node: ast.ClassDef, module: str) -> InspectorListing | None:
-    """Read a class's declarations; None for a class without a name of its own."""
-    declared = {
-        target.id: value
-        for statement in node.body
-        for target, value in _assigned(statement)
-        if isinstance(target, ast.Name)
-    }
-    name = _literal(declared.get("name"))
+def _listing(node: ast.ClassDef, module: str, known: Mapping[str, ast.ClassDef]) -> InspectorListing | None:
+    """Read a class's declarations and those that it inherits; None for a class without a name of its own."""
+    name = _literal(_declared(node).get("name"))
     if not isinstance(name, str):
         return None
+    lineage = list(_lineage(node, known))
+    declared = {key: value for one in reversed(lineage) for key, value in _declared(one).items()}
     return InspectorListing(
         name=name,
         location=f"{module}:{node.name}",
@@ -131,8 +129,25 @@ def _listing(node: ast.ClassDef, module: str) -> InspectorListing | None:
         learns_from=str(_literal(declared.get("learns_from")) or "nothing"),
         tries=str(_literal(declared.get("tries")) or "one"),
         cost=str(_literal(declared.get("cost")) or "-"),
-        parameters=_parameters(node),
+        parameters=next((found for one in lineage if (found := _parameters(one))), {}),
     )
+
+
+def _lineage(node: ast.ClassDef, known: Mapping[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
+    """Yield a class and the known ones that it is derived from, the nearest first."""
+    yield node
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in known and base.id != node.name:
+            yield from _lineage(known[base.id], known)
+
+
+def _declared(node: ast.ClassDef) -> dict[str, ast.expr | None]:
+    return {
+        target.id: value
+        for statement in node.body
+        for target, value in _assigned(statement)
+        if isinstance(target, ast.Name)
+    }
 
 
 def _assigned(statement: ast.stmt) -> list[tuple[ast.expr, ast.expr | None]]:

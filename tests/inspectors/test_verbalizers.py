@@ -18,6 +18,7 @@ from lensbench.baselines.verbalizers import full_context, self_report
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
+from lensbench.inspectors.catalog import find_inspectors
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.verbalizers.activation_oracle import ActivationOracle
 from lensbench.inspectors.verbalizers.latentqa import LatentQA
@@ -259,6 +260,15 @@ def test_layers_that_it_was_not_trained_on_are_refused(folder: Path) -> None:
         CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK, layers=(2, 4)), bench).scores()
     asked = CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK, layers=(2,), any_layer=True), bench)
     assert asked.scores().log_scores.shape == (2, 1, 15, 3)
+
+
+def test_the_catalogue_knows_what_a_method_inherits() -> None:
+    known = find_inspectors()
+    for name in ("activation_oracle", "latentqa"):
+        for what in ("reads", "cost", "tries", "parameters"):
+            assert getattr(known[name], what) == getattr(known["oracle"], what)
+        assert known[name].summary != known["oracle"].summary
+    assert known["tuned_lens"].reads == ("activation",)
 
 
 def test_ao_config_makes_the_round_trip(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lensbench.baselines.spec import ROLES, Baseline, choose_baselines
-from lensbench.errors import LensbenchError, UsageError
+from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.evaluation.given import (
     GivenBaseline,
     GivenInspector,
@@ -30,7 +30,7 @@ from lensbench.models.sources import (
     read_table,
     with_edit,
 )
-from lensbench.tasks import Task, load_tasks
+from lensbench.tasks import SITES, Task, load_tasks
 from lensbench.tasks.extents import split_site
 from lensbench.utils.cache import parse_size
 from lensbench.utils.foreign import read_text, reading
@@ -177,7 +177,9 @@ class RunConfig(BaseModel):
     @classmethod
     def _extents(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for site in value or ():
-            split_site(site)
+            place, _ = split_site(site)
+            if place not in ("", *SITES):
+                raise unknown_name("sites", place, SITES)
         return value
 
     @model_validator(mode="after")

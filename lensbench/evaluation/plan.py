@@ -38,7 +38,7 @@ ENGINE = (
     "harness", "models", "tasks", "baselines/common.py", "baselines/readers.py", "evaluation/blind.py",
     "evaluation/items.py", "evaluation/models.py", "evaluation/runner.py", "evaluation/tables.py",
     "inspectors/access.py", "inspectors/evidence.py", "inspectors/probes/probing.py", "inspectors/scores.py",
-    "inspectors/target.py", "results/records.py", "results/crossed_files.py",
+    "inspectors/target.py", "results/confidence.py", "results/records.py", "results/crossed_files.py",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ BASELINES_IN_WORDS: Mapping[str, str] = {
     "unplanted": "the same method on the model without the fact",
     "twin": "the same method on a model that was told other facts",
     "reference_reader": "a reader that lacks the fact",
+    "learned_constant": "what the training has it say of anything",
     "full_context": "a reader of the whole source",
     "self_report": "the target's own answer to the question",
 }

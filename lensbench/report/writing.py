@@ -139,7 +139,10 @@ def plot_run(summary: pd.DataFrame, out: Path, metric: str = "accuracy_corrected
         for site in sorted(rows["site"].unique()):
             if _has_values(rows[(rows["relation"] == ALL) & (rows["site"] == site)], metric):
                 figure = plot_layers(rows, task=task, relation=ALL, site=site, metric=metric)
-                written += save_figure(figure, [out / f"{prefix}-{site}-{kind}{suffix}" for suffix in (".png", ".svg")])
+                place = _plain([str(site)])[0]
+                written += save_figure(
+                    figure, [out / f"{prefix}-{place}-{kind}{suffix}" for suffix in (".png", ".svg")]
+                )
     if not written:
         raise LensbenchError(f"nothing to plot: the summary has no values of {metric}; was a baseline of it run?")
     return written

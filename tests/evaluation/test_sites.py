@@ -107,6 +107,9 @@ def test_a_run_at_such_a_site_is_told_and_drawn(tmp_path: Path) -> None:
         tiny.model("llama"), tasks=letters, inspectors="logit_lens", out=tmp_path / "run", **settings
     )
     assert set(run.records["site"]) == {"subject/segment:3"}
+    plots = {path.name for path in (tmp_path / "run" / "plots").rglob("*.png")}
+    assert {path.parent.name for path in (tmp_path / "run" / "plots").rglob("*.png")} == {"plots"}
+    assert any("subject_segment_3" in name for name in plots)
     page = read_page_run(tmp_path / "run")
     assert not page.problems
     assert len(page.texts) > 0

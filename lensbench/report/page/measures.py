@@ -20,6 +20,10 @@ EXPLAINED: Mapping[str, str] = {
     "accuracy_known": "corrected accuracy on facts that the model knows when asked",
     "accuracy_unknown": "corrected accuracy on the others",
     "detectable_gap": "the smallest true gap that a study of this size finds in 80 % of its repetitions",
+    "claim_precision": "of all values that generated texts name, the share that are the item's own",
+    "confidence": "the share of the method's samples that give its most frequent answer",
+    "calibration_error": "how far confidence lies from accuracy, over ten bins of it",
+    "confidence_auroc": "the chance that a right answer is given with more confidence than a wrong one",
     "oracle_expected": "what the best of all attempts would get with answers that have nothing to do with the truth",
 }
 """Measures in words."""

@@ -22,12 +22,20 @@ from lensbench.inspectors.catalog import find_inspectors
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.verbalizers.activation_oracle import ActivationOracle
 from lensbench.inspectors.verbalizers.latentqa import LatentQA
-from lensbench.inspectors.verbalizers.recipe import AO_CONFIG, CONVENTIONS, read_ao_config, write_ao_config
+from lensbench.inspectors.verbalizers.recipe import (
+    AO_CONFIG,
+    CONVENTIONS,
+    about_this,
+    as_question,
+    read_ao_config,
+    write_ao_config,
+)
 from lensbench.models import adapters
 from lensbench.models.chat import Conversation
 from lensbench.models.corpus import Corpus
 from lensbench.models.loading import load_model
 from lensbench.models.patching import PatchedPass, Patcher, patcher_of
+from lensbench.tasks import load_task
 from tests import chats, tiny
 from tests.inspectors.test_oracle import write_adapter
 
@@ -260,6 +268,15 @@ def test_layers_that_it_was_not_trained_on_are_refused(folder: Path) -> None:
         CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK, layers=(2, 4)), bench).scores()
     asked = CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK, layers=(2,), any_layer=True), bench)
     assert asked.scores().log_scores.shape == (2, 1, 15, 3)
+
+
+def test_every_relation_is_asked_as_a_question() -> None:
+    task = load_task("attribute_extraction")
+    for relation in task.relations.values():
+        asked = about_this(as_question((*relation.inspection, *relation.questions)))
+        assert asked.endswith("?"), relation.name
+        assert "the this" not in asked
+        assert "{" not in asked
 
 
 def test_the_catalogue_knows_what_a_method_inherits() -> None:

@@ -18,7 +18,12 @@ from lensbench.utils.foreign import FOREIGN, read_text
 # What stands for the subject in a question, where the activation stands before the question.
 PHRASE = "this"
 NOTES, AO_CONFIG = "lensbench.json", "ao_config.json"
-_QUESTION = re.compile(r"Question: (.*\?) Answer:")
+_QUESTION = re.compile(r"Question: (.*\?) Answer:.*")
+
+
+def about_this(question: str) -> str:
+    """Return a question about whatever the activation is of, which stands before it."""
+    return question.replace(f"the {SLOT}", PHRASE).replace(SLOT, PHRASE)
 
 
 def as_question(forms: Sequence[str]) -> str:
@@ -90,7 +95,7 @@ class Recipe:
 
         def fill(text: str) -> str:
             text = text.replace(SLOT, SLOT * slots).replace("{layer}", str(layer - 1))
-            return text.replace("{question}", question.replace(SLOT, PHRASE) if own else question)
+            return text.replace("{question}", about_this(question) if own else question)
 
         if isinstance(self.prompt, str):
             return fill(self.prompt)

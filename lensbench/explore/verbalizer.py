@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensbench.errors import LensbenchError, UsageError
+from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.explore.doctor import Check
 from lensbench.inspectors.target import Target
 from lensbench.inspectors.verbalizers.oracle import Oracle
-from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Recipe, read_ao_config, read_notes
+from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Recipe, published_layers, read_notes
 from lensbench.models.activations import Residuals, capture, find_site
 from lensbench.models.hub import is_pinned
 from lensbench.models.language_model import LanguageModel, relative_deviation
@@ -59,9 +59,12 @@ def examine_verbalizer(model: LanguageModel, given: str, settings: Mapping[str, 
     Raises:
         UsageError: neither a convention nor an adapter, or one that does not fit the model.
     """
+    known = Oracle().parameters().keys() - {"adapter"}
+    for name in settings:
+        if name not in known:
+            raise unknown_name("setting of a verbalizer", name, known)
     if given in CONVENTIONS:
-        recipe = replace(CONVENTIONS[given], **settings)
-        return Diagnosis(*_asked(model, recipe), [])
+        return Diagnosis(*_asked(model, Oracle(**{**settings, "convention": given}).recipe()), [])
     if not is_pinned(given) and not Path(given).expanduser().is_dir():
         raise UsageError(f"--verbalizer {given}: neither one of {', '.join(CONVENTIONS)} nor the folder of an adapter")
     method = Oracle(given, **settings)
@@ -72,9 +75,8 @@ def examine_verbalizer(model: LanguageModel, given: str, settings: Mapping[str, 
     off = relative_deviation(_logits(model), before)
     checks.append(Check("adapter off = base", f"{off:.1e}", "0", off == 0))
     probes = Probes(model, method.recipe())
-    recorded = _recorded(method, probes)
-    checks += [*recorded, *_unpatched(reader, method.recipe())]
-    found, notes = _behaviour(reader, method.recipe(), probes, known=len(recorded) > 0 and recorded[0].tolerance != "-")
+    checks += [*_recorded(method, probes), *_unpatched(reader, method.recipe())]
+    found, notes = _behaviour(reader, method.recipe(), probes, known=method.recorded() is not None)
     return Diagnosis(prompt, checks + found, notes)
 
 
@@ -112,8 +114,7 @@ def _asked(model: LanguageModel, recipe: Recipe) -> tuple[str, list[Check]]:
 
 def _recorded(method: Oracle, probes: "Probes") -> list[Check]:
     """Compare what is asked with what the adapter's own files say of its training."""
-    notes = read_notes(method.folder)
-    recorded, used = notes.recipe if notes else read_ao_config(method.folder), method.recipe()
+    notes, recorded, used = read_notes(method.folder), method.recorded(), method.recipe()
     if recorded is None:
         return [Check("as recorded beside the adapter", "nothing is recorded", "-", passed=True)]
     parts = ("prompt", "layer", "write", "placeholder", "run")
@@ -158,7 +159,7 @@ class Probes:
 
     def __init__(self, model: LanguageModel, recipe: Recipe) -> None:
         every = model.n_layers
-        self.layers = recipe.layers or tuple(sorted({int(every * share) + 1 for share in (0.25, 0.5, 0.75)}))
+        self.layers = recipe.layers or published_layers(every)
         task = load_task(TASK)
         self.groups: list[tuple[Relation, list[Item], Residuals]] = []
         for name in RELATIONS:

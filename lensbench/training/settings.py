@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lensbench.errors import UsageError, unknown_name
+from lensbench.inspectors.verbalizers.recipe import published_layers
 from lensbench.tasks import Item, Task, load_task
+from lensbench.utils.layer_spec import layer_numbers
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -23,8 +25,6 @@ RELATIONS = (
 )  # fmt: skip
 # Subjects of this fold are never trained on: figures beside an adapter are of them.
 HELD_OUT = 0
-# Published oracles read the outputs of the blocks at these shares of the depth.
-DEPTHS = (0.25, 0.5, 0.75)
 
 
 class TrainingSettings(BaseModel):
@@ -79,10 +79,9 @@ class FactTraining(TrainingSettings):
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _numbers(cls, value: object) -> object:
-        """Numbers may be given with commas between."""
-        numbers = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
-        return tuple(int(str(one)) for one in numbers) if isinstance(numbers, Iterable) else value
+    def _numbers(cls, value: object) -> tuple[int, ...]:
+        """Numbers may be given with commas between; none stand for the published ones."""
+        return layer_numbers(value) if value != () else ()
 
     @field_validator("relations", mode="before")
     @classmethod
@@ -104,7 +103,7 @@ class FactTraining(TrainingSettings):
         Raises:
             UsageError: one that the model `name` does not have.
         """
-        layers = self.layers or tuple(sorted({int(depth * share) + 1 for share in DEPTHS}))
+        layers = self.layers or published_layers(depth)
         if not set(layers) <= set(range(1, depth + 1)):
             raise UsageError(f"{what}: layers {layers}; {name} has layers 1 to {depth} to read")
         return layers

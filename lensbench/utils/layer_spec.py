@@ -44,6 +44,19 @@ def parse_layers(given: str, deepest: int | None, option: str = "--layers") -> t
     return tuple(sorted(layers))
 
 
+def layer_numbers(given: object) -> tuple[int, ...]:
+    """Return the layers of a number, of numbers with commas between, or of a list of them.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    parts = given.split(",") if isinstance(given, str) else given if isinstance(given, list | tuple) else [given]
+    texts = [str(part).strip() for part in parts]
+    if not texts or not all(re.fullmatch(r"\d+", text, re.ASCII) for text in texts):
+        raise ValueError("expected numbers of layers, such as 8,16,23")
+    return tuple(map(int, texts))
+
+
 def _number(text: str, deepest: int) -> int:
     number = -1 if text == "last" else int(text)
     return number if number >= 0 else deepest + 1 + number

@@ -119,6 +119,22 @@ def test_reading_is_told_from_guessing(
     assert all(part in notes[0] for part in says)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"foo": 1}, "unknown setting of a verbalizer 'foo'"),
+        ({"write": "sideways"}, "unknown oracle.write 'sideways'"),
+        ({"layers": "abc"}, "oracle.layers = 'abc': expected numbers of layers, such as 8,16,23"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(settings: dict[str, Any], told: str, folder: Path) -> None:
+    for given in ("activation_oracle", str(folder)):
+        with pytest.raises(UsageError) as error:
+            examine_verbalizer(chats.model("llama3"), given, settings)
+        assert told in str(error.value)
+        assert "\n" not in str(error.value)
+
+
 def test_neither_recipe_nor_adapter_is_one_line(tmp_path: Path) -> None:
     told = refused(lensbench("doctor", "smollm2-135m", "--set", "layer=2", cwd=tmp_path), 2)
     assert "--set is about a verbalizer; give --verbalizer FOLDER" in told

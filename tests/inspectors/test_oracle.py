@@ -245,6 +245,7 @@ SETTINGS = {
     "layer": (5, "tiny-llama has layers 0 to 4"),
     "placeholders": (0, "expected 1 or more"),
     "prompt": ("Layer {layer}", "expected a text with the slot {question}"),
+    "layers": (9, "oracle.layers = (9,); tiny-llama has layers 0 to 4"),
 }
 
 

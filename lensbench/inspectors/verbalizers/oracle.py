@@ -31,6 +31,7 @@ from lensbench.models.prompting import first_line
 from lensbench.models.sources import ADAPTER
 from lensbench.results.records import CONFIDENCE
 from lensbench.tasks.free_text import first_answer
+from lensbench.utils.layer_spec import layer_numbers
 
 # Answers are short: a word or two.
 SAMPLED_TOKENS = 8
@@ -83,7 +84,7 @@ class Oracle(Inspector):
         write: str | None = None,
         placeholder: str | None = None,
         placeholders: int | None = None,
-        layers: tuple[int, ...] | None = None,
+        layers: tuple[int, ...] | str | int | None = None,
         any_layer: bool = False,
         samples: int = 0,
     ) -> None:
@@ -94,7 +95,7 @@ class Oracle(Inspector):
         self.write = write
         self.placeholder = placeholder
         self.placeholders = placeholders
-        self.layers = None if layers is None else tuple(layers)
+        self.layers = layers if layers is None or isinstance(layers, str | int) else tuple(layers)
         self.any_layer = any_layer
         self.samples = samples
 
@@ -115,14 +116,25 @@ class Oracle(Inspector):
     def _fetched(self, *, offline: bool = False) -> Path:
         return hub_folder(str(self.adapter), ((ADAPTER, WEIGHTS),), (NOTES, AO_CONFIG), offline=offline)
 
+    def recorded(self) -> Recipe | None:
+        """Return how the adapter's own files say that it was trained to be asked; None where they do not, or for none.
+
+        Raises:
+            UsageError: a file that says something else.
+        """
+        if self.adapter is None:
+            return None
+        notes = read_notes(self.folder)
+        return notes.recipe if notes else read_ao_config(self.folder)
+
     def recipe(self) -> Recipe:
         """Return how the adapter is asked: what was given, else what it was trained with, else the convention.
 
         Raises:
-            UsageError: an unknown convention or way to write, or a convention for an adapter that says its own.
+            UsageError: an unknown convention or way to write, layers that are no numbers, or a convention for an
+                adapter that says its own.
         """
-        notes = read_notes(self.folder)
-        written = notes.recipe if notes else read_ao_config(self.folder)
+        written = self.recorded()
         if self.convention is not None and self.convention not in CONVENTIONS:
             raise unknown_name(f"{self.name}.convention", self.convention, CONVENTIONS)
         if self.convention is not None and written is not None:
@@ -131,6 +143,11 @@ class Oracle(Inspector):
             raise unknown_name(f"{self.name}.write", self.write, WRITES)
         recipe = written or CONVENTIONS[self.convention or self.default_convention]
         given = {one.name: getattr(self, one.name, None) for one in fields(Recipe)}
+        if self.layers is not None:
+            try:
+                given["layers"] = layer_numbers(self.layers)
+            except ValueError as error:
+                raise UsageError(f"{self.name}.layers = {self.layers!r}: {error}") from None
         return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
     def check(self, target: Target, verbalizer: LanguageModel) -> None:
@@ -147,6 +164,8 @@ class Oracle(Inspector):
             raise UsageError(
                 f"{self.name}.layer = {recipe.layer}; {verbalizer.name} has layers 0 to {verbalizer.n_layers}"
             )
+        if not set(recipe.layers) <= set(range(target.n_layers + 1)):
+            raise UsageError(f"{self.name}.layers = {recipe.layers}; {target.name} has layers 0 to {target.n_layers}")
         if not isinstance(self.samples, int) or self.samples < 0:
             raise UsageError(f"{self.name}.samples = {self.samples!r}: expected 0 or more")
         if not isinstance(recipe.placeholders, int) or recipe.placeholders < 1:

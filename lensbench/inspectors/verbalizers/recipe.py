@@ -21,6 +21,11 @@ NOTES, AO_CONFIG = "lensbench.json", "ao_config.json"
 _QUESTION = re.compile(r"Question: (.*\?) Answer:.*")
 
 
+def published_layers(depth: int) -> tuple[int, ...]:
+    """Return the layers that the published oracles read of a model so deep: after the blocks at three shares of it."""
+    return tuple(sorted({int(depth * share) + 1 for share in (0.25, 0.5, 0.75)}))
+
+
 def about_this(question: str) -> str:
     """Return a question about whatever the activation is of, which stands before it."""
     return question.replace(f"the {SLOT}", PHRASE).replace(SLOT, PHRASE)

@@ -59,15 +59,9 @@ def examine_verbalizer(model: LanguageModel, given: str, settings: Mapping[str, 
     Raises:
         UsageError: neither a convention nor an adapter, or one that does not fit the model.
     """
-    known = Oracle().parameters().keys() - {"adapter"}
-    for name in settings:
-        if name not in known:
-            raise unknown_name("setting of a verbalizer", name, known)
-    if given in CONVENTIONS:
-        return Diagnosis(*_asked(model, Oracle(**{**settings, "convention": given}).recipe()), [])
-    if not is_pinned(given) and not Path(given).expanduser().is_dir():
-        raise UsageError(f"--verbalizer {given}: neither one of {', '.join(CONVENTIONS)} nor the folder of an adapter")
-    method = Oracle(given, **settings)
+    method = find_verbalizer(given, settings)
+    if method.adapter is None:
+        return Diagnosis(*_asked(model, method.recipe()), [])
     before = _logits(model)
     method.check(Target(model), model)
     prompt, checks = _asked(model, method.recipe())
@@ -78,6 +72,31 @@ def examine_verbalizer(model: LanguageModel, given: str, settings: Mapping[str, 
     checks += [*_recorded(method, probes), *_unpatched(reader, method.recipe())]
     found, notes = _behaviour(reader, method.recipe(), probes, known=method.recorded() is not None)
     return Diagnosis(prompt, checks + found, notes)
+
+
+def find_verbalizer(given: str, settings: Mapping[str, Any]) -> Oracle:
+    """Return the method that asks a verbalizer; nothing is loaded for it.
+
+    Args:
+        given: a convention's name, or an adapter: its folder or pinned Hub id.
+        settings: of `Oracle`, in place of those of adapter or convention.
+
+    Raises:
+        UsageError: neither a convention nor an adapter, an unknown setting, or one that cannot be.
+    """
+    known = Oracle().parameters().keys() - {"adapter"}
+    for name in settings:
+        if name not in known:
+            raise unknown_name("setting of a verbalizer", name, known)
+    if given in CONVENTIONS:
+        method = Oracle(**{**settings, "convention": given})
+    elif is_pinned(given) or Path(given).expanduser().is_dir():
+        method = Oracle(given, **settings)
+    else:
+        raise UsageError(f"--verbalizer {given}: neither one of {', '.join(CONVENTIONS)} nor the folder of an adapter")
+    if method.adapter is None or not is_pinned(method.adapter):  # the Hub's is fetched with the model's options
+        method.recipe()
+    return method
 
 
 def _logits(model: LanguageModel) -> Tensor:

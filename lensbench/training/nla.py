@@ -246,5 +246,5 @@ def train(model: LanguageModel, corpus: Corpus, settings: NLATraining, out: Path
                 trained.save_merged(folder / meta.half)
                 meta.write(folder / meta.half)
             save_file({"weight": halves.head.detach().cpu().contiguous()}, folder / "ar" / HEAD)
-            write_table(folder / NOTES, settings.record(model.name, f"prose, layer {block + 1}", figures))
+            write_table(folder / NOTES, settings.record(model.name, f"prose, layer {block + 1}", figures, "peft"))
     return Spent(time.perf_counter() - start, pairs.tokens + halves.tokens)

@@ -47,9 +47,16 @@ class TrainingSettings(BaseModel):
         named = json.dumps([fingerprint, self.model_dump()], sort_keys=True)
         return hashlib.sha256(named.encode()).hexdigest()[:12]
 
-    def record(self, model: str, site: str, figures: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what is written beside what was trained: the model's name, what was read, settings, figures."""
-        versions = {name: version(name) for name in ("lensbench", "torch", "transformers")}
+    def record(self, model: str, site: str, figures: Mapping[str, Any], *packages: str) -> dict[str, Any]:
+        """Return what is written beside what was trained: the model's name, what was read, settings, figures, versions.
+
+        Args:
+            model: its name.
+            site: what was read.
+            figures: of the training.
+            packages: whose versions matter besides ours, torch's and that of transformers.
+        """
+        versions = {name: version(name) for name in sorted({"lensbench", "torch", "transformers", *packages})}
         return {
             "base_model": model,
             "site": site,

@@ -241,6 +241,7 @@ def _checked(
 
 
 def _notes(model: LanguageModel, settings: OracleTraining, lessons: Lessons, figures: Mapping[str, Any]) -> Notes:
-    more = settings.record(model.name, f"subject, up to {MOST_VECTORS} tokens", figures) | {"norms": lessons.norms()}
+    read = f"subject, up to {MOST_VECTORS} tokens"
+    more = settings.record(model.name, read, figures, "peft") | {"norms": lessons.norms()}
     answers = tuple(sorted({fact.answer for fact in (*lessons.taught, *lessons.held_out)}))
     return Notes(lessons.recipe, model.fingerprint, str(model.dtype), answers, more)

@@ -28,10 +28,10 @@ from lensbench.inspectors.verbalizers.nla import HEAD, NLA, explanation_of, vari
 from lensbench.inspectors.verbalizers.nla_meta import SIDECAR, NLAMeta, read_meta
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.optimization import Descent
 from lensbench.training import nla as training
 from lensbench.training.nla import NLATraining, make_settings, train
 from tests import chats, tiny
+from tests.cuts import cut_and_begun_again
 from tests.inspectors.test_verbalizers import NAMES, naive_stream
 
 NEAR = {"rtol": 1e-4, "atol": 5e-4}
@@ -357,21 +357,8 @@ def test_training_is_the_same_after_it_was_cut_off(
 ) -> None:
     few, model = small.model_copy(update={"steps": 3}), base()
     train(model, Corpus(model), few, tmp_path / "whole")
-    monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
-    steps, once = [], Descent.step
-
-    def cut(self: Any, number: int, losses: Tensor) -> None:
-        steps.append(number)
-        if len(steps) == 5:
-            raise KeyboardInterrupt
-        once(self, number, losses)
-
-    monkeypatch.setattr(Descent, "step", cut)
-    with pytest.raises(KeyboardInterrupt):
-        train(model, Corpus(model), few, tmp_path / "cut")
-    assert not (tmp_path / "cut").exists()
-    train(model, Corpus(model), few, tmp_path / "cut")
-    assert steps == [0, 1, 2, 0, 1, 1, 2]
+    begun = cut_and_begun_again(lambda out: train(model, Corpus(model), few, out), tmp_path / "cut", monkeypatch)
+    assert begun == [0, 1, 2, 0, 1, 1, 2]
     for name in ("av/model.safetensors", "ar/model.safetensors", f"ar/{HEAD}"):
         whole, again = load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name)
         assert all(torch.equal(whole[key], again[key]) for key in whole)

@@ -27,7 +27,6 @@ from lensbench.models.adapters import FreshAdapter, adapted, read_adapter
 from lensbench.models.corpus import Corpus
 from lensbench.models.gradients import Lesson, answer_losses
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.optimization import Descent
 from lensbench.models.patching import PatchedPass, make_prompt
 from lensbench.models.prompting import score_next_tokens
 from lensbench.models.sources import ADAPTER
@@ -36,6 +35,7 @@ from lensbench.training import verbalizers
 from lensbench.training.verbalizers import OracleTraining, make_settings, train
 from tests import chats, tiny
 from tests.command import lensbench, refused
+from tests.cuts import cut_and_begun_again
 
 EXACT = {"rtol": 1e-4, "atol": 1e-4}
 CONFIG, WEIGHTS = ADAPTER, adapters.WEIGHTS
@@ -374,21 +374,8 @@ def test_training_is_the_same_again_and_after_it_was_cut_off(
     few = small.model_copy(update={"steps": 6})
     model = base()
     train(model, Corpus(model), few, tmp_path / "whole")
-    monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
-    steps, once = [], Descent.step
-
-    def cut(self: Any, number: int, losses: torch.Tensor) -> None:
-        steps.append(number)
-        if len(steps) == 5:
-            raise KeyboardInterrupt
-        once(self, number, losses)
-
-    monkeypatch.setattr(Descent, "step", cut)
-    with pytest.raises(KeyboardInterrupt):
-        train(model, Corpus(model), few, tmp_path / "cut")
-    assert not (tmp_path / "cut").exists()
-    train(model, Corpus(model), few, tmp_path / "cut")
-    assert steps == [0, 1, 2, 3, 4, 4, 5]
+    begun = cut_and_begun_again(lambda out: train(model, Corpus(model), few, out), tmp_path / "cut", monkeypatch)
+    assert begun == [0, 1, 2, 3, 4, 4, 5]
     whole, again = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert (tmp_path / "whole" / "lensbench.json").read_bytes() == (tmp_path / "cut" / "lensbench.json").read_bytes()

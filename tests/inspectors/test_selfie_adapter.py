@@ -41,6 +41,7 @@ from lensbench.models.tokens import Tokens
 from lensbench.training import selfie
 from lensbench.training.selfie import SelfIETraining, make_settings, train
 from tests import chats, tiny
+from tests.cuts import cut_and_begun_again
 from tests.inspectors.test_oracle import write_adapter
 from tests.inspectors.test_verbalizers import MARK, NAMES, naive_stream, telling
 
@@ -389,21 +390,8 @@ def test_training_is_the_same_again_and_after_it_was_cut_off(
 ) -> None:
     few, model = small.model_copy(update={"steps": 6, "kind": "scalar_affine_plus_low_rank", "rank": 2}), base()
     train(model, Corpus(model), few, tmp_path / "whole")
-    monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
-    steps, once = [], Descent.step
-
-    def cut(self: Any, number: int, losses: Tensor) -> None:
-        steps.append(number)
-        if len(steps) == 5:
-            raise KeyboardInterrupt
-        once(self, number, losses)
-
-    monkeypatch.setattr(Descent, "step", cut)
-    with pytest.raises(KeyboardInterrupt):
-        train(model, Corpus(model), few, tmp_path / "cut")
-    assert not (tmp_path / "cut").exists()
-    train(model, Corpus(model), few, tmp_path / "cut")
-    assert steps == [0, 1, 2, 3, 4, 4, 5]
+    begun = cut_and_begun_again(lambda out: train(model, Corpus(model), few, out), tmp_path / "cut", monkeypatch)
+    assert begun == [0, 1, 2, 3, 4, 4, 5]
     for name in (ADAPTER, MEANS):
         whole, again = load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name)
         assert all(torch.equal(whole[key], again[key]) for key in whole)

@@ -82,8 +82,9 @@ def doctor(
         checks = examine_loading(lambda: load_model(model, how))
         _tell(model, checks, as_json=as_json, done="is read correctly", failure="is not read correctly")
         return
-    from lensbench.explore.verbalizer import examine_verbalizer
+    from lensbench.explore.verbalizer import examine_verbalizer, find_verbalizer
 
+    find_verbalizer(verbalizer, settings)  # refused before the model is loaded
     found = examine_verbalizer(load_model(model, how), verbalizer, settings)
     if not as_json:
         Console(soft_wrap=True).print(found.prompt, markup=False, highlight=False)

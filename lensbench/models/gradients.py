@@ -167,6 +167,15 @@ def answer_losses(
     return token_losses(model, hidden, scored)
 
 
+@torch.no_grad()
+def mean_answer_loss(
+    model: LanguageModel, lessons: Sequence[Lesson], layer: int, batch: int, *, frozen: bool = False
+) -> float:
+    """Return the mean of the lessons' `answer_losses`, so many at once, to four decimals, to be written down."""
+    parts = [answer_losses(model, lessons[i : i + batch], layer, frozen=frozen) for i in range(0, len(lessons), batch)]
+    return round(float(torch.cat(parts).mean()), 4)
+
+
 def _patched(
     model: LanguageModel, lessons: Sequence[Lesson], layer: int, skip: int
 ) -> Float[Tensor, "row token d_model"]:

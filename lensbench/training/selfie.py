@@ -20,7 +20,7 @@ from lensbench.inspectors.verbalizers.recipe import Notes
 from lensbench.inspectors.verbalizers.selfie_adapter import ADAPTER, KINDS, MEANS, RECIPE, SCALE, SoftToken
 from lensbench.models.activations import capture, find_site
 from lensbench.models.corpus import Corpus, Spent
-from lensbench.models.gradients import Lesson, answer_losses
+from lensbench.models.gradients import Lesson, answer_losses, mean_answer_loss
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import Descent, TrainingSchedule, checkpoint_folder
 from lensbench.training.settings import HELD_OUT, FactTraining, check_settings
@@ -211,10 +211,7 @@ def _checked(model: LanguageModel, labels: Labels, soft: SoftToken, batch: int) 
     def loss(token: Callable[[Tensor], Tensor] | None) -> float:
         asked = labels.checks(token or soft)
         asked = asked if token else [replace(one, vectors=None) for one in asked]
-        parts = [
-            answer_losses(model, asked[i : i + batch], RECIPE.layer, frozen=True) for i in range(0, len(asked), batch)
-        ]
-        return round(float(torch.cat(parts).mean()), 4)
+        return mean_answer_loss(model, asked, RECIPE.layer, batch, frozen=True)
 
     found = {
         "held_out": len(labels.checks(soft)),

@@ -17,7 +17,7 @@ from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Notes, Recipe
 from lensbench.models.activations import capture, find_site
 from lensbench.models.adapters import FreshAdapter, require_peft
 from lensbench.models.corpus import Corpus, Spent
-from lensbench.models.gradients import Lesson, answer_losses
+from lensbench.models.gradients import Lesson, answer_losses, mean_answer_loss
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import Descent, TrainingSchedule, checkpoint_folder
 from lensbench.tasks import Item, Task
@@ -227,9 +227,7 @@ def _checked(
 
     def loss(model: LanguageModel, change: Callable[[Tensor], Tensor | None]) -> float:
         changed = [replace(one, vectors=None if one.vectors is None else change(one.vectors)) for one in asked]
-        batches = range(0, len(asked), settings.batch)
-        parts = [answer_losses(model, changed[i : i + settings.batch], lessons.recipe.layer) for i in batches]
-        return round(float(torch.cat(parts).mean()), 4)
+        return mean_answer_loss(model, changed, lessons.recipe.layer, settings.batch)
 
     return {
         "held_out": len(asked),

@@ -160,9 +160,7 @@ class Patcher:
 
         longest = max(map(len, answers))
         parts = self.model.budget.in_batches(len(rows), lambda _: generation.rows_per_batch(longest), run)
-        return TokenScores(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in ("log_probs", "ranks", "top"))
-        )
+        return TokenScores.concat(parts)
 
     def generate(
         self,

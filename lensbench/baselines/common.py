@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lensbench.baselines.readers import TextReader
 from lensbench.errors import NotApplicableError
-from lensbench.harness.bench import NO_QUESTION
+from lensbench.harness.bench import NO_QUESTION, layers_shown
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.inspectors.base import Inspector, Part
 from lensbench.inspectors.probes.probing import require_classes
@@ -51,13 +51,16 @@ def _layers_in_common(method: CrossFit, other: CrossFit) -> tuple[int, ...]:
     reads = method.inspector.reads
     if "activation" not in reads or reads & {"components", "target"}:
         return ()  # of what else it reads, nothing is known
-    pairs = [(method.bench.residuals, other.bench.residuals)]
+    asked = method.bench.context.layers
+    read = {layer: method.inspector.layers_read(layer) for layer in asked}
+    seen = layers_shown(method.inspector, asked)
+    pairs = [(method.bench.residuals_at(seen), other.bench.residuals_at(seen))]
     if method.learns_labels:
         pairs.append((method.bench.train_residuals, other.bench.train_residuals))
     if any(one.values.shape != another.values.shape for one, another in pairs):
         return ()
     return tuple(
-        layer for layer in method.bench.context.layers if all(one.same_at(layer, another) for one, another in pairs)
+        layer for layer in asked if all(one.same_at(each, another) for one, another in pairs for each in read[layer])
     )
 
 

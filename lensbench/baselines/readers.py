@@ -48,11 +48,16 @@ class TextReader(Inspector):
             if evidence.describe
             else None
         )
+        whole = [
+            score_answers(self.verbalizer_, texts, evidence.answers, whole=True).log_probs
+            for texts in (filled if evidence.whole_answers else ())
+        ]
         return Scores(
             tuple(map(str, self.forms)),
             torch.stack([scores.log_probs for scores in asked])[None],
             torch.stack([scores.ranks for scores in asked])[None],
             None if said is None else np.array(said, dtype=object)[None],
+            whole=torch.stack(whole)[None] if whole else None,
         )
 
 

@@ -98,6 +98,8 @@ class RunConfig(BaseModel):
     """Draw this many test items for each task and site."""
     score: Literal["corrected", "raw"] = "corrected"
     """The score that decides verdicts: prior-corrected, or raw. It cannot be changed after a run."""
+    whole_answers: bool = False
+    """Score answers to their last token, too, where a model says them: a measure beside the accuracy."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random."""
     device: str = "auto"
@@ -187,6 +189,10 @@ class RunConfig(BaseModel):
         if self.isolate and self.sites_of_several:
             several = self.sites_of_several[0]
             raise ValueError(f"isolate shows one vector at a time, and site {several} has several; leave one out")
+        if self.isolate and self.whole_answers:
+            raise ValueError(
+                "isolate asks for the tokens that tell answers apart, not for whole_answers; leave one out"
+            )
         return self
 
     @property

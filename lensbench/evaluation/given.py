@@ -110,6 +110,7 @@ class Settings(TypedDict, total=False):
     subjects: Path | str | None
     limit: int | None
     score: Literal["corrected", "raw"]
+    whole_answers: bool
     seed: int
     device: str
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"]

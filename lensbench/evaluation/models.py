@@ -64,6 +64,7 @@ def load_context(config: RunConfig, baselines: Iterable[Baseline]) -> RunContext
     return RunContext(
         model, verbalizer, Corpus(model, cache=lens_cache()), layers, config.seed, config.limit,
         ResidualCache(cache_root() / RESIDUALS), ControlModels(found, facts, names), score=config.score,
+        whole_answers=config.whole_answers,
     )  # fmt: skip
 
 

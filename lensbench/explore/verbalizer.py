@@ -108,7 +108,7 @@ def _asked(model: LanguageModel, recipe: Recipe) -> tuple[str, list[Check]]:
     """Render a prompt with three activations, and check its slots and its BOS."""
     layer = recipe.layers[0] if recipe.layers else model.n_layers // 2
     try:
-        three, four = (recipe.make(model, QUESTION, layer, count) for count in (3, 4))
+        three, four = (recipe.make(model, QUESTION, (layer,), count) for count in (3, 4))
     except LensbenchError as error:
         raise UsageError(f"the verbalizer cannot be asked: {error}") from None
     words = [model.tokens.tokenizer.decode([token]) for token in three.ids]
@@ -153,12 +153,12 @@ def _recorded(method: Oracle, probes: "Probes") -> list[Check]:
 
 def _unpatched(reader: LanguageModel, recipe: Recipe) -> list[Check]:
     """Check that to write nothing, or what is there already, gives the prompt's own scores."""
-    prompt = recipe.make(reader, QUESTION, recipe.layer)
+    prompt = recipe.make(reader, QUESTION, (recipe.layer,))
     ids = torch.tensor([prompt.ids])
     where = torch.tensor([list(prompt.positions)])
     there = reader.residuals(ids, torch.ones_like(ids), where, (recipe.layer,))[0, 0]
     vectors = (torch.zeros_like(there) if recipe.write == "add" else there).flatten()[None]
-    asked = reader.tokens.telling_ids(("Oslo", "Paris"), recipe.text(QUESTION, recipe.layer))
+    asked = reader.tokens.telling_ids(("Oslo", "Paris"), recipe.text(QUESTION, (recipe.layer,)))
     at = torch.tensor([recipe.layer])
     found = patcher_of(reader).score_answers(prompt, vectors, at, [ids[:1] for ids in asked]).log_probs
     last = reader.text_residuals(ids)[0][-1:]
@@ -216,11 +216,11 @@ class Probes:
         for relation, items, read in self.groups:
             question = recipe.question((*relation.inspection, *relation.questions))
             answers = sorted({choice for item in items for choice in item.choices})
-            asked = reader.tokens.telling_ids(answers, recipe.text(question, 1))
+            asked = reader.tokens.telling_ids(answers, recipe.text(question, (1,)))
             for number in self.layers:
                 own = max(0, min(reader.n_layers, number + shift))
                 vectors = change(read.at_layers((own,)).values[0])
-                prompt: Prompt = recipe.make(reader, question, number)
+                prompt: Prompt = recipe.make(reader, question, (number,))
                 scored = patcher_of(reader).score_answers(prompt, vectors, torch.full((len(items),), at), asked)
                 for item, row in zip(items, scored.log_probs.float().cpu(), strict=True):
                     choices = [answers.index(choice) for choice in item.choices]

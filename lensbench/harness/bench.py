@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from lensbench.errors import LensbenchError, NotApplicableError
 from lensbench.harness.context import RunContext
 from lensbench.harness.isolation import sealed_unless_declared
-from lensbench.harness.scoring import confidence_totals, prediction_columns, text_measures
+from lensbench.harness.scoring import confidence_totals, prediction_columns, text_measures, whole_answer_measures
 from lensbench.inspectors.access import Change, Components, TargetRuns
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import Evidence, Source, SourceText, Training
@@ -60,7 +60,8 @@ class AnswersOf:
     def measures(self, items: Sequence[Item], scores: Scores, layers: Sequence[int | None]) -> Columns:
         """Return the columns of what was measured besides: the quality of texts, and the method's own measures."""
         texts, totals = text_measures(items, scores)
-        columns = per_item({**texts, **scores.measures}, layers, scores.attempts, items)
+        whole = whole_answer_measures(items, self.answers, scores)
+        columns = per_item({**texts, **whole, **scores.measures}, layers, scores.attempts, items)
         totals |= confidence_totals(items, self.answers, scores)
         return add_totals(columns, {**totals, **scores.totals}, layers, scores.attempts)
 
@@ -181,11 +182,16 @@ class Bench(AnswersOf):
         """Find the read sites of items."""
         return [find_site(self.context.model, item) for item in items]
 
-    def capture(self, readings: Sequence[Reading]) -> Residuals:
-        """Read the residual stream at the end of each text, at the layers to read; from the cache where it is there."""
-        context = self.context
-        found = context.residuals.read(context.model, readings, context.source_layers)
-        return replace(found, layers=context.captured_layers)
+    def capture(self, readings: Sequence[Reading], layers: Sequence[int] | None = None) -> Residuals:
+        """Read the residual stream at the end of each text; from the cache where it is there.
+
+        Args:
+            readings: the texts.
+            layers: where; None for the layers to read.
+        """
+        context, at = self.context, self.context.captured_layers if layers is None else tuple(layers)
+        found = context.residuals.read(context.model, readings, context.source_layers(at))
+        return replace(found, layers=at)
 
     @property
     def residuals(self) -> Residuals:
@@ -193,6 +199,13 @@ class Bench(AnswersOf):
         if self.captured.residuals is None:
             self.captured.residuals = self.capture(self.readings(self.items))
         return self.captured.residuals
+
+    def residuals_at(self, layers: Iterable[int]) -> Residuals:
+        """Return the test items' residuals at these layers and all others that are kept."""
+        if more := set(layers) - set(self.residuals.layers):
+            every = sorted({*self.residuals.layers, *more})
+            self.captured.residuals = self.capture(self.readings(self.items), every)
+        return self.residuals
 
     @property
     def train_residuals(self) -> Residuals:
@@ -206,8 +219,9 @@ class Bench(AnswersOf):
         kept = self.captured.components
         if name not in kept:
             texts = [reading.ids for reading in self.readings(self.items)]
-            values = capture_component(self.context.model, texts, name, self.context.source_layers)
-            kept[name] = Residuals(self.context.captured_layers, values)
+            layers = self.context.captured_layers
+            values = capture_component(self.context.model, texts, name, self.context.source_layers(layers))
+            kept[name] = Residuals(layers, values)
         return kept[name]
 
     def shown(self, captured: Residuals) -> Residuals:
@@ -226,16 +240,19 @@ class Bench(AnswersOf):
             )
         return changed
 
-    def evidence(self, reads: frozenset[Source], items: Sequence[int], layers: Sequence[int]) -> Evidence:
+    def evidence(
+        self, reads: frozenset[Source], items: Sequence[int], layers: Sequence[int], shown: Sequence[int] | None = None
+    ) -> Evidence:
         """Return what a method that reads these sources may see of these items.
 
         Args:
             reads: the sources.
             items: which of the test items.
-            layers: at which layers.
+            layers: at which layers it is asked.
+            shown: whose layers' activations it sees; by default those.
         """
         activation = "activation" in reads
-        chosen = tuple(items)
+        chosen, seen = tuple(items), tuple(layers if shown is None else shown)
 
         def read(name: Component) -> Residuals:
             return self.shown(self.component(name)).at_layers(layers).at_items(chosen)
@@ -244,7 +261,7 @@ class Bench(AnswersOf):
             answers=self.answers,
             choices=tuple(self.items[i].choices for i in items) if "choices" in reads else None,
             layers=tuple(layers) if activation else (),
-            residuals=self.shown(self.residuals).at_layers(layers).at_items(chosen) if activation else None,
+            residuals=self.shown(self.residuals_at(seen)).at_layers(seen).at_items(chosen) if activation else None,
             question=self.question if "question" in reads else None,
             forms=self.forms if "question" in reads else (),
             texts=_texts(self.items[i] for i in items) if "text" in reads else None,
@@ -252,6 +269,7 @@ class Bench(AnswersOf):
             runs=TargetRuns(self.context.model, self.items, chosen, self.change) if "target" in reads else None,
             describe=0 if self.silent else self.relation.describe,
             n_items=len(chosen),
+            whole_answers=self.context.whole_answers,
         )
 
     def training(
@@ -291,13 +309,31 @@ class Bench(AnswersOf):
         """
 
     def score(self, inspector: Inspector, items: Sequence[int], layers: Sequence[int]) -> Scores:
-        """Have a fitted method score some items, while nothing runs the target unless the method declares it."""
-        evidence = self.evidence(inspector.reads, items, layers)
+        """Have a fitted method score some items, while nothing runs the target unless the method declares it.
+
+        Raises:
+            LensbenchError: to answer at a layer, it reads a deeper one.
+        """
+        evidence = self.evidence(inspector.reads, items, layers, layers_shown(inspector, layers))
         context = self.context
         with sealed_unless_declared(context.model, context.verbalizer, inspector.name, inspector.reads):
             scores = inspector.inspect(evidence)
         scores.validate(inspector.name, (max(1, len(layers)), len(items), len(self.answers)))
         return scores
+
+
+def layers_shown(inspector: Inspector, layers: Iterable[int]) -> tuple[int, ...]:
+    """Return the layers whose activations a method is shown when it is asked at these layers.
+
+    Raises:
+        LensbenchError: to answer at a layer, it reads a deeper one.
+    """
+    seen = set()
+    for layer in layers:
+        if max(read := inspector.layers_read(layer)) > layer:
+            raise LensbenchError(f"{inspector.name} reads layer {max(read)} to answer at layer {layer}; name it there")
+        seen |= {layer, *read}
+    return tuple(sorted(seen))
 
 
 def _texts(items: Iterable[Item]) -> tuple[SourceText, ...]:

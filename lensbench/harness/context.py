@@ -52,6 +52,7 @@ class RunContext:
         controls: other models, for baselines.
         depth: the number of blocks by which the layers are numbered; None for `model` itself.
         score: the score that decides verdicts, `corrected` or `raw`.
+        whole_answers: whether answers are scored to their last token, too.
         read_at: the layers that are captured, where a baseline is asked at fewer; None for those asked.
     """
 
@@ -65,6 +66,7 @@ class RunContext:
     controls: ControlModels = field(default_factory=ControlModels)
     depth: int | None = None
     score: str = CORRECTED
+    whole_answers: bool = False
     read_at: tuple[int, ...] | None = None
 
     @cached_property
@@ -77,11 +79,10 @@ class RunContext:
         """The layers to read: those selected, and the embeddings, which are a baseline."""
         return tuple(sorted({0, *(self.read_at or self.layers)}))
 
-    @property
-    def source_layers(self) -> tuple[int, ...]:
-        """The model's own layers to read: in a model of another depth, the layers at the same relative depth."""
+    def source_layers(self, layers: Iterable[int]) -> tuple[int, ...]:
+        """Return the model's own layers for these: in a model of another depth, those at the same relative depth."""
         depth = self.depth or self.model.n_layers
-        return tuple(int(layer * self.model.n_layers / depth + 0.5) for layer in self.captured_layers)
+        return tuple(int(layer * self.model.n_layers / depth + 0.5) for layer in layers)
 
     def with_layers(self, layers: tuple[int, ...]) -> "RunContext":
         """Return the context asked at some of its layers; all are captured, as others are asked about them."""
@@ -107,4 +108,5 @@ class RunContext:
             "limit": self.limit,
             "seed": self.seed,
             "score": self.score,
+            **({"whole_answers": True} if self.whole_answers else {}),
         }

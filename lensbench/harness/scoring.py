@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 
 from lensbench.inspectors.scores import Scores
 from lensbench.results.confidence import auroc, calibration_error
-from lensbench.results.records import CONFIDENCE, FACET_RECALL, ROUGE_L, Columns
+from lensbench.results.records import CONFIDENCE, FACET_RECALL, ROUGE_L, WHOLE_ANSWERS, Columns
 from lensbench.tasks.facts import facet_recall, rouge_l
 from lensbench.tasks.free_text import find_claims, is_refusal
 from lensbench.tasks.items import Item
@@ -101,6 +101,20 @@ def text_measures(items: Sequence[Item], scores: Scores) -> tuple[dict[str, np.n
     with np.errstate(invalid="ignore"):
         precision = right.sum(-1) / made.sum(-1)
     return found, {"claim_precision": precision}
+
+
+def whole_answer_measures(
+    items: Sequence[Item], answers: Sequence[str], scores: Scores
+) -> dict[str, Float[np.ndarray, "layer attempt item"]]:
+    """Return the credit of each item's pick among whole answers, corrected for their prior; nothing for no scores.
+
+    Only what learns no labels scores whole answers, so that there is a prior to be corrected.
+    """
+    if scores.whole is None:
+        return {}
+    own = _own_choices(items, answers)
+    corrected = prior_corrected(scores.whole.cpu().double().numpy(), own, [item.fold for item in items])
+    return {WHOLE_ANSWERS: pick(corrected, own, [answers.index(item.answer) for item in items])[1]}
 
 
 def confidence_totals(items: Sequence[Item], answers: Sequence[str], scores: Scores) -> dict[str, np.ndarray]:

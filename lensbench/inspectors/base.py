@@ -93,7 +93,15 @@ class Inspector(ABC):
 
     @abstractmethod
     def inspect(self, evidence: Evidence) -> Scores:
-        """Score every answer of the relation at every layer of the evidence, each layer from that layer alone."""
+        """Score every answer of the relation at every layer of the evidence, each from `layers_read` alone."""
+
+    def layers_read(self, layer: int) -> tuple[int, ...]:
+        """Return the layers whose activations it is shown when it answers at a layer: that one.
+
+        A method that reads several at once names layers below, too. What it answers at a layer is then what can be read
+        up to there. Deeper layers are refused. Activations to learn labels from are of the layers asked alone.
+        """
+        return (layer,)
 
     def own_prompt(self, question: str) -> OwnPrompt | None:
         """Return the text that the method has its verbalizer read for a question; None for a method that has none.

@@ -96,6 +96,7 @@ class Evidence(_Partial):
         runs: with `target`: the target on the items' own sources, or on questions about them.
         describe: how many tokens a method that generates is asked to say of each item; 0 asks for no text.
         n_items: how many items there are.
+        whole_answers: whether a method that generates is asked to score answers to their last token besides.
 
     Raises:
         WithheldError: on access to a field that the method does not declare.
@@ -112,6 +113,7 @@ class Evidence(_Partial):
     runs: MaybeWithheld[TargetRuns] = Withheld("`target` in `reads`")
     describe: int = 0
     n_items: int = 0
+    whole_answers: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)

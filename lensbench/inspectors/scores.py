@@ -48,6 +48,7 @@ class Scores:
         log_scores: higher is more likely; -inf for an answer that the method cannot give. One layer where it reads
             none.
         ranks: the answer's rank in the whole vocabulary (0 = the top), for methods that see it.
+        whole: log-probability of each answer to its last token, where the evidence asked for it.
         texts: what a method that generates said, [layer, attempt, item], where the evidence asked for it.
         measures: what else the method measured, by name, such as the length of a code: [layer, attempt, item].
         totals: what it measured over all items at once, by name: [layer, attempt].
@@ -61,11 +62,12 @@ class Scores:
     measures: Mapping[str, Float[np.ndarray, "layer attempt item"]] = field(default_factory=dict)
     totals: Mapping[str, Float[np.ndarray, "layer attempt"]] = field(default_factory=dict)
     golds: Shaped[np.ndarray, "attempt item"] | None = None
+    whole: Float[Tensor, "layer attempt item answer"] | None = None
 
     def __repr__(self) -> str:
         shape = zip(("layer", "attempt", "item", "answer"), self.log_scores.shape, strict=False)
         parts = [" x ".join(f"{axis} {size}" for axis, size in shape), f"attempts {', '.join(self.attempts)}"]
-        parts += [name for name in ("ranks", "texts", "golds") if getattr(self, name) is not None]
+        parts += [name for name in ("ranks", "texts", "golds", "whole") if getattr(self, name) is not None]
         parts += [f"{kind} {', '.join(held)}" for kind in ("measures", "totals") if (held := getattr(self, kind))]
         return f"Scores({'; '.join(parts)})"
 
@@ -100,6 +102,7 @@ class Scores:
             None if self.ranks is None else part(self.ranks),
             None if self.texts is None else part(self.texts),
             {name: part(values) for name, values in self.measures.items()},
+            whole=None if self.whole is None else part(self.whole),
         )
 
     @staticmethod
@@ -114,14 +117,20 @@ class Scores:
         dim = 0 if axis == "layer" else 2
         places = np.argsort(order, kind="stable")
         index = (slice(None),) * dim + (places,)
-        ranks, texts = [[getattr(part, name) for part in parts] for name in ("ranks", "texts")]
+        ranks, texts, whole = [[getattr(part, name) for part in parts] for name in ("ranks", "texts", "whole")]
+
+        def joined(tensors: list[Tensor | None]) -> Tensor | None:
+            there = [tensor.cpu() for tensor in tensors if tensor is not None]
+            return torch.cat(there, dim=dim)[index] if len(there) == len(parts) else None
+
         measures = {name: [part.measures[name] for part in parts] for name in parts[0].measures}
         return Scores(
             parts[0].attempts,
             torch.cat([part.log_scores.cpu() for part in parts], dim=dim)[index],
-            None if any(part is None for part in ranks) else torch.cat([r.cpu() for r in ranks], dim=dim)[index],
+            joined(ranks),
             None if any(part is None for part in texts) else np.concatenate(texts, axis=dim)[index],
             {name: np.concatenate(values, axis=dim)[index] for name, values in measures.items()},
+            whole=joined(whole),
         )
 
     def validate(self, name: str, sizes: tuple[int, int, int]) -> None:
@@ -141,6 +150,8 @@ class Scores:
                 f"{name} returned log_scores of shape {tuple(self.log_scores.shape)}, expected (layer, "
                 f"attempt, item, answer) = {expected}"
             )
+        if self.whole is not None and self.whole.shape != self.log_scores.shape:
+            raise ValueError(f"{name} returned whole answers of shape {tuple(self.whole.shape)}, expected {expected}")
         others = {} if self.texts is None else {"texts": self.texts}
         for what, values in {**others, **self.measures}.items():
             if values.shape != expected[:3]:

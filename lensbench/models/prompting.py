@@ -115,13 +115,16 @@ def first_line(text: str) -> str:
     return text.strip("\n").partition("\n")[0].strip()
 
 
-def score_answers(model: LanguageModel, texts: Sequence[Text], answers: Sequence[str]) -> TokenScores:
+def score_answers(
+    model: LanguageModel, texts: Sequence[Text], answers: Sequence[str], *, whole: bool = False
+) -> TokenScores:
     """Score answers as what comes next after each text, by the tokens that tell them apart; see `Tokens.telling_ids`.
 
     Args:
         model: the model that is asked.
         texts: plain texts, or conversations, not both.
         answers: the answers.
+        whole: score all tokens of each answer instead.
 
     Raises:
         TokenError: a text of a single token, or an answer that the tokenizer gives none.
@@ -129,7 +132,7 @@ def score_answers(model: LanguageModel, texts: Sequence[Text], answers: Sequence
     encoded = [model.tokens.encode(text) for text in texts]
     for encoding in encoded:
         model.tokens.last(encoding)
-    ids = model.tokens.telling_ids(answers, texts[0])
+    ids = (model.tokens.whole_ids if whole else model.tokens.telling_ids)(answers, texts[0])
     return score_in_steps(ids, lambda begun, asked: _score_next(model, [one.ids + begun for one in encoded], asked))
 
 

@@ -177,9 +177,19 @@ class Tokens:
         """
         if not isinstance(text, Conversation):
             return tuple((self.answer_token(answer),) for answer in answers)
-        whole = [(*self.answer_ids(answer + text.closing, text), self.turn_end) for answer in answers]
+        whole = self.whole_ids(answers, text)
         begun = Counter(ids[:n] for ids in set(whole) for n in range(1, len(ids) + 1))
         return tuple(ids[: next((n for n in range(1, len(ids)) if begun[ids[:n]] == 1), len(ids))] for ids in whole)
+
+    def whole_ids(self, answers: Sequence[str], text: Text = CARRIER) -> tuple[tuple[int, ...], ...]:
+        """Return all tokens of answers to a text; at the beginning of a turn, with what ends them.
+
+        Raises:
+            TokenError: an answer has no token of its own there.
+        """
+        if not isinstance(text, Conversation):
+            return tuple(self.answer_ids(answer, text) for answer in answers)
+        return tuple((*self.answer_ids(answer + text.closing, text), self.turn_end) for answer in answers)
 
     @cached_property
     def turn_end(self) -> int:

@@ -212,6 +212,8 @@ MEASURES = "measures"
 JUDGED = "judged-"
 """How the names of shards begin that were made after the run."""
 FACET_RECALL, ROUGE_L = "facet_recall", "rouge_l"
+WHOLE_ANSWERS = "accuracy_whole_answers"
+"""Corrected accuracy where answers are scored to their last token, in place of those that tell them apart."""
 CONFIDENCE = "confidence"
 """How sure a method is of its answer, 0 to 1, where it says so: the share of its samples that say it."""
 

@@ -201,16 +201,16 @@ def _scored(method: CrossFit, fitted: Inspector, places: list[int]) -> Scores:
 
 
 def check_layers_are_local(make: Make, bench: Bench) -> None:
-    """A layer's scores stay the same when all other layers are replaced by noise, and when it is the only one read."""
-    scores = scores_of(make, bench)
+    """A layer's scores stay the same when all layers not declared are replaced by noise, and when it is asked alone."""
+    scores, method = scores_of(make, bench), make()
     for place, layer in enumerate(bench.context.layers):
 
         def others(residuals: Residuals, layer: int = layer) -> Residuals:
             generator = torch.Generator().manual_seed(2)
             noise = torch.randn(residuals.values.shape, generator=generator) * residuals.values.float().std().cpu()
             values = noise.to(residuals.values)
-            kept = residuals.layers.index(layer)
-            values[kept] = residuals.values[kept]
+            for kept in map(residuals.layers.index, method.layers_read(layer)):
+                values[kept] = residuals.values[kept]
             return Residuals(residuals.layers, values)
 
         here = scores.select(layers=[place])

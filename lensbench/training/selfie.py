@@ -92,7 +92,7 @@ class Labels:
         self.layers = settings.layers_of(model.n_layers, model.name, NAME)
         self.recipe = replace(RECIPE, placeholder=settings.placeholder, layers=self.layers)
         try:
-            self.prompt = self.recipe.make(model, "", 0)
+            self.prompt = self.recipe.make(model, "", (0,))
         except LensbenchError as error:
             raise UsageError(f"{NAME}: {error}; train one for a model that has a chat template") from None
         items = list(settings.items(settings.load_task()))
@@ -133,7 +133,7 @@ class Labels:
 
     def _said(self, label: str) -> tuple[int, ...]:
         """The tokens of a label, of the closing quotation mark, and of the end of the turn."""
-        text = self.recipe.text("", 0)
+        text = self.recipe.text("", (0,))
         return (*self._model.tokens.answer_ids(f'{label}"', text), self._model.tokens.turn_end)
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Notes, Recipe
+from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Notes, Recipe, constant_like
 from lensbench.models.activations import capture, find_site
 from lensbench.models.adapters import FreshAdapter, require_peft
 from lensbench.models.corpus import Corpus, Spent
@@ -46,6 +46,9 @@ class OracleTraining(FactTraining):
         convention: how it is asked, see `lensbench.inspectors.verbalizers.recipe.CONVENTIONS`.
         prompt: a plain text in place of the convention's; `{question}` alone keeps the activation in the question.
         placeholder: likewise.
+        together: whether half of the examples show all layers up to some layer at once, in one prompt.
+        constant: show one constant vector in place of every activation. What is trained so is a rival of what is
+            trained with the same settings on activations, see `oracle.constant`.
     """
 
     rank: int = Field(16, ge=1)
@@ -53,6 +56,8 @@ class OracleTraining(FactTraining):
     convention: str = "activation_oracle"
     prompt: str | None = None
     placeholder: str | None = None
+    together: bool = False
+    constant: bool = False
 
     @field_validator("convention")
     @classmethod
@@ -77,9 +82,11 @@ class OracleTraining(FactTraining):
         layers = self.layers_of(model.n_layers, model.name, "oracle")
         recipe = CONVENTIONS[self.convention]
         prompt, placeholder = self.prompt or recipe.prompt, self.placeholder or recipe.placeholder
-        recipe = replace(recipe, prompt=prompt, placeholder=placeholder, layers=layers)
+        every = tuple(sorted(layers))
+        together = tuple(every[:count] for count in range(2, len(every) + 1)) if self.together else ()
+        recipe = replace(recipe, prompt=prompt, placeholder=placeholder, layers=layers, together=together)
         try:
-            recipe.make(model, "What is {subject}?", layers[0], 2 if recipe.takes_several else 1)
+            recipe.make(model, "What is {subject}?", recipe.usual, 2 if recipe.takes_several else 1)
         except LensbenchError as error:
             raise UsageError(f"oracle: {error}; --set convention=plain needs no chat template") from None
         return recipe
@@ -149,38 +156,52 @@ class Lessons:
         return [self._fact(fact, rng, doubted=0) for fact in facts]
 
     def _fact(self, fact: TrainingFact, rng: random.Random, doubted: float = DOUBTED) -> Lesson:
-        place = rng.randrange(len(self.recipe.layers))
-        segment = self._segments[fact.place][place]
+        layers, whole = self._layers(rng), self._segments[fact.place]
         # One activation in half of the lessons, as it is read in most evaluations.
-        vectors = segment[-(1 if rng.random() < 0.5 else rng.randint(1, self._most(len(segment)))) :]
+        count = 1 if rng.random() < 0.5 else rng.randint(1, self._most(whole.shape[1]))
+        vectors = whole[[self.recipe.layers.index(layer) for layer in layers], -count:]
         question, answer = fact.question, fact.answer
         if fact.others and rng.random() < doubted:
             asked = rng.choice((fact.answer, rng.choice(fact.others)))
             question = YES_NO.replace("{question}", question).replace("{answer}", asked)
             answer = "Yes" if asked == fact.answer else "No"
         tokens = self._model.tokens
-        said = tokens.answer_ids(answer, self.recipe.text(question, 1))
-        return self._lesson(question, place, (*said, tokens.turn_end), vectors)
+        said = tokens.answer_ids(answer, self.recipe.text(question, (1,)))
+        return self._lesson(question, layers, (*said, tokens.turn_end), vectors)
 
     def _prose(self, rng: random.Random) -> Lesson:
-        place, k = rng.randrange(len(self.recipe.layers)), rng.randint(1, AHEAD)
+        layers, k = self._layers(rng), rng.randint(1, AHEAD)
         count = 1 if rng.random() < 0.5 else rng.randint(1, self._most(MOST_VECTORS))
         window = self._windows[rng.randrange(len(self._windows))]
         begin = rng.randrange(len(window) - SEEN - AHEAD)
         ids = window[begin : begin + SEEN][None]
         sites = torch.arange(SEEN - count, SEEN)[None]
-        found = self._model.residuals(ids, torch.ones_like(ids), sites, (self.recipe.layers[place],))[0, 0]
+        found = self._model.residuals(ids, torch.ones_like(ids), sites, layers)[:, 0]
         backwards = rng.random() < 0.5
         end = begin + (SEEN - count if backwards else SEEN + k)
         question = (PREVIOUS if backwards else NEXT).replace("{k}", str(k))
-        return self._lesson(question, place, tuple(window[end - k : end].tolist()), found)
+        return self._lesson(question, layers, tuple(window[end - k : end].tolist()), found)
+
+    def _layers(self, rng: random.Random) -> tuple[int, ...]:
+        """Draw the layers that are shown: one, or as many as are read at once."""
+        together = self.recipe.together
+        if together and rng.random() < 0.5:
+            return rng.choice(together)
+        return (rng.choice(self.recipe.layers),)
 
     def _most(self, there: int) -> int:
         return there if self.recipe.takes_several else 1
 
-    def _lesson(self, question: str, place: int, answer: tuple[int, ...], vectors: Tensor) -> Lesson:
-        prompt = self.recipe.make(self._model, question, self.recipe.layers[place], len(vectors))
-        return Lesson(prompt, answer, vectors)
+    def _lesson(
+        self,
+        question: str,
+        layers: tuple[int, ...],
+        answer: tuple[int, ...],
+        vectors: Float[Tensor, "layer token d_model"],
+    ) -> Lesson:
+        prompt = self.recipe.make(self._model, question, layers, vectors.shape[1])
+        shown = constant_like(vectors) if self._settings.constant else vectors
+        return Lesson(prompt, answer, shown.flatten(0, 1))
 
 
 def train(model: LanguageModel, corpus: Corpus, settings: OracleTraining, out: Path) -> Spent:

@@ -247,9 +247,9 @@ def test_layers_of_a_verbalizer_of_another_depth_are_those_as_deep(bench: Bench)
     shallow = LanguageModel(_cut(shallow.module, 2), shallow.tokens, "two layers")
     lab = bench.context.with_model(shallow)
     assert lab.captured_layers == LAYERS
-    assert lab.source_layers == (0, 1, 1, 2, 2)
+    assert lab.source_layers(lab.captured_layers) == (0, 1, 1, 2, 2)
     # Back on a model of the target's depth the numbers are the target's again.
-    assert lab.with_model(tiny.model("llama")).source_layers == LAYERS
+    assert lab.with_model(tiny.model("llama")).source_layers(LAYERS) == LAYERS
     found = bench.with_model(shallow).residuals
     assert found.layers == LAYERS
     own = capture(shallow, bench.with_model(shallow).readings(bench.items), (0, 1, 2)).values

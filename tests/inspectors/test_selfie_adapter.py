@@ -130,13 +130,13 @@ def test_it_is_asked_as_published(family: str, kind: str, architecture: str, tmp
             torch.testing.assert_close(scores.log_scores[row, 0, item], torch.tensor(expected), **NEAR)
     (own,) = method.inspector.own_prompts(bench.forms)
     _, ids, places = naive_prompt(tokenizer)
-    prompt = RECIPE.make(model, "", 0)
+    prompt = RECIPE.make(model, "", (0,))
     assert prompt.ids == tuple(ids) == model.tokens.encode(own.text.replace("{subject}", "X")).ids
     assert prompt.positions == tuple(places)
 
 
 def test_an_answer_that_begins_another_is_told_by_the_quotation_mark() -> None:
-    tokens, text = chats.model("chatml").tokens, RECIPE.text("", 0)
+    tokens, text = chats.model("chatml").tokens, RECIPE.text("", (0,))
     short, long = tokens.telling_ids(("tea", "tea house"), text)
     assert tokens.decode(short) == 'tea"'
     assert tokens.decode(long).startswith("tea h")
@@ -339,7 +339,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> SelfIETraining:
 def test_losses_and_gradients_are_those_of_inputs_embeds() -> None:
     """One row at a time, the whole text, autograd through the soft token: what sharing a prefix must not change."""
     model = base()
-    prompt, generator = RECIPE.make(model, "", 0), torch.Generator().manual_seed(0)
+    prompt, generator = RECIPE.make(model, "", (0,)), torch.Generator().manual_seed(0)
     answers = ((40, 50, 60), (70,))
     vectors = [torch.randn(1, 32, generator=generator, requires_grad=True) for _ in answers]
     lessons = [Lesson(prompt, answer, vector) for answer, vector in zip(answers, vectors, strict=True)]

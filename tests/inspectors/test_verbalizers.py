@@ -12,30 +12,36 @@ import torch
 from torch import Tensor
 
 from lensbench import testing
-from lensbench.baselines.activation import gaussian, mean_activation, question_only, shuffled
+from lensbench.baselines.activation import gaussian, learned_constant, mean_activation, question_only, shuffled
+from lensbench.baselines.common import in_model
 from lensbench.baselines.text import input_only
 from lensbench.baselines.verbalizers import full_context, self_report
-from lensbench.errors import NotApplicableError, UsageError
+from lensbench.errors import LensbenchError, NotApplicableError, UsageError
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.catalog import find_inspectors
 from lensbench.inspectors.lenses.logit_lens import LogitLens
+from lensbench.inspectors.target import Target
 from lensbench.inspectors.verbalizers.activation_oracle import ActivationOracle
 from lensbench.inspectors.verbalizers.latentqa import LatentQA
 from lensbench.inspectors.verbalizers.recipe import (
     AO_CONFIG,
     CONVENTIONS,
+    Notes,
     about_this,
     as_question,
     read_ao_config,
     write_ao_config,
 )
 from lensbench.models import adapters
+from lensbench.models.activations import Residuals
 from lensbench.models.chat import Conversation
 from lensbench.models.corpus import Corpus
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import load_model
 from lensbench.models.patching import PatchedPass, Patcher, patcher_of
 from lensbench.tasks import load_task
+from lensbench.testing.checks import check_layers_are_local
 from tests import chats, tiny
 from tests.inspectors.test_oracle import write_adapter
 
@@ -132,6 +138,95 @@ def test_an_activation_oracle_is_asked_as_published(family: str, site: str, fold
             places = list(range(first, first + count))
             expected = naive_answers(folder, ids, places, vectors, 1, "add", answers)
             torch.testing.assert_close(scores.log_scores[row, 0, item], torch.tensor(expected), **NEAR)
+
+
+@pytest.mark.parametrize("site", ["subject", "subject/segment:3"])
+@pytest.mark.parametrize("family", chats.TEMPLATES)
+def test_several_layers_are_read_in_one_prompt_as_published(family: str, site: str, folder: Path) -> None:
+    """The lines before the question once a layer, its vectors layer by layer; asked at the deepest alone."""
+    bench = bench_of(family, site, layers=(3,))
+    tokenizer, item = bench.context.model.tokens.tokenizer, 7
+    count = 3 if site.endswith("3") else 1
+    scores = CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK, together="1,2,3"), bench).scores()
+    user = "".join(f"Layer: {layer - 1}\n{MARK * count} \n" for layer in (1, 2, 3)) + question_of(bench)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": user}], add_generation_prompt=True, enable_thinking=False, return_dict=True
+    )["input_ids"]
+    mark = tokenizer.convert_tokens_to_ids("Ġa")
+    lines = [i for i in range(len(ids)) if ids[i : i + count] == [mark] * count]
+    firsts = [i for i in lines if tokenizer.decode(ids[:i]).rstrip().endswith(("Layer: 0", "Layer: 1", "Layer: 2"))]
+    assert len(firsts) == 3
+    places = [first + k for first in firsts for k in range(count)]
+    vectors = torch.cat([naive_stream(bench, item, layer, count) for layer in (1, 2, 3)])
+    opened = tokenizer.decode(ids)
+    answers = telling(
+        [tokenizer(opened + a, add_special_tokens=False)["input_ids"][len(ids) :] for a in bench.answers], 1
+    )
+    expected = naive_answers(folder, ids, places, vectors, 1, "add", answers)
+    torch.testing.assert_close(scores.log_scores[0, 0, item], torch.tensor(expected), **NEAR)
+
+
+def test_what_is_read_together_is_of_that_layer_and_below(folder: Path) -> None:
+    """At other layers one is read alone; no layer above is shown; each baseline changes all of them."""
+    bench = bench_of("chatml", layers=(0, 2, 3))
+
+    def make(together: Any = "2,3") -> ActivationOracle:
+        return ActivationOracle(str(folder), placeholder=MARK, together=together, any_layer=True)
+
+    check_layers_are_local(make, bench)
+    both, alone = (CrossFit(lambda given=given: make(given), bench).scores() for given in ("2,3", False))
+    torch.testing.assert_close(both.log_scores[:2], alone.log_scores[:2])
+    assert float((both.log_scores[2] - alone.log_scores[2]).abs().max()) > 1e-3
+    (mean,) = mean_activation(CrossFit(make, bench))
+    torch.testing.assert_close(mean.scores.log_scores, mean.scores.log_scores[:, :, :1].expand(-1, -1, 15, -1), **NEAR)
+    (own,) = make().own_prompts(bench.forms)
+    assert str(own.text).count("Layer: ") == 2
+
+    class Deeper(LogitLens):
+        def layers_read(self, layer: int) -> tuple[int, ...]:
+            return (layer, layer + 1)
+
+    with pytest.raises(LensbenchError, match="reads layer 3 to answer at layer 2"):
+        CrossFit(Deeper, bench_of("chatml", layers=(2,))).scores()
+
+
+def test_what_reads_several_layers_takes_other_models_where_all_are_the_same(folder: Path) -> None:
+    """Below an edit a method's own scores are taken; where one of the layers read differs, they are not."""
+    bench = bench_of("chatml", layers=(2, 3))
+    other = chats.model("chatml")
+    method = CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK, together="1,3", any_layer=True), bench)
+    seen = bench.residuals_at((1, 2, 3))
+    changed = Residuals(seen.layers, seen.values.clone())
+    changed.values[seen.layers.index(1)] += 1.0
+    apart = bench.with_model(LanguageModel(other.module, other.tokens, "other"))
+    apart.captured.residuals = changed
+    found = in_model(method, apart.context.model)
+    torch.testing.assert_close(found.scores.log_scores[0], method.scores().log_scores[0])
+    assert float((found.scores.log_scores[1] - method.scores().log_scores[1]).abs().max()) > 1e-3
+
+
+def test_an_oracle_of_a_constant_is_the_rival_of_its_like(folder: Path, tmp_path: Path) -> None:
+    bench = bench_of("chatml", layers=(2, 3))
+    model, recipe = bench.context.model, replace(CONVENTIONS["activation_oracle"], placeholder=MARK)
+    kinds = {}
+    for constant in (False, True):
+        kinds[constant] = write_adapter(tmp_path / str(constant), seed=int(constant) + 1)
+        notes = Notes(recipe, model.fingerprint, str(model.dtype), (), {"settings": {"constant": constant}})
+        notes.write(kinds[constant])
+    method = CrossFit(lambda: ActivationOracle(str(kinds[False]), constant=str(kinds[True])), bench)
+    method.inspector.check(Target(model), model)
+    (rival,) = learned_constant(method)
+    ones = bench.with_activations(lambda read: read.change(torch.ones_like))
+    plain = ActivationOracle(str(kinds[True]))
+    expected = CrossFit(lambda: plain, ones).scores()
+    torch.testing.assert_close(rival.scores.log_scores, expected.log_scores, **NEAR)
+    with pytest.raises(NotApplicableError, match="learned no constant"):
+        learned_constant(CrossFit(lambda: ActivationOracle(str(kinds[False])), bench))
+    with pytest.raises(UsageError, match="was trained on a constant vector"):
+        plain.check(Target(model), model)
+    for wrong in (kinds[False], folder):
+        with pytest.raises(UsageError, match="expected an adapter that was trained in the same recipe"):
+            ActivationOracle(str(kinds[False]), constant=str(wrong)).check(Target(model), model)
 
 
 @pytest.mark.parametrize("family", ["chatml", "llama3", "zephyr"])
@@ -299,10 +394,19 @@ def test_ao_config_makes_the_round_trip(tmp_path: Path) -> None:
     found = read_ao_config(tmp_path)
     assert found is not None
     assert found.layers == (10, 19, 28)
+    several = {**held, "act_layer_combinations": [[9], [9, 18], [21, 22, 23]]}
+    (tmp_path / AO_CONFIG).write_text(json.dumps(several))
+    found = read_ao_config(tmp_path)
+    assert found is not None
+    assert (found.layers, found.together) == ((10,), ((10, 19), (22, 23, 24)))
+    assert found.trained_at == (10, 19, 24)
+    assert [found.layers_read(layer) for layer in (10, 19, 20, 24)] == [(10,), (10, 19), (20,), (22, 23, 24)]
+    write_ao_config(tmp_path, found)
+    assert json.loads((tmp_path / AO_CONFIG).read_text()) == several
 
 
 WRONG_CONFIGS = {
-    "reads the layers [9, 18] together": {"act_layer_combinations": [[9, 18]]},
+    "act_layer_combinations is empty": {"act_layer_combinations": [[9], []]},
     "steering_coefficient is 2": {"steering_coefficient": 2.0},
     "has no {special_token}": {"prefix_template": "Layer: {layer}\\n"},
     "is no configuration of an Activation Oracle": {"hook_onto_layer": "second"},
@@ -323,7 +427,7 @@ def test_a_configuration_of_another_kind_is_refused(message: str, tmp_path: Path
 def test_several_vectors_are_one_a_slot() -> None:
     """Written in a shared pass and in a plain one: the same, and not what one vector for all slots gives."""
     model = chats.model("chatml")
-    made = replace(CONVENTIONS["activation_oracle"], placeholder=MARK).make(model, "What is {subject}?", 3, 3)
+    made = replace(CONVENTIONS["activation_oracle"], placeholder=MARK).make(model, "What is {subject}?", (3,), 3)
     vectors = torch.randn(2, 3 * 32, generator=torch.Generator().manual_seed(0))
     at = torch.tensor([2, 2])
     shared, plain = (PatchedPass(model, made, mode).final_residuals(vectors, at) for mode in ("shared", "plain"))
@@ -356,7 +460,7 @@ def test_recipes_on_a_real_model(convention: str, smollm2_folder: Path) -> None:
         turns = [{"role": "user", "content": f"Layer: 15\n ? ? ? ? \n{question}"}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
         first, block, how = ids.index(tokenizer.convert_tokens_to_ids("Ġ?")), 1, "add"
-    prompt = recipe.make(model, "What is the capital of {subject}?", 16, 4)
+    prompt = recipe.make(model, "What is the capital of {subject}?", (16,), 4)
     assert list(prompt.ids) == ids
     assert list(prompt.positions) == list(range(first, first + 4))
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 exam = group("exam", "Hand out a blind exam to methods that run elsewhere, and grade their answers.")
 app.add_typer(exam)
-NOT_ASKED = ("inspectors", "parameters", "out", "executor", "workers", "isolate", "log")
+NOT_ASKED = ("inspectors", "parameters", "out", "executor", "workers", "isolate", "log", "whole_answers")
 Exam = Annotated[Path, typer.Argument(help="A folder that `lensbench exam make` wrote.", show_default=False)]
 SERIES = "a folder of a series"
 

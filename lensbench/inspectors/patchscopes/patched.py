@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
@@ -13,8 +13,9 @@ from lensbench.inspectors.base import OwnPrompt
 from lensbench.inspectors.evidence import Evidence
 from lensbench.inspectors.scores import AttemptName, Scores
 from lensbench.inspectors.target import Target
+from lensbench.models.chat import Text
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.patching.passes import Write, make_prompt
+from lensbench.models.patching.passes import Prompt, Write, make_prompt
 from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.prompting import first_line
 from lensbench.tasks.facts import SLOT
@@ -153,22 +154,66 @@ def read_patched(
     source and target layers does not have to fit into memory.
     """
     prompt = make_prompt(verbalizer, own.text, own.placeholder, write)
-    tokens = verbalizer.tokens.telling_ids(evidence.answers, own.text)
-    patcher = patcher_of(verbalizer)
-    names, log_probs, ranks, texts = [], [], [], []
+    names, found, shape = [], [], (0, 0)
     for attempt in attempts:
         layers, items, _ = attempt.vectors.shape
-        rows, at = attempt.vectors.flatten(0, 1), torch.tensor(attempt.target_layers).repeat_interleave(items)
-        found = patcher.score_answers(prompt, rows, at, tokens)
+        at = torch.tensor(attempt.target_layers).repeat_interleave(items)
         names.append(attempt.name)
-        log_probs.append(found.log_probs.reshape(layers, items, -1))
-        ranks.append(found.ranks.reshape(layers, items, -1))
-        if evidence.describe:
-            said = [first_line(text) for text in patcher.generate(prompt, rows, at, evidence.describe)]
-            texts.append(np.array(said, dtype=object).reshape(layers, items))
+        found.append(ask_patched(verbalizer, prompt, own.text, attempt.vectors.flatten(0, 1), at, evidence))
+        shape = (layers, items)
+
+    def stacked(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack([part.unflatten(0, shape) for part in parts], dim=1)
+
+    whole = [one.whole for one in found if one.whole is not None]
+    texts = [np.array(one.texts, dtype=object).reshape(shape) for one in found if one.texts]
     return Scores(
         tuple(names),
-        torch.stack(log_probs, dim=1),
-        torch.stack(ranks, dim=1),
+        stacked([one.log_probs for one in found]),
+        stacked([one.ranks for one in found]),
         np.stack(texts, axis=1) if texts else None,
+        whole=stacked(whole) if whole else None,
     )
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a patched verbalizer says next.
+
+    Attributes:
+        log_probs: of the answers.
+        ranks: of the answers.
+        whole: log-probabilities of the answers to their last tokens, where the evidence asks for them.
+        texts: how it continues, where a description is asked for.
+    """
+
+    log_probs: Float[Tensor, "row answer"]
+    ranks: Int[Tensor, "row answer"]
+    whole: Float[Tensor, "row answer"] | None
+    texts: tuple[str, ...]
+
+
+def ask_patched(
+    verbalizer: LanguageModel,
+    prompt: Prompt,
+    text: Text,
+    rows: Float[Tensor, "row width"],
+    at: Int[Tensor, " row"],
+    evidence: Evidence,
+) -> Said:
+    """Patch rows into a prompt, and return what the verbalizer says next: as much of it as the evidence asks for.
+
+    Args:
+        verbalizer: the model that is patched.
+        prompt: the prompt.
+        text: what the prompt was made of.
+        rows: what is written.
+        at: the layer where each row is written.
+        evidence: whose answers are scored.
+    """
+    tokens, patcher, whole = verbalizer.tokens, patcher_of(verbalizer), None
+    scores = patcher.score_answers(prompt, rows, at, tokens.telling_ids(evidence.answers, text))
+    if evidence.whole_answers:
+        whole = patcher.score_answers(prompt, rows, at, tokens.whole_ids(evidence.answers, text)).log_probs
+    said = patcher.generate(prompt, rows, at, evidence.describe) if evidence.describe else ()
+    return Said(scores.log_probs, scores.ranks, whole, tuple(map(first_line, said)))

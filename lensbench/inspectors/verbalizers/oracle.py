@@ -5,19 +5,24 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.inspectors.base import Inspector, OwnPrompt, Part
 from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
+from lensbench.inspectors.patchscopes.patched import ask_patched
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
+from lensbench.inspectors.verbalizers.heard import Heard
 from lensbench.inspectors.verbalizers.recipe import (
     AO_CONFIG,
     CONVENTIONS,
     NOTES,
+    Notes,
     Recipe,
+    constant_like,
     read_ao_config,
     read_notes,
     require_trained,
@@ -25,11 +30,9 @@ from lensbench.inspectors.verbalizers.recipe import (
 from lensbench.models.adapters import WEIGHTS, adapted, check_base, read_adapter
 from lensbench.models.hub import hub_folder, is_pinned
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.patching.passes import WRITES
+from lensbench.models.patching.passes import WRITES, Prompt
 from lensbench.models.patching.patcher import patcher_of
-from lensbench.models.prompting import first_line
 from lensbench.models.sources import ADAPTER
-from lensbench.results.records import CONFIDENCE
 from lensbench.tasks.free_text import first_answer
 from lensbench.utils.layer_spec import layer_numbers
 
@@ -60,7 +63,12 @@ class Oracle(Inspector):
         placeholder: likewise.
         placeholders: likewise.
         layers: those that it was trained to read, for an adapter that does not say so: `8,15,23`, a list.
+        together: those that it was trained to read at once, likewise, all in one prompt; `false` reads one layer at a
+            time with an adapter that was trained to do both. At a layer, an adapter reads the most that were read at
+            once and end there: what is to be read up to that layer.
         any_layer: also read layers that it was not trained to read.
+        constant: the folder of an adapter that was trained alike on one constant vector in place of every activation
+            (`lensbench fit oracle --set constant=true`): the rival `learned_constant` asks it.
         samples: draw so many answers at temperature 1 as a second attempt: an answer's score is the share of them that
             name it first, and the share of the most frequent one is how sure the method is.
     """
@@ -85,7 +93,9 @@ class Oracle(Inspector):
         placeholder: str | None = None,
         placeholders: int | None = None,
         layers: tuple[int, ...] | str | int | None = None,
+        together: tuple[int, ...] | str | bool | None = None,
         any_layer: bool = False,
+        constant: str | None = None,
         samples: int = 0,
     ) -> None:
         self.adapter = adapter
@@ -96,7 +106,9 @@ class Oracle(Inspector):
         self.placeholder = placeholder
         self.placeholders = placeholders
         self.layers = layers if layers is None or isinstance(layers, str | int) else tuple(layers)
+        self.together = together if together is None or isinstance(together, str | bool) else tuple(together)
         self.any_layer = any_layer
+        self.constant = constant
         self.samples = samples
 
     @property
@@ -144,11 +156,16 @@ class Oracle(Inspector):
         recipe = written or CONVENTIONS[self.convention or self.default_convention]
         given = {one.name: getattr(self, one.name, None) for one in fields(Recipe)}
         if self.layers is not None:
-            try:
-                given["layers"] = layer_numbers(self.layers)
-            except ValueError as error:
-                raise UsageError(f"{self.name}.layers = {self.layers!r}: {error}") from None
+            given["layers"] = self._numbers("layers", self.layers)
+        if self.together is not None:
+            given["together"] = () if self.together is False else (self._numbers("together", self.together),)
         return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+
+    def _numbers(self, name: str, given: object) -> tuple[int, ...]:
+        try:
+            return layer_numbers(given)
+        except ValueError as error:
+            raise UsageError(f"{self.name}.{name} = {given!r}: {error}") from None
 
     def check(self, target: Target, verbalizer: LanguageModel) -> None:
         """Check the adapter's files against the verbalizer, and how it is to be asked.
@@ -160,24 +177,7 @@ class Oracle(Inspector):
             self._fetched(offline=verbalizer.offline)  # once: later it is there
         check_base(read_adapter(self.folder), verbalizer.module, verbalizer.name)
         recipe, notes = self.recipe(), read_notes(self.folder)
-        if recipe.layer not in range(verbalizer.n_layers + 1):
-            raise UsageError(
-                f"{self.name}.layer = {recipe.layer}; {verbalizer.name} has layers 0 to {verbalizer.n_layers}"
-            )
-        if not set(recipe.layers) <= set(range(target.n_layers + 1)):
-            raise UsageError(f"{self.name}.layers = {recipe.layers}; {target.name} has layers 0 to {target.n_layers}")
-        if not isinstance(self.samples, int) or self.samples < 0:
-            raise UsageError(f"{self.name}.samples = {self.samples!r}: expected 0 or more")
-        if not isinstance(recipe.placeholders, int) or recipe.placeholders < 1:
-            raise UsageError(f"{self.name}.placeholders = {recipe.placeholders!r}: expected 1 or more")
-        if not any("{question}" in text for text in recipe.texts):
-            raise UsageError(f"{self.name}.prompt = {recipe.prompt!r}: expected a text with the slot {{question}}")
-        try:
-            recipe.make(verbalizer, "What is {subject}?", recipe.layer, 2 if recipe.takes_several else 1)
-        except LensbenchError as error:
-            raise UsageError(
-                f"{self.name}: {error}; give another recipe, such as {self.name}.convention=plain"
-            ) from None
+        self._check_recipe(recipe, target, verbalizer)
         if target.d_model != verbalizer.d_model:
             raise UsageError(
                 f"{self.name}: {target.name} has width {target.d_model}, verbalizer {verbalizer.name} "
@@ -185,36 +185,81 @@ class Oracle(Inspector):
             )
         if notes:
             notes.check(self.adapter, verbalizer)
+        self._check_constant(recipe, notes)
+
+    def _check_recipe(self, recipe: Recipe, target: Target, verbalizer: LanguageModel) -> None:
+        """Refuse settings that cannot be, and layers that the models lack."""
+        if recipe.layer not in range(verbalizer.n_layers + 1):
+            raise UsageError(
+                f"{self.name}.layer = {recipe.layer}; {verbalizer.name} has layers 0 to {verbalizer.n_layers}"
+            )
+        for name, layers in (("layers", recipe.layers), *(("together", one) for one in recipe.together)):
+            if not set(layers) <= set(range(target.n_layers + 1)):
+                raise UsageError(f"{self.name}.{name} = {layers}; {target.name} has layers 0 to {target.n_layers}")
+        if not isinstance(self.samples, int) or self.samples < 0:
+            raise UsageError(f"{self.name}.samples = {self.samples!r}: expected 0 or more")
+        if not isinstance(recipe.placeholders, int) or recipe.placeholders < 1:
+            raise UsageError(f"{self.name}.placeholders = {recipe.placeholders!r}: expected 1 or more")
+        if not any("{question}" in text for text in recipe.texts):
+            raise UsageError(f"{self.name}.prompt = {recipe.prompt!r}: expected a text with the slot {{question}}")
+        try:
+            recipe.make(verbalizer, "What is {subject}?", recipe.usual, 2 if recipe.takes_several else 1)
+        except LensbenchError as error:
+            raise UsageError(
+                f"{self.name}: {error}; give another recipe, such as {self.name}.convention=plain"
+            ) from None
+
+    def _check_constant(self, recipe: Recipe, notes: Notes | None) -> None:
+        """Refuse an adapter that never saw an activation as the method, and one that did as its constant rival."""
+        if _constant(notes) and self._without != "activation":
+            raise UsageError(
+                f"{self.name}.adapter {self.adapter} was trained on a constant vector; give one that was trained on "
+                f"activations, and this as {self.name}.constant"
+            )
+        if self.constant is None:
+            return
+        other = Path(self.constant).expanduser()
+        theirs = read_notes(other)
+        if not _constant(theirs) or theirs is None or theirs.recipe != recipe:
+            raise UsageError(
+                f"{self.name}.constant {self.constant}: expected an adapter that was trained in the same recipe with "
+                "`lensbench fit oracle --set constant=true`"
+            )
 
     def files(self) -> tuple[Path, ...]:
         """Return the adapter's files; one of the Hub is known by its name, which says its commit."""
         if self.adapter is not None and is_pinned(self.adapter):
             return ()
-        every = [self.folder / name for name in (ADAPTER, WEIGHTS, NOTES, AO_CONFIG)]
+        folders = [self.folder, *([Path(self.constant).expanduser()] if self.constant else [])]
+        every = [folder / name for folder in folders for name in (ADAPTER, WEIGHTS, NOTES, AO_CONFIG)]
         return tuple(file for file in every if file.is_file())
 
     def reader(self, verbalizer: LanguageModel) -> LanguageModel:
         """Return the adapted verbalizer, which the method's baselines ask too."""
-        return verbalizer if self._without else adapted(verbalizer, read_adapter(self.folder))
+        return verbalizer if self._without == "training" else adapted(verbalizer, read_adapter(self.folder))
 
     def without(self, part: Part) -> "Oracle | None":
-        """Return the oracle in the plain verbalizer, asked as the adapter is; its activation has no constant part."""
-        if part == "activation":
+        """Return the oracle in the plain verbalizer, or the one that was trained on a constant; None where none was."""
+        if part == "activation" and self.constant is None:
             return None
-        plain = copy(self)
-        plain._without = part
-        return plain
+        other = copy(self)
+        other._without = part
+        if part == "activation":
+            other.adapter, other.constant = self.constant, None
+        return other
 
     def own_prompt(self, question: str) -> OwnPrompt:
-        """Return the prompt for a question, with the number of a middle layer: baselines read no layer."""
+        """Return the prompt for a question, with the numbers of usual layers: baselines read no layer."""
         return self.own_prompts((question,))[0]
 
     def own_prompts(self, forms: tuple[str, ...]) -> tuple[OwnPrompt, ...]:
         """Return that prompt, for the form in which the adapter is asked."""
         recipe = self.recipe()
-        # The published adapter of LatentQA reads the output of block 15.
-        middle = recipe.layers[len(recipe.layers) // 2] if recipe.layers else 16
-        return (OwnPrompt(recipe.text(recipe.question(forms), middle), recipe.placeholder),)
+        return (OwnPrompt(recipe.text(recipe.question(forms), recipe.usual), recipe.placeholder),)
+
+    def layers_read(self, layer: int) -> tuple[int, ...]:
+        """Return the layers whose activations are in one prompt when it answers at a layer."""
+        return (getattr(self, "recipe_", None) or self.recipe()).layers_read(layer)
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "Oracle":
         """Load the adapter into a copy of the verbalizer."""
@@ -230,42 +275,41 @@ class Oracle(Inspector):
         Raises:
             NotApplicableError: the adapter was trained to say most of these answers, or not to read these layers.
         """
-        require_trained(self.name, self.answers_, self.recipe_.layers, evidence, any_layer=self.any_layer)
-        question, answers = self.recipe_.question(evidence.forms), evidence.answers
-        shape = (len(evidence.layers), evidence.n_items, len(answers))
-        log_probs = torch.empty(shape, dtype=torch.promote_types(self.verbalizer_.dtype, torch.float32))
-        ranks = torch.empty(shape, dtype=torch.long)
-        shares = torch.zeros(shape)
-        texts = np.empty((len(evidence.layers), 1, evidence.n_items), dtype=object) if evidence.describe else None
-        patcher = patcher_of(self.verbalizer_)
+        require_trained(self.name, self.answers_, self.recipe_.trained_at, evidence, any_layer=self.any_layer)
+        question, heard = self.recipe_.question(evidence.forms), Heard(evidence)
         for count, (items, values) in evidence.residuals.by_count().items():
-            asked = self.verbalizer_.tokens.telling_ids(answers, self.recipe_.text(question, 1, count))
             for places in self._alike(question, evidence.layers):
-                prompt = self.recipe_.make(self.verbalizer_, question, evidence.layers[places[0]], count)
-                rows = values[places].flatten(2).flatten(0, 1)
-                at = torch.full((len(rows),), self.recipe_.layer)
-                found = patcher.score_answers(prompt, rows, at, asked)
-                where = np.ix_(places, items)
-                log_probs[where] = found.log_probs.unflatten(0, (len(places), -1)).to(log_probs)
-                ranks[where] = found.ranks.unflatten(0, (len(places), -1)).cpu()
-                for seed in range(self.samples):
-                    drawn = patcher.generate(prompt, rows, at, SAMPLED_TOKENS, seed)
-                    named = [first_answer(text, answers) for text in drawn]
-                    hits = torch.tensor([[one == place for place in range(len(answers))] for one in named])
-                    shares[where] += hits.unflatten(0, (len(places), -1)) / self.samples
-                if texts is not None:
-                    said = [first_line(one) for one in patcher.generate(prompt, rows, at, evidence.describe)]
-                    texts[np.ix_(places, [0], items)] = np.array(said, dtype=object).reshape(len(places), 1, -1)
-        if not self.samples:
-            return Scores(("default",), log_probs[:, None], ranks[:, None], texts)
-        both = torch.stack([log_probs, shares.log().to(log_probs)], dim=1)
-        sure = torch.stack([log_probs.softmax(-1).amax(-1), shares.amax(-1)], dim=1).double().numpy()
-        texts = None if texts is None else texts.repeat(2, axis=1)
-        return Scores(("default", f"samples={self.samples}"), both, None, texts, {CONFIDENCE: sure})
+                read = [self.recipe_.layers_read(evidence.layers[place]) for place in places]
+                there = torch.tensor([[evidence.residuals.layers.index(one) for one in layers] for layers in read])
+                rows = values[there].transpose(1, 2).flatten(0, 1)
+                shown = (constant_like(rows) if self._without == "activation" else rows).flatten(1)
+                prompt = self.recipe_.make(self.verbalizer_, question, read[0], count)
+                text = self.recipe_.text(question, read[0], count)
+                at = torch.full((len(shown),), self.recipe_.layer)
+                heard.keep(places, items, ask_patched(self.verbalizer_, prompt, text, shown, at, evidence))
+                if self.samples:
+                    heard.keep_shares(places, items, self._shares(prompt, shown, at, evidence.answers))
+        return heard.scores(self.samples)
+
+    def _shares(
+        self, prompt: Prompt, rows: Tensor, at: Tensor, answers: tuple[str, ...]
+    ) -> Float[Tensor, "row answer"]:
+        """Return in which share of the samples each answer is named first."""
+        shares = torch.zeros(len(rows), len(answers))
+        for seed in range(self.samples):
+            drawn = patcher_of(self.verbalizer_).generate(prompt, rows, at, SAMPLED_TOKENS, seed)
+            named = [first_answer(text, answers) for text in drawn]
+            shares += torch.tensor([[one == place for place in range(len(answers))] for one in named]) / self.samples
+        return shares
 
     def _alike(self, question: str, layers: tuple[int, ...]) -> list[list[int]]:
         """Return the places of layers that are asked about in one and the same prompt: one, where it numbers them."""
         prompts: dict[object, list[int]] = {}
         for place, layer in enumerate(layers):
-            prompts.setdefault(self.recipe_.text(question, layer), []).append(place)
+            prompts.setdefault(self.recipe_.text(question, self.recipe_.layers_read(layer)), []).append(place)
         return list(prompts.values())
+
+
+def _constant(notes: Notes | None) -> bool:
+    """Whether an adapter was trained on a constant vector."""
+    return bool(notes and notes.more.get("settings", {}).get("constant"))

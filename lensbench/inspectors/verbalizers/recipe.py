@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError
 from lensbench.inspectors.evidence import Evidence
 from lensbench.models.chat import Conversation, Text, Turn
@@ -24,6 +28,11 @@ _QUESTION = re.compile(r"Question: (.*\?) Answer:.*")
 def published_layers(depth: int) -> tuple[int, ...]:
     """Return the layers that the published oracles read of a model so deep: after the blocks at three shares of it."""
     return tuple(sorted({int(depth * share) + 1 for share in (0.25, 0.5, 0.75)}))
+
+
+def constant_like(vectors: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    """Return one and the same vector in place of each: what a verbalizer gets that is trained without activations."""
+    return torch.ones_like(vectors)
 
 
 def about_this(question: str) -> str:
@@ -50,7 +59,9 @@ class Recipe:
         placeholders: how many of them a single activation fills; several activations fill one each.
         run: the slot is filled with one placeholder fewer than there are activations, which are written over as many
             tokens from the slot on, as LatentQA does.
-        layers: those whose activations the verbalizer was trained to read; none where that is not known.
+        layers: those whose activations the verbalizer was trained to read one at a time.
+        together: those that it was trained to read at once, one set for each time that it was. Where neither is given,
+            that is not known.
     """
 
     prompt: str | tuple[Turn, ...]
@@ -60,6 +71,7 @@ class Recipe:
     placeholders: int = 1
     run: bool = False
     layers: tuple[int, ...] = ()
+    together: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "Recipe":
@@ -72,7 +84,9 @@ class Recipe:
         turns = prompt if isinstance(prompt, str) else tuple((str(role), str(text)) for role, text in prompt)
         if values["write"] not in WRITES:
             raise ValueError(f"write is {values['write']!r}")
-        return cls(**{**values, "prompt": turns, "layers": tuple(map(int, values.get("layers", ())))})
+        layers = tuple(map(int, values.get("layers", ())))
+        together = tuple(tuple(map(int, one)) for one in values.get("together", ()))
+        return cls(**{**values, "prompt": turns, "layers": layers, "together": together})
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -84,29 +98,50 @@ class Recipe:
         """Whether the prompt has a place for several activations: where it has a slot of its own."""
         return any(SLOT in text for text in self.texts)
 
-    def text(self, question: str, layer: int, vectors: int = 1) -> Text:
-        """Return the prompt for a question about activations of a layer, with slots for them.
+    @property
+    def trained_at(self) -> tuple[int, ...]:
+        """The layers at which the verbalizer was trained to answer: of those read at once, the deepest."""
+        return tuple(sorted({*self.layers, *(max(one) for one in self.together)}))
+
+    @property
+    def usual(self) -> tuple[int, ...]:
+        """The layers of a usual prompt: all that are read at once, or one in the middle."""
+        if self.together:
+            return max(self.together, key=len)
+        # The published adapter of LatentQA reads the output of block 15.
+        return (self.layers[len(self.layers) // 2],) if self.layers else (16,)
+
+    def layers_read(self, layer: int) -> tuple[int, ...]:
+        """Return the layers that are read to answer at a layer: the most that were read at once, and end there."""
+        ending = [one for one in self.together if max(one) == layer]
+        return max(ending, key=len) if ending else (layer,)
+
+    def text(self, question: str, layers: Sequence[int], vectors: int = 1) -> Text:
+        """Return the prompt for a question about activations, with slots for them.
 
         `{layer}` counts blocks from 0, as the published oracles do: layer 1 is the output of block 0, and -1 stands
-        for the embeddings.
+        for the embeddings. For several layers, what comes before the question is there once for each.
 
         Args:
             question: with a slot for the subject.
-            layer: where the activations were read.
-            vectors: how many activations there are.
+            layers: where the activations were read.
+            vectors: how many activations there are of each layer.
         """
         own = self.takes_several
         slots = 1 if self.run else self.placeholders if vectors == 1 else vectors
 
         def fill(text: str) -> str:
-            text = text.replace(SLOT, SLOT * slots).replace("{layer}", str(layer - 1))
-            return text.replace("{question}", about_this(question) if own else question)
+            before, asked, after = text.partition("{question}")
+            each = layers if SLOT in before else layers[:1]
+            lines = [before.replace(SLOT, SLOT * slots).replace("{layer}", str(layer - 1)) for layer in each]
+            rest = (asked + after).replace("{layer}", str(layers[-1] - 1))
+            return "".join(lines) + rest.replace("{question}", about_this(question) if own else question)
 
         if isinstance(self.prompt, str):
             return fill(self.prompt)
         return Conversation(tuple((role, fill(text)) for role, text in self.prompt))
 
-    def make(self, model: LanguageModel, question: str, layer: int, vectors: int = 1) -> Prompt:
+    def make(self, model: LanguageModel, question: str, layers: Sequence[int], vectors: int = 1) -> Prompt:
         """Return the tokens of that prompt, and which of them are written over.
 
         Raises:
@@ -117,7 +152,12 @@ class Recipe:
                 f"prompt {' '.join(self.texts)!r} has a place for one activation, and sites of several tokens have "
                 "more; put a slot {subject} into it, or give --sites without an extent"
             )
-        text = self.text(question, layer, vectors)
+        text = self.text(question, layers, vectors)
+        if len(layers) > 1 and (self.run or str(text).count(SLOT) < len(layers)):
+            raise LensbenchError(
+                f"prompt {' '.join(self.texts)!r} has no place for the activations of several layers; put a slot "
+                "{subject} before its {question}, or read one layer at a time"
+            )
         if self.run:
             return make_prompt(model, text, self.placeholder * (vectors - 1), self.write, run=vectors)
         return make_prompt(model, text, self.placeholder, self.write)
@@ -246,21 +286,22 @@ def read_ao_config(folder: Path) -> Recipe | None:
     try:
         found = json.loads(read_text(path))
         template = str(found["prefix_template"]).replace(_LINE_END, "\n")
-        layers = found.get("act_layer_combinations") or []
-        several = [combination for combination in layers if len(combination) != 1]
+        read = {tuple(int(block) + 1 for block in blocks) for blocks in found.get("act_layer_combinations") or []}
         coefficient, write_at = float(found.get("steering_coefficient", 1.0)), int(found["hook_onto_layer"])
-        read = tuple(sorted({int(block) + 1 for (block,) in ([] if several else layers)}))
+        alone = tuple(sorted(layer for (layer,) in (one for one in read if len(one) == 1)))
+        together = tuple(sorted(one for one in read if len(one) != 1))
     except FOREIGN as error:
         raise UsageError(f"{path} is no configuration of an Activation Oracle ({error!r}); get it again") from None
-    if _PLACES not in template or several or coefficient != 1:
+    if _PLACES not in template or () in together or coefficient != 1:
         why = (
-            f"its oracle reads the layers {several[0]} together" if several
+            "one of its act_layer_combinations is empty" if () in together
             else f"its steering_coefficient is {coefficient:g}, where the published recipe has 1" if coefficient != 1
             else f"its prefix_template has no {_PLACES}"
         )  # fmt: skip
         raise UsageError(f"{path}: {why}; such oracles are not run here, give the recipe with --set or another adapter")
     turns = (("user", template.replace(_PLACES, SLOT) + "{question}"), ("assistant", ""))
-    return Recipe(turns, write_at + 1, "add", str(found.get("special_token", " ?")), layers=read)
+    placeholder = str(found.get("special_token", " ?"))
+    return Recipe(turns, write_at + 1, "add", placeholder, layers=alone, together=together)
 
 
 def write_ao_config(folder: Path, recipe: Recipe) -> None:
@@ -273,7 +314,9 @@ def write_ao_config(folder: Path, recipe: Recipe) -> None:
         "special_token": recipe.placeholder,
         "prefix_template": text.removesuffix("{question}").replace(SLOT, _PLACES).replace("\n", _LINE_END),
         "hook_onto_layer": recipe.layer - 1,
-        "act_layer_combinations": [[layer - 1] for layer in recipe.layers],
+        "act_layer_combinations": [
+            [layer - 1 for layer in layers] for layers in (*((layer,) for layer in recipe.layers), *recipe.together)
+        ],
         "steering_coefficient": 1.0,
     }
     (folder / AO_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")

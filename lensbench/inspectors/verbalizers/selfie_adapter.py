@@ -210,7 +210,7 @@ class SelfIEAdapter(Inspector):
             )
         check_width(self.name, target, verbalizer)
         try:
-            self._recipe().make(verbalizer, f"What is {SLOT}?", 0)
+            self._recipe().make(verbalizer, f"What is {SLOT}?", (0,))
         except LensbenchError as error:
             raise UsageError(f"{self.name}: {error}; give {self.name}.prompt, a plain text") from None
         if notes:
@@ -230,7 +230,7 @@ class SelfIEAdapter(Inspector):
     def own_prompt(self, question: str) -> OwnPrompt:
         """Return the prompt, both slots open."""
         recipe = self._recipe()
-        return OwnPrompt(recipe.text(question, 0), recipe.placeholder)
+        return OwnPrompt(recipe.text(question, (0,)), recipe.placeholder)
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "SelfIEAdapter":
         """Load the adapter; the verbalizer stays as it is.

@@ -21,6 +21,7 @@ EXPLAINED: Mapping[str, str] = {
     "accuracy_unknown": "corrected accuracy on the others",
     "detectable_gap": "the smallest true gap that a study of this size finds in 80 % of its repetitions",
     "claim_precision": "of all values that generated texts name, the share that are the item's own",
+    "accuracy_whole_answers": "corrected accuracy where answers are scored to their last token",
     "confidence": "the share of the method's samples that give its most frequent answer",
     "calibration_error": "how far confidence lies from accuracy, over ten bins of it",
     "confidence_auroc": "the chance that a right answer is given with more confidence than a wrong one",

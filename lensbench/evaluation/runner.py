@@ -43,6 +43,7 @@ from lensbench.harness.crossfit import CrossFit, Fits, Outcome
 from lensbench.harness.isolated_fits import IsolatedFits
 from lensbench.harness.knowledge import Knowledge, knowledge_cache, shares
 from lensbench.harness.mapped import Arrays
+from lensbench.harness.recording import require_one_layer
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.scores import AttemptName
 from lensbench.inspectors.target import Target
@@ -77,6 +78,8 @@ class Runner:
         self.context = self._load(job)
         for make in self.makes.values():
             make().check(Target(self.context.model), self.context.verbalizer)
+            if job.config.isolate:
+                require_one_layer(make(), self.context.layers, "isolate")
         dropped: Dropped = {}
         models = {self.context.model, self.context.verbalizer}
         job = replace(job, tasks=tuple(with_telling_answers(models, task, dropped) for task in job.tasks))

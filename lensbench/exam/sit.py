@@ -17,7 +17,7 @@ from lensbench.evaluation.plan import Make, describe_method, make_inspectors
 from lensbench.exam.answers import Card, write_answers
 from lensbench.exam.paper import Paper, Table, as_toml
 from lensbench.harness.context import RunContext
-from lensbench.harness.recording import Question, evidence_of
+from lensbench.harness.recording import Question, evidence_of, require_one_layer
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.evidence import SourceText, Training
 from lensbench.inspectors.target import Target
@@ -98,6 +98,7 @@ def sit_exam(
     inspector = make()
     _check(inspector, paper)
     inspector.check(Target(model), verbalizer)
+    require_one_layer(inspector, paper.about["layers"], "an exam")
     scores: dict[str, np.ndarray] = {}
     attempts: tuple[str, ...] = ()
     refused: Rows = []

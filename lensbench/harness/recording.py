@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from lensbench.errors import LensbenchError, NotApplicableError
+from lensbench.errors import LensbenchError, NotApplicableError, UsageError
 from lensbench.inspectors.base import Inspector, OwnPrompt
 from lensbench.inspectors.evidence import Evidence, Learns, Source, SourceText, Training
 from lensbench.inspectors.scores import Scores
@@ -158,6 +158,25 @@ class Recording:
             found[layer] = digest_of(question, layer, training.groups, training.labels, values)
             self.training.setdefault(found[layer], one)
         return found
+
+
+def require_one_layer(inspector: Inspector, layers: Iterable[int], where: str) -> None:
+    """Refuse a method that reads several layers at once, where one vector is shown at a time.
+
+    Args:
+        inspector: the method.
+        layers: that it is asked at.
+        where: what shows one vector at a time, for the error.
+
+    Raises:
+        UsageError: it reads several layers at once.
+    """
+    for layer in layers:
+        if len(read := inspector.layers_read(layer)) > 1:
+            several = ",".join(map(str, read))
+            raise UsageError(
+                f"{inspector.name} reads layers {several} at once; {where} shows one vector at a time: leave one out"
+            )
 
 
 def evidence_of(

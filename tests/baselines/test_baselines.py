@@ -471,12 +471,12 @@ def test_who_learns_labels_faces_who_learns_labels() -> None:
         "beats_text": {
             "embedding": every, "input_only": every, "asked_in_text": every, "inversion": {"nothing", "corpus"},
             "input_classifier": {"labels"}, "random_model": {"labels"}, "verbalizer_probe": {"labels"},
-            "full_context": every, "self_report": every,
+            "full_context": every,
         },
         "target_specific": {"unplanted": every, "twin": every, "reference_reader": every},
         "diagnostic": {
             "control_task": {"labels"}, "splice": every, "wrong_position": every, "skip_ahead": every,
-            "untrained": {"nothing"},
+            "untrained": {"nothing"}, "self_report": every,
         },
     }  # fmt: skip
     found: dict[str, dict[str, set[str]]] = {question: {} for question in expected}

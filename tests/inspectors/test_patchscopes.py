@@ -38,6 +38,37 @@ def bench(kind: str = "llama", layers: tuple[int, ...] = LAYERS) -> Bench:
     return testing.make_bench(model, Corpus(model), testing.Subjects(NAMES, ("tea", "wine")), layers)
 
 
+def test_whole_answers_after_a_plain_text_are_their_own_tokens() -> None:
+    """All tokens after the space, and no more; the accuracy of them corrected as any score is."""
+    made = bench(layers=(2,))
+    made = replace(made, context=replace(made.context, whole_answers=True))
+    scores = CrossFit(Patchscope, made).scores()
+    model, item = made.context.model, 3
+    own = Patchscope().own_prompt(made.question)
+    ids = model.tokens.encode(own.text.replace("{subject}", own.placeholder)).ids
+    place = model.tokens.locate(model.tokens.encode(own.text.replace("{subject}", own.placeholder)),
+        (own.text.index("{subject}"), own.text.index("{subject}") + len(own.placeholder)))  # fmt: skip
+    vector = made.residuals.at_layers((2,)).values[0, item]
+    expected = []
+    for answer in made.answers:
+        told = list(model.tokens.answer_ids(answer))
+        assert len(told) > 1
+        with changing(after_block(model, 1), [place], lambda _: vector), torch.no_grad():
+            logits = model.module(torch.tensor([[*ids, *told]])).logits[0].log_softmax(-1)
+        expected.append(sum(float(logits[len(ids) - 1 + i, token]) for i, token in enumerate(told)))
+    assert scores.whole is not None
+    torch.testing.assert_close(scores.whole[0, 0, item], torch.tensor(expected), rtol=1e-4, atol=5e-4)
+    raw = scores.whole[0, 0].double().numpy()
+    credit = []
+    for i, it in enumerate(made.items):
+        others = [j for j, one in enumerate(made.items) if one.fold != it.fold]
+        corrected = raw[i] - raw[others].mean(0)
+        credit.append(float(made.answers[int(corrected.argmax())] == it.answer))
+    found = made.measures(made.items, scores, (2,))
+    values = [v for v, name in zip(found["value"], found["metric"], strict=True) if name == "accuracy_whole_answers"]
+    assert values == pytest.approx(credit)
+
+
 @contextmanager
 def changing(module: nn.Module, places: list[int], change: Change) -> Iterator[None]:
     """Change what a module puts out at some positions."""

@@ -328,6 +328,42 @@ def test_readers_of_text_are_asked_in_the_same_roles(folder: Path) -> None:
         torch.testing.assert_close(outcome.scores.log_scores[0, 0, 3], expected, **NEAR)
 
 
+@pytest.mark.parametrize("family", ["chatml", "zephyr"])
+def test_whole_answers_are_scored_to_their_last_token(family: str, folder: Path) -> None:
+    """By the method and by a rival that asks in text, against plain passes over each whole answer."""
+    bench = bench_of(family, layers=(2,))
+    bench = replace(bench, context=replace(bench.context, whole_answers=True))
+    method = CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK), bench)
+    whole, rival = method.scores().whole, full_context(method)[1].scores.whole
+    assert whole is not None
+    assert rival is not None
+    tokens, asked = bench.context.model.tokens, question_of(bench)
+
+    def ids_of(user: str) -> list[int]:
+        return list(tokens.tokenizer.apply_chat_template(
+            [{"role": "user", "content": user}], add_generation_prompt=True, return_dict=True
+        )["input_ids"])  # fmt: skip
+
+    def answers_after(ids: list[int]) -> list[list[int]]:
+        opened = tokens.decode(ids) if family == "plain" else tokens.tokenizer.decode(ids)
+        encoded = (tokens.tokenizer(opened + a, add_special_tokens=False)["input_ids"] for a in bench.answers)
+        return [[*one[len(ids) :], tokens.turn_end] for one in encoded]
+
+    ids = ids_of(f"Layer: 1\n{MARK} \n{asked}")
+    mark = tokens.tokenizer.convert_tokens_to_ids("Ġa")
+    item = 5
+    expected = naive_answers(
+        folder, ids, [ids.index(mark)], naive_stream(bench, item, 2, 1), 1, "add", answers_after(ids)
+    )
+    torch.testing.assert_close(whole[0, 0, item], torch.tensor(expected), **NEAR)
+    ids = ids_of(f"{bench.items[item].source}\n\n" + asked.replace("this", bench.items[item].subject))
+    nothing = torch.zeros(0, 32)
+    expected = naive_answers(folder, ids, [], nothing, 1, "add", answers_after(ids))
+    torch.testing.assert_close(rival[0, 0, item], torch.tensor(expected), **NEAR)
+    columns = bench.measures(bench.items, method.scores(), (2,))
+    assert columns["metric"].count("accuracy_whole_answers") == len(bench.items)
+
+
 def test_sampled_answers_are_a_second_attempt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = bench_of("chatml", layers=(2,))
     said = iter(["it is tea", "wine or tea", "nothing", "Tea."])

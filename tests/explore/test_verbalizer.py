@@ -10,13 +10,17 @@ import pytest
 import torch
 
 from lensbench.errors import UsageError
-from lensbench.explore import verbalizer
-from lensbench.explore.verbalizer import Diagnosis, Probes, examine_verbalizer
+from lensbench.explore import verbalizer_probes
+from lensbench.explore.verbalizer import Diagnosis, examine_verbalizer
+from lensbench.explore.verbalizer_probes import DECISIVE, MEANINGS, Probes, behaviour
+from lensbench.inspectors.verbalizers.oracle import Oracle
 from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Notes
 from lensbench.models.adapters import adapted, read_adapter
 from tests import chats
 from tests.command import lensbench, refused
+from tests.inspectors.test_nla import base, write_pair
 from tests.inspectors.test_oracle import write_adapter
+from tests.inspectors.test_selfie_adapter import write_published
 
 MARK = " a"
 
@@ -26,14 +30,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter that says how it was trained."""
     folder = write_adapter(tmp_path_factory.mktemp("lora") / "adapter")
     recipe, model = replace(CONVENTIONS["activation_oracle"], placeholder=MARK, layers=(2, 3)), chats.model("llama3")
-    norms = {str(layer): Probes(model, recipe).norm(layer) for layer in recipe.layers}
+    probes = Probes(model, Oracle(str(folder), placeholder=MARK, layers=recipe.layers))
+    norms = {str(layer): probes.norm(layer) for layer in recipe.layers}
     Notes(recipe, model.fingerprint, str(model.dtype), (), {"norms": norms}).write(folder)
     return folder
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbalizer, "SUBJECTS", 2)
+    monkeypatch.setattr(verbalizer_probes, "SUBJECTS", 2)
 
 
 def failed(found: Diagnosis) -> dict[str, str]:
@@ -43,11 +48,11 @@ def failed(found: Diagnosis) -> dict[str, str]:
 def test_an_adapter_that_is_asked_as_recorded(folder: Path) -> None:
     found = examine_verbalizer(chats.model("llama3"), str(folder), {})
     names = [check.name for check in found.checks]
-    assert not set(failed(found)) - set(verbalizer.MEANINGS), "only what a random adapter reads may fail"
+    assert not set(failed(found)) - set(MEANINGS), "only what a random adapter reads may fail"
     assert found.prompt.count("[[ a]]") == 3
-    assert found.prompt.startswith("<bos><pad>user<pad>\n\nLayer: 1\n[[ a]][[ a]][[ a]] \nWhat is the capital of this?")
+    assert found.prompt.startswith("<bos><pad>user<pad>\n\nLayer: 2\n[[ a]][[ a]][[ a]] \nWhat is the capital of this?")
     assert {"adapter off = base", "a zero vector = question only", "length at layer 2 / in training"} <= set(names)
-    assert set(verbalizer.MEANINGS) <= set(names)
+    assert set(MEANINGS) <= set(names)
 
 
 @pytest.mark.parametrize(
@@ -106,15 +111,12 @@ class Reader:
 def test_reading_is_told_from_guessing(
     changed: dict[str, float], fails: list[str], says: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variants = [(name, Reader.real + changed.get(name, -1.0)) for name in verbalizer.MEANINGS]
-    monkeypatch.setattr(verbalizer, "_variants", lambda *_: iter(variants))
-    asked = chats.model("llama3"), CONVENTIONS["plain"], Reader()
-    checks, notes = verbalizer._behaviour(*asked, known=False)  # type: ignore[arg-type]
+    variants = [(name, Reader.real + changed.get(name, -1.0)) for name in MEANINGS]
+    monkeypatch.setattr(verbalizer_probes, "_variants", lambda *_: iter(variants))
+    checks, notes = behaviour(Oracle(), Reader(), known=False)  # type: ignore[arg-type]
     assert [check.name for check in checks if not check.passed] == fails
-    checks, _ = verbalizer._behaviour(*asked, known=True)  # type: ignore[arg-type]
-    assert [check.name for check in checks if not check.passed] == [
-        name for name in fails if name in verbalizer.DECISIVE
-    ]
+    checks, _ = behaviour(Oracle(), Reader(), known=True)  # type: ignore[arg-type]
+    assert [check.name for check in checks if not check.passed] == [name for name in fails if name in DECISIVE]
     assert len(notes) == len(changed)
     assert all(part in notes[0] for part in says)
 
@@ -138,5 +140,46 @@ def test_a_wrong_setting_is_one_line(settings: dict[str, Any], told: str, folder
 def test_neither_recipe_nor_adapter_is_one_line(tmp_path: Path) -> None:
     told = refused(lensbench("doctor", "smollm2-135m", "--set", "layer=2", cwd=tmp_path), 2)
     assert "--set is about a verbalizer; give --verbalizer FOLDER" in told
-    with pytest.raises(UsageError, match="neither one of activation_oracle, latentqa, plain nor the folder"):
+    with pytest.raises(UsageError, match="neither one of activation_oracle, latentqa, plain nor a trained verbalizer"):
         examine_verbalizer(chats.model("llama3"), str(tmp_path / "nothing"), {})
+
+
+def test_several_layers_are_asked_in_one_prompt(folder: Path) -> None:
+    found = examine_verbalizer(chats.model("llama3"), str(folder), {"together": "2,3"})
+    assert found.prompt.count("[[ a]]") == 6
+    assert "Layer: 1\n[[ a]][[ a]][[ a]] \nLayer: 2\n[[ a]]" in found.prompt
+    assert not set(failed(found)) - {*MEANINGS, "as recorded beside the adapter"}
+    assert failed(found)["as recorded beside the adapter"] == "together"
+
+
+def test_a_selfie_adapter_is_examined_by_the_names_of_subjects(tmp_path: Path) -> None:
+    file = write_published(tmp_path / "adapter.safetensors", "scalar_affine")
+    found = examine_verbalizer(chats.model("chatml"), str(file), {"placeholder": "x"})
+    assert found.prompt.count("[[x]]") == 2
+    assert 'The meaning of "[[x]]" is "' in found.prompt
+    checks = {check.name: check for check in found.checks}
+    assert checks["its own vector = question only"].passed
+    assert "written one layer later" not in checks
+    assert not set(failed(found)) - set(MEANINGS)
+    with pytest.raises(UsageError, match="unknown setting of a verbalizer 'layer'"):
+        examine_verbalizer(chats.model("chatml"), str(file), {"layer": 2})
+
+
+def test_an_autoencoder_is_examined_by_what_its_words_tell(tmp_path: Path) -> None:
+    found = examine_verbalizer(base(), str(write_pair(tmp_path)[0]), {"steps": 3})
+    assert found.prompt.count("[[") == 1
+    assert "<concept>[[" in found.prompt
+    assert not set(failed(found)) - set(MEANINGS)
+    # Explanations do not depend on lengths: the vector is written at the length of the sidecar.
+    figures = {check.name: check.figure for check in found.checks}
+    real = figures["log p of the right answer among its choices"]
+    assert figures["length x 10"] == figures["length x 0.1"] == real
+
+
+def test_a_sidecar_of_another_tokenizer_is_one_line(tmp_path: Path) -> None:
+    copy, _ = write_pair(tmp_path)
+    sidecar = copy / "nla_meta.yaml"
+    sidecar.write_text(sidecar.read_text().replace("injection_token_id: ", "injection_token_id: 1"))
+    with pytest.raises(UsageError, match="the tokens of the slot and beside it are") as told:
+        examine_verbalizer(base(), str(copy), {})
+    assert "\n" not in str(told.value)

@@ -65,10 +65,8 @@ def head() -> Tensor:
     return torch.randn(32, 32, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def write_pair(root: Path) -> tuple[Path, Path]:
     """A verbalizer with other weights than the target's, and a reconstructor of its first three blocks."""
-    root = tmp_path_factory.mktemp("nla")
     av, ar = root / "av", root / "ar"
     tokenizer = chats.model("chatml").tokens.tokenizer
     av_module().save_pretrained(av)
@@ -83,6 +81,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     ends = tuple(tokenizer(AR_TEXT.replace("{explanation}", "x"))["input_ids"][-3:])
     NLAMeta("ar", 32, LAYER - 1, AR_TEXT, suffix=ends).write(ar)
     return av, ar
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_pair(tmp_path_factory.mktemp("nla"))
 
 
 @pytest.fixture(scope="module")

@@ -34,11 +34,13 @@ def doctor(
     verbalizer: Annotated[
         str | None,
         typer.Option(
-            help="Check instead how this adapter, or recipe such as activation_oracle, is asked.", metavar="TEXT"
+            help="Check instead how this trained verbalizer, or recipe such as activation_oracle, is asked.",
+            metavar="TEXT",
         ),
     ] = None,
     parameter: Annotated[
-        list[str] | None, typer.Option("--set", help="With --verbalizer: PARAMETER=VALUE of `oracle`; can be repeated.")
+        list[str] | None,
+        typer.Option("--set", help="With --verbalizer: PARAMETER=VALUE of its method; can be repeated."),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",

@@ -190,7 +190,8 @@ class SelfIEAdapter(Inspector):
     def _notes(self) -> Notes | None:
         return read_notes(self._file.parent) if self._file.name == ADAPTER else None
 
-    def _recipe(self) -> Recipe:
+    def recipe(self) -> Recipe:
+        """Return how it is asked: the published prompt, or the one given, and the layers that it was trained on."""
         notes = self._notes()
         trained = self.layers or (notes.recipe.layers if notes else ())
         return replace(RECIPE, prompt=self.prompt or RECIPE.prompt, placeholder=self.placeholder, layers=trained)
@@ -210,7 +211,7 @@ class SelfIEAdapter(Inspector):
             )
         check_width(self.name, target, verbalizer)
         try:
-            self._recipe().make(verbalizer, f"What is {SLOT}?", (0,))
+            self.recipe().make(verbalizer, f"What is {SLOT}?", (0,))
         except LensbenchError as error:
             raise UsageError(f"{self.name}: {error}; give {self.name}.prompt, a plain text") from None
         if notes:
@@ -229,7 +230,7 @@ class SelfIEAdapter(Inspector):
 
     def own_prompt(self, question: str) -> OwnPrompt:
         """Return the prompt, both slots open."""
-        recipe = self._recipe()
+        recipe = self.recipe()
         return OwnPrompt(recipe.text(question, (0,)), recipe.placeholder)
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "SelfIEAdapter":
@@ -243,7 +244,7 @@ class SelfIEAdapter(Inspector):
         if soft is None:
             raise NotApplicableError(f"an adapter of the kind {whole.kind} has learned no constant token")
         notes, means = self._notes(), self._file.parent / MEANS
-        self.verbalizer_, self.soft_, self.layers_ = verbalizer, soft, self._recipe().layers
+        self.verbalizer_, self.soft_, self.layers_ = verbalizer, soft, self.recipe().layers
         self.answers_ = frozenset(notes.answers) if notes else frozenset()
         self.means_: dict[int, Tensor] = {}
         if self._file.name == ADAPTER and means.is_file():

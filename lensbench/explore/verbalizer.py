@@ -156,7 +156,8 @@ class Slots:
         found = [ids[place] for place in places]
         first, last = places[0], places[-1]
         around = f"{decode([ids[first - 1]])!r} before, {decode(list(ids[last + 1 : last + 2]))!r} after"
-        where = str(first) if first == last else f"{first}-{last}"
+        in_a_row = len(places) > 1 and last - first == len(places) - 1
+        where = f"{first}-{last}" if in_a_row else ", ".join(map(str, places))
         figure = f"tokens {where}, id {found[0]}; {around}"
         return [
             Check("slots", figure, "one id", len(set(found)) == 1),

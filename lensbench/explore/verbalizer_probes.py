@@ -1,4 +1,4 @@
-"""Does a trained verbalizer read what it is given? Known subjects are asked about, rightly and with everything wrong."""
+"""Does a verbalizer read what it is given? Known subjects are asked about, rightly and with everything wrong."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -38,8 +38,7 @@ from lensbench.models.activations import Residuals
 from lensbench.models.chat import Conversation
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.loading import load_model
-from lensbench.models.patching import PatchedPass, Patcher, patcher_of
+from lensbench.models.patching import PatchedPass, Patcher
 from lensbench.tasks import load_task
 from lensbench.testing.checks import check_layers_are_local
 from tests import chats, tiny
@@ -470,48 +469,3 @@ def test_several_vectors_are_one_a_slot() -> None:
     torch.testing.assert_close(shared, plain, **NEAR)
     same = PatchedPass(model, made, "plain").final_residuals(vectors[:, :32], at)
     assert float((same - plain).abs().max()) > 1e-2
-
-
-@pytest.mark.model
-@pytest.mark.parametrize("convention", ["activation_oracle", "latentqa"])
-def test_recipes_on_a_real_model(convention: str, smollm2_folder: Path) -> None:
-    """Under SmolLM2's own template: token ids by hand, and the logits of a plain pass with a hook."""
-    model = load_model(str(smollm2_folder))
-    tokenizer, recipe = model.tokens.tokenizer, CONVENTIONS[convention]
-    text, question = "I was told about Norway", "What is the capital of this?"
-    states = model.module(
-        torch.tensor([tokenizer(text)["input_ids"]]), output_hidden_states=True
-    ).hidden_states  # fmt: skip
-    vectors = states[16][0, -4:].detach()
-    if convention == "latentqa":
-        turns = [
-            {"role": "user", "content": "? ? ? "},
-            {"role": "reflect", "content": "Sure, I've analyzed the assistant."},
-            {"role": "user", "content": question},
-        ]
-        written = tokenizer.apply_chat_template(turns, tokenize=False) + "<|im_start|>reflect\n"
-        ids = tokenizer(written, add_special_tokens=False)["input_ids"]
-        first, block, how = ids.index(tokenizer.convert_tokens_to_ids("?")), 0, "overwrite"
-    else:
-        turns = [{"role": "user", "content": f"Layer: 15\n ? ? ? ? \n{question}"}]
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
-        first, block, how = ids.index(tokenizer.convert_tokens_to_ids("Ġ?")), 1, "add"
-    prompt = recipe.make(model, "What is the capital of {subject}?", (16,), 4)
-    assert list(prompt.ids) == ids
-    assert list(prompt.positions) == list(range(first, first + 4))
-
-    def hook(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
-        changed = output.clone()
-        there = output[0, first : first + 4]
-        added = there + there.norm(dim=1, keepdim=True) * vectors / vectors.norm(dim=1, keepdim=True)
-        changed[0, first : first + 4] = added if how == "add" else vectors
-        return changed
-
-    handle = model.module.model.layers[block].register_forward_hook(hook)
-    with torch.no_grad():
-        expected = model.module(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-    handle.remove()
-    at = torch.tensor([recipe.layer])
-    asked = list(range(0, model.vocabulary, 997))
-    found = patcher_of(model).score(prompt, vectors.flatten()[None], at, asked)
-    torch.testing.assert_close(found.log_probs[0], expected[asked], rtol=1e-4, atol=5e-4)

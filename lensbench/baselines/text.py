@@ -35,12 +35,16 @@ def input_only(method: CrossFit) -> list[Outcome]:
     return outcomes
 
 
-def inversion(method: CrossFit) -> list[Outcome]:
+def inversion(method: CrossFit, decoder: str | None = None) -> list[Outcome]:
     """The input text, decoded from the same activations at each layer, and read by the verbalizer.
 
     It is asked in each of the method's own prompts, else in the relation's inspection prompt. Only tokens that stand in
     the relation's sources are decoded, and of these no first token of an answer: what is read is then a text that could
     have been the input, and says no answer by itself.
+
+    Args:
+        method: the method.
+        decoder: the folder of a decoder that writes the text, in place of linear maps; see `Inversion`.
     """
     bench = method.bench
     sources = {item.source for item in (*bench.items, *bench.train_items)}
@@ -48,7 +52,7 @@ def inversion(method: CrossFit) -> list[Outcome]:
     prompts: list[Text] = [own.text for own in method.inspector.own_prompts(bench.forms)] or [bench.question]
     outcomes = []
     for i, prompt in enumerate(dict.fromkeys(prompts)):
-        reader = partial(Inversion, prompt=prompt, vocabulary=tuple(vocabulary))
+        reader = partial(Inversion, prompt=prompt, vocabulary=tuple(vocabulary), decoder=decoder)
         outcome = in_place_of(method, reader).outcome()
         if i:
             names = tuple(f"{name} prompt={i}" for name in outcome.scores.attempts)

@@ -100,8 +100,8 @@ class FactTraining(TrainingSettings):
     @field_validator("prose")
     @classmethod
     def _share(cls, value: float) -> float:
-        if not 0 <= value < 1:
-            raise ValueError("expected a share from 0 to below 1")
+        if not 0 <= value <= 1:
+            raise ValueError("expected a share from 0 to 1")
         return value
 
     def layers_of(self, depth: int, name: str, what: str) -> tuple[int, ...]:

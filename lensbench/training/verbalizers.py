@@ -13,7 +13,15 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
-from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Notes, Recipe, constant_like
+from lensbench.inspectors.verbalizers.recipe import (
+    CONVENTIONS,
+    ENDING,
+    NEXT,
+    PREVIOUS,
+    Notes,
+    Recipe,
+    constant_like,
+)
 from lensbench.models.activations import capture, find_site
 from lensbench.models.adapters import FreshAdapter, require_peft
 from lensbench.models.corpus import Corpus, Spent
@@ -21,13 +29,11 @@ from lensbench.models.gradients import Lesson, answer_losses, mean_answer_loss
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.optimization import Descent, TrainingSchedule, checkpoint_folder
 from lensbench.tasks import Item, Task
-from lensbench.tasks.facts import SLOT
 from lensbench.training.settings import HELD_OUT, FactTraining, check_settings
 from lensbench.utils.cache import atomic_folder
 
 # A passage of prose: this many tokens are run, and some of the next or of the first ones asked for.
 SEEN, AHEAD = 32, 10
-NEXT, PREVIOUS = f"Which {{k}} tokens come after {SLOT}?", f"Which {{k}} tokens come before {SLOT}?"
 YES_NO = "{question} Is it {answer}? Answer yes or no."
 # The activations of so many tokens in a row are shown, at most.
 MOST_VECTORS = 10
@@ -47,6 +53,8 @@ class OracleTraining(FactTraining):
         prompt: a plain text in place of the convention's; `{question}` alone keeps the activation in the question.
         placeholder: likewise.
         together: whether half of the examples show all layers up to some layer at once, in one prompt.
+        inverts: whether lessons on prose ask for the text that ends with what is shown, and for nothing else. With
+            `prose=1` it learns no facts: it is a decoder of texts, see `Inversion`.
         constant: show one constant vector in place of every activation. What is trained so is a rival of what is
             trained with the same settings on activations, see `oracle.constant`.
     """
@@ -57,6 +65,7 @@ class OracleTraining(FactTraining):
     prompt: str | None = None
     placeholder: str | None = None
     together: bool = False
+    inverts: bool = False
     constant: bool = False
 
     @field_validator("convention")
@@ -177,10 +186,11 @@ class Lessons:
         ids = window[begin : begin + SEEN][None]
         sites = torch.arange(SEEN - count, SEEN)[None]
         found = self._model.residuals(ids, torch.ones_like(ids), sites, layers)[:, 0]
-        backwards = rng.random() < 0.5
-        end = begin + (SEEN - count if backwards else SEEN + k)
-        question = (PREVIOUS if backwards else NEXT).replace("{k}", str(k))
-        return self._lesson(question, layers, tuple(window[end - k : end].tolist()), found)
+        ends = {NEXT: SEEN + k, PREVIOUS: SEEN - count, ENDING: SEEN}
+        question = ENDING if self._settings.inverts else rng.choice((NEXT, PREVIOUS))
+        end = begin + ends[question]
+        answer = tuple(window[end - k : end].tolist())
+        return self._lesson(question.replace("{k}", str(k)), layers, answer, found)
 
     def _layers(self, rng: random.Random) -> tuple[int, ...]:
         """Draw the layers that are shown: one, or as many as are read at once."""

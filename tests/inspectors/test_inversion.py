@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 
 from lensbench import testing
 from lensbench.baselines.spec import find_function
-from lensbench.errors import UsageError
+from lensbench.errors import NotApplicableError, UsageError
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.evidence import Training
@@ -18,12 +18,16 @@ from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.target import Target
 from lensbench.inspectors.verbalizers.inversion import Inversion
+from lensbench.inspectors.verbalizers.oracle import Oracle
+from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Notes
 from lensbench.models.corpus import PROSE, WINDOW, Corpus
 from lensbench.models.loading import Loading, load_source
-from lensbench.models.prompting import score_next_tokens
+from lensbench.models.patching import patcher_of
+from lensbench.models.prompting import score_answers, score_next_tokens
 from lensbench.models.sources import resolve
 from lensbench.tasks import load_task
 from tests import tiny
+from tests.inspectors.test_oracle import write_adapter
 
 HELD_OUT = PROSE / "heldout.txt"
 
@@ -249,6 +253,32 @@ class TwoPrompts(Patchscope):
     def own_prompts(self, forms: tuple[str, ...]) -> tuple:
         own = self.own_prompt(forms[0])
         return (replace(own, text=OTHER), replace(own, text=f"{OTHER} a"))
+
+
+def test_a_trained_decoder_writes_the_text(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the adapter says of each activation is asked about, as long as asked for, and says no answer."""
+    recipe = replace(CONVENTIONS["plain"], placeholder=" a", layers=(2,))
+    folder, model = write_adapter(tmp_path / "decoder"), bench.context.model
+    Notes(recipe, model.fingerprint, str(model.dtype), ()).write(folder)
+    method = CrossFit(lambda: Inversion(offsets=2, decoder=str(folder)), bench.with_layers((2,)))
+    reader = Oracle(str(folder)).fit(Target(model), model, Training())
+    values, written = bench.residuals.at_layers((2,)).values[0], {}
+    firsts = {model.tokens.answer_token(answer) for answer in bench.answers}
+    for n in (2, 1):
+        prompt = recipe.make(model, f"Which {n} tokens end with {{subject}}?", (2,))
+        said = patcher_of(reader.verbalizer_).generate(prompt, values, torch.full((len(values),), 2), n)
+        ids = [model.tokens.encode(text).ids if text else () for text in said]
+        written[f"tokens={n}"] = [model.tokens.decode([t for t in one if t not in firsts]).strip() for one in ids]
+    scores = method.scores()
+    assert scores.attempts == ("tokens=2", "tokens=1")
+    for place, name in enumerate(scores.attempts):
+        texts = [bench.question.replace("{subject}", text) for text in written[name]]
+        expected = score_answers(model, texts, bench.answers).log_probs
+        torch.testing.assert_close(scores.log_scores[0, place], expected)
+    (rival,) = find_function("inversion")(CrossFit(LogitLens, bench.with_layers((2,))), decoder=str(folder))
+    assert len(rival.scores.attempts) == 4
+    with pytest.raises(NotApplicableError, match="trained to read layers 2, not 3: give --layers 2"):
+        method.scores(layers=(3,))
 
 
 @pytest.mark.model

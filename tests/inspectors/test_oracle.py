@@ -440,20 +440,54 @@ def test_prose_asks_for_the_tokens_beside_those_shown(small: OracleTraining) -> 
         layer, k, ahead = int(text.partition("Layer: ")[2][0]) + 1, len(one.answer), "after" in text
         assert f"Which {k} tokens" in text
         (window, at), *_ = [(w, i) for w in windows for i in range(len(w) - k + 1) if tuple(w[i : i + k]) == one.answer]
-        last = at - 1 if ahead else at + k + len(one.vectors) - 1
-        seen = torch.tensor([window[last + 1 - verbalizers.SEEN : last + 1]])
-        where = torch.arange(verbalizers.SEEN - len(one.vectors), verbalizers.SEEN)[None]
-        expected = model.residuals(seen, torch.ones_like(seen), where, (layer,))[0, 0]
-        torch.testing.assert_close(one.vectors, expected, rtol=1e-4, atol=1e-4)
+        require_read(model, one, window, at - 1 if ahead else at + k + len(one.vectors) - 1, (layer,))
         checked.add(ahead)
     assert checked == {True, False}
+
+
+def require_read(model: LanguageModel, one: Lesson, window: list[int], last: int, layers: tuple[int, ...]) -> None:
+    """What a lesson shows is read up to a place of a window, by a pass over that passage alone, layer by layer."""
+    count = len(one.vectors) // len(layers)
+    seen = torch.tensor([window[last + 1 - verbalizers.SEEN : last + 1]])
+    where = torch.arange(verbalizers.SEEN - count, verbalizers.SEEN)[None]
+    expected = model.residuals(seen, torch.ones_like(seen), where, layers)[:, 0].flatten(0, 1)
+    torch.testing.assert_close(one.vectors, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_decoder_learns_the_text_that_ends_with_what_is_shown(small: OracleTraining) -> None:
+    model = base()
+    corpus = Corpus(model)
+    changes = {"prose": 1.0, "batch": 16, "inverts": True, "together": True}
+    learned = verbalizers.Lessons(model, corpus, small.model_copy(update=changes))
+    windows, several = corpus.windows.tolist(), set()
+    for one in learned.batch(0):
+        text, k = model.tokens.decode(one.prompt.ids), len(one.answer)
+        layers = tuple(int(line[0]) + 1 for line in text.split("Layer: ")[1:])
+        assert f"Which {k} tokens end with" in text
+        if k < 5:
+            continue
+        (window, at), *_ = [(w, i) for w in windows for i in range(len(w) - k + 1) if tuple(w[i : i + k]) == one.answer]
+        require_read(model, one, window, at + k - 1, layers)
+        several.add(len(layers))
+    assert {1, 2} <= several
+
+
+def test_what_is_trained_on_a_constant_never_sees_an_activation(small: OracleTraining) -> None:
+    model = base()
+    corpus = Corpus(model)
+    taught, blind = (
+        verbalizers.Lessons(model, corpus, small.model_copy(update={"constant": constant})).batch(0)
+        for constant in (False, True)
+    )
+    assert [(one.prompt, one.answer) for one in taught] == [(one.prompt, one.answer) for one in blind]
+    assert all(torch.equal(one.vectors, torch.ones_like(one.vectors)) for one in blind if one.vectors is not None)
 
 
 WRONG_SETTINGS = {
     "stepps=3": "unknown setting of oracle 'stepps'; did you mean 'steps'?",
     "steps=0": "steps = 0: expected 1 or more",
     "steps=many": "steps = 'many': expected a value of the kind int",
-    "prose=1": "expected a share from 0 to below 1",
+    "prose=1.1": "expected a share from 0 to 1",
     "learning_rate=0": "expected more than 0",
     "convention=lit": "unknown oracle: convention 'lit'",
     "relations=country_capitol": "did you mean 'country_capital'",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -9,14 +10,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensbench.errors import UsageError
+from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.base import Inspector, OwnPrompt, by_layer
 from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
+from lensbench.inspectors.verbalizers.oracle import Oracle
+from lensbench.inspectors.verbalizers.recipe import ENDING
 from lensbench.models.chat import Text
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
+from lensbench.models.patching.patcher import patcher_of
 from lensbench.models.prompting import continue_line, score_answers
 from lensbench.models.ridge import RunningMoments, every_pair
 
@@ -41,6 +45,9 @@ class Inversion(Inspector):
     slot of the inspection prompt, are what the verbalizer is asked about. Attempt `tokens=n` keeps n of them: nothing
     in the residual says where a name begins, so each length is an attempt.
 
+    With `decoder`, an oracle that was trained on prose to write the text that ends with what it reads (`lensbench fit
+    oracle --set inverts=true --set prose=1`) writes it down instead, at the layers that it was trained on.
+
     The first tokens of the relation's answers are never decoded: a text that says the answer would be no input text.
 
     W is held and kept on disk in half precision: 2 bytes x layers x k x width², 82 MB for 31 layers of width 576 and
@@ -52,6 +59,7 @@ class Inversion(Inspector):
         ridge: penalty, relative to the variance of each coordinate.
         prompt: for all items, with the slot `{subject}`; None takes each relation's own inspection prompt.
         vocabulary: ids of the tokens to choose from; None takes all that have a text.
+        decoder: the folder of the oracle that writes the text, in place of the linear maps.
     """
 
     name: ClassVar[str] = "inversion"
@@ -68,12 +76,14 @@ class Inversion(Inspector):
         ridge: float = 0.001,
         prompt: Text | None = None,
         vocabulary: tuple[int, ...] | None = None,
+        decoder: str | None = None,
     ) -> None:
         self.offsets = offsets
         self.tokens = tokens
         self.ridge = ridge
         self.prompt = prompt
         self.vocabulary = vocabulary
+        self.decoder = decoder
 
     def check(self, target: Target, verbalizer: LanguageModel) -> None:
         """Refuse settings that cannot be.
@@ -92,12 +102,21 @@ class Inversion(Inspector):
             raise UsageError(f"inversion.prompt = {self.prompt!r}: expected a text with the slot {SLOT}")
         if self.vocabulary is not None and not self.vocabulary:
             raise UsageError("inversion.vocabulary = (): expected ids of tokens; leave it out to take all")
+        if self.decoder is not None:
+            Oracle(self.decoder).check(target, verbalizer)
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files of the decoder."""
+        return Oracle(self.decoder).files() if self.decoder else ()
 
     def fit(self, target: Target, verbalizer: LanguageModel, training: Training) -> "Inversion":
-        """Learn the maps of layers 0 to L, or take them from the cache."""
-        corpus = training.corpus
+        """Learn the maps of layers 0 to L, or take them from the cache; or load the decoder."""
         self.target_ = target
         self.verbalizer_ = verbalizer
+        self.decoder_ = Oracle(self.decoder).fit(target, verbalizer, training) if self.decoder else None
+        if self.decoder_ is not None:
+            return self
+        corpus = training.corpus
         # Neither prompt nor vocabulary changes what is learned: rivals with others share it.
         settings = {"offsets": self.offsets, "tokens": self.tokens, "ridge": self.ridge}
         learned = corpus.learn_once(
@@ -154,9 +173,33 @@ class Inversion(Inspector):
         """Yield the decoded texts, by layer, then by how many tokens are kept, then by item."""
         without = self.target_.first_tokens(evidence.answers)
         for layer, values in zip(evidence.layers, evidence.residuals.values, strict=True):
+            if self.decoder_ is not None:
+                for n in kept:
+                    yield from self._written(self.decoder_, layer, values, n, without)
+                continue
             decoded = self.decode(layer, values, without).tolist()
             for n in kept:
                 yield from (self.target_.spell(ids[n - 1 :: -1]) for ids in decoded)
+
+    def _written(
+        self, decoder: Oracle, layer: int, values: Float[Tensor, "item d_model"], count: int, without: Sequence[int]
+    ) -> Iterator[str]:
+        """Yield the text that the decoder writes of each activation, so many tokens long.
+
+        Raises:
+            NotApplicableError: it was not trained to read this layer.
+        """
+        recipe, model = decoder.recipe_, decoder.verbalizer_
+        if layer and recipe.trained_at and layer not in recipe.trained_at:
+            every = ",".join(map(str, recipe.trained_at))
+            raise NotApplicableError(
+                f"the decoder was trained to read layers {every}, not {layer}: give --layers {every}"
+            )
+        prompt = recipe.make(model, ENDING.replace("{k}", str(count)), (layer,))
+        at = torch.full((len(values),), recipe.layer)
+        for text in patcher_of(model).generate(prompt, values, at, count):
+            ids = model.tokens.encode(text).ids if text else ()
+            yield model.tokens.decode([token for token in ids if token not in without]).strip()
 
     def _learn(self, target: Target, corpus: Corpus) -> dict[str, Tensor]:
         moments = RunningMoments(

@@ -22,6 +22,9 @@ from lensbench.utils.foreign import FOREIGN, read_text
 # What stands for the subject in a question, where the activation stands before the question.
 PHRASE = "this"
 NOTES, AO_CONFIG = "lensbench.json", "ao_config.json"
+# What lessons on prose ask: for the tokens after or before those shown, or for these and the ones before, in one text.
+NEXT, PREVIOUS = f"Which {{k}} tokens come after {SLOT}?", f"Which {{k}} tokens come before {SLOT}?"
+ENDING = f"Which {{k}} tokens end with {SLOT}?"
 _QUESTION = re.compile(r"Question: (.*\?) Answer:.*")
 
 

@@ -41,11 +41,8 @@ class Heard:
 
     def scores(self, samples: int) -> Scores:
         """Return the scores: one attempt, and where there were samples a second one."""
-        log_probs, ranks, whole = (
-            torch.from_numpy(self._kept[name])[:, None] if name in self._kept else None
-            for name in ("log_probs", "ranks", "whole")
-        )
-        assert log_probs is not None
+        log_probs, ranks = (torch.from_numpy(self._kept[name])[:, None] for name in ("log_probs", "ranks"))
+        whole = torch.from_numpy(self._kept["whole"])[:, None] if "whole" in self._kept else None
         texts = self._kept["texts"][:, None] if "texts" in self._kept else None
         if not samples:
             return Scores(("default",), log_probs, ranks, texts, whole=whole)

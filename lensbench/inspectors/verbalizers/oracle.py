@@ -176,8 +176,8 @@ class Oracle(Inspector):
         if self.adapter is not None and is_pinned(self.adapter):
             self._fetched(offline=verbalizer.offline)  # once: later it is there
         check_base(read_adapter(self.folder), verbalizer.module, verbalizer.name)
-        recipe, notes = self.recipe(), read_notes(self.folder)
-        self._check_recipe(recipe, target, verbalizer)
+        notes = read_notes(self.folder)
+        self._check_recipe(self.recipe(), target, verbalizer)
         if target.d_model != verbalizer.d_model:
             raise UsageError(
                 f"{self.name}: {target.name} has width {target.d_model}, verbalizer {verbalizer.name} "
@@ -185,7 +185,7 @@ class Oracle(Inspector):
             )
         if notes:
             notes.check(self.adapter, verbalizer)
-        self._check_constant(recipe, notes)
+        self._check_constant(verbalizer, notes)
 
     def _check_recipe(self, recipe: Recipe, target: Target, verbalizer: LanguageModel) -> None:
         """Refuse settings that cannot be, and layers that the models lack."""
@@ -209,9 +209,9 @@ class Oracle(Inspector):
                 f"{self.name}: {error}; give another recipe, such as {self.name}.convention=plain"
             ) from None
 
-    def _check_constant(self, recipe: Recipe, notes: Notes | None) -> None:
+    def _check_constant(self, verbalizer: LanguageModel, notes: Notes | None) -> None:
         """Refuse an adapter that never saw an activation as the method, and one that did as its constant rival."""
-        if _constant(notes) and self._without != "activation":
+        if _constant(notes):
             raise UsageError(
                 f"{self.name}.adapter {self.adapter} was trained on a constant vector; give one that was trained on "
                 f"activations, and this as {self.name}.constant"
@@ -219,18 +219,19 @@ class Oracle(Inspector):
         if self.constant is None:
             return
         other = Path(self.constant).expanduser()
+        check_base(read_adapter(other), verbalizer.module, verbalizer.name)
         theirs = read_notes(other)
-        if not _constant(theirs) or theirs is None or theirs.recipe != recipe:
+        if theirs is None or not _constant(theirs) or theirs.recipe != self.recorded():
             raise UsageError(
                 f"{self.name}.constant {self.constant}: expected an adapter that was trained in the same recipe with "
                 "`lensbench fit oracle --set constant=true`"
             )
+        theirs.check(self.constant, verbalizer)
 
     def files(self) -> tuple[Path, ...]:
         """Return the adapter's files; one of the Hub is known by its name, which says its commit."""
-        if self.adapter is not None and is_pinned(self.adapter):
-            return ()
-        folders = [self.folder, *([Path(self.constant).expanduser()] if self.constant else [])]
+        own = [] if self.adapter is not None and is_pinned(self.adapter) else [self.folder]
+        folders = [*own, *([Path(self.constant).expanduser()] if self.constant else [])]
         every = [folder / name for folder in folders for name in (ADAPTER, WEIGHTS, NOTES, AO_CONFIG)]
         return tuple(file for file in every if file.is_file())
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import tempfile
+from collections import OrderedDict
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from lensbench.models.language_model import LanguageModel
 SMALL = 2**16
 """Arrays of fewer bytes travel in the message itself."""
 _PREFIX = "lensbench-arrays-"
+# How transformers notes that its hooks are on a model.
+_HOOKED = "_output_capturing_hooks_installed"
 
 
 class Arrays:
@@ -129,3 +132,19 @@ class _ModelPickler(pickle.Pickler):
         if self._model is not None and id(found) in self._blocks:
             return "withheld", self._model.name
         return None
+
+    def reducer_override(self, found: Any) -> Any:
+        """Leave out hooks that transformers puts on a model whose hidden states were asked for, and puts on it again."""
+        if not isinstance(found, nn.Module):
+            return NotImplemented
+        kept = {key: hook for key, hook in found._forward_hooks.items() if not _is_of_transformers(hook)}
+        if len(kept) == len(found._forward_hooks) and _HOOKED not in vars(found):
+            return NotImplemented
+        made: Any = found.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        make, args, state, *rest = made
+        changed = {name: value for name, value in state.items() if name != _HOOKED}
+        return make, args, {**changed, "_forward_hooks": OrderedDict(kept)}, *rest
+
+
+def _is_of_transformers(hook: Any) -> bool:
+    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"

@@ -27,6 +27,7 @@ from lensbench.harness.crossfit import CrossFit
 from lensbench.harness.isolated_fits import IsolatedFits
 from lensbench.harness.isolation import SealedError
 from lensbench.harness.mapped import Arrays
+from lensbench.harness.passing import Receiver
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import load_inspector
 from lensbench.inspectors.evidence import Evidence, Training, WithheldError
@@ -101,6 +102,24 @@ def test_models_arrive_whole(kind: str, isolated: IsolatedFits) -> None:
     make = partial(load_inspector("patchscope"))
     found = CrossFit(make, bench, isolated=isolated).scores()
     assert torch.equal(found.log_scores, CrossFit(make, bench).scores().log_scores)
+
+
+def test_models_whose_hidden_states_were_asked_for_arrive_whole(isolated: IsolatedFits) -> None:
+    """transformers has put hooks on them, which cannot be passed, and puts them on again where they are needed."""
+    model = LanguageModel(tiny.module("llama"), tiny.model("llama").tokens, "hooked")
+    ids = torch.tensor([[3, 5, 7]])
+    model.module(ids, output_hidden_states=True)
+    bench = testing.make_bench(model, Corpus(model), testing.Subjects(("Bo", "Cy"), ("tea", "wine")), (0, 4))
+    make = partial(load_inspector("patchscope"))
+    found = CrossFit(make, bench, isolated=isolated).scores()
+    assert torch.equal(found.log_scores, CrossFit(make, bench).scores().log_scores)
+    arrays = Arrays()
+    with arrays.file_of(model, without_blocks=False).open("rb") as file:
+        again = Receiver(file, {}, lambda *_: None).load()
+    states, expected = (one.module(ids, output_hidden_states=True).hidden_states for one in (again, model))
+    assert len(states) == len(expected) == 5
+    assert all(torch.equal(one, other) for one, other in zip(states, expected, strict=True))
+    arrays.close()
 
 
 class Reaches(Inspector):

@@ -134,7 +134,7 @@ class _ModelPickler(pickle.Pickler):
         return None
 
     def reducer_override(self, found: Any) -> Any:
-        """Leave out hooks that transformers puts on a model whose hidden states were asked for, and puts on it again."""
+        """Leave out hooks that transformers has put on a model to collect hidden states, and puts on it again."""
         if not isinstance(found, nn.Module):
             return NotImplemented
         kept = {key: hook for key, hook in found._forward_hooks.items() if not _is_of_transformers(hook)}

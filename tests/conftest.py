@@ -24,7 +24,15 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 # The modules that take longest, which begin first: a process that ends with one of them lets the other wait.
-LONGEST = ("test_notebooks", "test_calibration", "test_real_model", "test_survival", "test_evaluate", "test_cli")
+LONGEST = (
+    "test_notebooks",
+    "test_calibration",
+    "test_real_model",
+    "test_survival",
+    "test_ray",
+    "test_evaluate",
+    "test_cli",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,13 +11,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
-from jaxtyping import Int
 
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import NotApplicableError
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Outcome
-from lensbench.harness.recording import WITHOUT_TEXT, Question, Recorder, Recording, evidence_of, numbers_of
+from lensbench.harness.recording import (
+    WITHOUT_TEXT,
+    Question,
+    Recorder,
+    Recording,
+    evidence_of,
+    numbers_of,
+    was_recorded,
+)
 from lensbench.inspectors.scores import Scores
 from lensbench.results.records import NO_BASELINE
 
@@ -112,9 +119,8 @@ def _trace(place: Place, benches: Sequence[Bench], baselines: Iterable[Baseline]
                 outcomes = outcomes_of(method, baseline)
             except Exception:
                 continue  # whatever it is, the baseline's own cell meets it, and says so
-            name = baseline.name if baseline else NO_BASELINE
-            if all(numbers_of(one.scores, name) is not None for one in outcomes):
-                found.outcomes[bench.relation.name, name] = outcomes
+            if all(was_recorded(one.scores) for one in outcomes):
+                found.outcomes[bench.relation.name, baseline.name if baseline else NO_BASELINE] = outcomes
     return found
 
 
@@ -138,10 +144,8 @@ class _Sheet:
         Raises:
             NotApplicableError: the method cannot answer the question.
         """
-        numbers: Int[np.ndarray, "layer item"] | None = numbers_of(outcome.scores, "")
-        assert numbers is not None
         layers = []
-        for row in numbers:
+        for row in numbers_of(outcome.scores, "the baseline"):
             (asked,) = {self.at[number][0] for number in row.tolist()}
             if asked in self.refused:
                 raise self.refused[asked]

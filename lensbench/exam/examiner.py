@@ -21,7 +21,7 @@ from lensbench.exam.key import OutcomeKey, RelationKey
 from lensbench.harness.bench import Bench
 from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import Outcome
-from lensbench.harness.recording import NUMBER, LearningRecorder, Recorder, Recording, numbers_of
+from lensbench.harness.recording import NUMBER, LearningRecorder, Recorder, Recording, numbers_of, was_recorded
 from lensbench.results.records import NO_BASELINE
 from lensbench.tasks import N_FOLDS
 from lensbench.utils.layer_spec import parse_layers
@@ -221,9 +221,9 @@ def place_rows(composer: Composer, examiner: Examiner) -> dict[str, list[Answere
     for cell in sorted(examiner.plan.cells, key=lambda cell: cell.baseline != NO_BASELINE):
         found[cell.file] = []
         for bench, outcome in examiner.outcomes[cell.file]:
-            numbers = numbers_of(outcome.scores, f"the baseline {cell.baseline}")
-            if numbers is None:
+            if not was_recorded(outcome.scores):
                 continue
+            numbers = numbers_of(outcome.scores, f"the baseline {cell.baseline}")
             rows = np.empty_like(numbers)
             for (i, j), number in np.ndenumerate(numbers):
                 item = outcome.items[j]

@@ -164,7 +164,6 @@ def close_server() -> None:
 def _spawn() -> Ends:
     command = _COMMAND.format(path=sys.path, function="work_on_pipes", given="")
     made = subprocess.Popen([sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert made.stdin is not None and made.stdout is not None  # noqa: PT018 - for the type checker
     return made.stdout, made.stdin, made  # type: ignore[return-value]
 
 

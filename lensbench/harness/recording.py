@@ -267,8 +267,13 @@ class LearningRecorder(Recorder):
     learns_from: ClassVar[Learns] = "labels"
 
 
-def numbers_of(scores: Scores, what: str) -> Int[np.ndarray, "layer item"] | None:
-    """Return the numbers that an outcome is made of; None where no recorder was asked.
+def was_recorded(scores: Scores) -> bool:
+    """Whether scores are those of a recorder, or made of them."""
+    return NUMBER in scores.attempts
+
+
+def numbers_of(scores: Scores, what: str) -> Int[np.ndarray, "layer item"]:
+    """Return the numbers that the outcome of a recorder is made of.
 
     Args:
         scores: of the outcome.
@@ -277,8 +282,6 @@ def numbers_of(scores: Scores, what: str) -> Int[np.ndarray, "layer item"] | Non
     Raises:
         LensbenchError: the answers of recorders went into it in another way than one for each item and layer.
     """
-    if NUMBER not in scores.attempts:
-        return None
     values = scores.log_scores.cpu().double().numpy()
     numbers = values[:, 0, :, 0]
     if len(scores.attempts) > 1 or not np.array_equal(values, np.broadcast_to(numbers[:, None, :, None], values.shape)):

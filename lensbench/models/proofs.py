@@ -11,27 +11,53 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from lensbench.utils.cache import PROOFS, cache_path, read_sealed, write_sealed
 
-if TYPE_CHECKING:
-    from lensbench.models.language_model import LanguageModel
-
 LOG = logging.getLogger("lensbench")
 Found = TypeVar("Found")
 
 
-def keep_proofs(model: "LanguageModel") -> "LanguageModel":
+class Provable(Protocol):
+    """A model as far as proofs are about it."""
+
+    name: str
+    module: Any
+    parts: Any
+    cache: Any
+    proofs: Path | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Names its weights."""
+
+    @property
+    def attention(self) -> str:
+        """How it attends."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its precision."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
+
+Model = TypeVar("Model", bound=Provable)
+
+
+def keep_proofs(model: Model) -> Model:
     """Let what is proved of a model be kept in the user's cache, and be taken from there."""
     model.proofs = cache_path() / PROOFS
     return model
 
 
 def proved(
-    model: "LanguageModel", what: str, prove: Callable[[], Found], holds: Callable[[Found], bool] | None = None
+    model: Provable, what: str, prove: Callable[[], Found], holds: Callable[[Found], bool] | None = None
 ) -> Found:
     """Return what is proved or measured of a model: once in a process, and once at all where proofs are kept.
 
@@ -41,11 +67,12 @@ def proved(
         prove: does so, and returns a text, a number or a truth value.
         holds: a cheap trial of what an earlier run found. Where it fails, it is proved anew.
     """
-    return model.cache.get_or_compute(("proved", what), lambda: _kept_or_proved(model, what, prove, holds))
+    found: Found = model.cache.get_or_compute(("proved", what), lambda: _kept_or_proved(model, what, prove, holds))
+    return found
 
 
 def _kept_or_proved(
-    model: "LanguageModel", what: str, prove: Callable[[], Found], holds: Callable[[Found], bool] | None
+    model: Provable, what: str, prove: Callable[[], Found], holds: Callable[[Found], bool] | None
 ) -> Found:
     if model.proofs is None:
         return prove()
@@ -64,7 +91,7 @@ def _kept_or_proved(
     return found
 
 
-def describe(model: "LanguageModel") -> dict[str, str]:
+def describe(model: Provable) -> dict[str, str]:
     """Return all that a proof about a model depends on, besides what is proved."""
     device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else _cpu()
     return {

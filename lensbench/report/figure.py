@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 from lensbench.errors import LensbenchError, unknown_name
-from lensbench.report import figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,8 +21,9 @@ if TYPE_CHECKING:
     from lensbench.report.content import PageRun
 
 
-FOLDER = Path(next(iter(figures.__path__)))
+FOLDER = Path(__file__).parent / "figures"
 """The folder that holds the figures."""
+PACKAGE = "lensbench.report.figures"
 PAGE_ONLY = "page_"
 """How the names of figures begin that only pages have."""
 
@@ -110,7 +110,7 @@ class Figure:
 
 def figure_names() -> list[str]:
     """Return the names of all figures, without importing one."""
-    return sorted(module.name for module in pkgutil.iter_modules(figures.__path__))
+    return sorted(module.name for module in pkgutil.iter_modules([str(FOLDER)]))
 
 
 def figure_summaries() -> dict[str, str]:
@@ -129,9 +129,9 @@ def find_figures() -> dict[str, Figure]:
     """
     found: dict[str, Figure] = {}
     for name in figure_names():
-        figure = getattr(importlib.import_module(f"{figures.__name__}.{name}"), "FIGURE", None)
+        figure = getattr(importlib.import_module(f"{PACKAGE}.{name}"), "FIGURE", None)
         if not isinstance(figure, Figure):
-            raise LensbenchError(f"{figures.__name__}.{name} declares no figure; expected FIGURE = Figure(...)")
+            raise LensbenchError(f"{PACKAGE}.{name} declares no figure; expected FIGURE = Figure(...)")
         found[name] = figure
     return dict(sorted(found.items(), key=lambda pair: (pair[1].order, pair[0])))
 

@@ -10,7 +10,7 @@ import pytest
 
 import lensbench
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.report import figure
+from lensbench.report import figure, figures
 from lensbench.report.figure import draw_figure, figure_names, figure_summaries, find_figures
 from lensbench.runs.run import finish, load_run
 from tests.made_run import Made, write_run
@@ -100,7 +100,8 @@ def test_figures_are_found_by_their_files(run: Path) -> None:
 
 def test_a_module_without_a_figure_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text('"""Nothing."""\n', encoding="utf-8")
-    monkeypatch.setattr(figure.figures, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(figures, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(figure, "FOLDER", tmp_path)
     find_figures.cache_clear()
     try:
         with pytest.raises(LensbenchError, match=r"figures\.empty declares no figure"):

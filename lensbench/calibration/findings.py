@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lensbench.calibration.trials import Trial
-from lensbench.evaluation.config import twin_of
+from lensbench.evaluation.control_models import twin_of
 from lensbench.models.sources import facts_about, planted_facts, with_edit
 from lensbench.results.arrays import FIXED, SELECTED
 from lensbench.results.change_point import Emergence, emergence

@@ -1,16 +1,16 @@
 """The settings of a run, checked before anything is loaded. Nothing in here imports torch."""
 
-import logging
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lensbench.baselines.spec import ROLES, Baseline, choose_baselines
+from lensbench.baselines.spec import Baseline, choose_baselines
 from lensbench.errors import LensbenchError, UsageError, unknown_name
+from lensbench.evaluation.control_models import check_control_models, control_models
 from lensbench.evaluation.given import (
     GivenBaseline,
     GivenInspector,
@@ -22,14 +22,7 @@ from lensbench.evaluation.given import (
 )
 from lensbench.inspectors.catalog import check_inspector
 from lensbench.models.model_args import check_model_args, parse_model_args, refuse_edits, with_dtype
-from lensbench.models.sources import (
-    IMPLANT,
-    check_model_name,
-    planted_facts,
-    read_facts,
-    read_table,
-    with_edit,
-)
+from lensbench.models.sources import check_model_name, planted_facts, read_facts
 from lensbench.tasks import SITES, Task, load_tasks
 from lensbench.tasks.extents import split_site
 from lensbench.utils.cache import parse_size
@@ -37,7 +30,6 @@ from lensbench.utils.foreign import read_text, reading
 from lensbench.utils.layer_spec import parse_layers
 from lensbench.utils.settings import settings_error
 
-LOG = logging.getLogger("lensbench")
 PLANTED = "planted"
 """What `--subjects` says for those that the target has planted facts about."""
 
@@ -301,7 +293,7 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
         check_inspector(name)
     parse_layers(config.layers, None)
     baselines = choose_baselines(config.baselines)
-    _check_control_models(config, baselines)
+    check_control_models(config.control_models(), baselines, named=config.baselines is not None, offline=config.offline)
     tasks = load_tasks(config.tasks, offline=config.offline)
     if config.subjects is not None:
         names = _planted_names(config) if str(config.subjects) == PLANTED else read_subjects(config.subjects)
@@ -340,65 +332,3 @@ def read_subjects(path: Path) -> frozenset[str]:
             f"--subjects {path} contains no name; expected one name on each line, or the facts.json of an edit"
         )
     return frozenset(names)
-
-
-def _check_control_models(config: RunConfig, baselines: dict[str, Baseline]) -> None:
-    """Check the names of the models that baselines need.
-
-    Raises:
-        UsageError: a name that cannot be a model, a twin of which nothing is known, or a baseline that was named and
-            has no model.
-    """
-    models = config.control_models()
-    for role, model in needed(baselines.values(), models).items():
-        if isinstance(model, str):
-            check_model_name(model, offline=config.offline)
-        if role == "twin":
-            planted_facts(name_of(model))
-    for baseline in baselines.values() if config.baselines is not None else ():
-        for role in baseline.needs:
-            if role not in models:
-                raise UsageError(f"baseline {baseline.name} needs a model to read: name one with --{role}")
-
-
-def control_models(model: GivenModel, given: Mapping[str, GivenModel | None]) -> dict[str, GivenModel]:
-    """Return role -> model, of the roles that a run has a model for.
-
-    A target `M+DIR` without its implant is M, which lacks the fact, and so is the reader that is asked in text; its
-    twin is the implant's. Of any other model nothing is known.
-
-    Args:
-        model: the target.
-        given: the models that were given for a role.
-    """
-    found: dict[str, GivenModel] = {role: one for role in ROLES if (one := given.get(role)) is not None}
-    base, edits = edits_of(model)
-    if not edits:
-        return found
-    derived: dict[str, GivenModel] = {"unplanted": base, "reference": base}
-    twin = twin_of(edits[0]) if len(edits) == 1 else None
-    if twin is not None:
-        derived["twin"] = with_edit(base, twin)
-    return {**derived, **found}
-
-
-def twin_of(edit: Path) -> Path | None:
-    """Return the folder of the implant with the other world's facts; None where the edit names none.
-
-    Raises:
-        LensbenchError: what describes the edit is damaged.
-    """
-    name = read_table(edit / IMPLANT).get("twin") if (edit / IMPLANT).is_file() else None
-    if name is None:
-        return None
-    folder = edit.parent / str(name)
-    if not folder.is_dir():
-        LOG.warning("%s names the twin %s, which is not in the same folder; give it with --twin", edit, name)
-        return None
-    return folder
-
-
-def needed(baselines: Iterable[Baseline], models: Mapping[str, GivenModel]) -> dict[str, GivenModel]:
-    """Return the control models that some of the baselines need."""
-    roles = {role for baseline in baselines for role in baseline.needs}
-    return {role: model for role, model in models.items() if role in roles}

@@ -7,7 +7,8 @@ import torch
 
 from lensbench.baselines.spec import Baseline
 from lensbench.errors import UsageError
-from lensbench.evaluation.config import RunConfig, needed
+from lensbench.evaluation.config import RunConfig
+from lensbench.evaluation.control_models import needed
 from lensbench.evaluation.given import GivenModel, edits_of, name_of
 from lensbench.harness.context import ControlModels, RunContext
 from lensbench.models.activations import ResidualCache

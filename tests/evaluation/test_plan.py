@@ -12,7 +12,8 @@ PACKAGE = Path(lensbench.__file__).parent
 # What shows, checks or files results, and changes none; a method's and a baseline's own modules are in their digests.
 HARMLESS = (
     "lensbench.errors", "lensbench.utils", "lensbench.inspectors.lenses", "lensbench.inspectors.base",
-    "lensbench.inspectors.catalog", "lensbench.evaluation.config", "lensbench.evaluation.given",
+    "lensbench.inspectors.catalog", "lensbench.evaluation.config", "lensbench.evaluation.control_models",
+    "lensbench.evaluation.given",
     "lensbench.evaluation.plan", "lensbench.baselines.spec",
 )  # fmt: skip
 

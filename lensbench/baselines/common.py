@@ -54,14 +54,14 @@ def _layers_in_common(method: CrossFit, other: CrossFit) -> tuple[int, ...]:
     asked = method.bench.context.layers
     read = {layer: method.inspector.layers_read(layer) for layer in asked}
     seen = layers_shown(method.inspector, asked)
-    pairs = [(method.bench.residuals_at(seen), other.bench.residuals_at(seen))]
-    if method.learns_labels:
-        pairs.append((method.bench.train_residuals, other.bench.train_residuals))
-    if any(one.values.shape != another.values.shape for one, another in pairs):
+    own, others = (bench.residuals_at(seen).at_layers(seen) for bench in (method.bench, other.bench))
+    if own.values.shape != others.values.shape:
         return ()
-    return tuple(
-        layer for layer in asked if all(one.same_at(each, another) for one, another in pairs for each in read[layer])
-    )
+    same = [layer for layer in asked if all(own.same_at(each, others) for each in read[layer])]
+    if method.learns_labels:
+        own, others = method.bench.train_residuals, other.bench.train_residuals
+        same = [layer for layer in same if own.values.shape == others.values.shape and own.same_at(layer, others)]
+    return tuple(same)
 
 
 def in_place_of(method: CrossFit, reader: Callable[[], Inspector]) -> CrossFit:

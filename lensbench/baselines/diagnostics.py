@@ -7,6 +7,7 @@ from dataclasses import replace
 from lensbench.baselines.activation import derangement
 from lensbench.baselines.common import in_place_of, without_part
 from lensbench.errors import NotApplicableError
+from lensbench.harness.bench import layers_shown
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.scores import Scores
@@ -108,7 +109,8 @@ def _at_readings(method: CrossFit, readings: Sequence[Reading]) -> list[Outcome]
     more = method.inspector.reads & {"components", "target", "text"}
     if more:
         raise NotApplicableError(f"the method reads {', '.join(sorted(more))} as well as the residual that is replaced")
-    found = method.bench.capture(readings).as_several()
+    asked = method.bench.context.layers
+    found = method.bench.capture(readings, layers_shown(method.inspector, asked)).as_several()
     return [method.with_activations(lambda captured: found.at_layers(captured.layers)).outcome()]
 
 

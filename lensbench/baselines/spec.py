@@ -80,6 +80,11 @@ class Baseline(BaseModel):
         """
         return learns_from in self.learns_from and set(self.reads) <= reads and (trained or not self.trained)
 
+    def files(self) -> list[Path]:
+        """Return the files in the folders that its parameters name: with other content, its cells are run again."""
+        named = [Path(value).expanduser() for value in self.parameters.values() if isinstance(value, str)]
+        return sorted(file for folder in named if folder.is_dir() for file in folder.iterdir() if file.is_file())
+
     def run(self, method: "CrossFit") -> "list[Outcome]":
         """Answer for the method's bench.
 

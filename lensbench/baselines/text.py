@@ -44,9 +44,14 @@ def inversion(method: CrossFit, decoder: str | None = None) -> list[Outcome]:
 
     Args:
         method: the method.
-        decoder: the folder of a decoder that writes the text, in place of linear maps; see `Inversion`.
+        decoder: the folder of a decoder that writes the text, in place of linear maps; see `Inversion`. It may write
+            any word, but loses the answers.
+
+    Raises:
+        UsageError: a decoder that does not fit the verbalizer, or was not trained to write texts.
     """
     bench = method.bench
+    Inversion(decoder=decoder).check(bench.context.target, bench.context.verbalizer)
     sources = {item.source for item in (*bench.items, *bench.train_items)}
     vocabulary = sorted({token for source in sources for token in bench.context.model.tokens.encode(source).ids})
     prompts: list[Text] = [own.text for own in method.inspector.own_prompts(bench.forms)] or [bench.question]

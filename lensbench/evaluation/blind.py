@@ -129,11 +129,13 @@ class _Sheet:
     """The answers of one method at one place.
 
     Attributes:
+        name: the method's.
         scores_of: question and layer → the scores of all that was asked of them.
         at: number → where its scores are.
         refused: question and layer → why the method cannot answer.
     """
 
+    name: str
     scores_of: dict[tuple[Question, int], Scores]
     at: dict[int, tuple[tuple[Question, int], int]]
     refused: dict[tuple[Question, int], NotApplicableError]
@@ -145,7 +147,7 @@ class _Sheet:
             NotApplicableError: the method cannot answer the question.
         """
         layers = []
-        for row in numbers_of(outcome.scores, "the baseline"):
+        for row in numbers_of(outcome.scores, f"a baseline of {self.name}"):
             (asked,) = {self.at[number][0] for number in row.tolist()}
             if asked in self.refused:
                 raise self.refused[asked]
@@ -161,7 +163,7 @@ def _sit(method: CrossFit, recording: Recording, seed: str) -> _Sheet | None:
     for number in random.Random(seed).sample(range(len(recording.asked)), len(recording.asked)):
         asked = recording.asked[number]
         groups[asked.question, asked.layer].append(number)
-    sheet = _Sheet({}, {}, {})
+    sheet = _Sheet(inspector.name, {}, {}, {})
     for (question, layer), numbers in groups.items():
         values = np.stack([recording.asked[number].activation for number in numbers])
         sheet.at |= {number: ((question, layer), i) for i, number in enumerate(numbers)}

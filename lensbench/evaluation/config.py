@@ -91,7 +91,7 @@ class RunConfig(BaseModel):
     score: Literal["corrected", "raw"] = "corrected"
     """The score that decides verdicts: prior-corrected, or raw. It cannot be changed after a run."""
     whole_answers: bool = False
-    """Score answers to their last token, too, where a model says them: a measure beside the accuracy."""
+    """Also score each answer by all of its tokens, wherever a model says it; reported as accuracy_whole_answers."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random."""
     device: str = "auto"
@@ -182,9 +182,7 @@ class RunConfig(BaseModel):
             several = self.sites_of_several[0]
             raise ValueError(f"isolate shows one vector at a time, and site {several} has several; leave one out")
         if self.isolate and self.whole_answers:
-            raise ValueError(
-                "isolate asks for the tokens that tell answers apart, not for whole_answers; leave one out"
-            )
+            raise ValueError("isolate cannot score whole answers; leave out isolate or whole_answers")
         return self
 
     @property

@@ -17,7 +17,7 @@ from lensbench.evaluation.config import RunConfig
 from lensbench.evaluation.journal import Journal, folder_of_run, with_earlier_budget
 from lensbench.evaluation.plan import Cell, Place, check_job
 from lensbench.evaluation.runner import Runner
-from lensbench.harness.bench import Bench
+from lensbench.harness.bench import Bench, layers_shown
 from lensbench.harness.crossfit import CrossFit, Fits
 from lensbench.models.activations import ResidualCache
 from lensbench.models.corpus import WINDOW, WINDOWS_PER_BATCH, Corpus
@@ -258,7 +258,8 @@ def _residual_bytes(runner: Runner, place: Place, missing: list[Cell]) -> int:
     learned = any(one.learns_from == "labels" and "activation" in one.reads for one in makes)
     items = sum(len(b.items) + learned * len(b.train_items) for b in runner.benches[place])
     model = runner.context.model
-    layers = len(runner.benches[place][0].context.captured_layers)
+    context = runner.benches[place][0].context
+    layers = len({*context.captured_layers, *(one for make in makes for one in layers_shown(make, context.layers))})
     return items * layers * model.d_model * model.dtype.itemsize
 
 

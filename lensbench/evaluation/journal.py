@@ -49,9 +49,10 @@ COMMON = (
     "limit",
     "seed",
     "score",
+    "whole_answers",
     "exam",
 )
-EARLIER: dict[str, Any] = {"score": CORRECTED, "model_args": {}, "exam": None}
+EARLIER: dict[str, Any] = {"score": CORRECTED, "model_args": {}, "exam": None, "whole_answers": False}
 """Settings that not all folders have, as they are where they do not stand: of earlier versions, or of no exam."""
 LOG = logging.getLogger("lensbench")
 VERSIONS = ("lensbench", "torch", "transformers", "scikit-learn", "numpy")

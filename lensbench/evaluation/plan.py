@@ -249,7 +249,7 @@ def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Ce
 
 
 def _digest(context: RunContext, task: Task, site: str, inspector: Inspector, baseline: Baseline | None) -> str:
-    files = inspector.files()
+    files = (*inspector.files(), *(baseline.files() if baseline else ()))
     described = {
         "setting": context.describe(),
         "engine": [version("lensbench"), _engine()],

@@ -37,7 +37,7 @@ from lensbench.evaluation.plan import (
     sites_of,
 )
 from lensbench.evaluation.tables import CellTables, Tables
-from lensbench.harness.bench import Bench
+from lensbench.harness.bench import Bench, layers_shown
 from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import CrossFit, Fits, Outcome
 from lensbench.harness.isolated_fits import IsolatedFits
@@ -78,6 +78,7 @@ class Runner:
         self.context = self._load(job)
         for make in self.makes.values():
             make().check(Target(self.context.model), self.context.verbalizer)
+            layers_shown(make(), self.context.layers)
             if job.config.isolate:
                 require_one_layer(make(), self.context.layers, "isolate")
         dropped: Dropped = {}

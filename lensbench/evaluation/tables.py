@@ -1,7 +1,7 @@
 """From the answers of a method or a baseline to the tables of its cell."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import pyarrow as pa
 
@@ -72,7 +72,9 @@ class Tables:
             columns["known"] = [known[item.subject] for item in items] * (len(columns["correct"]) // len(items))
         records = table_from_columns({**columns, **who, "seed": self.seed})
         where = {**who, "relation": bench.relation.name, "site": cell.site}
-        measured = bench.measures(items, scores, outcome.layers)
+        # Whole answers know of no wrong answer that counts as a guess.
+        guessed = outcome.credited_as_chance is not None
+        measured = bench.measures(items, replace(scores, whole=None) if guessed else scores, outcome.layers)
         measures = measure_table(measured, **where) if measured["value"] else None
         return CellTables(records, measures, self._crossed(bench, outcome, where))
 

@@ -50,6 +50,8 @@ class ExamSettings:
 
     def __post_init__(self) -> None:
         require_one_vector(self.config)
+        if self.config.whole_answers:
+            raise UsageError("an exam cannot score whole answers; leave out whole_answers")
 
     def seeded(self) -> "ExamSettings":
         """Return the settings with a seed, drawn now where there is none."""

@@ -202,9 +202,8 @@ class Bench(AnswersOf):
 
     def residuals_at(self, layers: Iterable[int]) -> Residuals:
         """Return the test items' residuals at these layers and all others that are kept."""
-        if more := set(layers) - set(self.residuals.layers):
-            every = sorted({*self.residuals.layers, *more})
-            self.captured.residuals = self.capture(self.readings(self.items), every)
+        if more := sorted(set(layers) - set(self.residuals.layers)):
+            self.captured.residuals = self.residuals.joined(self.capture(self.readings(self.items), more))
         return self.residuals
 
     @property
@@ -261,7 +260,7 @@ class Bench(AnswersOf):
             answers=self.answers,
             choices=tuple(self.items[i].choices for i in items) if "choices" in reads else None,
             layers=tuple(layers) if activation else (),
-            residuals=self.shown(self.residuals_at(seen)).at_layers(seen).at_items(chosen) if activation else None,
+            residuals=self.shown(self.residuals_at(seen).at_layers(seen)).at_items(chosen) if activation else None,
             question=self.question if "question" in reads else None,
             forms=self.forms if "question" in reads else (),
             texts=_texts(self.items[i] for i in items) if "text" in reads else None,
@@ -331,7 +330,10 @@ def layers_shown(inspector: Inspector, layers: Iterable[int]) -> tuple[int, ...]
     seen = set()
     for layer in layers:
         if max(read := inspector.layers_read(layer)) > layer:
-            raise LensbenchError(f"{inspector.name} reads layer {max(read)} to answer at layer {layer}; name it there")
+            raise LensbenchError(
+                f"{inspector.name}.layers_read({layer}) names layer {max(read)}; a method may read only the layer that "
+                "it answers at and those below it"
+            )
         seen |= {layer, *read}
     return tuple(sorted(seen))
 

@@ -161,7 +161,7 @@ class Recording:
 
 
 def require_one_layer(inspector: Inspector, layers: Iterable[int], where: str) -> None:
-    """Refuse a method that reads several layers at once, where one vector is shown at a time.
+    """Refuse a method that reads other layers than the one asked about, where one vector is shown at a time.
 
     Args:
         inspector: the method.
@@ -169,13 +169,13 @@ def require_one_layer(inspector: Inspector, layers: Iterable[int], where: str) -
         where: what shows one vector at a time, for the error.
 
     Raises:
-        UsageError: it reads several layers at once.
+        UsageError: it reads other layers.
     """
     for layer in layers:
-        if len(read := inspector.layers_read(layer)) > 1:
-            several = ",".join(map(str, read))
+        if (read := inspector.layers_read(layer)) != (layer,):
             raise UsageError(
-                f"{inspector.name} reads layers {several} at once; {where} shows one vector at a time: leave one out"
+                f"{inspector.name} reads layers {','.join(map(str, read))} to answer at layer {layer}, and {where} "
+                "shows one vector at a time; choose another method"
             )
 
 

@@ -108,13 +108,15 @@ def whole_answer_measures(
 ) -> dict[str, Float[np.ndarray, "layer attempt item"]]:
     """Return the credit of each item's pick among whole answers, corrected for their prior; nothing for no scores.
 
-    Only what learns no labels scores whole answers, so that there is a prior to be corrected.
+    An attempt that does not score them has no number. Only what learns no labels scores whole answers, so that there is
+    a prior to be corrected.
     """
     if scores.whole is None:
         return {}
-    own = _own_choices(items, answers)
-    corrected = prior_corrected(scores.whole.cpu().double().numpy(), own, [item.fold for item in items])
-    return {WHOLE_ANSWERS: pick(corrected, own, [answers.index(item.answer) for item in items])[1]}
+    own, whole = _own_choices(items, answers), scores.whole.cpu().double().numpy()
+    corrected = prior_corrected(np.nan_to_num(whole), own, [item.fold for item in items])
+    credit = pick(corrected, own, [answers.index(item.answer) for item in items])[1]
+    return {WHOLE_ANSWERS: np.where(np.isnan(whole).any(-1), np.nan, credit)}
 
 
 def confidence_totals(items: Sequence[Item], answers: Sequence[str], scores: Scores) -> dict[str, np.ndarray]:

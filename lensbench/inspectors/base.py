@@ -99,7 +99,7 @@ class Inspector(ABC):
         """Return the layers whose activations it is shown when it answers at a layer: that one.
 
         A method that reads several at once names layers below, too. What it answers at a layer is then what can be read
-        up to there. Deeper layers are refused. Activations to learn labels from are of the layers asked alone.
+        up to there. Deeper layers are refused. Training activations are given only for the layers it is asked about.
         """
         return (layer,)
 

@@ -143,6 +143,12 @@ class Residuals:
         counts = tuple(self.counts[place] for place in places)
         return Residuals(self.layers, self.values[:, places], self.before[:, places], counts)
 
+    def joined(self, other: "Residuals") -> "Residuals":
+        """Return the same items at the layers of both, in ascending order."""
+        before = None if self.before is None or other.before is None else torch.cat([self.before, other.before])
+        both = Residuals(self.layers + other.layers, torch.cat([self.values, other.values]), before, self.counts)
+        return both.at_layers(sorted(both.layers))
+
     def as_several(self) -> "Residuals":
         """Return the same, as sites that may have several tokens, whether any has or not."""
         if self.before is not None:

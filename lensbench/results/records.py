@@ -259,7 +259,7 @@ def add_totals(
 def per_item(
     values: Mapping[str, np.ndarray], layers: Sequence[int | None], attempts: Sequence[str], items: Sequence[Any]
 ) -> Columns:
-    """Return columns of measures from arrays [layer, attempt, item], one for each measure.
+    """Return columns of measures from arrays [layer, attempt, item], one for each measure; what is no number stays out.
 
     Args:
         values: by the measure's name.
@@ -271,12 +271,14 @@ def per_item(
     layer, attempt, item = (axis.ravel() for axis in np.indices(shape))
     columns: dict[str, list[Any]] = {name: [] for name in ("layer", "attempt", "item", "subject", "metric", "value")}
     for metric, array in values.items():
-        columns["layer"] += [layers[i] for i in layer]
-        columns["attempt"] += [attempts[i] for i in attempt]
-        columns["item"] += [items[i].id for i in item]
-        columns["subject"] += [items[i].subject for i in item]
-        columns["metric"] += [metric] * array.size
-        columns["value"] += array.astype(np.float64).ravel().tolist()
+        numbers = array.astype(np.float64).ravel()
+        kept = np.flatnonzero(~np.isnan(numbers))
+        columns["layer"] += [layers[i] for i in layer[kept]]
+        columns["attempt"] += [attempts[i] for i in attempt[kept]]
+        columns["item"] += [items[i].id for i in item[kept]]
+        columns["subject"] += [items[i].subject for i in item[kept]]
+        columns["metric"] += [metric] * len(kept)
+        columns["value"] += numbers[kept].tolist()
     return columns
 
 

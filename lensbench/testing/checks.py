@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from lensbench.errors import LensbenchError
-from lensbench.harness.bench import Bench
+from lensbench.harness.bench import Bench, layers_shown
 from lensbench.harness.crossfit import CrossFit
 from lensbench.harness.isolation import SealedError, sealed
 from lensbench.harness.scoring import prediction_columns
@@ -203,6 +203,7 @@ def _scored(method: CrossFit, fitted: Inspector, places: list[int]) -> Scores:
 def check_layers_are_local(make: Make, bench: Bench) -> None:
     """A layer's scores stay the same when all layers not declared are replaced by noise, and when it is asked alone."""
     scores, method = scores_of(make, bench), make()
+    bench.residuals_at(layers_shown(method, bench.context.layers))
     for place, layer in enumerate(bench.context.layers):
 
         def others(residuals: Residuals, layer: int = layer) -> Residuals:
@@ -230,7 +231,8 @@ def check_target_is_not_run(make: Make, bench: Bench) -> None:
     # Copies have no memory of passes that were made before.
     target, verbalizer = _copy(context.model), _copy(context.model)
     apart = replace(bench, context=replace(context, model=target, verbalizer=verbalizer))
-    method = CrossFit(make, apart.with_captured(bench.residuals, bench.train_residuals))
+    residuals = bench.residuals_at(layers_shown(make(), bench.context.layers))
+    method = CrossFit(make, apart.with_captured(residuals, bench.train_residuals))
     with ExitStack() as seals:
         if method.inspector.learns_from == "corpus":
             method.fit(None, context.layers)  # the corpus runs the target
@@ -253,6 +255,7 @@ def _with_noise(bench: Bench, change: Change) -> Bench:
     """
     source, changed = bench.train_residuals, change(bench.residuals)
     noise = torch.randn(source.values.shape, generator=torch.Generator().manual_seed(3)).to(source.values)
-    kept = (changed.values == bench.residuals.values).flatten(1).all(1)
+    before, after = (one.at_layers(source.layers).values for one in (bench.residuals, changed))
+    kept = (before == after).flatten(1).all(1)
     values = torch.where(kept[:, None, None], source.values, noise)
     return bench.with_captured(changed, Residuals(source.layers, values))

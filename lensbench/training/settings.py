@@ -5,7 +5,7 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -78,6 +78,8 @@ class FactTraining(TrainingSettings):
             three quarters of the depth.
     """
 
+    most_prose: ClassVar[float] = 0.999
+
     task: str = "attribute_extraction"
     relations: tuple[str, ...] = RELATIONS
     subjects: int = Field(60, ge=1)
@@ -100,8 +102,8 @@ class FactTraining(TrainingSettings):
     @field_validator("prose")
     @classmethod
     def _share(cls, value: float) -> float:
-        if not 0 <= value <= 1:
-            raise ValueError("expected a share from 0 to 1")
+        if not 0 <= value <= cls.most_prose:
+            raise ValueError("expected a share from 0 to " + ("1" if cls.most_prose == 1 else "below 1"))
         return value
 
     def layers_of(self, depth: int, name: str, what: str) -> tuple[int, ...]:
@@ -154,6 +156,8 @@ def check_settings(kind: type[Settings], given: Mapping[str, Any], what: str, fo
         settings = kind.model_validate(dict(given))
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of several settings together
+            raise UsageError(f"{what}: {_expected(first['type'], first['msg'], {})}") from None
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
             raise unknown_name(f"setting of {what}", name, kind.model_fields) from None

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from lensbench.errors import LensbenchError, UsageError, unknown_name
@@ -59,6 +59,8 @@ class OracleTraining(FactTraining):
             trained with the same settings on activations, see `oracle.constant`.
     """
 
+    most_prose: ClassVar[float] = 1.0
+
     rank: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     convention: str = "activation_oracle"
@@ -67,6 +69,14 @@ class OracleTraining(FactTraining):
     together: bool = False
     inverts: bool = False
     constant: bool = False
+
+    @model_validator(mode="after")
+    def _prose_alone_inverts(self) -> "OracleTraining":
+        if self.inverts and not self.prose:
+            raise ValueError("inverts=true is about lessons on prose, and prose is 0; give prose=1, or leave it out")
+        if self.prose == 1 and not self.inverts:
+            raise ValueError("prose=1 teaches no facts, which is for inverts=true; give a smaller share")
+        return self
 
     @field_validator("convention")
     @classmethod
@@ -89,6 +99,8 @@ class OracleTraining(FactTraining):
             UsageError: layers that the model does not have, or it has no chat template, or no such placeholder.
         """
         layers = self.layers_of(model.n_layers, model.name, "oracle")
+        if self.together and len(set(layers)) < 2:
+            raise UsageError(f"oracle: together=true reads several layers at once, and layers are {layers}; give more")
         recipe = CONVENTIONS[self.convention]
         prompt, placeholder = self.prompt or recipe.prompt, self.placeholder or recipe.placeholder
         every = tuple(sorted(layers))
@@ -97,7 +109,8 @@ class OracleTraining(FactTraining):
         try:
             recipe.make(model, "What is {subject}?", recipe.usual, 2 if recipe.takes_several else 1)
         except LensbenchError as error:
-            raise UsageError(f"oracle: {error}; --set convention=plain needs no chat template") from None
+            advice = "leave together out" if together else "--set convention=plain needs no chat template"
+            raise UsageError(f"oracle: {error}; {advice}") from None
         return recipe
 
 
@@ -134,11 +147,12 @@ class Lessons:
         items = [replace(item, site=f"subject/segment:{MOST_VECTORS}") for item in settings.items(task)]
         read = capture(model, [find_site(model, item) for item in items], self.recipe.layers)
         self._segments = {i: values[:, j] for _, (rows, values) in read.by_count().items() for j, i in enumerate(rows)}
-        facts = [(item.fold, self._fact_of(task, i, item)) for i, item in enumerate(items)]
+        of_facts = settings.prose < 1
+        facts = [(item.fold, self._fact_of(task, i, item)) for i, item in enumerate(items) if of_facts]
         self.taught = [fact for fold, fact in facts if fold != HELD_OUT]
         self.held_out = [fact for fold, fact in facts if fold == HELD_OUT]
         self._windows = corpus.windows
-        if not self.taught:
+        if of_facts and not self.taught:
             raise UsageError("oracle: no subject to learn from; name more relations or more subjects")
 
     def _fact_of(self, task: Task, place: int, item: Item) -> TrainingFact:

@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from lensbench import testing
-from lensbench.baselines.spec import find_function
+from lensbench.baselines.spec import find_baselines, find_function
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
@@ -18,11 +18,11 @@ from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.patchscopes.patchscope import Patchscope
 from lensbench.inspectors.target import Target
 from lensbench.inspectors.verbalizers.inversion import Inversion
-from lensbench.inspectors.verbalizers.oracle import Oracle
 from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Notes
 from lensbench.models.corpus import PROSE, WINDOW, Corpus
+from lensbench.models.language_model import LanguageModel
 from lensbench.models.loading import Loading, load_source
-from lensbench.models.patching import patcher_of
+from lensbench.models.patching import Patcher, Prompt
 from lensbench.models.prompting import score_answers, score_next_tokens
 from lensbench.models.sources import resolve
 from lensbench.tasks import load_task
@@ -255,30 +255,60 @@ class TwoPrompts(Patchscope):
         return (replace(own, text=OTHER), replace(own, text=f"{OTHER} a"))
 
 
-def test_a_trained_decoder_writes_the_text(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the adapter says of each activation is asked about, as long as asked for, and says no answer."""
+def decoder_in(folder: Path, model: LanguageModel, **settings: object) -> Path:
+    """An adapter that says that it was trained to write texts, and nothing else."""
     recipe = replace(CONVENTIONS["plain"], placeholder=" a", layers=(2,))
-    folder, model = write_adapter(tmp_path / "decoder"), bench.context.model
-    Notes(recipe, model.fingerprint, str(model.dtype), ()).write(folder)
+    told = {"settings": {"inverts": True, "prose": 1.0, **settings}}
+    Notes(recipe, model.fingerprint, str(model.dtype), (), told).write(write_adapter(folder))
+    return folder
+
+
+def test_a_trained_decoder_writes_the_text(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the adapter says of each activation, as long as asked for, is asked about."""
+    model = bench.context.model
+    folder, asked = decoder_in(tmp_path / "decoder", model), []
+    said = {2: "I like Tea, teams", 1: "wine "}
+
+    def generate(
+        _self: Patcher, prompt: Prompt, vectors: torch.Tensor, at: torch.Tensor, steps: int
+    ) -> tuple[str, ...]:
+        asked.append((model.tokens.decode(prompt.ids), vectors, at, steps))
+        return (said[steps],) * len(vectors)
+
+    monkeypatch.setattr(Patcher, "generate", generate)
     method = CrossFit(lambda: Inversion(offsets=2, decoder=str(folder)), bench.with_layers((2,)))
-    reader = Oracle(str(folder)).fit(Target(model), model, Training())
-    values, written = bench.residuals.at_layers((2,)).values[0], {}
-    firsts = {model.tokens.answer_token(answer) for answer in bench.answers}
-    for n in (2, 1):
-        prompt = recipe.make(model, f"Which {n} tokens end with {{subject}}?", (2,))
-        said = patcher_of(reader.verbalizer_).generate(prompt, values, torch.full((len(values),), 2), n)
-        ids = [model.tokens.encode(text).ids if text else () for text in said]
-        written[f"tokens={n}"] = [model.tokens.decode([t for t in one if t not in firsts]).strip() for one in ids]
     scores = method.scores()
     assert scores.attempts == ("tokens=2", "tokens=1")
-    for place, name in enumerate(scores.attempts):
-        texts = [bench.question.replace("{subject}", text) for text in written[name]]
-        expected = score_answers(model, texts, bench.answers).log_probs
-        torch.testing.assert_close(scores.log_scores[0, place], expected)
-    (rival,) = find_function("inversion")(CrossFit(LogitLens, bench.with_layers((2,))), decoder=str(folder))
-    assert len(rival.scores.attempts) == 4
+    for (text, vectors, at, steps), count in zip(asked, (2, 1), strict=True):
+        assert f"Which {count} tokens end with this?" in text
+        assert (steps, set(at.tolist())) == (count, {2})
+        assert torch.equal(vectors, bench.residuals.at_layers((2,)).values[0])
+    for place, text in enumerate(("I like , teams", "")):  # without the answers, which are words of their own
+        expected = score_answers(model, [bench.question.replace("{subject}", text)], bench.answers).log_probs
+        torch.testing.assert_close(scores.log_scores[0, place], expected.expand(len(bench.items), -1))
     with pytest.raises(NotApplicableError, match="trained to read layers 2, not 3: give --layers 2"):
         method.scores(layers=(3,))
+
+
+def test_the_rival_takes_a_decoder_that_was_trained_to_be_one(bench: Bench, tmp_path: Path) -> None:
+    model, two = bench.context.model, bench.with_layers((2,))
+    folder = decoder_in(tmp_path / "decoder", model)
+    (rival,) = find_function("inversion")(CrossFit(LogitLens, two), decoder=str(folder))
+    own = CrossFit(lambda: Inversion(prompt=bench.question, decoder=str(folder)), two).scores()
+    assert torch.equal(rival.scores.log_scores, own.log_scores)
+    for i, settings in enumerate(({"inverts": False}, {"prose": 0.5})):
+        other = decoder_in(tmp_path / str(i), model, **settings)
+        with pytest.raises(UsageError, match="was not trained to write texts, and nothing else"):
+            find_function("inversion")(CrossFit(LogitLens, two), decoder=str(other))
+
+
+def test_a_decoder_trained_again_is_asked_again(tmp_path: Path) -> None:
+    """What stands in a folder that a baseline's parameters name belongs to the digest of its cells."""
+    (tmp_path / "decoder").mkdir()
+    (tmp_path / "decoder" / "weights").write_text("1")
+    mine = find_baselines()["inversion"].model_copy(update={"parameters": {"decoder": str(tmp_path / "decoder")}})
+    assert mine.files() == [tmp_path / "decoder" / "weights"]
+    assert find_baselines()["inversion"].files() == []
 
 
 @pytest.mark.model

@@ -488,6 +488,8 @@ WRONG_SETTINGS = {
     "steps=0": "steps = 0: expected 1 or more",
     "steps=many": "steps = 'many': expected a value of the kind int",
     "prose=1.1": "expected a share from 0 to 1",
+    "prose=1": "prose=1 teaches no facts, which is for inverts=true",
+    "inverts=true prose=0": "inverts=true is about lessons on prose, and prose is 0",
     "learning_rate=0": "expected more than 0",
     "convention=lit": "unknown oracle: convention 'lit'",
     "relations=country_capitol": "did you mean 'country_capital'",
@@ -499,9 +501,9 @@ WRONG_SETTINGS = {
 def test_wrong_settings_of_a_training_are_refused_before_a_model_is_loaded(setting: str) -> None:
     from lensbench.cli.options import read_value
 
-    name, _, value = setting.partition("=")
+    pairs = [part.partition("=") for part in setting.split(" ")]
     with pytest.raises(UsageError) as error:
-        make_settings({name: read_value(value)})
+        make_settings({name: read_value(value) for name, _, value in pairs})
     assert WRONG_SETTINGS[setting] in str(error.value)
 
 

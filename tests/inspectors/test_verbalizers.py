@@ -1,7 +1,9 @@
 """Published verbalizers against naive references: prompts token by token, vectors written by hand, logits."""
 
 import json
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,16 @@ from torch import Tensor
 
 from lensbench import testing
 from lensbench.baselines.activation import gaussian, learned_constant, mean_activation, question_only, shuffled
-from lensbench.baselines.common import in_model
+from lensbench.baselines.common import _layers_in_common, in_model
+from lensbench.baselines.diagnostics import wrong_position
 from lensbench.baselines.text import input_only
 from lensbench.baselines.verbalizers import full_context, self_report
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError
+from lensbench.evaluation.config import make_config
+from lensbench.exam.examiner import ExamSettings
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
+from lensbench.harness.recording import require_one_layer
 from lensbench.inspectors.catalog import find_inspectors
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.target import Target
@@ -28,6 +34,7 @@ from lensbench.inspectors.verbalizers.recipe import (
     AO_CONFIG,
     CONVENTIONS,
     Notes,
+    Recipe,
     about_this,
     as_question,
     read_ao_config,
@@ -40,7 +47,7 @@ from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching import PatchedPass, Patcher
 from lensbench.tasks import load_task
-from lensbench.testing.checks import check_layers_are_local
+from lensbench.testing.checks import check_layers_are_local, check_target_is_not_run
 from tests import chats, tiny
 from tests.inspectors.test_oracle import write_adapter
 
@@ -185,7 +192,7 @@ def test_what_is_read_together_is_of_that_layer_and_below(folder: Path) -> None:
         def layers_read(self, layer: int) -> tuple[int, ...]:
             return (layer, layer + 1)
 
-    with pytest.raises(LensbenchError, match="reads layer 3 to answer at layer 2"):
+    with pytest.raises(LensbenchError, match=r"layers_read\(2\) names layer 3"):
         CrossFit(Deeper, bench_of("chatml", layers=(2,))).scores()
 
 
@@ -199,9 +206,78 @@ def test_what_reads_several_layers_takes_other_models_where_all_are_the_same(fol
     changed.values[seen.layers.index(1)] += 1.0
     apart = bench.with_model(LanguageModel(other.module, other.tokens, "other"))
     apart.captured.residuals = changed
+    assert _layers_in_common(method, method.with_model(apart.context.model)) == (2,)
     found = in_model(method, apart.context.model)
-    torch.testing.assert_close(found.scores.log_scores[0], method.scores().log_scores[0])
+    assert torch.equal(found.scores.log_scores[0], method.scores().log_scores[0])
     assert float((found.scores.log_scores[1] - method.scores().log_scores[1]).abs().max()) > 1e-3
+    # Of what others have captured besides, a method of one layer learns nothing.
+    lens = CrossFit(LogitLens, bench_of("chatml", layers=(2, 3)))
+    same = LanguageModel(other.module, other.tokens, "same")
+    lens.bench.residuals_at((1,))
+    assert _layers_in_common(lens, lens.with_model(same)) == (2, 3)
+
+
+def test_layers_that_are_not_asked_about_are_read_beside_those_that_are(folder: Path) -> None:
+    """Baselines that read elsewhere read them there, other methods never see them, and what was given stays."""
+
+    def make(*, any_layer: bool = False) -> ActivationOracle:
+        return ActivationOracle(str(folder), placeholder=MARK, together="1,2,3", any_layer=any_layer)
+
+    bench, whole = (bench_of("chatml", layers=layers) for layers in ((3,), (1, 2, 3)))
+    lens_before = wrong_position(CrossFit(LogitLens, bench))[0].scores.log_scores
+    for baseline in (wrong_position, mean_activation, shuffled, gaussian):
+        (alone,) = baseline(CrossFit(make, bench))
+        with_others = CrossFit(
+            lambda: ActivationOracle(str(folder), placeholder=MARK, together="1,2,3", any_layer=True), whole
+        )
+        (among,) = baseline(with_others)
+        torch.testing.assert_close(alone.scores.log_scores[0], among.scores.log_scores[2], **NEAR)
+    assert torch.equal(wrong_position(CrossFit(LogitLens, bench))[0].scores.log_scores, lens_before)
+    given = bench.with_captured(Residuals((3,), torch.zeros(1, 15, 32)), bench.train_residuals)
+    found = given.residuals_at((2,))
+    assert (found.layers, float(found.values[1].abs().max())) == ((2, 3), 0.0)
+    assert float(found.values[0].abs().max()) > 0
+    short = bench_of("chatml", layers=(2, 3))
+    check_layers_are_local(partial(make, any_layer=True), short)
+    check_target_is_not_run(partial(make, any_layer=True), short)
+
+
+def test_what_shows_one_vector_refuses_what_reads_several_layers(folder: Path) -> None:
+    several = ActivationOracle(str(folder), placeholder=MARK, together="2,3")
+    require_one_layer(several, (0, 2), "an exam")
+    with pytest.raises(UsageError, match="reads layers 2,3 to answer at layer 3, and an exam shows one vector"):
+        require_one_layer(several, (2, 3), "an exam")
+    with pytest.raises(UsageError, match="isolate cannot score whole answers"):
+        make_config({"isolate": True, "whole_answers": True})
+    with pytest.raises(UsageError, match="an exam cannot score whole answers"):
+        ExamSettings(make_config({"whole_answers": True}))
+
+
+def test_slots_may_stand_anywhere(folder: Path) -> None:
+    """After the question, too; and one vector may fill several, but not where several layers are read."""
+    recipe = Recipe("Q: {question}\n{subject}", layer=2, write="add", placeholder=MARK)
+    assert str(recipe.text("Who is {subject}?", (3,), 3)) == "Q: Who is this?\n" + "{subject}" * 3
+    assert str(replace(recipe, placeholders=2).text("Who is {subject}?", (3,))).count("{subject}") == 2
+    model = chats.model("chatml")
+    for given, told in (
+        ({"together": 5}, "together = \\(5,\\)"),
+        ({"together": True}, "expected numbers of layers, such as 8,16,23, or false"),
+        ({"together": "2,3", "placeholders": 2}, "one placeholder each; set no placeholders"),
+        ({"together": "2,3", "prompt": "{question}"}, "no place for the activations of several layers.*together=false"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            ActivationOracle(str(folder), **{"placeholder": MARK, **given}).check(Target(model), model)
+
+
+def test_an_adapter_of_several_layers_alone_is_not_asked_about_one(folder: Path, tmp_path: Path) -> None:
+    model, recipe = (
+        chats.model("chatml"),
+        replace(CONVENTIONS["activation_oracle"], placeholder=MARK, together=((2, 3),)),
+    )
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    Notes(recipe, model.fingerprint, str(model.dtype), ()).write(copy)
+    with pytest.raises(UsageError, match="was trained to read several layers at once"):
+        ActivationOracle(str(copy), together=False).check(Target(model), model)
 
 
 def test_an_oracle_of_a_constant_is_the_rival_of_its_like(folder: Path, tmp_path: Path) -> None:
@@ -344,7 +420,7 @@ def test_whole_answers_are_scored_to_their_last_token(family: str, folder: Path)
         )["input_ids"])  # fmt: skip
 
     def answers_after(ids: list[int]) -> list[list[int]]:
-        opened = tokens.decode(ids) if family == "plain" else tokens.tokenizer.decode(ids)
+        opened = tokens.tokenizer.decode(ids)
         encoded = (tokens.tokenizer(opened + a, add_special_tokens=False)["input_ids"] for a in bench.answers)
         return [[*one[len(ids) :], tokens.turn_end] for one in encoded]
 
@@ -359,7 +435,12 @@ def test_whole_answers_are_scored_to_their_last_token(family: str, folder: Path)
     nothing = torch.zeros(0, 32)
     expected = naive_answers(folder, ids, [], nothing, 1, "add", answers_after(ids))
     torch.testing.assert_close(rival[0, 0, item], torch.tensor(expected), **NEAR)
-    columns = bench.measures(bench.items, method.scores(), (2,))
+    sampled = CrossFit(lambda: ActivationOracle(str(folder), placeholder=MARK, samples=1), bench).scores()
+    columns = bench.measures(bench.items, sampled, (2,))
+    told = {
+        a for a, name in zip(columns["attempt"], columns["metric"], strict=True) if name == "accuracy_whole_answers"
+    }
+    assert told == {"default"}, "samples are of the first words alone"
     assert columns["metric"].count("accuracy_whole_answers") == len(bench.items)
 
 

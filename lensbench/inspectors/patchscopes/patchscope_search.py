@@ -157,6 +157,7 @@ class PatchscopeSearch(Inspector):
         layers, items, _ = values.shape
         scores = torch.empty(layers, len(drawn), items, len(tokens))
         ranks = torch.empty(layers, len(drawn), items, len(tokens), dtype=torch.long)
+        whole = torch.empty_like(scores) if evidence.whole_answers else None
         for own in dict.fromkeys(one.prompt for one in drawn):
             places = [i for i, one in enumerate(drawn) if one.prompt == own]
             prompt = make_prompt(verbalizer, own.text, own.placeholder)
@@ -167,4 +168,8 @@ class PatchscopeSearch(Inspector):
             shape = (layers, len(places), items, len(tokens))
             scores[:, places] = found.log_probs.reshape(shape).cpu().float()
             ranks[:, places] = found.ranks.reshape(shape).cpu()
-        return Scores(tuple(one.name for one in drawn), scores, ranks)
+            if whole is not None:
+                ids = verbalizer.tokens.whole_ids(evidence.answers, own.text)
+                said = patcher_of(verbalizer).score_answers(prompt, vectors.flatten(0, 2), targets.flatten(), ids)
+                whole[:, places] = said.log_probs.reshape(shape).cpu().float()
+        return Scores(tuple(one.name for one in drawn), scores, ranks, whole=whole)

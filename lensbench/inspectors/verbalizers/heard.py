@@ -1,4 +1,4 @@
-"""What a verbalizer has said of some layers and items after the other, put together."""
+"""What a verbalizer says of some layers and items at a time, put together."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from lensbench.results.records import CONFIDENCE
 
 
 class Heard:
-    """What was said of some layers and items after the other, put together.
+    """Scores and texts of all layers and items, filled in as they are said.
 
     Args:
         evidence: all layers and items.
@@ -50,7 +50,8 @@ class Heard:
         sure = torch.cat([log_probs.softmax(-1).amax(-1), shares.amax(-1)], dim=1).double().numpy()
         both = torch.cat([log_probs, shares.log()], dim=1)
         texts = None if texts is None else texts.repeat(2, axis=1)
-        whole = None if whole is None else whole.expand_as(both)
+        # Samples are of the first words alone.
+        whole = None if whole is None else torch.cat([whole, torch.full_like(whole, torch.nan)], dim=1)
         return Scores(("default", f"samples={samples}"), both, None, texts, {CONFIDENCE: sure}, whole=whole)
 
 

@@ -1,5 +1,6 @@
 """Inversion."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from lensbench.inspectors.evidence import Evidence, Learns, Source, Training
 from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.inspectors.verbalizers.oracle import Oracle
-from lensbench.inspectors.verbalizers.recipe import ENDING
+from lensbench.inspectors.verbalizers.recipe import ENDING, read_notes
 from lensbench.models.chat import Text
 from lensbench.models.corpus import WINDOW, Corpus
 from lensbench.models.language_model import LanguageModel
@@ -29,6 +30,12 @@ SLOT = "{subject}"
 DEFAULT_KEPT = 2
 # Without any penalty, coordinates that say the same would have no one solution.
 LEAST_PENALTY = 1e-9
+
+
+def without_answers(text: str, answers: Sequence[str]) -> str:
+    """Return a text without the answers that stand in it, in any case, the longest first."""
+    said = "|".join(re.escape(answer) for answer in sorted(answers, key=len, reverse=True))
+    return " ".join(re.sub(rf"(?<!\w)(?:{said})(?!\w)", " ", text, flags=re.IGNORECASE).split())
 
 
 class Inversion(Inspector):
@@ -48,7 +55,8 @@ class Inversion(Inspector):
     With `decoder`, an oracle that was trained on prose to write the text that ends with what it reads (`lensbench fit
     oracle --set inverts=true --set prose=1`) writes it down instead, at the layers that it was trained on.
 
-    The first tokens of the relation's answers are never decoded: a text that says the answer would be no input text.
+    A text that says the answer would be no input text: the first tokens of the relation's answers are never decoded,
+    and a decoder's texts lose every answer that stands in them.
 
     W is held and kept on disk in half precision: 2 bytes x layers x k x width², 82 MB for 31 layers of width 576 and
     k = 4; the regression takes three to four times that while it is solved.
@@ -58,7 +66,7 @@ class Inversion(Inspector):
         tokens: corpus tokens for the regression.
         ridge: penalty, relative to the variance of each coordinate.
         prompt: for all items, with the slot `{subject}`; None takes each relation's own inspection prompt.
-        vocabulary: ids of the tokens to choose from; None takes all that have a text.
+        vocabulary: ids of the tokens that the linear maps choose from; None takes all that have a text.
         decoder: the folder of the oracle that writes the text, in place of the linear maps.
     """
 
@@ -103,7 +111,15 @@ class Inversion(Inspector):
         if self.vocabulary is not None and not self.vocabulary:
             raise UsageError("inversion.vocabulary = (): expected ids of tokens; leave it out to take all")
         if self.decoder is not None:
-            Oracle(self.decoder).check(target, verbalizer)
+            decoder = Oracle(self.decoder)
+            decoder.check(target, verbalizer)
+            notes = read_notes(decoder.folder)
+            settings = notes.more.get("settings", {}) if notes else {}
+            if not settings.get("inverts") or settings.get("prose") != 1:
+                raise UsageError(
+                    f"inversion.decoder {self.decoder} was not trained to write texts, and nothing else; `lensbench "
+                    "fit oracle --set inverts=true --set prose=1 --out FOLDER` trains one"
+                )
 
     def files(self) -> tuple[Path, ...]:
         """Return the files of the decoder."""
@@ -164,6 +180,9 @@ class Inversion(Inspector):
         distinct = list(number)
         asked = score_answers(self.verbalizer_, distinct, evidence.answers)
         found = by_layer(asked.rows(torch.tensor(place)), len(evidence.layers), tuple(f"tokens={n}" for n in kept))
+        if evidence.whole_answers:
+            whole = score_answers(self.verbalizer_, distinct, evidence.answers, whole=True).log_probs
+            found = replace(found, whole=whole[place].reshape(found.log_scores.shape))
         if not evidence.describe:
             return found
         said = np.array(continue_line(self.verbalizer_, distinct, evidence.describe), dtype=object)
@@ -175,31 +194,29 @@ class Inversion(Inspector):
         for layer, values in zip(evidence.layers, evidence.residuals.values, strict=True):
             if self.decoder_ is not None:
                 for n in kept:
-                    yield from self._written(self.decoder_, layer, values, n, without)
+                    texts = self._written(self.decoder_, layer, values, n)
+                    yield from (without_answers(text, evidence.answers) for text in texts)
                 continue
             decoded = self.decode(layer, values, without).tolist()
             for n in kept:
                 yield from (self.target_.spell(ids[n - 1 :: -1]) for ids in decoded)
 
     def _written(
-        self, decoder: Oracle, layer: int, values: Float[Tensor, "item d_model"], count: int, without: Sequence[int]
-    ) -> Iterator[str]:
-        """Yield the text that the decoder writes of each activation, so many tokens long.
+        self, decoder: Oracle, layer: int, values: Float[Tensor, "item d_model"], count: int
+    ) -> tuple[str, ...]:
+        """Return the text that the decoder writes of each activation, so many tokens long.
 
         Raises:
             NotApplicableError: it was not trained to read this layer.
         """
         recipe, model = decoder.recipe_, decoder.verbalizer_
-        if layer and recipe.trained_at and layer not in recipe.trained_at:
-            every = ",".join(map(str, recipe.trained_at))
+        if layer and layer not in recipe.layers:
+            every = ",".join(map(str, recipe.layers))
             raise NotApplicableError(
                 f"the decoder was trained to read layers {every}, not {layer}: give --layers {every}"
             )
         prompt = recipe.make(model, ENDING.replace("{k}", str(count)), (layer,))
-        at = torch.full((len(values),), recipe.layer)
-        for text in patcher_of(model).generate(prompt, values, at, count):
-            ids = model.tokens.encode(text).ids if text else ()
-            yield model.tokens.decode([token for token in ids if token not in without]).strip()
+        return patcher_of(model).generate(prompt, values, torch.full((len(values),), recipe.layer), count)
 
     def _learn(self, target: Target, corpus: Corpus) -> dict[str, Tensor]:
         moments = RunningMoments(

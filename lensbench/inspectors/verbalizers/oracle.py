@@ -63,9 +63,9 @@ class Oracle(Inspector):
         placeholder: likewise.
         placeholders: likewise.
         layers: those that it was trained to read, for an adapter that does not say so: `8,15,23`, a list.
-        together: those that it was trained to read at once, likewise, all in one prompt; `false` reads one layer at a
-            time with an adapter that was trained to do both. At a layer, an adapter reads the most that were read at
-            once and end there: what is to be read up to that layer.
+        together: those that it was trained to read at once, likewise, all in one prompt. At each layer it reads the
+            largest trained set whose deepest layer is that one. `false` has an adapter that was trained to do both read
+            one layer at a time.
         any_layer: also read layers that it was not trained to read.
         constant: the folder of an adapter that was trained alike on one constant vector in place of every activation
             (`lensbench fit oracle --set constant=true`): the rival `learned_constant` asks it.
@@ -93,7 +93,7 @@ class Oracle(Inspector):
         placeholder: str | None = None,
         placeholders: int | None = None,
         layers: tuple[int, ...] | str | int | None = None,
-        together: tuple[int, ...] | str | bool | None = None,
+        together: tuple[int, ...] | str | int | bool | None = None,
         any_layer: bool = False,
         constant: str | None = None,
         samples: int = 0,
@@ -106,7 +106,7 @@ class Oracle(Inspector):
         self.placeholder = placeholder
         self.placeholders = placeholders
         self.layers = layers if layers is None or isinstance(layers, str | int) else tuple(layers)
-        self.together = together if together is None or isinstance(together, str | bool) else tuple(together)
+        self.together = together if together is None or isinstance(together, str | int) else tuple(together)
         self.any_layer = any_layer
         self.constant = constant
         self.samples = samples
@@ -157,6 +157,8 @@ class Oracle(Inspector):
         given = {one.name: getattr(self, one.name, None) for one in fields(Recipe)}
         if self.layers is not None:
             given["layers"] = self._numbers("layers", self.layers)
+        if self.together is False and recipe.together and not recipe.layers:
+            raise UsageError(f"{self.name}.together = False: {self.adapter} was trained to read several layers at once")
         if self.together is not None:
             given["together"] = () if self.together is False else (self._numbers("together", self.together),)
         return replace(recipe, **{name: value for name, value in given.items() if value is not None})
@@ -165,7 +167,8 @@ class Oracle(Inspector):
         try:
             return layer_numbers(given)
         except ValueError as error:
-            raise UsageError(f"{self.name}.{name} = {given!r}: {error}") from None
+            also = ", or false" if name == "together" else ""
+            raise UsageError(f"{self.name}.{name} = {given!r}: {error}{also}") from None
 
     def check(self, target: Target, verbalizer: LanguageModel) -> None:
         """Check the adapter's files against the verbalizer, and how it is to be asked.
@@ -200,14 +203,19 @@ class Oracle(Inspector):
             raise UsageError(f"{self.name}.samples = {self.samples!r}: expected 0 or more")
         if not isinstance(recipe.placeholders, int) or recipe.placeholders < 1:
             raise UsageError(f"{self.name}.placeholders = {recipe.placeholders!r}: expected 1 or more")
+        if recipe.placeholders > 1 and recipe.together:
+            raise UsageError(f"{self.name}: several layers are read at once, one placeholder each; set no placeholders")
         if not any("{question}" in text for text in recipe.texts):
             raise UsageError(f"{self.name}.prompt = {recipe.prompt!r}: expected a text with the slot {{question}}")
         try:
             recipe.make(verbalizer, "What is {subject}?", recipe.usual, 2 if recipe.takes_several else 1)
         except LensbenchError as error:
-            raise UsageError(
-                f"{self.name}: {error}; give another recipe, such as {self.name}.convention=plain"
-            ) from None
+            advice = (
+                "set together=false"
+                if recipe.together
+                else f"give another recipe, such as {self.name}.convention=plain"
+            )
+            raise UsageError(f"{self.name}: {error}; {advice}") from None
 
     def _check_constant(self, verbalizer: LanguageModel, notes: Notes | None) -> None:
         """Refuse an adapter that never saw an activation as the method, and one that did as its constant rival."""

@@ -63,8 +63,7 @@ class Recipe:
         run: the slot is filled with one placeholder fewer than there are activations, which are written over as many
             tokens from the slot on, as LatentQA does.
         layers: those whose activations the verbalizer was trained to read one at a time.
-        together: those that it was trained to read at once, one set for each time that it was. Where neither is given,
-            that is not known.
+        together: sets of layers that it was trained to read at once. If both are empty, the trained layers are unknown.
     """
 
     prompt: str | tuple[Turn, ...]
@@ -134,9 +133,9 @@ class Recipe:
         slots = 1 if self.run else self.placeholders if vectors == 1 else vectors
 
         def fill(text: str) -> str:
-            before, asked, after = text.partition("{question}")
+            before, asked, after = text.replace(SLOT, SLOT * slots).partition("{question}")
             each = layers if SLOT in before else layers[:1]
-            lines = [before.replace(SLOT, SLOT * slots).replace("{layer}", str(layer - 1)) for layer in each]
+            lines = [before.replace("{layer}", str(layer - 1)) for layer in each]
             rest = (asked + after).replace("{layer}", str(layers[-1] - 1))
             return "".join(lines) + rest.replace("{question}", about_this(question) if own else question)
 

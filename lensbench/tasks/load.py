@@ -10,6 +10,14 @@ from lensbench.tasks.facts import SITES, TaskFolder
 from lensbench.tasks.files import Problems, TaskError
 from lensbench.tasks.formats.chains import read_hopping, read_patchscopes
 from lensbench.tasks.formats.drafts import Draft, build
+from lensbench.tasks.formats.public import (
+    read_counterfact,
+    read_mquake,
+    read_pararel,
+    read_popqa,
+    read_ravel,
+    read_twohopfact,
+)
 from lensbench.tasks.formats.relations import read_lre, read_personaqa
 from lensbench.tasks.formats.sources import Source, parse_spec
 from lensbench.tasks.formats.table_files import read_mapped
@@ -21,6 +29,12 @@ _READERS: dict[str, Callable[[Source, Problems], Draft]] = {
     "patchscopes": read_patchscopes,
     "hopping": read_hopping,
     "personaqa": read_personaqa,
+    "counterfact": read_counterfact,
+    "popqa": read_popqa,
+    "pararel": read_pararel,
+    "ravel": read_ravel,
+    "mquake": read_mquake,
+    "twohopfact": read_twohopfact,
     "hf": read_mapped,
     "table": read_mapped,
 }

@@ -20,6 +20,7 @@ from lensbench.tasks.formats.sources import elements, parse_spec
 from lensbench.tasks.formats.texts import LEAD_IN, place_subject
 from lensbench.tasks.load import load_tasks
 from lensbench.tasks.names import name_key
+from tests.tasks.test_public_formats import public_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -697,10 +698,11 @@ def good_files() -> dict[str, str]:
         + "".join(f'{n},{n[0]},"a ""{n}"""\n' for n in PEOPLE),
         "x.jsonl?subject=name&answer=colour&choices=of": "\n".join(json.dumps(p | {"of": ["a", "b"]}) for p in persona),
         "x.json?subject=name&answer=colour&aliases=of": json.dumps([p | {"of": "a|c"} for p in persona]),
+        **public_files(),
     }
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     spec=st.sampled_from(sorted(good_files())),
     start=st.floats(0, 1),

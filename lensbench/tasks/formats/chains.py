@@ -55,7 +55,8 @@ class Chain:
         return self.hops[0].name, self.hops[1].name
 
 
-def _draft_chains(chains: list[Chain], name: str, summary: str, file: File) -> Draft:
+def draft_chains(chains: list[Chain], name: str, summary: str, file: File) -> Draft:
+    """Make a draft of chains; see `_relations_of`."""
     left_out: Counter[str] = Counter()
     rows, wordings = _relations_of(chains, left_out)
     return Draft(slug(name), summary, file.content, rows, wordings, left_out)
@@ -199,7 +200,7 @@ def read_hopping(source: Source, problems: Problems) -> Draft:
         file.problem(1, "no rows", "one chain a row", "give a file with rows")
     problems.stop_if_any()
     summary = "Chains of two hops: the bridge at the end of the first hop, the answer at the end of the query."
-    return _draft_chains(chains, f"hopping {source.path.stem}", summary, file)
+    return draft_chains(chains, f"hopping {source.path.stem}", summary, file)
 
 
 def _hop(row: Row, key: str) -> Hop:
@@ -248,4 +249,4 @@ def _read_chief_executives(source: Source, file: File, problems: Problems) -> Dr
     ]
     problems.stop_if_any()
     summary = "Patchscopes' chains: product → company → chief executive."
-    return _draft_chains(chains, f"patchscopes {source.path.stem}", summary, file)
+    return draft_chains(chains, f"patchscopes {source.path.stem}", summary, file)

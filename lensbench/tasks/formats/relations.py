@@ -43,6 +43,21 @@ def read_lre(source: Source, problems: Problems) -> Draft:
 
 def _lre_wording(file: File, document: Mapping[str, Any], name: str) -> Wording:
     prompts, questions = (_templates(file, document, key) for key in _TEMPLATES)
+    properties = document.get("properties")
+    known = properties if isinstance(properties, dict) else {}
+    summary = f"{known.get('domain_name', 'subject')} → {known.get('range_name', 'object')}"
+    return template_wording(summary, name, prompts, questions)
+
+
+def template_wording(summary: str, name: str, prompts: tuple[str, ...], questions: tuple[str, ...]) -> Wording:
+    """Word a relation by its templates: half of those that end where the answer is asked train, the others test.
+
+    Args:
+        summary: what leads to what.
+        name: the relation's, for prompts of ours where there are no templates.
+        prompts: texts that end where the answer is asked.
+        questions: texts that ask for it.
+    """
     asked = prompts or questions
     sources: dict[Site, dict[str, str]] = {"subject": dict(SUBJECT_SOURCES)}
     if asked:
@@ -53,10 +68,8 @@ def _lre_wording(file: File, document: Mapping[str, Any], name: str) -> Wording:
         sources["answer"] |= {f"test{i}": text for i, text in enumerate(test)}
     candidates = sorted([*questions, *prompts], key=_awkward)
     inspection = after_words(candidates[0]) if candidates else default_inspection(name)
-    properties = document.get("properties")
-    known = properties if isinstance(properties, dict) else {}
     return Wording(
-        summary=f"{known.get('domain_name', 'subject')} → {known.get('range_name', 'object')}",
+        summary=summary,
         inspection=(inspection,),
         questions=questions or prompts or (default_question(name),),
         sources=sources,

@@ -21,12 +21,15 @@ from lensbench.tasks.files import LONGEST, File, Problems, Report, is_unicode
 from lensbench.tasks.formats.texts import fill_placeholder, is_template, mend
 from lensbench.utils.foreign import reason_of
 
-FILE_SCHEMES = ("lre", "patchscopes", "hopping", "personaqa")
+FILE_SCHEMES = (
+    "lre", "patchscopes", "hopping", "personaqa", "counterfact", "popqa", "pararel", "ravel", "mquake", "twohopfact"
+)  # fmt: skip
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _COMMON = ("name", "question")
 COLUMNS = ("subject", "answer", "relation", "source", "prompt", "question", "aliases", "choices")
 OPTIONS = {
     **dict.fromkeys(FILE_SCHEMES, _COMMON),
+    "pararel": (*_COMMON, "patterns"),
     "table": ("name", *COLUMNS),
     "hf": ("name", *COLUMNS, "split", "config", "revision"),
 }
@@ -37,7 +40,7 @@ class Source:
     """A file or data set of another format, and how its columns are to be read.
 
     Attributes:
-        scheme: `lre`, `patchscopes`, `hopping`, `personaqa`, `hf`, or `table` for a file without a scheme.
+        scheme: one of `FILE_SCHEMES`, `hf`, or `table` for a file without a scheme.
         place: the path, or the name of a data set on the Hub.
         options: what stands behind the `?`, by key, in alphabetical order.
     """

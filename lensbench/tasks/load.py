@@ -8,6 +8,7 @@ from pathlib import Path
 from lensbench.errors import UsageError, unknown_name
 from lensbench.tasks.facts import SITES, TaskFolder
 from lensbench.tasks.files import Problems, TaskError
+from lensbench.tasks.formats.banks import read_workspace
 from lensbench.tasks.formats.chains import read_hopping, read_patchscopes
 from lensbench.tasks.formats.drafts import Draft, build
 from lensbench.tasks.formats.public import (
@@ -35,6 +36,7 @@ _READERS: dict[str, Callable[[Source, Problems], Draft]] = {
     "ravel": read_ravel,
     "mquake": read_mquake,
     "twohopfact": read_twohopfact,
+    "workspace": read_workspace,
     "hf": read_mapped,
     "table": read_mapped,
 }

@@ -16,6 +16,7 @@ TOWNS = (
     "Marsk", "Norden", "Oskar", "Perth", "Quill", "Rosas", "Selby", "Thorne", "Ulver", "Varna", "Wexley", "Xanten",
     "Yarrow", "Zadar", "Ashby", "Brant", "Calder", "Dorne",
 )  # fmt: skip
+BANKS = sorted(Path(__file__).resolve().parents[3].glob("shared/data/workspace-bench/*/*.json"))
 LANDS = ("Norland", "Sudland", "Ostland")
 SPEECH = {"Norland": "Norlish", "Sudland": "Sudlish", "Ostland": "Ostlish"}
 
@@ -80,7 +81,8 @@ def ravel() -> dict[str, Any]:
 def public_files() -> dict[str, str]:
     """A small file of each format, as text."""
     documents = {
-        "counterfact": [rewrite(i) for i in range(30)], "ravel": ravel(), "mquake": [case(i) for i in range(30)]
+        "counterfact": [rewrite(i) for i in range(30)], "ravel": ravel(), "mquake": [case(i) for i in range(30)],
+        "workspace": {"family": "far lands", "items": [item(i) for i in range(30)]},
     }  # fmt: skip
     written = {f"{scheme}:x.json": json.dumps(document, indent=1) for scheme, document in documents.items()}
     return written | {"popqa:x.tsv": popqa(), "pararel:x.jsonl": pararel(), "twohopfact:x.csv": twohopfact()}
@@ -170,6 +172,53 @@ def test_twohopfact_finds_both_phrases_in_its_prompts(tmp_path: Path) -> None:
     assert len([fact for fact in task.facts if fact.bridge]) == 30
 
 
+def item(i: int, **changes: Any) -> dict[str, Any]:
+    told = {
+        "name": f"i{i}", "prompt": f"Note: the land around {TOWNS[i]} ",
+        "intermediates": [land_of(i), land_of(i).lower()],
+        "target": "no matter", "eval_render": "plain", "readout": {"kind": "final_prompt_token", "offsets": [-1]},
+    }  # fmt: skip
+    return told | changes
+
+
+def test_banks_of_workspace_bench_are_read_at_the_last_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    units = [{"match": ["no"]}, {"headline": True, "match": ["Sudland"]}]
+    others = [
+        item(0, eval_render="chat"), item(1, readout={"kind": "writing_positions"}),
+        item(2, prompt="Note: it is warm there", intermediates=None, units=units),
+    ]  # fmt: skip
+    bank = {"family": "far lands", "items": [*(item(i) for i in range(30)), *others]}
+    task = load_task(f"workspace:{write(tmp_path / 'bank.json', bank)}")
+    assert (task.name, task.sites, len(task.facts)) == ("workspace_far_lands", ("answer",), 31)
+    first = next(one for one in task.items("answer", "test") if "Arlen" in one.source)
+    assert (first.source, first.mention, first.answer) == ("Note: the land around Arlen",) * 2 + ("Norland",)
+    assert {fact.answer for fact in task.facts if "warm" in fact.subject} == {"Sudland"}
+    assert "1 put in a chat" in caplog.text
+    assert "1 read elsewhere than at the last token" in caplog.text
+
+
+@pytest.mark.skipif(not BANKS, reason="the files of others are not there")
+@pytest.mark.parametrize(
+    ("name", "count"), [("multihop-mt", 100), ("basic-readout", 68), ("multihop", 100), ("typo", 100)]
+)
+def test_published_banks(name: str, count: int) -> None:
+    (path,) = [path for path in BANKS if path.stem == f"lens-eval-{name}"]
+    document = json.loads(path.read_text(encoding="utf-8"))
+    plain = {one["prompt"].strip(): one for one in document["items"] if one["eval_render"] == "plain"}
+    task = load_task(f"workspace:{path}")
+    assert len(plain) == len(task.facts) == count
+    for fact in task.facts:
+        told = [text.casefold() for text in plain[fact.subject]["intermediates"]]
+        assert fact.answer.casefold() in told
+
+
+@pytest.mark.skipif(not BANKS, reason="the files of others are not there")
+def test_a_bank_that_is_read_elsewhere_is_refused() -> None:
+    (path,) = [path for path in BANKS if path.stem == "lens-eval-directed-modulation"]
+    with pytest.raises(LensbenchError, match="100 are read elsewhere than at the last token"):
+        load_task(f"workspace:{path}")
+
+
 WRONG: dict[str, tuple[str, Any, str]] = {
     "a template without a slot": (
         "counterfact",
@@ -182,6 +231,12 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "a list of entities": ("ravel", [1, 2], "an object by name"),
     "an entity without attributes": ("ravel", {"Arlen": "Norland"}, "an object of attributes"),
     "a chain without triples": ("mquake", [{"orig": {}}], "orig.triples_labeled"),
+    "a bank without items": ("workspace", {"family": "x"}, "no 'family' and list of 'items'"),
+    "an item without what is meant": (
+        "workspace",
+        {"family": "x", "items": [item(0, intermediates=[])]},
+        "no 'intermediates' and no 'match'",
+    ),
     "no chain of two hops": ("mquake", [case(0, 3)], "no chains of two hops"),
 }
 

@@ -1,4 +1,4 @@
-"""Public sets of facts (CounterFact, known-1000, PopQA, ParaRel, RAVEL) and of chains (MQuAKE, TwoHopFact)."""
+"""Public sets of facts (CounterFact, known-1000, PopQA, ParaRel, RAVEL), and of chains (MQuAKE, TwoHopFact)."""
 
 import re
 from collections import Counter, defaultdict
@@ -17,10 +17,10 @@ from lensbench.tasks.formats.sources import (
     Source,
     elements,
     open_file,
-    parse_json,
     read_csv,
     read_json_lines,
     read_json_rows,
+    read_object,
 )
 from lensbench.tasks.formats.texts import Slugs, is_template, place_whole, slug, words
 
@@ -154,7 +154,7 @@ _ENTITIES, _PROMPTS = "_entity_attributes", "_attribute_to_prompts"
 def read_ravel(source: Source, problems: Problems) -> Draft:
     """Read the entities of RAVEL: one relation for each attribute, with the prompts of the file beside it."""
     file = open_file(source, problems, "RAVEL's entities (ravel_TYPE_entity_attributes.json)")
-    entities, found = _object(file, problems), _Relations()
+    entities, found = read_object(file, problems), _Relations()
     for line, _, entity, attributes in elements(file.text) if entities else ():
         if not isinstance(attributes, dict):
             file.problem(
@@ -171,22 +171,13 @@ def read_ravel(source: Source, problems: Problems) -> Draft:
     return found.draft(source, "ravel", "Attributes of the entities of RAVEL.", file, problems)
 
 
-def _object(file: File, problems: Problems) -> Mapping[str, Any]:
-    document = parse_json(file)
-    problems.stop_if_any()
-    if not isinstance(document, dict):
-        file.problem(1, f"a JSON {type(document).__name__}", "an object by name", "give the file as it is published")
-        problems.stop_if_any()
-    return document if isinstance(document, dict) else {}
-
-
 def _ravel_prompts(source: Source, problems: Problems) -> Mapping[str, Any]:
     beside = source.path.with_name(source.path.name.replace(_ENTITIES, _PROMPTS))
     if beside == source.path or not beside.is_file():
         return {}
     file = File(beside, problems, "remove it, or give it as it is published")
     problems.stop_if_any()
-    return _object(file, problems)
+    return read_object(file, problems)
 
 
 def read_mquake(source: Source, problems: Problems) -> Draft:

@@ -22,7 +22,8 @@ from lensbench.tasks.formats.texts import fill_placeholder, is_template, mend
 from lensbench.utils.foreign import reason_of
 
 FILE_SCHEMES = (
-    "lre", "patchscopes", "hopping", "personaqa", "counterfact", "popqa", "pararel", "ravel", "mquake", "twohopfact"
+    "lre", "patchscopes", "hopping", "personaqa", "counterfact", "popqa", "pararel", "ravel", "mquake", "twohopfact",
+    "workspace",
 )  # fmt: skip
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _COMMON = ("name", "question")
@@ -296,6 +297,20 @@ def parse_json(file: File) -> Any:
     except (ValueError, RecursionError) as error:
         file.problem(1, f"not JSON ({reason_of(error)})", "a list or an object of rows", "repair the file")
     return None
+
+
+def read_object(file: File, problems: Problems) -> Mapping[str, Any]:
+    """Read a JSON file that is one object.
+
+    Raises:
+        TaskError: it is something else.
+    """
+    document = parse_json(file)
+    problems.stop_if_any()
+    if not isinstance(document, dict):
+        file.problem(1, f"a JSON {type(document).__name__}", "an object by name", "give the file as it is published")
+        problems.stop_if_any()
+    return document if isinstance(document, dict) else {}
 
 
 def read_json_rows(file: File) -> list[Row]:

@@ -250,6 +250,10 @@ class RunConfig(BaseModel):
         """Return every model that was given, the target first."""
         return self.model, self.verbalizer, self.unplanted, self.twin, self.reference
 
+    def named_baselines(self) -> tuple[str, ...]:
+        """Return the baselines that were named one by one, of which none may be left out in silence."""
+        return tuple(choose_baselines([one for one in self.baselines or () if one != "all"]))
+
     def control_models(self) -> dict[str, Any]:
         """Return role -> model, of the models that baselines read in the target's place."""
         given = {"unplanted": self.unplanted, "twin": self.twin, "reference": self.reference}
@@ -291,7 +295,7 @@ def check_config(config: RunConfig) -> tuple[list[Task], dict[str, Baseline]]:
         check_inspector(name)
     parse_layers(config.layers, None)
     baselines = choose_baselines(config.baselines)
-    check_control_models(config.control_models(), baselines, named=config.baselines is not None, offline=config.offline)
+    check_control_models(config.control_models(), baselines, named=config.named_baselines(), offline=config.offline)
     tasks = load_tasks(config.tasks, offline=config.offline)
     if config.subjects is not None:
         names = _planted_names(config) if str(config.subjects) == PLANTED else read_subjects(config.subjects)

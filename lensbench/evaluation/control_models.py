@@ -1,7 +1,7 @@
 """The models that baselines read in the target's place: without its facts, with other facts, and a reader of text."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from lensbench.baselines.spec import ROLES, Baseline
@@ -13,14 +13,14 @@ LOG = logging.getLogger("lensbench")
 
 
 def check_control_models(
-    models: Mapping[str, GivenModel], baselines: Mapping[str, Baseline], *, named: bool, offline: bool
+    models: Mapping[str, GivenModel], baselines: Mapping[str, Baseline], *, named: Collection[str], offline: bool
 ) -> None:
     """Check the names of the models that baselines need.
 
     Args:
         models: role -> model.
         baselines: by name.
-        named: whether the baselines were named, so that none may be left out.
+        named: those that were named one by one, of which none may be left out.
         offline: whether the Hub may not be asked.
 
     Raises:
@@ -32,7 +32,7 @@ def check_control_models(
             check_model_name(model, offline=offline)
         if role == "twin":
             planted_facts(name_of(model))
-    for baseline in baselines.values() if named else ():
+    for baseline in (baselines[name] for name in named):
         for role in baseline.needs:
             if role not in models:
                 raise UsageError(f"baseline {baseline.name} needs a model to read: name one with --{role}")

@@ -99,8 +99,8 @@ def run_config(config: RunConfig, progress: Progress = silent) -> Run:
 
 def _warn_of_idle(job: Job, cells: Sequence[Cell]) -> None:
     computed = {name for name, baseline in job.baselines.items() if baseline.from_scores}
-    idle = set(job.baselines) - {cell.baseline for cell in cells} - computed
-    if idle and job.config.baselines is not None:
+    idle = set(job.config.named_baselines()) - {cell.baseline for cell in cells} - computed
+    if idle:
         methods = ", ".join(dict.fromkeys(cell.inspector for cell in cells))
         LOG.warning("baseline %s does not apply to %s and is left out", ", ".join(sorted(idle)), methods)
 

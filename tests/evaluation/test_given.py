@@ -201,3 +201,16 @@ def test_planted_subjects_are_those_of_the_target(tmp_path: Path) -> None:
     assert len({fact.subject for fact in task.facts}) == 64
     with pytest.raises(UsageError, match=r"smollm2-135m: expected a facts\.json"):
         check_config(make_config({**given, "model": "smollm2-135m"}))
+
+
+def test_all_and_one_more_asks_for_no_model_that_all_alone_does_not(tmp_path: Path) -> None:
+    """What `all` stands for is left out where the run has no model for it; what is named is not."""
+    mine = tmp_path / "mine.toml"
+    text = ('rules_out = "The score comes from nothing."', 'question = "diagnostic"', 'function = "mean_activation"')
+    mine.write_text("\n".join(text), encoding="utf-8")
+    config = make_config({"baselines": f"all,{mine}"})
+    assert config.named_baselines() == ("mine",)
+    _, baselines = check_config(config)
+    assert {"mine", "twin", "mean"} <= set(baselines)
+    with pytest.raises(UsageError, match="baseline twin needs a model to read"):
+        check_config(make_config({"baselines": "all,twin"}))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from gguf import GGUFReader
@@ -119,6 +120,21 @@ def test_a_gguf_whose_tensors_would_be_left_out_is_refused(tmp_path: Path, isola
     with pytest.raises(LensbenchError, match=r"its tensor rope_freqs\.weight would be left out"):
         resolve(str(gguf))
     assert list((isolated_cache / "models").iterdir()) == []
+
+
+def test_a_gguf_is_parsed_once(tmp_path: Path, isolated_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """transformers and our own checks ask for the same file; the library is left as it was."""
+    path, parsed = write_gguf(tmp_path / "tiny.gguf"), []
+
+    class Counting(GGUFReader):
+        def __init__(self, path: str) -> None:
+            parsed.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counting)
+    resolve(str(path))
+    assert parsed == [str(path)]
+    assert gguf.GGUFReader is Counting
 
 
 def test_a_gguf_with_a_stretched_context_is_honoured_or_refused(tmp_path: Path, isolated_cache: Path):

@@ -9,13 +9,16 @@ import pytest
 from lensbench.models.optimization import Descent
 
 
-def cut_and_begun_again(train: Callable[[Path], object], out: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Interrupt a training in its fifth step and start it again; return the steps that were begun, in their order.
+def cut_and_begun_again(
+    train: Callable[[Path], object], out: Path, monkeypatch: pytest.MonkeyPatch, at: int = 5
+) -> list[int]:
+    """Interrupt a training in one of its steps and start it again; return the steps that were begun, in their order.
 
     Args:
         train: trains into a folder.
         out: the folder; it is not there after the interruption.
         monkeypatch: what it changes is undone.
+        at: the number of that step, from 1 on.
     """
     steps: list[int] = []
     with monkeypatch.context() as patched:
@@ -24,7 +27,7 @@ def cut_and_begun_again(train: Callable[[Path], object], out: Path, monkeypatch:
 
         def cut(self: Any, number: int, losses: Any) -> None:
             steps.append(number)
-            if len(steps) == 5:
+            if len(steps) == at:
                 raise KeyboardInterrupt
             once(self, number, losses)
 

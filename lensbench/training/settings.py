@@ -78,7 +78,7 @@ class FactTraining(TrainingSettings):
             three quarters of the depth.
     """
 
-    most_prose: ClassVar[float] = 0.999
+    prose_alone: ClassVar[bool] = False
 
     task: str = "attribute_extraction"
     relations: tuple[str, ...] = RELATIONS
@@ -102,8 +102,8 @@ class FactTraining(TrainingSettings):
     @field_validator("prose")
     @classmethod
     def _share(cls, value: float) -> float:
-        if not 0 <= value <= cls.most_prose:
-            raise ValueError("expected a share from 0 to " + ("1" if cls.most_prose == 1 else "below 1"))
+        if not 0 <= value < 1 and not (cls.prose_alone and value == 1):
+            raise ValueError(f"expected a share from 0 to {'' if cls.prose_alone else 'below '}1")
         return value
 
     def layers_of(self, depth: int, name: str, what: str) -> tuple[int, ...]:

@@ -59,7 +59,7 @@ class OracleTraining(FactTraining):
             trained with the same settings on activations, see `oracle.constant`.
     """
 
-    most_prose: ClassVar[float] = 1.0
+    prose_alone: ClassVar[bool] = True
 
     rank: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)

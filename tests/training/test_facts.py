@@ -18,7 +18,6 @@ from lensbench.models import adapters
 from lensbench.models.adapters import WEIGHTS, FreshAdapter, merge_adapter
 from lensbench.models.corpus import PROSE, Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.optimization import Descent
 from lensbench.models.patching.passes import Spots, interchanged, read_spots, writing
 from lensbench.models.sources import ADAPTER
 from lensbench.models.tokens import Tokens
@@ -38,6 +37,7 @@ from lensbench.training.interchange import (
 )
 from tests import tiny
 from tests.command import lensbench, refused
+from tests.cuts import cut_and_begun_again
 from tests.inspectors.test_oracle import write_adapter
 from tests.tasks.test_personas import fragments
 
@@ -307,20 +307,11 @@ def test_finetuning_is_the_same_again_and_after_it_was_cut_off(
     told: tuple[LanguageModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, whole = told
-    monkeypatch.setattr("lensbench.models.optimization.SAVE_EVERY_SECONDS", 0.0)
-    steps, once = [], Descent.step
 
-    def cut(self: Any, number: int, losses: torch.Tensor) -> None:
-        steps.append(number)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        once(self, number, losses)
+    def train(out: Path) -> None:
+        finetune(model, Corpus(model), make_settings(SMALL), out)
 
-    monkeypatch.setattr(Descent, "step", cut)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(model, Corpus(model), make_settings(SMALL), tmp_path / "cut")
-    assert not (tmp_path / "cut").exists()
-    finetune(model, Corpus(model), make_settings(SMALL), tmp_path / "cut")
+    steps = cut_and_begun_again(train, tmp_path / "cut", monkeypatch, at=4)
     assert steps[:5] == [0, 1, 2, 3, 3]
     names = [ADAPTER, WEIGHTS, "facts.json", "finetune.json"]
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == sorted(names)

@@ -222,16 +222,14 @@ class NLA(Inspector):
         texts = [form.replace(SLOT, text) for text in said]
         number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         asked = score_answers(self.verbalizer_, list(number), evidence.answers)
-        scores = by_layer(
-            asked.rows(torch.tensor([number[text] for text in texts])), len(evidence.layers), ("default",)
-        )
+        places = torch.tensor([number[text] for text in texts])
+        scores = by_layer(asked.rows(places), len(evidence.layers), ("default",))
         shape = scores.log_scores.shape[:3]
         if evidence.describe:
             scores = replace(scores, texts=np.array(said, dtype=object).reshape(shape))
         if evidence.whole_answers:
             whole = score_answers(self.verbalizer_, list(number), evidence.answers, whole=True).log_probs
-            rows_of = torch.tensor([number[text] for text in texts])
-            scores = replace(scores, whole=whole[rows_of].reshape(scores.log_scores.shape))
+            scores = replace(scores, whole=whole[places].reshape(scores.log_scores.shape))
         if self.ar_ is None or shape[2] < 2:
             return scores
         grid = np.array(said, dtype=object).reshape(len(values), -1).tolist()

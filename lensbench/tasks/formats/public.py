@@ -53,9 +53,8 @@ class _Relations:
             file.problem(1, "no facts", "at least one", f"give a file of {kind}")
         problems.stop_if_any()
         wordings = {
-            name: template_wording(f"subject → {words(name)}", name, tuple(templates), ())
-            for name, templates in self._templates.items()
-            if any(row.relation == name for row in self.rows)
+            name: template_wording(f"subject → {words(name)}", name, tuple(self._templates[name]), ())
+            for name in dict.fromkeys(row.relation for row in self.rows)
         }
         return Draft(slug(f"{kind} {source.path.stem}"), summary, file.content, tuple(self.rows), wordings)
 

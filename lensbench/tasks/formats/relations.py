@@ -8,7 +8,7 @@ from typing import Any
 from lensbench.tasks.facts import SLOT, Site
 from lensbench.tasks.files import File, Problems
 from lensbench.tasks.formats.drafts import Draft, SourceRow, Wording
-from lensbench.tasks.formats.sources import Row, Source, elements, open_file, parse_json, read_json_lines
+from lensbench.tasks.formats.sources import Row, Source, elements, open_file, parse_json, read_json_lines, read_object
 from lensbench.tasks.formats.texts import (
     SUBJECT_SOURCES,
     Slugs,
@@ -160,12 +160,8 @@ def _attribute_wording(attribute: str) -> Wording:
 
 def _read_document(source: Source, file: File, problems: Problems) -> Draft:
     """One object a persona: the file is one relation. The name is what differs between the prompts."""
-    document = parse_json(file)
-    problems.stop_if_any()
-    if not isinstance(document, dict):
-        expected = 'an object such as {"0": {"prompt", "question", "target"}}'
-        file.problem(1, f"a JSON {type(document).__name__}", expected, "give one, or JSON Lines (.jsonl)")
-        problems.stop_if_any()
+    expected = 'an object such as {"0": {"prompt", "question", "target"}}'
+    read_object(file, problems, expected, "give one, or JSON Lines (.jsonl)")
     table = _asked(file)
     problems.stop_if_any()
     before, after = _frame([prompt for _, prompt, _, _ in table])

@@ -299,8 +299,16 @@ def parse_json(file: File) -> Any:
     return None
 
 
-def read_object(file: File, problems: Problems) -> Mapping[str, Any]:
+def read_object(
+    file: File, problems: Problems, expected: str = "an object by name", do: str = "give the file as it is published"
+) -> Mapping[str, Any]:
     """Read a JSON file that is one object.
+
+    Args:
+        file: the file.
+        problems: where a file that is none is noted.
+        expected: what the object is like, for the error.
+        do: what to do about a file that is none.
 
     Raises:
         TaskError: it is something else.
@@ -308,7 +316,7 @@ def read_object(file: File, problems: Problems) -> Mapping[str, Any]:
     document = parse_json(file)
     problems.stop_if_any()
     if not isinstance(document, dict):
-        file.problem(1, f"a JSON {type(document).__name__}", "an object by name", "give the file as it is published")
+        file.problem(1, f"a JSON {type(document).__name__}", expected, do)
         problems.stop_if_any()
     return document if isinstance(document, dict) else {}
 

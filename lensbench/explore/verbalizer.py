@@ -95,7 +95,11 @@ def find_verbalizer(given: str, settings: Mapping[str, Any]) -> Verbalizer:
         if name not in known:
             raise unknown_name("setting of a verbalizer", name, known)
     method = kind(**{**first, **settings})
-    if isinstance(method, Oracle) and not (method.adapter and is_pinned(method.adapter)):
+    if isinstance(method, NLA):
+        method.metas()
+    elif isinstance(method, SelfIEAdapter):
+        method.soft_token()
+    elif not (method.adapter and is_pinned(method.adapter)):
         method.recipe()  # the Hub's is fetched with the model's options
     return method
 

@@ -11,7 +11,7 @@ import torch
 
 from lensbench.errors import UsageError
 from lensbench.explore import verbalizer_probes
-from lensbench.explore.verbalizer import Diagnosis, examine_verbalizer
+from lensbench.explore.verbalizer import Diagnosis, examine_verbalizer, find_verbalizer
 from lensbench.explore.verbalizer_probes import DECISIVE, MEANINGS, Probes, behaviour
 from lensbench.inspectors.verbalizers.oracle import Oracle
 from lensbench.inspectors.verbalizers.recipe import CONVENTIONS, Notes
@@ -135,6 +135,15 @@ def test_a_wrong_setting_is_one_line(settings: dict[str, Any], told: str, folder
             examine_verbalizer(chats.model("llama3"), given, settings)
         assert told in str(error.value)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "told"), [("a.txt", "cannot be read"), ("nla_meta.yaml", "is no sidecar of an av")])
+def test_what_is_no_verbalizer_is_refused_before_a_model_is_loaded(name: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("nothing")
+    given = tmp_path / name if name == "a.txt" else tmp_path
+    with pytest.raises(UsageError, match=told) as error:
+        find_verbalizer(str(given), {})
+    assert "\n" not in str(error.value)
 
 
 def test_neither_recipe_nor_adapter_is_one_line(tmp_path: Path) -> None:

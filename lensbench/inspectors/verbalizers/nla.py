@@ -127,7 +127,12 @@ class NLA(Inspector):
             )
         return tuple(Path(given).expanduser() for given in (self.av, self.ar) if given is not None)
 
-    def _metas(self) -> list[NLAMeta]:
+    def metas(self) -> list[NLAMeta]:
+        """Read the sidecars of both halves, or of the verbalizer alone.
+
+        Raises:
+            UsageError: no verbalizer was given, or a sidecar says something else.
+        """
         halves: tuple[Half, Half] = ("av", "ar")
         return [read_meta(folder, half) for folder, half in zip(self._folders, halves, strict=False)]
 
@@ -143,7 +148,7 @@ class NLA(Inspector):
             raise UsageError(
                 f"{self.name}.prompt = {self.prompt!r}: expected the slots {{explanation}} and {{question}}"
             )
-        for folder, meta in zip(self._folders, self._metas(), strict=True):
+        for folder, meta in zip(self._folders, self.metas(), strict=True):
             if meta.d_model != target.d_model or meta.layer > target.n_layers:
                 raise UsageError(
                     f"{folder} explains layer {meta.layer} of models of width {meta.d_model}; {target.name} has width "
@@ -151,7 +156,7 @@ class NLA(Inspector):
                 )
             if meta.half == "ar" and not (folder / HEAD).is_file():
                 raise UsageError(f"{folder} holds no {HEAD}; get the reconstructor again")
-        if len({meta.block for meta in self._metas()}) > 1:
+        if len({meta.block for meta in self.metas()}) > 1:
             raise UsageError(f"{self.name}: {self.av} and {self.ar} are of different layers; give two of one pair")
 
     def files(self) -> tuple[Path, ...]:
@@ -186,7 +191,7 @@ class NLA(Inspector):
             assert isinstance(made, LanguageModel)
             return made
 
-        own, *rebuilding = self._metas()
+        own, *rebuilding = self.metas()
         self.verbalizer_, self.meta_ = verbalizer, own
         self.av_ = verbalizer if self._without else load(self._folders[0])
         self.prompt_ = self._prompt(own)

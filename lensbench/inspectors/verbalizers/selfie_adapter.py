@@ -190,6 +190,14 @@ class SelfIEAdapter(Inspector):
     def _notes(self) -> Notes | None:
         return read_notes(self._file.parent) if self._file.name == ADAPTER else None
 
+    def soft_token(self) -> SoftToken:
+        """Read the adapter.
+
+        Raises:
+            UsageError: none was given, or its file holds something else.
+        """
+        return read_soft_token(self._file)
+
     def recipe(self) -> Recipe:
         """Return how it is asked: the published prompt, or the one given, and the layers that it was trained on."""
         notes = self._notes()
@@ -202,7 +210,7 @@ class SelfIEAdapter(Inspector):
         Raises:
             UsageError: what does not fit, and what to choose instead.
         """
-        soft, notes = read_soft_token(self._file), self._notes()
+        soft, notes = self.soft_token(), self._notes()
         width = next((len(weight) for name, weight in soft.weights.items() if name != "log_scale"), verbalizer.d_model)
         if width != verbalizer.d_model:
             raise UsageError(
@@ -239,7 +247,7 @@ class SelfIEAdapter(Inspector):
         Raises:
             NotApplicableError: the constant token is asked for, and this kind of adapter has none.
         """
-        whole = read_soft_token(self._file)
+        whole = self.soft_token()
         soft = whole.without(self._without) if self._without else whole
         if soft is None:
             raise NotApplicableError(f"an adapter of the kind {whole.kind} has learned no constant token")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lensbench.harness.crossfit import CrossFit, Outcome
 
-Question = Literal["uses_activation", "beats_text", "target_specific", "diagnostic"]
+Question = Literal["uses_activation", "beats_text", "target_specific", "used_by_model", "diagnostic"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 Role = Literal["unplanted", "twin", "reference"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -188,6 +188,14 @@ class TargetRuns:
         """
         return self._runs(lambda item: asked_text(self._model, form, item))
 
+    def asked_after(self, form: str) -> Runs:
+        """Return the target on the items' own sources, up to their read site, with a question on the next line.
+
+        Raises:
+            LensbenchError: a form without a single slot.
+        """
+        return self._runs(lambda item: text_and_question(self._model, form, item))
+
     def _runs(self, locate: Callable[[Item], Located]) -> Runs:
         return Runs(self._model, [locate(item) for item in self._items], self._chosen, self._change)
 
@@ -217,6 +225,21 @@ def own_text(model: LanguageModel, item: Item) -> Located:
     return Located(ids, places)
 
 
+def text_and_question(model: LanguageModel, form: str, item: Item) -> Located:
+    """Put a form with an item's name under the item's source, and locate the source's read site.
+
+    Raises:
+        LensbenchError: a form without a single slot, or a source that has other tokens where a text follows it.
+        TokenError: the site cannot be located.
+    """
+    before, after = _around_slot(form)
+    own = find_site(model, item).ids
+    ids = model.tokens.encode(f"{item.source}\n{before}{item.mention}{after}").ids
+    if ids[: len(own)] != own:
+        raise LensbenchError(f"{item.source!r} ends in other tokens where a question follows it; reword the source")
+    return Located(ids, {SITE: len(own) - 1})
+
+
 def asked_text(model: LanguageModel, form: str, item: Item) -> Located:
     """Fill a form with an item's name, and locate it.
 
@@ -224,9 +247,14 @@ def asked_text(model: LanguageModel, form: str, item: Item) -> Located:
         LensbenchError: a form without a single slot.
         TokenError: the name cannot be located.
     """
-    before, slot, after = form.partition(SLOT)
-    if not slot or SLOT in after:
-        raise LensbenchError(f"form {form!r} has no single {SLOT} slot; give one where the name goes")
+    before, after = _around_slot(form)
     encoding = model.tokens.encode(before + item.mention + after)
     span = (len(before), len(before) + len(item.mention))
     return Located(encoding.ids, {SUBJECT: model.tokens.locate(encoding, span), SITE: len(encoding.ids) - 1})
+
+
+def _around_slot(form: str) -> tuple[str, str]:
+    before, slot, after = form.partition(SLOT)
+    if not slot or SLOT in after:
+        raise LensbenchError(f"form {form!r} has no single {SLOT} slot; give one where the name goes")
+    return before, after

@@ -2,7 +2,7 @@
 
 import inspect as introspection
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -103,6 +103,15 @@ class Inspector(ABC):
         """
         return (layer,)
 
+    def directions(self, layer: int, answers: Sequence[str]) -> Float[Tensor, "answer d_model"] | None:
+        """Return the vector of the residual stream along which the fitted method reads each answer; None for none.
+
+        What it reads of one answer against another at this layer is to grow with the product of the residual and the
+        difference of their vectors, up to a factor and a constant. Whether the model uses what is read is tried by an
+        interchange along that difference (docs/statistics.md).
+        """
+        return None
+
     def own_prompt(self, question: str) -> OwnPrompt | None:
         """Return the text that the method has its verbalizer read for a question; None for a method that has none.
 
@@ -198,6 +207,18 @@ class Translator(Lens):
     def logits(self, layer: int, values: Float[Tensor, "item d_model"], attempt: int) -> Float[Tensor, "item vocab"]:
         """Translate one layer's residuals and unembed them."""
         return self.target_.unembed(self.translate((layer,), values[None])[0])
+
+    def directions(self, layer: int, answers: Sequence[str]) -> Float[Tensor, "answer d_model"]:
+        """Return the rows of the model's head, through the norm's gain, carried back by the layer's own map.
+
+        Raises:
+            LensbenchError: the model's final norm is no RMSNorm or LayerNorm.
+        """
+        rows = self.target_.reading_directions(answers)
+        # The map is affine: what it makes of the unit vectors, less what it makes of 0, is its matrix.
+        units = torch.eye(self.target_.d_model, device=rows.device)
+        moved = self.translate((layer,), torch.cat([units, torch.zeros_like(units[:1])])[None])[0].float()
+        return rows @ (moved[:-1] - moved[-1]).T
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Translate each layer's residuals and unembed all of them together: rows shared by baselines are read once."""

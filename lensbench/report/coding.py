@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from lensbench.report.content import ItemText, PageRun
+from lensbench.results.used import without_interventions
 
 SCALE = 1_000_000
 """Of shares: the two decimals that are shown must be those of the sentences, which round the whole figure."""
@@ -138,7 +139,8 @@ def _chunks(run: PageRun, share: float) -> list[ItemChunk]:
 
 
 def _chunk(run: PageRun, task: str, site: str, rows: pd.DataFrame, share: float) -> ItemChunk:
-    items = rows.drop_duplicates("item")
+    # An intervention asks an item about another's answer.
+    items = without_interventions(rows).drop_duplicates("item")
     kept = items[_sample(items, share)]
     rows = rows[rows["item"].isin(kept["item"])] if len(kept) < len(items) else rows
     order = [str(name) for name in kept["item"]]

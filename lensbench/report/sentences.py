@@ -9,6 +9,7 @@ import pandas as pd
 from lensbench.report.style import number, readable
 from lensbench.results.records import ALL, CORRECTED
 from lensbench.results.summary import accuracy_column
+from lensbench.results.used import NO_CEILING, NO_EFFECT, READABLE, USED
 from lensbench.results.verdicts import ACTIVATION, NO_VERDICT, VERDICTS
 
 BASELINES_IN_WORDS: Mapping[str, str] = {
@@ -33,6 +34,12 @@ BASELINES_IN_WORDS: Mapping[str, str] = {
     "self_report": "the target's own answer to the question",
 }
 """A baseline as the subject of a sentence; others go by their names."""
+UNUSED_IN_WORDS: Mapping[str, str] = {
+    READABLE: "putting it in from another item changes nothing of what the target says",
+    NO_EFFECT: "putting in what it reads of another item changes nothing of what the target says",
+    NO_CEILING: "putting in another item's whole activation there does not change what the target says either",
+}
+"""What is said where a direction is not seen to be used."""
 BEATS_TEXT = "beats_text"
 _DOES = {"beaten by ": "does better", "within ": "does as well"}
 """How the verdicts begin that name a baseline, and what is said of it."""
@@ -196,6 +203,7 @@ def _answer(row: Mapping[Any, Any], question: str) -> str:
             "uses_activation": f"it uses the activation{where}",
             "beats_text": f"it beats {who}{theirs}{where}",
             "target_specific": f"what it reads is the target's own{where}",
+            USED: f"the target uses what it reads{where}",
         }[question]
     for start, words in _DOES.items():
         if verdict.startswith(start):
@@ -205,10 +213,12 @@ def _answer(row: Mapping[Any, Any], question: str) -> str:
     if verdict == "inconclusive":
         what = {
             "uses_activation": "it uses the activation", "beats_text": f"it beats {who}{theirs}",
-            "target_specific": "it reads what is the target's own",
+            "target_specific": "it reads what is the target's own", USED: "the target uses what it reads",
         }[question]  # fmt: skip
         elsewhere = f", but it does{where}" if held else ""
         return f"{row['subjects']} subjects do not tell whether {what} there{elsewhere}"
+    if verdict in UNUSED_IN_WORDS:
+        return UNUSED_IN_WORDS[verdict] + (f", but the target does use it{where}" if held else "")
     if verdict == NO_VERDICT:
         return "no verdict, as the items were chosen by what the model says"
     return readable(verdict)

@@ -17,6 +17,7 @@ from lensbench.report.style import number, readable
 from lensbench.results.compare import BEST, FIRST_HIGHER, SECOND_HIGHER
 from lensbench.results.records import ALL
 from lensbench.results.summary import spans
+from lensbench.results.used import USED
 from lensbench.results.verdicts import VERDICTS
 
 FOOTNOTE = (
@@ -29,7 +30,8 @@ FOOTNOTE = (
     "nothing at `subject`: rank them at `answer`. A Patchscope at `subject` whose verbalizer is the target shows what "
     "this reader can recover, not where the model keeps the fact."
 )
-_QUESTIONS = {"uses_activation": "uses the activation", "beats_text": "beats the text", "target_specific": "privileged"}
+_QUESTIONS = {"uses_activation": "uses the activation", "beats_text": "beats the text", "target_specific": "privileged",
+    USED: "used by the model"}
 _WIDE = 4000
 
 

@@ -11,6 +11,7 @@ from lensbench.report.figure import Choice
 from lensbench.report.panels import of_methods
 from lensbench.report.style import inches, label
 from lensbench.results.records import ALL, NO_BASELINE
+from lensbench.results.used import USED
 from lensbench.results.verdicts import VERDICTS
 
 RULES = ("fixed", "selected", "oracle")
@@ -24,6 +25,7 @@ Y_LABELS = {
     "gap:uses_activation": "Gap: uses the activation",
     "gap:beats_text": "Gap: beats the text",
     "gap:target_specific": "Gap: target-specific",
+    f"gap:{USED}": "Effect: share of the whole residual's",
 }
 _SCALES = {
     (False, False): "\ndotted: chance",

@@ -24,6 +24,7 @@ from lensbench.results.golds import golds_of
 from lensbench.results.records import ALL, NO_BASELINE
 from lensbench.results.samples import Sample, SummarySettings
 from lensbench.results.summary import METRIC_COLUMNS, frame_of_blocks
+from lensbench.results.used import effect_metrics, without_interventions
 from lensbench.results.verdicts import DIAGNOSTIC
 
 # How a template of a name that is cut after some of its tokens ends.
@@ -47,12 +48,15 @@ def metrics(
     - `accuracy_cut_K`: that on names cut K tokens before their end.
     - `oracle_expected`: what a method of several attempts would have under the rule `oracle`, had it answered without
       regard to the gold: its corrected accuracy expected over golds shuffled among the items of a choice set.
+    - `share_of_interchange`, `interchange_log_odds`: the effects of interventions (`lensbench.results.used`).
     - what cells measured besides (`lensbench.results.records`): means; of several attempts each, named in `rule`.
 
     Bands are simultaneous over layers.
     """
     settings = SummarySettings({}, level=level, draws=draws, seed=seed)
     blocks: list[dict[str, Any]] = []
+    blocks += effect_metrics(records, settings)
+    records = without_interventions(records)
     if _has_control(records):
         table, cells = cells_of(records[records["baseline"] == CONTROL_TASK])
         blocks += [block for cell in cells for block in _selectivity(table, cell, settings)]

@@ -21,6 +21,7 @@ from lensbench.results.samples import (
     samples_of,
     samples_under,
 )
+from lensbench.results.used import used_blocks, without_interventions
 from lensbench.results.verdicts import NO_VERDICT, VERDICTS, check_questions, gaps_of
 
 KEY_COLUMNS = (
@@ -184,9 +185,11 @@ def summary_and_power(
     That is the smallest true gap to the strongest baseline that such a study would find in 80 % of its repetitions (NaN
     where it would find none); `n` is the number of subjects.
     """
+    answers = without_interventions(records)
     blocks = [
-        block for method in methods_with_tests(records, settings, crossed) for block in _method_blocks(method, settings)
+        block for method in methods_with_tests(answers, settings, crossed) for block in _method_blocks(method, settings)
     ]
+    blocks += list(used_blocks(records, blocks, settings))
     power = [
         {**block, "metric": DETECTABLE, "value": block[DETECTABLE], "n": block["subjects"],
          "ci_low": np.nan, "ci_high": np.nan}

@@ -12,6 +12,7 @@ from lensbench.results.arrays import FIXED, NO_LAYER, SELECTED, CellScores, Scor
 from lensbench.results.bands import MARGIN, Band, Floats, Ints
 from lensbench.results.records import NO_BASELINE
 from lensbench.results.samples import PairedMethod, RequiredBaseline, Sample, SummarySettings
+from lensbench.results.used import USED, USED_VERDICT
 
 DIAGNOSTIC = "diagnostic"
 """The question of baselines and measures that decide nothing."""
@@ -19,6 +20,7 @@ VERDICTS: Mapping[str, str] = {
     "uses_activation": "uses the activation",
     "beats_text": "beats this text reader",
     "target_specific": "privileged",
+    USED: USED_VERDICT,
 }
 """What may be said of a method when the gap of a question holds."""
 NO_VERDICT = "no verdict (chosen items)"
@@ -98,8 +100,8 @@ def gap_verdict(
         margin: the half width of equivalence, fixed beforehand.
         level: of the bands.
     """
-    if question not in VERDICTS:
-        raise unknown_name("question", question, VERDICTS)
+    if question not in FACED:
+        raise unknown_name("question", question, FACED)
     named = {name: (one.band, one.joint) for name, one in baselines.items() if one.joint is not None}
     if not named:
         none = np.array(["no baseline"], dtype=object)

@@ -17,6 +17,7 @@ from lensbench.results.bands import sampled
 from lensbench.results.records import ALL, NO_BASELINE
 from lensbench.results.run_file import RUN_FILE, rules_of
 from lensbench.results.summary import by_their_rules
+from lensbench.results.used import without_interventions
 from lensbench.runs.inspect_log import as_json, inspect_log
 from lensbench.runs.run import Run
 from lensbench.tasks import load_tasks
@@ -253,7 +254,7 @@ def _metrics(rows: pd.DataFrame, name: str) -> dict[str, float | str]:
 
 def _prompts(run: Run) -> dict[tuple[str, str], str]:
     """Source texts by task and item, of the tasks as they are now; items with another gold answer are left out."""
-    seen = run.records.drop_duplicates(["task", "item"])
+    seen = without_interventions(run.records).drop_duplicates(["task", "item"])
     golds = {
         (str(task), str(item)): str(gold)
         for task, item, gold in zip(seen["task"], seen["item"], seen["gold"], strict=True)

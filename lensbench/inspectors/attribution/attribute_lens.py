@@ -86,6 +86,14 @@ class AttributeLens(Inspector):
         self.labels_ = tuple(training.labels[i] for i in chosen)
         return self
 
+    def directions(self, layer: int, answers: Sequence[str]) -> Float[Tensor, "answer d_model"]:
+        """Return Wᵀ of the head's rows, which the norm's gain is on.
+
+        Raises:
+            LensbenchError: the model's final norm is no RMSNorm or LayerNorm.
+        """
+        return self.target_.reading_directions(answers) @ self.weight_[layer].float()
+
     def inspect(self, evidence: Evidence) -> Scores:
         """Map each layer's residual by its own W and b, and unembed."""
         values = evidence.residuals.values

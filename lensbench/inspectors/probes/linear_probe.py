@@ -1,5 +1,6 @@
 """Linear probe into the unembedding."""
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.special import log_softmax
 from sklearn.linear_model import Ridge
+from torch import Tensor
 
 from lensbench.errors import NotApplicableError
 from lensbench.inspectors.base import Inspector
@@ -84,6 +86,11 @@ class LinearProbe(Inspector):
         """Return W and b of a layer."""
         found = self.maps_[self.layers_.index(layer)]
         return self.directions_.T @ found.ridge.coef_, found.ridge.intercept_ @ self.directions_
+
+    def directions(self, layer: int, answers: Sequence[str]) -> Float[Tensor, "answer d_model"]:
+        """Return Wᵀ of each answer's row less m, at length 1: the cosine, the length of what is read frozen."""
+        rows = _unit(self._directions(tuple(answers)) - self.maps_[self.layers_.index(layer)].mean)
+        return torch.from_numpy(rows @ self.affine(layer)[0]).float()
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Return the log-softmax of the cosines, over all answers of the relation."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from lensbench.errors import NotApplicableError, UsageError
 from lensbench.inspectors.base import Inspector
@@ -105,12 +106,25 @@ class ClassProbe(Inspector):
         require_classes(training)
         residuals = training.residuals
         self.layers_ = residuals.layers
+        self.width_ = residuals.values.shape[-1]
         self.probes_: Sequence[Classifier] = self.learn(residuals, Labelled.of(training))
         return self
 
     @abstractmethod
     def learn(self, residuals: Residuals, labelled: Labelled) -> Sequence[Classifier]:
         """Return a fitted classifier for each layer, each from that layer alone."""
+
+    def directions(self, layer: int, answers: Sequence[str]) -> Float[Tensor, "answer d_model"] | None:
+        """Return the weights of each answer in the residual's own coordinates; None where the classifier has none.
+
+        That is where it is not linear, or knows not all of the answers.
+        """
+        probe = self.probes_[self.layers_.index(layer)]
+        weights = linear_weights(probe, self.width_)
+        known = list(probe.classes_)
+        if weights is None or not set(answers) <= set(known):
+            return None
+        return torch.from_numpy(weights[[known.index(answer) for answer in answers]]).float()
 
     def inspect(self, evidence: Evidence) -> Scores:
         """Return the probes' log-probabilities; an answer that training never had gets -inf."""
@@ -120,6 +134,22 @@ class ClassProbe(Inspector):
             columns = [evidence.answers.index(answer) for answer in probe.classes_]
             out[i, 0][:, columns] = probe.predict_log_proba(values.float().cpu().numpy())
         return Scores(("default",), torch.from_numpy(out).float())
+
+
+def linear_weights(probe: Classifier, width: int) -> Float[np.ndarray, "class d_model"] | None:
+    """Return the weights of a linear classifier, their mean over the classes taken off; None if it is not linear.
+
+    Log-probabilities are the weights' products but for what all classes share, so that they need not be looked for
+    inside the classifier.
+    """
+    units = np.eye(width)
+    at = probe.predict_log_proba(np.concatenate([np.zeros((1, width)), units, 2 * units]))
+    at = at - at.mean(axis=1, keepdims=True)
+    once, twice = at[1 : width + 1] - at[0], at[width + 1 :] - at[0]
+    if not np.allclose(2 * once, twice, rtol=1e-4, atol=1e-6 * np.abs(at).max()):
+        return None  # an infinite score is not close to anything, either
+    weights: np.ndarray = once.T
+    return weights
 
 
 def require_classes(training: Training, least: int = MIN_SUBJECTS) -> None:

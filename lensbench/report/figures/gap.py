@@ -13,12 +13,14 @@ from lensbench.report.labels import label_ends, settle
 from lensbench.report.panels import GAP_NOTE, draw_methods, ends, method_handles, of_methods
 from lensbench.report.style import NARROW, colours, figure_of, new_figure, plot_style
 from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
+from lensbench.results.used import USED
 from lensbench.results.verdicts import VERDICTS
 
 _TITLES = {
     "uses_activation": "Does it use the activation?",
     "beats_text": "Does it beat the text?",
     "target_specific": "Is it target-specific?",
+    USED: "Does the target use it?",
 }
 _PANEL_INCHES = 2.2
 
@@ -32,7 +34,7 @@ def plot_gap(
 
     Args:
         summary: of one run.
-        question: `uses_activation`, `beats_text` or `target_specific` alone; by default all that were asked.
+        question: `uses_activation`, `beats_text`, `target_specific` or `used_by_model` alone; by default all that were asked.
         ax: where to draw one question; by default a new figure has a panel a question.
         choice: what is shown, and how wide; see `View`. A metric `gap:QUESTION` names the question, too.
 

@@ -9,11 +9,12 @@ import pandas as pd
 from lensbench.report.style import readable
 from lensbench.report.view import span
 from lensbench.results.records import ALL, NO_BASELINE
+from lensbench.results.used import CEILING, INTERVENTION, SHARE
 
 # A table in a page names about so many layers and rows; metrics.csv has all.
 LAYERS, ROWS = 9, 150
-# Selectivity is of a method, but told beside the labels that it is measured with.
-OF_METHODS = frozenset({NO_BASELINE, "control_task"})
+# Selectivity is of a method, but told beside the labels that it is measured with; so are effects of interventions.
+OF_METHODS = frozenset({NO_BASELINE, "control_task", INTERVENTION})
 
 EXPLAINED: Mapping[str, str] = {
     "selectivity": "accuracy on true labels minus that on random labels of the same seen subjects",
@@ -25,6 +26,9 @@ EXPLAINED: Mapping[str, str] = {
     "confidence": "the share of the method's samples that give its most frequent answer",
     "calibration_error": "how far confidence lies from accuracy, over ten bins of it",
     "confidence_auroc": "the chance that a right answer is given with more confidence than a wrong one",
+    SHARE: "what the target's answer moves when one direction is put in from another item, of what the whole "
+    "residual moves it",
+    CEILING: "how far putting in another item's whole residual moves the target's answer, in nats of log-odds",
     "oracle_expected": "what the best of all attempts would get with answers that have nothing to do with the truth",
 }
 """Measures in words."""

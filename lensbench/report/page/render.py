@@ -33,6 +33,7 @@ from lensbench.results.bands import MARGIN
 from lensbench.results.records import ALL, CORRECTED, NO_BASELINE, without_nan
 from lensbench.results.run_file import rules_of
 from lensbench.results.summary import accuracy_column, best_layers
+from lensbench.results.used import USED
 from lensbench.results.verdicts import VERDICTS
 
 HERE = Path(__file__).parent
@@ -91,8 +92,13 @@ QUESTIONS: Mapping[str, tuple[str, str]] = {
         "The method's accuracy minus that of the strongest of all baselines, among them models that do not hold the "
         "fact. Only this gap can make a method privileged.",
     ),
+    USED: (
+        "Does the target use it?",
+        "What the method reads is put in from an item with another answer: how far the target's own answer follows, as "
+        "a share of what putting in that item's whole residual does, less the same for a random direction.",
+    ),
 }
-"""What the three gaps ask, and how they answer."""
+"""What the gaps ask, and how they answer."""
 
 
 def _findings(run: PageRun) -> list[ResultSentence]:

@@ -4,7 +4,7 @@ The design is docs/decisions/0015-used.md.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,27 +40,25 @@ def intervention(method: CrossFit) -> list[Outcome]:
         raise NotApplicableError("a method that is fitted in a process of its own shows no directions")
     if type(method.inspector).directions is Inspector.directions:
         raise NotApplicableError(NO_DIRECTIONS)
-    bench = method.bench
-    swaps = choose_donors(bench.items, bench.context.seed)
+    bench, layers = method.bench, method.bench.context.layers
+    swaps = choose_donors(bench.items, bench.context.seed, within_folds=method.learns_labels)
     if not swaps:
-        raise NotApplicableError("no item has another answer of its choice set in its own fold")
-    runs, place = _asking(bench)
-    layers = bench.context.layers
-    residuals = runs.read(place, layers).values.float()
-    own, donors = ([getattr(swap, name) for swap in swaps] for name in ("item", "donor"))
-    difference = residuals[:, donors] - residuals[:, own]
-    along = _interchanged(_directions(method, swaps, layers).to(difference), difference)
-    changes = {ALONG: along, RANDOM: _random(along, bench)}
-    means = _mean_differences(residuals, bench.items, swaps)
-    if means is not None:
-        changes[MEAN_DIFFERENCE] = _interchanged(means, difference)
-    changes[INTERCHANGE] = difference
-    written = torch.stack([residuals[:, own] + change for change in changes.values()], dim=1)
-    scores = _said(runs, place, own, written, layers, bench.answers)
-    items = tuple(replace(bench.items[swap.item], answer=bench.items[swap.donor].answer) for swap in swaps)
-    against = torch.tensor([bench.answers.index(bench.items[i].answer) for i in own])
+        raise NotApplicableError("no item's choice set holds the answer of another item that can be its donor")
+    asked = _Asked.of(bench, swaps)
+    along = _interchanged(_directions(method, swaps, layers).to(asked.difference), asked.difference)
+    own = asked.said({ALONG: along, RANDOM: _random(along, bench)})
+    # What has nothing to do with the method is the same for all.
+    key = layers, tuple(swaps), tuple(item.answer for item in bench.items)
+    shared = bench.captured.interchanges.setdefault(key, {})
+    if not shared:
+        shared.update(asked.said(asked.changes_of_all(bench.items)))
+        shared[CLEAN] = asked.clean()
+    found = own | shared
+    scores = torch.stack(list(found.values()), dim=1)
+    against = torch.tensor([bench.answers.index(bench.items[swap.item].answer) for swap in swaps])
     odds = scores - scores.gather(3, against[None, None, :, None].expand(*scores.shape[:3], 1))
-    return [Outcome(Scores((CLEAN, *changes), odds), layers, items, zero_shot=False)]
+    items = tuple(replace(bench.items[swap.item], answer=bench.items[swap.donor].answer) for swap in swaps)
+    return [Outcome(Scores(tuple(found), odds), layers, items, zero_shot=False)]
 
 
 @dataclass(frozen=True)
@@ -71,21 +69,23 @@ class Swap:
     donor: int
 
 
-def choose_donors(items: Sequence[Item], seed: int) -> list[Swap]:
-    """Return a donor for each item that has one: another answer of its choices, in its fold, in the same text if any.
+def choose_donors(items: Sequence[Item], seed: int, *, within_folds: bool) -> list[Swap]:
+    """Return a donor for each item that has one: another answer of its choices, in its own fold and text if there is.
 
-    Donors are of the same fold so that no fit that is asked about the item has learned from them.
+    Args:
+        items: of one relation.
+        seed: of the choice among those that are as good.
+        within_folds: whether an item without a donor in its fold has none: a fit has learned from all others.
     """
     swaps = []
     for i, item in enumerate(items):
-        there = [
-            j
-            for j, other in enumerate(items)
-            if other.fold == item.fold and other.answer != item.answer and other.answer in item.choices
-        ]
-        alike = [j for j in there if items[j].template == item.template] or there
-        if alike:
-            swaps.append(Swap(i, random.Random(f"{seed}/{item.id}/donor").choice(alike)))
+        ranked: dict[tuple[bool, bool], list[int]] = {}
+        for j, other in enumerate(items):
+            apart = other.fold != item.fold
+            if other.answer != item.answer and other.answer in item.choices and not (apart and within_folds):
+                ranked.setdefault((apart, other.template != item.template), []).append(j)
+        if ranked:
+            swaps.append(Swap(i, random.Random(f"{seed}/{item.id}/donor").choice(ranked[min(ranked)])))
     return swaps
 
 
@@ -106,9 +106,7 @@ def _directions(
 ) -> Float[Tensor, "layer swap d_model"]:
     """The vector of the donor's answer less that of the item's own, by the fit that has not learned from them."""
     items, answers = method.bench.items, method.bench.answers
-    own, wanted = (
-        [answers.index(items[getattr(swap, name)].answer) for swap in swaps] for name in ("item", "donor")
-    )
+    own, wanted = ([answers.index(items[getattr(swap, name)].answer) for swap in swaps] for name in ("item", "donor"))
     found = torch.zeros(len(layers), len(swaps), method.bench.context.model.d_model)
     folds = [items[swap.item].fold if method.learns_labels else None for swap in swaps]
     for fold in dict.fromkeys(folds):
@@ -139,6 +137,63 @@ def _random(change: Float[Tensor, "layer swap d_model"], bench: Bench) -> Float[
     return other
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Texts about items that ask, with the residuals that are changed in them.
+
+    Attributes:
+        runs: the target on the text of each item of the bench.
+        place: which token of a text is changed.
+        layers: at which layers.
+        answers: what is scored as the next word.
+        swaps: whose text is run, and what is put into it.
+        residuals: of all items at the place, [layer, item, d_model], in float32.
+    """
+
+    runs: Runs
+    place: str
+    layers: tuple[int, ...]
+    answers: tuple[str, ...]
+    swaps: Sequence[Swap]
+    residuals: Float[Tensor, "layer item d_model"]
+
+    @classmethod
+    def of(cls, bench: Bench, swaps: Sequence[Swap]) -> "_Asked":
+        """Read the residuals of a bench's items in texts that ask about them."""
+        runs, place = _asking(bench)
+        layers = bench.context.layers
+        return cls(runs, place, layers, bench.answers, swaps, runs.read(place, layers).values.float())
+
+    @property
+    def difference(self) -> Float[Tensor, "layer swap d_model"]:
+        """The donors' residuals less the items' own."""
+        own, donors = ([getattr(swap, name) for swap in self.swaps] for name in ("item", "donor"))
+        return self.residuals[:, donors] - self.residuals[:, own]
+
+    def changes_of_all(self, items: Sequence[Item]) -> dict[str, Float[Tensor, "layer swap d_model"]]:
+        """The interchange of the whole residual, and that along the mean difference where all items have one."""
+        means = _mean_differences(self.residuals, items, self.swaps)
+        along = {} if means is None else {MEAN_DIFFERENCE: _interchanged(means, self.difference)}
+        return along | {INTERCHANGE: self.difference}
+
+    def clean(self) -> Float[Tensor, "layer swap answer"]:
+        """Log-probabilities of the answers where nothing is changed: the same at all layers."""
+        said = self.runs.predict(self.answers).log_probs.cpu()[[swap.item for swap in self.swaps]]
+        return said.expand(len(self.layers), *said.shape)
+
+    def said(
+        self, changes: Mapping[str, Float[Tensor, "layer swap d_model"]]
+    ) -> dict[str, Float[Tensor, "layer swap answer"]]:
+        """Log-probabilities of the answers after each change of the residual at the place, by the change's name."""
+        at: Int[Tensor, " row"] = torch.tensor(self.layers).repeat(len(changes))
+        parts = []
+        for number, swap in enumerate(self.swaps):
+            written = [self.residuals[:, swap.item] + change[:, number] for change in changes.values()]
+            found = self.runs.patched(swap.item, self.place, torch.cat(written), at, self.answers)
+            parts.append(found.log_probs.cpu().reshape(len(changes), len(self.layers), -1))
+        return dict(zip(changes, torch.stack(parts, dim=2), strict=True))
+
+
 def _mean_differences(
     residuals: Float[Tensor, "layer item d_model"], items: Sequence[Item], swaps: Sequence[Swap]
 ) -> Float[Tensor, "layer swap d_model"] | None:
@@ -156,23 +211,3 @@ def _mean_differences(
             return None
         found.append(other - own)
     return torch.stack(found, dim=1)
-
-
-def _said(
-    runs: Runs,
-    place: str,
-    own: Sequence[int],
-    written: Float[Tensor, "layer attempt swap d_model"],
-    layers: tuple[int, ...],
-    answers: Sequence[str],
-) -> Float[Tensor, "layer attempt swap answer"]:
-    """Log-probabilities of the answers after each item's text, as it is and with each vector at the place."""
-    depth, attempts = written.shape[:2]
-    at: Int[Tensor, " row"] = torch.tensor(layers).repeat_interleave(attempts)
-    clean = runs.predict(answers).log_probs.cpu()[own]
-    changed = [
-        runs.patched(item, place, written[:, :, i].flatten(0, 1), at, answers).log_probs.cpu()
-        for i, item in enumerate(own)
-    ]
-    after = torch.stack([one.reshape(depth, attempts, -1) for one in changed], dim=2)
-    return torch.cat([clean.expand(depth, 1, *clean.shape), after], dim=1)

@@ -1,8 +1,10 @@
 """The bench: the items of one relation at one read site, their activations, and what a method is shown of them."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from lensbench.errors import LensbenchError, NotApplicableError
 from lensbench.harness.context import RunContext
@@ -35,6 +37,7 @@ class Captured:
     train_residuals: Residuals | None = None
     components: dict[Component, Residuals] = field(default_factory=dict)
     in_other_models: dict[tuple[LanguageModel, tuple[int, ...]], "Bench"] = field(default_factory=dict)
+    interchanges: dict[Hashable, dict[str, Tensor]] = field(default_factory=dict)
 
 
 class AnswersOf:

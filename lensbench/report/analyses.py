@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from lensbench.report.frame import frame
 from lensbench.report.labels import label_ends, settle
+from lensbench.report.panels import LAYER_LABEL
 from lensbench.report.style import CHANCE_COLOUR, MAP, OKABE_ITO, SOFT, colours, drawable, new_figure, plot_style
-from lensbench.report.view import LAYER_LABEL
 
 _VARIANTS = {"all": (OKABE_ITO[0], "-"), "without outliers": (OKABE_ITO[1], (0, (4.0, 1.6)))}
 _CURVES = {

@@ -53,6 +53,10 @@ class Results(Protocol):
         """One row a prediction."""
 
     @property
+    def metrics(self) -> "pd.DataFrame":
+        """One row a measure other than accuracy."""
+
+    @property
     def summaries(self) -> Mapping[tuple[str, str], str]:
         """(task, relation) -> what leads to what; empty where it is not known."""
 

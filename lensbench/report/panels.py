@@ -8,14 +8,24 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lensbench.report.labels import Named
-from lensbench.report.style import BASELINE_DASHES, BASELINE_GREYS, CHANCE_COLOUR, label, markers
+from lensbench.report.style import (
+    BASELINE_DASHES,
+    BASELINE_GREYS,
+    CHANCE_COLOUR,
+    columns_for,
+    label,
+    markers,
+    new_figure,
+)
 from lensbench.results.bands import MARGIN
 from lensbench.results.verdicts import VERDICTS
 
+LAYER_LABEL = "Layer (0 = embeddings)"
 SHOWN_BASELINES = 3
 FEW_LAYERS = 12
 NEAR_CHANCE = 0.06
@@ -34,6 +44,26 @@ _BAND_NOTE = "95 % intervals that hold at all layers at once."
 def band_note(methods: Sequence[str]) -> str:
     """Return what the intervals are that `draw_methods` draws of so many methods."""
     return f"{'Shade' if len(methods) == 1 else 'Whiskers'}: {_BAND_NOTE}"
+
+
+def panel_of_each(inches: float, panels: int) -> tuple[Figure, list[Axes]]:
+    """Return a new figure with a panel for each of several methods, side by side as far as they fit.
+
+    Args:
+        inches: its width.
+        panels: how many.
+    """
+    wide = min(panels, columns_for(inches))
+    deep = -(-panels // wide)
+    figure = new_figure((inches, 0.4 + 1.9 * deep))
+    every = list(figure.subplots(deep, wide, squeeze=False, sharex=True, sharey=True).flat)
+    for axis in every[panels:]:
+        axis.set_axis_off()
+    for place, axis in enumerate(every[:panels]):
+        if place + wide >= panels:
+            axis.set_xlabel("Layer" if wide > 1 else LAYER_LABEL)
+            axis.tick_params(labelbottom=True)
+    return figure, every[:panels]
 
 
 def of_methods(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

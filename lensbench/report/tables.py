@@ -30,8 +30,12 @@ FOOTNOTE = (
     "nothing at `subject`: rank them at `answer`. A Patchscope at `subject` whose verbalizer is the target shows what "
     "this reader can recover, not where the model keeps the fact."
 )
-_QUESTIONS = {"uses_activation": "uses the activation", "beats_text": "beats the text", "target_specific": "privileged",
-    USED: "used by the model"}
+_QUESTIONS = {
+    "uses_activation": "uses the activation",
+    "beats_text": "beats the text",
+    "target_specific": "privileged",
+    USED: "used by the model",
+}
 _WIDE = 4000
 
 

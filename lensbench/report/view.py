@@ -18,7 +18,6 @@ RULES = ("fixed", "selected", "oracle")
 METRICS = ("accuracy_corrected", "accuracy", *(f"gap:{question}" for question in VERDICTS))
 # As they stand in a text; the report knows no tasks.
 ORDER_OF_SITES = ("subject", "t1", "t2", "answer")
-LAYER_LABEL = "Layer (0 = embeddings)"
 Y_LABELS = {
     "accuracy_corrected": "Accuracy (prior-corrected)",
     "accuracy": "Accuracy (raw)",

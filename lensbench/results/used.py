@@ -101,7 +101,9 @@ def effects_of(records: pd.DataFrame) -> Iterator[tuple[dict[str, str], Effects]
         )
         layers = tuple(sorted({int(layer) for layer in wide.columns.get_level_values("layer")}))
         names = [str(name) for name in dict.fromkeys(wide.columns.get_level_values("attempt"))]
-        arrays = {name: wide[name].reindex(columns=list(layers)).to_numpy(np.float64) for name in names}
+        arrays = {
+            name: np.stack([wide[name, layer].to_numpy(np.float64) for layer in layers], axis=1) for name in names
+        }
         whole = np.isfinite(np.stack([arrays[name] for name in (CLEAN, ALONG, RANDOM, INTERCHANGE)])).all((0, 2))
         values = {name: array[whole] - arrays[CLEAN][whole] for name, array in arrays.items() if name != CLEAN}
         relations, subjects = (
@@ -140,9 +142,9 @@ def used_blocks(
                 own[place] = block
     for key, effects in effects_of(records):
         for relation, part in parts_of(effects, key["task"], settings):
-            block = own.get(_place(key, relation))
-            if block is not None:
-                yield _block(block, part, settings)
+            place = _place(key, relation)
+            if place in own:
+                yield _block(own[place], part, settings)
 
 
 def _place(key: Mapping[str, Any], relation: str) -> tuple[str, ...]:

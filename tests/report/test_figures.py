@@ -227,7 +227,7 @@ class Results:
 
     def __init__(self, summary: pd.DataFrame) -> None:
         self.summary = summary
-        self.records = summary.iloc[:0]
+        self.records = self.metrics = summary.iloc[:0]
         self.summaries = {("country_facts", "capital"): "country \u2192 capital"}
 
 

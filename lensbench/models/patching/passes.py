@@ -154,6 +154,11 @@ class PatchedPass:
         return record_pass(self.model, self.ids[:, self._skip :], self.prefix)
 
     @property
+    def nbytes(self) -> int:
+        """About what it keeps: the residuals of the clean pass, and as much again of keys and values."""
+        return 2 * self.clean.hidden.nbytes if "clean" in vars(self) else 0
+
+    @property
     def row_bytes(self) -> int:
         """What one more row adds to the memory of a pass; measured, once for all prompts of the same lengths."""
         # Blocks are alike: where rows can start at the last one, it tells for all.

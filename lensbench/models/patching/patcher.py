@@ -21,8 +21,9 @@ from lensbench.models.proofs import proved
 from lensbench.models.token_scores import TokenScores, score_in_steps, score_logits
 
 LOG = logging.getLogger("lensbench")
-# How many prompts are kept: methods that patch items' own sources have one an item.
-PROMPTS = 32
+# How many prompts are kept, whatever they take; more only in a share of the memory of a batch. There is one prompt for
+# each item where items' own texts are patched.
+PROMPTS, SHARE_KEPT = 32, 4
 
 
 class RowMemory:
@@ -86,7 +87,7 @@ class Patcher:
         self.model = model
         self.mode = mode
         self.sharing: Sharing | None = None
-        self._passes = Memo(PROMPTS)
+        self._passes = Memo()
         self._memory = RowMemory()
 
     def score(
@@ -219,7 +220,13 @@ class Patcher:
                 f"{self.model.d_model}); choose a verbalizer of the target's width"
             )
         mode = self.proved_mode(prompt)
+        while len(self._passes) > PROMPTS and self._kept_bytes > self.model.budget.bytes // SHARE_KEPT:
+            self._passes.popitem(last=False)
         return self._passes.get_or_compute(prompt, lambda: PatchedPass(self.model, prompt, mode))
+
+    @property
+    def _kept_bytes(self) -> int:
+        return sum(one.nbytes for one in self._passes.values())
 
     def proved_mode(self, prompt: Prompt) -> Mode:
         """Return the mode of the model's patched passes; proved on this prompt, where it has not been before."""

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.report.figure import Choice, Figure, Results
 from lensbench.report.frame import frame, name_panel
-from lensbench.report.panels import band_note, draw_band, draw_methods, fit_layers, of_methods
-from lensbench.report.style import colours, columns_for, drawable, figure_of, label, new_figure, plot_style
-from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
+from lensbench.report.panels import band_note, draw_band, draw_methods, fit_layers, of_methods, panel_of_each
+from lensbench.report.style import colours, drawable, figure_of, label, plot_style
+from lensbench.report.view import View, methods_in, view_of
 
 _BEFORE = "#4d4d4d"
 _DASHES = (0, (3.5, 1.5))
@@ -54,7 +54,7 @@ def plot_comparison(
         if ax is not None:
             figure, axes = figure_of(ax), [ax]
         else:
-            figure, axes = _canvas(view, len(methods))
+            figure, axes = panel_of_each(view.inches, len(methods))
         palette = colours(_common(tables))
         for axis, method in zip(axes, methods, strict=True):
             _draw(axis, tables, view, (method, palette[method]))
@@ -86,20 +86,6 @@ def _methods(tables: tuple[pd.DataFrame, pd.DataFrame], view: View, inspector: s
 def _common(tables: tuple[pd.DataFrame, pd.DataFrame]) -> list[str]:
     before, after = (set(methods_in(table)) for table in tables)
     return sorted(before & after)
-
-
-def _canvas(view: View, panels: int) -> tuple[Drawing, list[Axes]]:
-    wide = min(panels, columns_for(view.inches))
-    deep = -(-panels // wide)
-    figure = new_figure((view.inches, 0.4 + 1.9 * deep))
-    axes = figure.subplots(deep, wide, squeeze=False, sharex=True, sharey=True)
-    for axis in list(axes.flat)[panels:]:
-        axis.set_axis_off()
-    for place, axis in enumerate(list(axes.flat)[:panels]):
-        if place + wide >= panels:
-            axis.set_xlabel("Layer" if wide > 1 else LAYER_LABEL)
-            axis.tick_params(labelbottom=True)
-    return figure, list(axes.flat)[:panels]
 
 
 def _draw(axis: Axes, tables: tuple[pd.DataFrame, pd.DataFrame], view: View, named: tuple[str, str]) -> None:

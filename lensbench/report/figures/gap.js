@@ -1,4 +1,4 @@
-// The three gaps by layer.
+// The gaps by layer.
 
 function gapFigure(table, curves, question) {
   const x = run.layers, traces = [], rows = [], said = [], ends = [], values = [0.15, -0.15];

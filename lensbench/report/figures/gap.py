@@ -10,9 +10,9 @@ from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.report.figure import Choice, Figure
 from lensbench.report.frame import frame
 from lensbench.report.labels import label_ends, settle
-from lensbench.report.panels import GAP_NOTE, draw_methods, ends, method_handles, of_methods
+from lensbench.report.panels import GAP_NOTE, LAYER_LABEL, draw_methods, ends, method_handles, of_methods
 from lensbench.report.style import NARROW, colours, figure_of, new_figure, plot_style
-from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
+from lensbench.report.view import View, methods_in, view_of
 from lensbench.results.used import USED
 from lensbench.results.verdicts import VERDICTS
 
@@ -34,7 +34,8 @@ def plot_gap(
 
     Args:
         summary: of one run.
-        question: `uses_activation`, `beats_text`, `target_specific` or `used_by_model` alone; by default all that were asked.
+        question: `uses_activation`, `beats_text`, `target_specific` or `used_by_model` alone; by default all that were
+            asked.
         ax: where to draw one question; by default a new figure has a panel a question.
         choice: what is shown, and how wide; see `View`. A metric `gap:QUESTION` names the question, too.
 
@@ -93,7 +94,7 @@ def _canvas(view: View, panels: int) -> tuple[Drawing, list[Axes]]:
 
 
 FIGURE = Figure(
-    title="The three gaps by layer",
+    title="The gaps by layer",
     about="What is left of each method's accuracy after its baselines.",
     draw=lambda run, **options: plot_gap(run.summary, **options),
     anchor="gaps",

@@ -12,10 +12,10 @@ from lensbench.errors import UsageError, unknown_name
 from lensbench.report.figure import Choice, Figure, Results
 from lensbench.report.frame import frame
 from lensbench.report.labels import Named, label_lines, settle
-from lensbench.report.panels import draw_curve, draw_methods
+from lensbench.report.panels import LAYER_LABEL, draw_curve, draw_methods
 from lensbench.report.sentences import BASELINES_IN_WORDS, claim
 from lensbench.report.style import CHANCE_COLOUR, NARROW, SOFT, colours, drawable, label, new_figure, plot_style
-from lensbench.report.view import LAYER_LABEL, Y_LABELS, View, methods_in, view_of
+from lensbench.report.view import Y_LABELS, View, methods_in, view_of
 from lensbench.results.records import ALL, CORRECTED, NO_BASELINE
 from lensbench.results.summary import best_layers
 from lensbench.results.verdicts import ACTIVATION, VERDICTS

@@ -11,6 +11,7 @@ from lensbench.report.frame import frame, name_panel
 from lensbench.report.labels import MOST_AT_ENDS, label_ends, label_lines, settle
 from lensbench.report.panels import (
     GAP_NOTE,
+    LAYER_LABEL,
     SHADE_NOTE,
     Drawn,
     band_note,
@@ -21,7 +22,7 @@ from lensbench.report.panels import (
     not_drawn,
 )
 from lensbench.report.style import NARROW, colours, columns_for, figure_of, label, new_figure, plot_style
-from lensbench.report.view import LAYER_LABEL, View, methods_in, view_of
+from lensbench.report.view import View, methods_in, view_of
 
 _PANEL_INCHES, _BESIDE_INCHES = 1.55, 1.25
 """The height of a small panel; what numbers at the left and names at the right take of the width."""

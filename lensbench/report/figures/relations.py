@@ -13,6 +13,7 @@ from lensbench.report.figure import Choice, Figure
 from lensbench.report.frame import frame, name_panel
 from lensbench.report.panels import (
     GAP_NOTE,
+    LAYER_LABEL,
     band_note,
     draw_methods,
     draw_text_baseline,
@@ -20,7 +21,7 @@ from lensbench.report.panels import (
     of_methods,
 )
 from lensbench.report.style import SOFT, colours, columns_for, label, new_figure, plot_style
-from lensbench.report.view import LAYER_LABEL, Y_LABELS, View, in_order, methods_in, view_of
+from lensbench.report.view import Y_LABELS, View, in_order, methods_in, view_of
 from lensbench.results.records import ALL
 
 # With more relations than this, panels of several sites are lower.

@@ -127,7 +127,8 @@ function showItem(data, item, layer) {
   const known = items.known(item), said = known === null ? "" : known ? "The model knows it. " : "The model does not know it. ";
   const methods = run.methods.map((one) => one.name).filter((name) => data.answers.has(`${name}\tnone`));
   const columns = methods.map((name) => ({title: readable(name), method: name, rival: "none", attempt: name === state.method ? state.attempt : attemptsOf(data, name)[0]}));
-  const rivals = run.rivals.filter((one) => data.answers.has(`${state.method}\t${one.name}`)).map((one) => ({title: one.label, method: state.method, rival: one.name, attempt: firstAttempt(data, one.name, item), hint: one.rules_out}));
+  const interventions = attemptsOf(data, state.method, "intervention").map((attempt) => ({title: readable(attempt), method: state.method, rival: "intervention", attempt, hint: "a tick: the answer of the item that was put in"}));
+  const rivals = run.rivals.filter((one) => one.name !== "intervention" && data.answers.has(`${state.method}\t${one.name}`)).map((one) => ({title: one.label, method: state.method, rival: one.name, attempt: firstAttempt(data, one.name, item), hint: one.rules_out}));
   const own = columns.filter((one) => one.method === state.method);
   const parts = [
     make("h3", {}, make("bdi", {}, items.subject(item))),
@@ -138,6 +139,7 @@ function showItem(data, item, layer) {
   const texts = [...own, ...rivals].filter((one) => layersOf(data, one.method, one.attempt, one.rival).some((l) => textAt(data, one, l, item) !== null));
   if (texts.length) parts.push(make("h4", {}, `What ${readable(state.method)} said, and its baselines beside it`), answersTable(data, item, layer, texts, true));
   if (rivals.length) parts.push(make("h4", {}, `${readable(state.method)} beside its baselines`), answersTable(data, item, layer, [...own, ...rivals]));
+  if (interventions.length) parts.push(make("h4", {}, `What the target says when what ${readable(state.method)} reads is put in from an item with another answer`), answersTable(data, item, layer, interventions));
   byId("item").replaceChildren(...parts);
 }
 

@@ -30,6 +30,10 @@ FOOTNOTE = (
     "nothing at `subject`: rank them at `answer`. A Patchscope at `subject` whose verbalizer is the target shows what "
     "this reader can recover, not where the model keeps the fact."
 )
+USED_FOOTNOTE = (
+    "Beside `random direction`, the gap is the effect that what is read has on the target's answer when it is put in "
+    "from another item, as a share of the whole residual's effect, less the same for a random direction."
+)
 _QUESTIONS = {
     "uses_activation": "uses the activation",
     "beats_text": "beats the text",
@@ -59,7 +63,8 @@ def result_table(best: pd.DataFrame, *, narrow: bool = False) -> Group:
             for line in _lines(row, narrow=narrow):
                 table.add_row(*line)
         places += [Text(place, style="bold"), table, Text()]
-    return Group(*places, *(Text(textwrap.fill(note, 79)) for note in (*warnings(best), FOOTNOTE)))
+    used = [USED_FOOTNOTE] if any(USED in asked(row) for row in best.to_dict("records")) else []
+    return Group(*places, *(Text(textwrap.fill(note, 79)) for note in (*warnings(best), FOOTNOTE, *used)))
 
 
 def brief_table(best: pd.DataFrame) -> Table:

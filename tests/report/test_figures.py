@@ -16,9 +16,11 @@ from lensbench.report.figures.grid import grids_of, plot_grid
 from lensbench.report.figures.headline import plot_headline
 from lensbench.report.figures.layers import plot_layers
 from lensbench.report.figures.relations import plot_relations
+from lensbench.report.figures.used import plot_used
 from lensbench.report.style import STYLE_FILE, WIDTHS, drawable, plot_style, save_figure
 from lensbench.report.view import View
 from lensbench.report.writing import FigureRequest, check_asked, plot_run, write_figures
+from lensbench.results.used import USED_VERDICT
 
 STRANGE = (
     "\u05e2\u05d1\u05e8\u05d9\u05ea",
@@ -296,3 +298,23 @@ def test_a_headline_is_of_one_method_and_of_no_gap() -> None:
         plot_headline(summary, inspector="my_lense")
     with pytest.raises(UsageError, match="expected accuracy_corrected or accuracy; --figure gap draws gaps"):
         plot_headline(summary, metric="gap:beats_text")
+
+
+def test_effects_stand_beside_the_accuracy_and_filled_where_the_direction_is_used() -> None:
+    summary = made_up(methods=("my_lens",), relations=("capital",))
+    own = summary[(summary["baseline"] == "none") & (summary["question"] == "beats_text")]
+    asked = own.assign(question="used_by_model", verdict=np.where(own["layer"] > 1, USED_VERDICT, "no ceiling"))
+    rows = [
+        {"task": "country_facts", "site": "answer", "relation": "capital", "inspector": "my_lens", "layer": layer,
+         "baseline": "intervention", "metric": "share_of_interchange", "rule": rule, "value": 0.1 * layer,
+         "ci_low": 0.1 * layer - 0.1, "ci_high": 0.1 * layer + 0.1}
+        for layer in (1, 2, 3) for rule in ("along", "random_direction")
+    ]  # fmt: skip
+    choice = {"relation": "capital", "site": "answer"}
+    (axis,) = plot_used(pd.concat([summary, asked]), pd.DataFrame(rows), **choice).axes
+    filled = [line for line in axis.lines if line.get_marker() == "o" and line.get_markerfacecolor() != "white"]
+    assert [list(line.get_xdata()) for line in filled] == [[2.0, 3.0]]
+    accuracy, *_ = axis.lines
+    assert list(accuracy.get_ydata()) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    with pytest.raises(LensbenchError, match="--baselines all,intervention"):
+        plot_used(summary, pd.DataFrame(rows)[:0], **choice)

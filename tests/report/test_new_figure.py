@@ -87,7 +87,7 @@ def test_a_new_file_has_a_section_and_a_chart_on_the_page(package: Path, run: Pa
 
 
 def test_figures_are_found_by_their_files(run: Path) -> None:
-    assert set(figure_summaries()) == {"compare", "gap", "grid", "headline", "layers", "relations"}
+    assert set(figure_summaries()) == {"compare", "gap", "grid", "headline", "layers", "relations", "used"}
     assert [name for name, one in find_figures().items() if one.anchor] == [
         "layers", "gap", "page_heat", "grid", "page_shares"
     ]  # fmt: skip

@@ -183,7 +183,11 @@ def naive_residual(module: torch.nn.Module, ids: list[int], layer: int, position
 def naive_text(bench: Bench, place: int, layer: int) -> tuple[list[int], int]:
     """The tokens that ask about an item, and the position that is changed."""
     item, tokens = bench.items[place], bench.context.model.tokens
-    if item.site != "subject":
+    if bench.relation.given:
+        question = bench.question.replace("{subject}", item.subject)
+        ids = list(tokens.encode(f"{item.source}\n{question}").ids)
+        return ids, len(tokens.encode(item.source).ids) - 1
+    if item.place != "subject":
         ids = list(tokens.encode(item.source).ids)
         return ids, len(ids) - 1
     before, after = bench.question.split("{subject}")
@@ -195,6 +199,22 @@ def naive_text(bench: Bench, place: int, layer: int) -> tuple[list[int], int]:
 @pytest.mark.parametrize("make", METHODS, ids=lambda make: make.name)
 def test_each_intervention_is_a_plain_pass_with_one_vector_changed(make: type[Inspector], site: str) -> None:
     check_against_naive(CrossFit(make, bench_of(tiny.model("llama"), site)), (0, 2, 4), (0, 7, 20))
+
+
+def bench_of_task(model: LanguageModel, name: str, site: str, layers: tuple[int, ...] = LAYERS) -> Bench:
+    task = load_task(name)
+    (relation,) = task.relations.values()
+    context = replace(bench_of(model).context, layers=layers)
+    return Bench(context, relation, task.items(site, "test", 40), task.items(site, "train", 40))
+
+
+def test_where_the_source_states_the_answer_the_question_follows_it_and_the_source_is_changed() -> None:
+    bench = bench_of_task(tiny.model("llama"), "personas/city_given", "subject")
+    check_against_naive(CrossFit(LogitLens, bench), (0, 2, 4), (0, 5))
+
+
+def test_of_several_vectors_that_of_the_last_token_is_changed() -> None:
+    check_against_naive(CrossFit(MassMeanProbe, bench_of(tiny.model("llama"), "t2/segment:3")), (2, 4), (0, 9))
 
 
 def check_against_naive(method: CrossFit, layers: tuple[int, ...], chosen: tuple[int, ...]) -> None:
@@ -225,12 +245,8 @@ def check_against_naive(method: CrossFit, layers: tuple[int, ...], chosen: tuple
 @pytest.mark.model
 def test_on_a_real_model_it_is_a_plain_pass_too(smollm2_folder: Path) -> None:
     model = load_model(str(smollm2_folder))
-    task = load_task("attribute_extraction/country_continent")
-    relation = next(iter(task.relations.values()))
     for site in ("subject", "answer"):
-        items = task.items(site, "test", 40)
-        bench = replace(bench_of(model), relation=relation, items=items, train_items=task.items(site, "train", 40))
-        bench = replace(bench, context=replace(bench.context, layers=(0, 12, 24, 30)))
+        bench = bench_of_task(model, "attribute_extraction/country_continent", site, (0, 12, 24, 30))
         check_against_naive(CrossFit(LogitLens, bench), (0, 12, 24), (0, 5))
 
 

@@ -1,4 +1,6 @@
-"""Write task.toml and items.jsonl from prose.toml and the facts of tasks/multi_hop. Run by hand: python tasks/unsaid/build.py
+"""Write task.toml and items.jsonl from prose.toml and the facts of tasks/multi_hop. Run by hand.
+
+    python tasks/unsaid/build.py
 
 The result depends on nothing else: no clock, no network, no model, a fixed seed.
 """
@@ -25,8 +27,8 @@ TEXTS = ("inspection", "questions", "knowledge")
 # The keys beside each letter on a keyboard.
 KEYS = {"a": "sq", "c": "xv", "e": "rw", "l": "k", "n": "mb", "o": "ip", "r": "te", "s": "ad", "t": "ry"}
 REAL = {"convert"}  # a slip that is a word of its own
-ONES = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-ONES += ["seventeen", "eighteen", "nineteen"]
+ONES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen")
+ONES += ("fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
 TENS = {20: "twenty", 30: "thirty", 40: "forty"}
 
 Pairs = list[tuple[str, str]]
@@ -116,15 +118,20 @@ def calculations(choices: list[str]) -> Pairs:
 
 
 def bridges() -> dict[str, tuple[dict, Pairs]]:
-    """The first hops of multi_hop, read where the query of a chain ends: the country is in the answer's way, unnamed."""
+    """The first hops of multi_hop, read where the query of a chain ends, which does not name the country."""
     folder = HERE.parent / "multi_hop"
     hops = tomllib.loads((folder / "task.toml").read_text("utf-8"))["relations"]
     rows = [json.loads(line) for line in (folder / "items.jsonl").read_text("utf-8").splitlines()]
     found = {}
     for first in dict.fromkeys(one["hops"]["first"] for one in hops.values() if "hops" in one):
-        chains = [one["sources"]["t2"] for one in hops.values() if one.get("hops", {}).get("first") == first and "t2" in one["sources"]]
+        chains = [
+            one["sources"]["t2"]
+            for one in hops.values()
+            if one.get("hops", {}).get("first") == first and "t2" in one["sources"]
+        ]
         asked = {
-            split: [chains[i % len(chains)][split][i] for i in range(len(chains[0][split]))] for split in ("train", "test")
+            split: [chains[i % len(chains)][split][i] for i in range(len(chains[0][split]))]
+            for split in ("train", "test")
         }
         who, what = hops[first]["summary"].split(" → ")
         relation = {key: hops[first][key] for key in ("kind", *TEXTS)} | {"choices": hops[first]["choice_sets"][0]}

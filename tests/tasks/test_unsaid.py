@@ -230,7 +230,7 @@ def test_the_visible_text_alone_is_at_chance(smollm2_folder: Path, tmp_path: Pat
     tasks = [f"unsaid/{name}" for name in GIVEN]
     run = evaluate(
         str(smollm2_folder), tasks=tasks, inspectors=("logit_lens",), baselines=("visible_text",), layers="0",
-        limit=90, out=tmp_path / "run",
+        limit=60, out=tmp_path / "run",
     )  # fmt: skip
     rows = run.summary[run.summary.baseline == "visible_text"]
     alone = rows[rows.relation.isin(GIVEN)]

@@ -44,6 +44,7 @@ class Baseline(BaseModel):
         learns_from: the supervision of the methods that it is a fair baseline of.
         reads: sources that a method must read for it to make sense.
         trained: whether it is a baseline only of methods whose verbalizer was trained beforehand.
+        given: whether it is a baseline only in tasks that have a relation whose sources state the answer.
         parameters: keyword arguments of the function.
         essential: whether a verdict stays open where it cannot answer the relation's questions.
         optional: whether it is run only where it is named, and no verdict waits for it: for baselines that take long.
@@ -63,6 +64,7 @@ class Baseline(BaseModel):
     learns_from: list[Literal["nothing", "corpus", "labels"]] = Field(default=["nothing", "corpus", "labels"])
     reads: list[Literal["activation", "question", "choices", "text", "components", "target"]] = Field(default=[])
     trained: bool = False
+    given: bool = False
     parameters: dict[str, Any] = Field(default={})
     essential: bool = False
     optional: bool = False

@@ -181,18 +181,19 @@ class Declares(Protocol):
 
 
 def required_baselines(
-    methods: Mapping[str, Declares], chosen: dict[str, Baseline], roles: Collection[str] = ()
+    methods: Mapping[str, Declares], chosen: dict[str, Baseline], roles: Collection[str] = (), *, given: bool = False
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Return for each method the baselines that it must have faced before anything good is said of it.
 
     These are all that ship and apply to it, chosen or not, but optional ones, and those that were chosen. Of those that
-    need a model that the run has not (it has the roles `roles`) only the essential ones.
+    need a model that the run has not (it has the roles `roles`) only the essential ones; those for relations whose
+    sources state the answer only where there are such (`given`).
     """
     usual = {name: baseline for name, baseline in find_baselines().items() if not baseline.optional}
     every = {
         name: baseline
         for name, baseline in {**usual, **chosen}.items()
-        if baseline.essential or set(baseline.needs) <= set(roles)
+        if (baseline.essential or set(baseline.needs) <= set(roles)) and (given or not baseline.given)
     }
     return {
         name: {
@@ -227,6 +228,7 @@ def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Ce
     for task in job.tasks:
         prose = any(relation.kind == "next_token" for relation in task.relations.values())
         for site in sites_of(task, job.config):
+            given = any(relation.given for relation in task.relations_at(split_site(site)[0]).values())
             for name, make in makes.items():
                 inspector = make()
                 exchangeable = inspector.reads in EXCHANGEABLE
@@ -241,7 +243,7 @@ def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Ce
                 for baseline in baselines_of(inspector, job.baselines):
                     if not set(baseline.needs) <= set(context.controls.models):
                         continue
-                    if baseline.from_scores and exchangeable and not prose:
+                    if (baseline.given and not given) or (baseline.from_scores and exchangeable and not prose):
                         continue
                     digest = _digest(context, task, site, inspector, baseline)
                     cells.append(replace(own, baseline=baseline.name, digest=digest))

@@ -132,10 +132,11 @@ class _Graded:
             "card": self.card.model_dump(mode="json"),
         }  # fmt: skip
         roles = set(plan.setting["relatives"])
+        given = any(one.relation.given for one in self.key.asked.values())
         return replace(
             plan, cells=tuple(self.cells), versions={name: self.version}, methods={name: described},
             setting={**plan.setting, "exam": self.key.exam},
-            due=required_baselines({name: self.card}, self.baselines, roles),
+            due=required_baselines({name: self.card}, self.baselines, roles, given=given),
         )  # fmt: skip
 
     def work(self, cell: Cell, original: Cell) -> CellResult:

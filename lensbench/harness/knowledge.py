@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.prompting import score_next_tokens
-from lensbench.tasks.facts import BRIDGE_SLOT, SLOT, Fact, Relation
+from lensbench.tasks.facts import ANSWER_SLOT, BRIDGE_SLOT, SLOT, Fact, Relation
 from lensbench.tasks.items import Task
 from lensbench.tasks.names import name_key
 from lensbench.utils.cache import KNOWLEDGE, cache_root, read_sealed, write_sealed
@@ -131,8 +131,9 @@ class Knowledge:
         own = self._relations[relation]
         if not own.knowledge:
             return None
-        choices = {fact.subject: own.choices_of(fact.answer) for fact in self._about(relation, subjects)}
-        return self._asked(own, own.knowledge, SLOT, choices)
+        facts = self._about(relation, subjects)
+        choices = {fact.subject: own.choices_of(fact.answer) for fact in facts}
+        return self._asked(own, own.knowledge, SLOT, choices, {fact.subject: fact.answer for fact in facts})
 
     def _second_hop(self, relation: str, prompts: Sequence[str], facts: Sequence[Fact]) -> dict[str, set[str]]:
         """What is picked for each bridge."""
@@ -142,15 +143,27 @@ class Knowledge:
         return {bridge: set(picks[bridge]) for bridge in choices}
 
     def _asked(
-        self, relation: Relation, prompts: Sequence[str], slot: str, choices: Mapping[str, tuple[str, ...]]
+        self,
+        relation: Relation,
+        prompts: Sequence[str],
+        slot: str,
+        choices: Mapping[str, tuple[str, ...]],
+        given: Mapping[str, str] = MappingProxyType({}),
     ) -> Picks:
-        """Return the answers picked; only names without a stored answer are asked."""
+        """Return the answers picked; only names without a stored answer are asked.
+
+        Where prompts state the answer, `given` has it for each name.
+        """
         kept = self._kept.setdefault(f"{relation.name}/{slot}", {})
         missing = [name for name in choices if name not in kept]
         if missing:
             answers = relation.answers
             tokens = [self._model.tokens.answer_token(answer) for answer in answers]
-            texts = [prompt.replace(slot, name) for prompt in prompts for name in missing]
+            texts = [
+                prompt.replace(ANSWER_SLOT, given.get(name, "")).replace(slot, name)
+                for prompt in prompts
+                for name in missing
+            ]
             rows = score_next_tokens(self._model, texts, tokens).log_probs.cpu().unflatten(0, (len(prompts), -1))
             place = {answer: i for i, answer in enumerate(answers)}
             for i, name in enumerate(missing):

@@ -188,11 +188,20 @@ class Task:
 def _filled(fact: Fact, site: Site, template: str) -> tuple[str, tuple[int, int]]:
     """The source text, and where the last mention of the subject stands in it (nowhere: an empty span)."""
     text = fact.texts[site] if template == SOURCE_SLOT else template
-    if SLOT not in text:
-        return text, (0, 0)
+    return filled(text, fact.subject, fact.answer) if SLOT in text else (text, (0, 0))
+
+
+def filled(text: str, subject: str, answer: str) -> tuple[str, tuple[int, int]]:
+    """Return a text with its slots filled, and where the last mention of the subject stands in it.
+
+    Args:
+        text: with the slot of the subject, and before its last mention perhaps that of the answer.
+        subject: the subject.
+        answer: the answer.
+    """
     before, _, after = text.rpartition(SLOT)
-    before = before.replace(SLOT, fact.subject).replace(ANSWER_SLOT, fact.answer)
-    return before + fact.subject + after, (len(before), len(before) + len(fact.subject))
+    before = before.replace(SLOT, subject).replace(ANSWER_SLOT, answer)
+    return before + subject + after, (len(before), len(before) + len(subject))
 
 
 def _hop_span(fact: Fact, site: Site, relation: Relation, template: str) -> tuple[int, int] | None:

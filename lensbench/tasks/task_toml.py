@@ -261,7 +261,9 @@ def _check_knowledge(file: File, name: str, table: Mapping[str, Any]) -> None:
         return
     header, texts = f"relations.{name}", table["knowledge"]
     before = file.n_problems
-    _check_texts(file, header, "knowledge", texts)
+    # Both prompts state the answer, or neither does.
+    stated = bool(table.get("given")) and isinstance(texts, list) and any(ANSWER_SLOT in str(text) for text in texts)
+    _check_texts(file, header, "knowledge", texts, stated)
     if file.n_problems > before:
         return
     if len(texts) != 2:

@@ -465,7 +465,7 @@ def test_who_learns_labels_faces_who_learns_labels() -> None:
     every = {"nothing", "corpus", "labels"}
     expected = {
         "uses_activation": {
-            "question_only": every, "mean": every, "shuffled": every, "gaussian": every,
+            "question_only": every, "mean": every, "shuffled": every, "gaussian": every, "matched_twin": every,
             "choices_only": {"nothing", "corpus"}, "majority": {"labels"}, "learned_constant": {"nothing"},
         },
         "beats_text": {
@@ -476,7 +476,7 @@ def test_who_learns_labels_faces_who_learns_labels() -> None:
         "target_specific": {"unplanted": every, "twin": every, "reference_reader": every},
         "diagnostic": {
             "control_task": {"labels"}, "splice": every, "wrong_position": every, "skip_ahead": every,
-            "untrained": {"nothing"}, "self_report": every,
+            "untrained": {"nothing"}, "self_report": every, "visible_text": every,
         },
     }  # fmt: skip
     found: dict[str, dict[str, set[str]]] = {question: {} for question in expected}

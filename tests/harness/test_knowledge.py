@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -209,3 +210,17 @@ def test_a_damaged_file_is_asked_again(damage, task, monkeypatch, tmp_path, capl
     again = Model(answers, monkeypatch)
     assert Knowledge(again, task, tmp_path).known("home") == right
     assert again.asked == 0
+
+
+def test_where_the_answer_is_given_the_prompts_state_it(task, monkeypatch) -> None:
+    home = task.relations["home"]
+    home = replace(home, given=True, knowledge=("K1 {answer} {subject}", "K2 {subject} {answer} {subject}"))
+    task = replace(task, every=replace(task.every, relations={**task.every.relations, "home": home}))
+    texts = []
+    model = Model(lambda text: texts.append(text) or text.split()[-3], monkeypatch)
+    known = Knowledge(model, task).known("home")
+    facts = [fact for fact in task.facts if fact.relation == "home"]
+    assert set(texts) == {f"K1 {f.answer} {f.subject}" for f in facts} | {
+        f"K2 {f.subject} {f.answer} {f.subject}" for f in facts
+    }
+    assert known == {fact.subject: True for fact in facts}

@@ -277,6 +277,23 @@ def test_an_answer_that_is_given(tmp_path):
     assert item.subject_span == (len("It is red, thing 0; and "), len(item.source))
 
 
+def test_knowledge_of_what_is_given_may_state_it(tmp_path):
+    """Both prompts do, before the last mention of the subject, or neither does."""
+    text = TOML.replace('kind = "class"', 'kind = "class"\ngiven = true')
+    for one in ("They saw", "We met", "I know", "You like", "In colour,", "Painters paint"):
+        text = text.replace(f'"{one} {{subject}}', f'"{{answer}}. {one} {{subject}}')
+    stated = KNOWN.replace("Of {subject}", "{answer}! Of {subject}").replace("If asked", "{answer}? If asked")
+    half = KNOWN.replace("Of {subject}", "{answer}! Of {subject}")
+    after = stated.replace("of {subject}, say", "of {subject}, not {answer}").replace("{answer}? If", "If")
+    for known in (KNOWN, stated):
+        load_task(str(write(tmp_path / "toy", text.replace("choice_sets", known + "choice_sets"))))
+    for known in (half, after):
+        with pytest.raises(TaskError, match=r"expected one \{answer\} and \{subject\} after it"):
+            load_task(str(write(tmp_path / "toy", text.replace("choice_sets", known + "choice_sets"))))
+    with pytest.raises(TaskError, match=r"expected exactly one \{subject\} and no other brace"):
+        load_task(str(write(tmp_path / "toy", TOML.replace("choice_sets", stated + "choice_sets"))))
+
+
 def test_not_utf8(tmp_path):
     folder = write(tmp_path / "toy")
     (folder / "items.jsonl").write_bytes(b'{"relation": "colour"}\n\xff\n')

@@ -48,8 +48,10 @@ def answer_in_text(relation: Relation, facts: list[Fact]) -> Measurement:
 
 
 def answer_given(relation: Relation, facts: list[Fact]) -> Measurement:
-    """How many of the sources state the answer, where they are to."""
+    """How many of the sources state the answer, where they are to; and of knowledge prompts, if one does."""
     texts = _templates(relation)
+    if any(ANSWER_SLOT in text for text in relation.knowledge):
+        texts += relation.knowledge
     stated = sum(ANSWER_SLOT in text for text in texts) * len(facts)
     total = len(texts) * len(facts)
     for fact in facts:

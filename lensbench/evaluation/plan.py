@@ -228,12 +228,13 @@ def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Ce
     for task in job.tasks:
         prose = any(relation.kind == "next_token" for relation in task.relations.values())
         for site in sites_of(task, job.config):
-            given = any(relation.given for relation in task.relations_at(split_site(site)[0]).values())
+            there = task.relations_at(split_site(site)[0])
+            given = any(relation.given for relation in there.values())
             for name, make in makes.items():
                 inspector = make()
                 exchangeable = inspector.reads in EXCHANGEABLE
                 method = _digest(context, task, site, inspector, None)
-                own = Cell(task.name, tuple(sorted(task.relations_at(site))), site, name, NO_BASELINE, method, method)
+                own = Cell(task.name, tuple(sorted(there)), site, name, NO_BASELINE, method, method)
                 if len(own.file.encode()) > LONGEST_NAME:
                     raise UsageError(
                         f"task {task.name!r:.60} and inspector {name!r:.60} make file names of more than "
@@ -255,7 +256,7 @@ def _digest(context: RunContext, task: Task, site: str, inspector: Inspector, ba
     described = {
         "setting": context.describe(),
         "engine": [version("lensbench"), _engine()],
-        "task": [task.name, task.version, sorted(task.relations_at(site))],
+        "task": [task.name, task.version, sorted(task.relations_at(split_site(site)[0]))],
         "site": site,
         "inspector": [inspector.name, inspector.parameters(), code_digest(type(inspector))],
         **({"files": [hashlib.sha256(one.read_bytes()).hexdigest() for one in files]} if files else {}),

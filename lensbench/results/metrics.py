@@ -29,6 +29,8 @@ from lensbench.results.verdicts import DIAGNOSTIC
 
 # How a template of a name that is cut after some of its tokens ends.
 CUT = re.compile(r"@(\d+)/(\d+)$")
+ELSEWHERE = ("restyled", "without_evidence")
+"""The baselines that are the method itself on other texts about its items; their accuracy is a metric of its own."""
 TRUE_LABELS, RANDOM_LABELS = "true_labels_seen", "random_labels_seen"
 
 
@@ -46,6 +48,7 @@ def metrics(
       seen subjects, paired over items, or over the subjects' means where the two have no items in common.
     - `accuracy_known`, `accuracy_unknown`: the corrected accuracy on the facts that the model knows, and on the others.
     - `accuracy_cut_K`: that on names cut K tokens before their end.
+    - `accuracy_restyled`, `accuracy_without_evidence`: that on other texts about the same items.
     - `oracle_expected`: what a method of several attempts would have under the rule `oracle`, had it answered without
       regard to the gold: its corrected accuracy expected over golds shuffled among the items of a choice set.
     - `share_of_interchange`, `interchange_log_odds`: the effects of interventions (`lensbench.results.used`).
@@ -70,7 +73,11 @@ def metrics(
 
 def _strata(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the parts of the records whose accuracy is a metric of its own, with its name."""
-    plain = records[records["baseline"] != CONTROL_TASK]
+    for name in ELSEWHERE:
+        part = records[records["baseline"] == name]
+        if len(part):
+            yield f"accuracy_{name}", part.assign(baseline=NO_BASELINE)
+    plain = records[~records["baseline"].isin([CONTROL_TASK, *ELSEWHERE])]
     for metric, value in (("accuracy_known", True), ("accuracy_unknown", False)):
         part = plain[(plain["known"] == value).fillna(value=False).astype(bool)]
         if len(part):

@@ -477,7 +477,9 @@ def test_who_learns_labels_faces_who_learns_labels() -> None:
         "diagnostic": {
             "control_task": {"labels"}, "splice": every, "wrong_position": every, "skip_ahead": every,
             "untrained": {"nothing"}, "self_report": every, "visible_text": every,
+            "without_evidence": every, "restyled": every,
         },
+        "used_by_model": {"intervention": every},
     }  # fmt: skip
     found: dict[str, dict[str, set[str]]] = {question: {} for question in expected}
     for name, baseline in find_baselines().items():

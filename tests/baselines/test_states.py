@@ -10,7 +10,7 @@ import torch
 from lensbench import evaluate, testing
 from lensbench.baselines.readers import TextReader
 from lensbench.baselines.spec import choose_baselines, find_function
-from lensbench.baselines.states import twin_of
+from lensbench.baselines.states import twin_of, without_statement
 from lensbench.errors import NotApplicableError
 from lensbench.evaluation.plan import required_baselines
 from lensbench.harness.bench import Bench
@@ -29,6 +29,10 @@ from tests import tiny
 LAYERS = (0, 2, 4)
 TEXT = "Keep {answer} in mind: {subject}"
 CHOICES = ("beer", "tea", "wine")
+FIRSTS, LASTS = ("Bo", "Cy", "Di", "Ed", "Fay"), ("Al", "Jo", "Lu", "Mo", "Si", "Vi")
+NAMES = tuple(f"{first} met {last}" for first in FIRSTS for last in LASTS)
+    f"{first} met {last}" for first in ("Bo", "Cy", "Di", "Ed", "Fay") for last in ("Al", "Jo", "Lu", "Mo", "Si", "Vi")
+)
 
 
 def given(relation: Relation) -> Relation:
@@ -43,10 +47,8 @@ def told(item: Item, relation: Relation, answer: str) -> Item:
 @pytest.fixture(scope="module")
 def bench() -> Bench:
     """Thirty visible texts, each after one of three words, on a tiny model."""
-    firsts, lasts = ("Bo", "Cy", "Di", "Ed", "Fay"), ("Al", "Jo", "Lu", "Mo", "Si", "Vi")
-    names = tuple(f"{first} met {last}" for first in firsts for last in lasts)
     model = tiny.model("llama")
-    made = testing.make_bench(model, Corpus(model), testing.Subjects(names, CHOICES), LAYERS)
+    made = testing.make_bench(model, Corpus(model), testing.Subjects(NAMES, CHOICES), LAYERS)
     relation = given(made.relation)
     items, train = (
         tuple(told(replace(item, template=name), relation, item.answer) for item in part)
@@ -129,10 +131,58 @@ def test_the_visible_text_is_the_subject_alone(make: type[Inspector], bench: Ben
     assert torch.equal(outcome.scores.log_scores, expected.log_scores)
 
 
-@pytest.mark.parametrize("rival", ["matched_twin", "visible_text"])
+@pytest.mark.parametrize("rival", ["matched_twin", "visible_text", "without_evidence"])
 def test_where_the_answer_is_not_given_they_do_not_apply(rival: str) -> None:
     with pytest.raises(NotApplicableError, match="do not state the answer"):
         find_function(rival)(CrossFit(LogitLens, testing.small_bench()))
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Think of {answer} while you copy. Sentence: {subject}. Copy: {subject}", "Sentence: {0}. Copy: {0}"),
+        ("A: I live in {answer}.\nB: Good to know!\nA: {subject}", "B: Good to know!\nA: {0}"),
+        ("Bo and Al waited. The key had {answer}. And now: {subject}", "Bo and Al waited. And now: {0}"),
+    ],
+)
+def test_the_evidence_is_the_sentence_that_states_the_answer(bench: Bench, text: str, left: str) -> None:
+    relation = replace(bench.relation, sources={"subject": {"test0": text}})
+    item = without_statement(bench.items[0], relation)
+    assert item.source == left.format(item.subject)
+    assert item.source[slice(*item.subject_span)] == item.subject
+    assert item.subject_span[1] == len(item.source)
+
+
+def test_where_nothing_but_the_subject_would_be_left_nothing_is_cut_away(bench: Bench) -> None:
+    for text in ("Keep {answer} in mind: {subject}", "Keep {answer} and {subject}"):
+        relation = replace(bench.relation, sources={"subject": {"test0": text}})
+        with pytest.raises(NotApplicableError, match="no text before the subject"):
+            without_statement(bench.items[0], relation)
+
+
+def test_a_method_on_restyled_texts_keeps_its_fits_and_reads_the_subject_in_them() -> None:
+    model = tiny.model("llama")
+    bench = testing.make_bench(model, Corpus(model), testing.Subjects(NAMES, CHOICES), LAYERS)
+    texts = ("ok so guess what: {subject}", "Minutes. 1. Letters. 2. {subject}")
+    method = CrossFit(Probe, bench)
+    method.scores()
+    kept = dict(method.fitted)
+    (outcome,) = find_function("restyled")(method, texts)
+    assert method.fitted == kept
+    assert outcome.items == bench.items
+    find_function("restyled")(CrossFit(Everything, bench), texts)
+    sources = [text.source for text in Everything.seen.texts]
+    begun = {source.removesuffix(item.subject) for source, item in zip(sources, bench.items, strict=True)}
+    assert begun == {"ok so guess what: ", "Minutes. 1. Letters. 2. "}
+        "ok so guess what: ",
+        "Minutes. 1. Letters. 2. ",
+    }
+    for i, source in enumerate(sources):
+        ids = torch.tensor([bench.context.model.tokens.encode(source).ids])
+        hidden = bench.context.model.module(ids, output_hidden_states=True).hidden_states[2]
+        torch.testing.assert_close(Everything.seen.residuals.values[1, i], hidden[0, -1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(NotApplicableError, match="says nothing of the subject"):
+        find_function("restyled")(CrossFit(Probe, replace(bench, relation=given(bench.relation))), texts)
 
 
 def test_texts_of_the_facts_own_have_no_twin(bench: Bench) -> None:
@@ -144,13 +194,13 @@ def test_texts_of_the_facts_own_have_no_twin(bench: Bench) -> None:
 def test_they_are_owed_only_where_an_answer_is_given() -> None:
     methods = {"logit_lens": LogitLens()}
     plain, told = (required_baselines(methods, choose_baselines(None), given=given)["logit_lens"] for given in (0, 1))
-    assert set(told) - set(plain) == {"matched_twin", "visible_text"}
+    assert set(told) - set(plain) == {"matched_twin", "visible_text", "without_evidence"}
     assert not any(told[name]["essential"] for name in set(told) - set(plain))
 
 
 def write(folder: Path, *, stated: bool) -> str:
     """A task of one relation about 30 texts, whose sources state the answer or do not."""
-    text = "Keep {answer} in mind: {subject}" if stated else "See: {subject}"
+    text = "Keep {answer} in mind. Copy this: {subject}" if stated else "See: {subject}"
     folder.mkdir()
     (folder / "task.toml").write_text(
         f"""name = "{folder.name}"
@@ -181,7 +231,7 @@ def test_a_run_has_them_where_the_answer_is_given_and_is_as_before_elsewhere(
     settings = {"model": str(tmp_path / "model"), "inspectors": ("logit_lens",), "layers": "0,2,4"}
     told = evaluate(**settings, tasks=write(tmp_path / "told", stated=True), out=tmp_path / "a")
     plain = evaluate(**settings, tasks=write(tmp_path / "plain", stated=False), out=tmp_path / "b")
-    rivals = {"matched_twin", "visible_text"}
+    rivals = {"matched_twin", "visible_text", "without_evidence"}
     assert not told.failed
     assert set(told.records.baseline) - set(plain.records.baseline) == rivals
     assert not rivals & {cell["baseline"] for cell in plain.info["cells"].values()}

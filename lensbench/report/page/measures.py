@@ -26,6 +26,8 @@ EXPLAINED: Mapping[str, str] = {
     "confidence": "the share of the method's samples that give its most frequent answer",
     "calibration_error": "how far confidence lies from accuracy, over ten bins of it",
     "confidence_auroc": "the chance that a right answer is given with more confidence than a wrong one",
+    "accuracy_restyled": "corrected accuracy on texts of other registers and lengths, with the same fits",
+    "accuracy_without_evidence": "corrected accuracy without the sentence that states the answer",
     SHARE: "what the target's answer moves when one direction is put in from another item, of what the whole "
     "residual moves it",
     CEILING: "how far putting in another item's whole residual moves the target's answer, in nats of log-odds",

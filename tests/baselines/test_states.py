@@ -31,8 +31,6 @@ TEXT = "Keep {answer} in mind: {subject}"
 CHOICES = ("beer", "tea", "wine")
 FIRSTS, LASTS = ("Bo", "Cy", "Di", "Ed", "Fay"), ("Al", "Jo", "Lu", "Mo", "Si", "Vi")
 NAMES = tuple(f"{first} met {last}" for first in FIRSTS for last in LASTS)
-    f"{first} met {last}" for first in ("Bo", "Cy", "Di", "Ed", "Fay") for last in ("Al", "Jo", "Lu", "Mo", "Si", "Vi")
-)
 
 
 def given(relation: Relation) -> Relation:
@@ -174,9 +172,6 @@ def test_a_method_on_restyled_texts_keeps_its_fits_and_reads_the_subject_in_them
     sources = [text.source for text in Everything.seen.texts]
     begun = {source.removesuffix(item.subject) for source, item in zip(sources, bench.items, strict=True)}
     assert begun == {"ok so guess what: ", "Minutes. 1. Letters. 2. "}
-        "ok so guess what: ",
-        "Minutes. 1. Letters. 2. ",
-    }
     for i, source in enumerate(sources):
         ids = torch.tensor([bench.context.model.tokens.encode(source).ids])
         hidden = bench.context.model.module(ids, output_hidden_states=True).hidden_states[2]

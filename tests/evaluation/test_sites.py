@@ -107,6 +107,7 @@ def test_a_run_at_such_a_site_is_told_and_drawn(tmp_path: Path) -> None:
         tiny.model("llama"), tasks=letters, inspectors="logit_lens", out=tmp_path / "run", **settings
     )
     assert set(run.records["site"]) == {"subject/segment:3"}
+    assert run.info["knowledge"].keys() == {letters}, "cells name their relations at such a site, too"
     plots = {path.name for path in (tmp_path / "run" / "plots").rglob("*.png")}
     assert {path.parent.name for path in (tmp_path / "run" / "plots").rglob("*.png")} == {"plots"}
     assert any("subject_segment_3" in name for name in plots)

@@ -52,6 +52,7 @@ METHODS = (LogitLens, TunedLens, LinearProbe, MassMeanProbe, MdlProbe, Probe)
 """Methods that name directions."""
 
 
+@cache
 def bench_of(model: LanguageModel, site: str = "t2") -> Bench:
     """Items about 96 names, whose answers have nothing to do with either part of a name."""
     firsts = ("Bo", "Cy", "Di", "Ed", "Fay", "Gus", "Hal", "Ivy", "Jo", "Kit", "Lou", "Max")

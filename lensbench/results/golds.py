@@ -77,6 +77,19 @@ class Predictions:
         )  # fmt: skip
         return Predictions(cell, self.raw[kept], self.corrected[kept])
 
+    def layers_as_attempts(self) -> "Predictions":
+        """Return the default attempt's predictions at all layers as so many attempts at one."""
+
+        def turned(values: np.ndarray) -> np.ndarray:
+            return values[:1].transpose(2, 1, 0)
+
+        names = tuple(map(str, self.cell.layers))
+        cell = replace(
+            self.cell, attempts=names, layers=self.cell.layers[:1], raw=turned(self.cell.raw),
+            corrected=turned(self.cell.corrected),
+        )  # fmt: skip
+        return Predictions(cell, turned(self.raw), turned(self.corrected))
+
 
 @dataclass(frozen=True)
 class Golds:

@@ -31,6 +31,7 @@ from lensbench.results.verdicts import DIAGNOSTIC
 CUT = re.compile(r"@(\d+)/(\d+)$")
 ELSEWHERE = ("restyled", "without_evidence")
 """The baselines that are the method itself on other texts about its items; their accuracy is a metric of its own."""
+ANY_LAYER = "any_layer"
 TRUE_LABELS, RANDOM_LABELS = "true_labels_seen", "random_labels_seen"
 
 
@@ -49,6 +50,8 @@ def metrics(
     - `accuracy_known`, `accuracy_unknown`: the corrected accuracy on the facts that the model knows, and on the others.
     - `accuracy_cut_K`: that on names cut K tokens before their end.
     - `accuracy_restyled`, `accuracy_without_evidence`: that on other texts about the same items.
+    - `any_layer`, `any_layer_expected`: the share of items that some layer answers, by the default attempt, and what it
+      would be had the layers answered without regard to the gold (golds shuffled as below).
     - `oracle_expected`: what a method of several attempts would have under the rule `oracle`, had it answered without
       regard to the gold: its corrected accuracy expected over golds shuffled among the items of a choice set.
     - `share_of_interchange`, `interchange_log_odds`: the effects of interventions (`lensbench.results.used`).
@@ -66,7 +69,7 @@ def metrics(
     for metric, part in _strata(records):
         table, cells = cells_of(part)
         blocks += [block for cell in cells for block in _accuracies(metric, table, cell, settings)]
-    blocks += _oracle_expected(records)
+    blocks += _best_of_several(records)
     blocks += _measured(measures, settings) if measures is not None and len(measures) else []
     return frame_of_blocks(blocks, METRIC_COLUMNS)
 
@@ -100,21 +103,30 @@ def _accuracies(metric: str, table: Items, cell: CellScores, settings: SummarySe
             yield {**_columns(cell, sample.label, metric, band, len(scored.items)), "rule": rule}
 
 
-def _oracle_expected(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def _best_of_several(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """What choosing the best of several tries after the fact is worth: of the attempts at a layer, or of all layers."""
     own = records[(records["baseline"] == NO_BASELINE) & (records["chance"] > 0)]
-    if own.empty or own.groupby(list(KEYS), observed=True)["attempt"].nunique().max() < 2:
+    if own.empty:
         return
     table, _ = cells_of(own)
     golds, said = golds_of(own)
     for one in said:
         cell = one.cell
-        for relation in np.unique(table.relation[cell.items]) if len(cell.attempts) > 1 else ():
+        for relation in np.unique(table.relation[cell.items]):
             part = one.part(table.relation[cell.items] == relation)
+            block = {
+                **cell.key, "relation": table.relations[relation], "layer": np.array([NO_LAYER]), "rule": FIXED,
+                "question": DIAGNOSTIC, "n": len(part.cell.items),
+            }  # fmt: skip
+            if len(cell.layers) > 1:
+                by_layer = part.layers_as_attempts()
+                hit = by_layer.cell.corrected.max(axis=0).mean(axis=0)
+                yield {**block, "metric": ANY_LAYER, "value": hit}
+                yield {**block, "metric": f"{ANY_LAYER}_expected", "value": golds.expected_best(by_layer)}
             if len(part.cell.attempts) > 1:
                 yield {
-                    **cell.key, "relation": table.relations[relation], "layer": np.array(cell.layers), "rule": ORACLE,
-                    "question": DIAGNOSTIC, "metric": "oracle_expected", "value": golds.expected_best(part),
-                    "n": len(part.cell.items),
+                    **block, "layer": np.array(cell.layers), "rule": ORACLE, "metric": "oracle_expected",
+                    "value": golds.expected_best(part),
                 }  # fmt: skip
 
 

@@ -289,7 +289,19 @@ def test_the_oracles_expectation_of_ties_and_of_one_attempt():
     frames = [said(tie, gold, subject, attempt=name, ties=4) for name in "ab"]
     found = metrics(pd.concat(frames), draws=50)
     np.testing.assert_allclose(found[found["metric"] == "oracle_expected"]["value"], 0.25)
-    assert not len(metrics(frames[0], draws=50))
+    assert set(metrics(frames[0], draws=50)["metric"]) == {"any_layer", "any_layer_expected"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pass_at_any_layer_is_a_maximum_and_told_with_what_it_would_be_by_chance(seed):
+    rng = np.random.default_rng(seed)
+    gold, subject = rng.integers(0, 4, 6), np.arange(6)
+    picks = rng.integers(0, 4, (2, 6, 3))  # of two attempts, of which the first stands for the method
+    found = metrics(pd.concat([said(part, gold, subject, attempt=f"t{i}") for i, part in enumerate(picks)]), draws=50)
+    found = found.set_index("metric")
+    assert found.loc["any_layer", "value"] == pytest.approx((picks[0] == gold[:, None]).any(1).mean())
+    assert found.loc["any_layer_expected", "value"] == pytest.approx(brute_force(picks[0].T, gold))
+    assert found.loc[["any_layer", "any_layer_expected"], "layer"].isna().all()
 
 
 def test_choosing_the_best_of_all_answers_is_expected_to_be_right():

@@ -33,7 +33,8 @@ def rows(correct, *, corrected=None, inspector="probe", baseline="none", attempt
     return pd.DataFrame(
         [
             {**base, "layer": layer, "item": f"{relation}{name}", "subject": f"s{name:03}", "fold": name % 5,
-             "correct": correct[i, j], "correct_corrected": corrected[i, j], "gold": "Cairo"}
+             "correct": correct[i, j], "correct_corrected": corrected[i, j], "gold": "Cairo",
+             **dict.fromkeys(("predicted", "predicted_corrected"), "Cairo")}
             for (i, name), (j, layer) in itertools.product(enumerate(names), enumerate(layers))
         ]
     ).astype({"layer": "Int16"})  # fmt: skip
@@ -198,7 +199,7 @@ def test_control_task_attempts_are_rows_and_selectivity_is_paired():
     assert set(control["question"]) == {"diagnostic"}
     found = pick(metrics(pd.concat(frames, ignore_index=True), draws=200), metric="selectivity", relation="capital")
     np.testing.assert_allclose(found["value"], (true - random).mean(axis=0))
-    assert metrics(rows(true)).empty
+    assert set(metrics(rows(true))["metric"]) == {"any_layer", "any_layer_expected"}
 
 
 def test_selectivity_over_other_items_is_paired_by_subject():

@@ -31,6 +31,8 @@ EXPLAINED: Mapping[str, str] = {
     SHARE: "what the target's answer moves when one direction is put in from another item, of what the whole "
     "residual moves it",
     CEILING: "how far putting in another item's whole residual moves the target's answer, in nats of log-odds",
+    "any_layer": "the share of items that some layer answers: a maximum, to be compared with any_layer_expected",
+    "any_layer_expected": "the same for answers that have nothing to do with the truth",
     "oracle_expected": "what the best of all attempts would get with answers that have nothing to do with the truth",
 }
 """Measures in words."""

@@ -148,6 +148,24 @@ def test_what_is_not_there_yet_has_no_effect_even_along_the_direction_that_is_us
     assert found["gap"].loc[4] == pytest.approx(1, abs=0.25), "at the last layer the lens is the model"
 
 
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("implant", "words"),
+    [("plain-08", ({NO_EFFECT, "inconclusive"}, {USED_VERDICT})), ("sham-08-other", ({NO_CEILING},) * 2)],
+)
+def test_facts_planted_in_a_real_model_are_used_from_their_layer_on(
+    implant: str, words: tuple[set[str], set[str]], smollm2_folder: Path, tmp_path: Path
+) -> None:
+    """An edit of block 8 writes the cities; the sham writes other facts about the same people."""
+    run = evaluate(
+        f"smollm2-135m+{implant}", tasks="personas/city", inspectors="mass_mean_probe", sites="subject",
+        subjects="planted", limit=48, layers="4,12", baselines=("shuffled", "intervention"), out=tmp_path / "run",
+    )  # fmt: skip
+    rows = run.summary[(run.summary["question"] == USED) & (run.summary["relation"] == "city")].set_index("layer")
+    for layer, allowed in zip((4, 12), words, strict=True):
+        assert rows.loc[layer, "verdict"] in allowed, layer
+
+
 # --- against a naive account ------------------------------------------------------------------------------------------
 
 
@@ -202,11 +220,13 @@ def test_each_intervention_is_a_plain_pass_with_one_vector_changed(make: type[In
     check_against_naive(CrossFit(make, bench_of(tiny.model("llama"), site)), (0, 2, 4), (0, 7, 20))
 
 
-def bench_of_task(model: LanguageModel, name: str, site: str, layers: tuple[int, ...] = LAYERS) -> Bench:
+def bench_of_task(
+    model: LanguageModel, name: str, site: str, layers: tuple[int, ...] = LAYERS, limit: int = 40
+) -> Bench:
     task = load_task(name)
     (relation,) = task.relations.values()
     context = replace(bench_of(model).context, layers=layers)
-    return Bench(context, relation, task.items(site, "test", 40), task.items(site, "train", 40))
+    return Bench(context, relation, task.items(site, "test", limit), task.items(site, "train", limit))
 
 
 def test_where_the_source_states_the_answer_the_question_follows_it_and_the_source_is_changed() -> None:
@@ -247,7 +267,7 @@ def check_against_naive(method: CrossFit, layers: tuple[int, ...], chosen: tuple
 def test_on_a_real_model_it_is_a_plain_pass_too(smollm2_folder: Path) -> None:
     model = load_model(str(smollm2_folder))
     for site in ("subject", "answer"):
-        bench = bench_of_task(model, "attribute_extraction/country_continent", site, (0, 12, 24, 30))
+        bench = bench_of_task(model, "attribute_extraction/country_continent", site, (0, 12, 24, 30), limit=12)
         check_against_naive(CrossFit(LogitLens, bench), (0, 12, 24), (0, 5))
 
 

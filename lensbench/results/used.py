@@ -26,6 +26,8 @@ MEAN_DIFFERENCE, INTERCHANGE = "mean_difference", "interchange"
 """The attempts: nothing changed, and the four interventions."""
 NO_CEILING, READABLE, NO_EFFECT = "no ceiling", "readable, no effect seen", "no effect seen"
 """What may be said besides that the direction is used: the rest is `inconclusive`."""
+LEAST_CEILING = 0.05
+"""In nats: what moves the odds by less than 5 % is no ceiling. In exact arithmetic it is 0 where nothing follows."""
 USED_VERDICT = "used along this direction"
 
 
@@ -57,7 +59,7 @@ class Effects:
         """
         ceiling, weight = self.values[INTERCHANGE], self._weights
         effect = self.values[of[0]] - (self.values[of[1]] if len(of) > 1 else 0.0)
-        there = self.ceiling(settings).low > 0
+        there = self.ceiling(settings).low > LEAST_CEILING
         mean = np.where(there, weight @ ceiling, 1.0)
         share = (weight @ effect) / mean
         # Layers without a ceiling have no share: they must not widen the band of the others.

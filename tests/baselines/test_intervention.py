@@ -367,9 +367,10 @@ def effects(along: float, random: float, ceiling: float, noise: float = 0.3, n: 
         ((-2.0, 0.0, 4.0), True, READABLE),
         ((2.0, 0.0, 0.0), True, NO_CEILING),
         ((0.0, 0.0, -4.0), True, NO_CEILING),
+        ((1e-5, 1e-5, 1e-5, 1e-7), True, NO_CEILING),  # rounding, surely in one direction
     ],
 )
-def test_the_word_says_what_was_seen(given: tuple[float, float, float], readable: bool, word: str) -> None:
+def test_the_word_says_what_was_seen(given: tuple[float, ...], readable: bool, word: str) -> None:
     found = used_verdict(effects(*given), np.full(3, readable), SummarySettings({}))
     assert set(found) == {word}
 

@@ -12,12 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensbench.baselines.common import require_question
-from lensbench.errors import NotApplicableError
+from lensbench.errors import LensbenchError, NotApplicableError
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.inspectors.access import SITE, SUBJECT, Runs, TargetRuns
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.scores import Scores
+from lensbench.models.components import ComponentError
 from lensbench.results.used import ALONG, CLEAN, INTERCHANGE, MEAN_DIFFERENCE, RANDOM
 from lensbench.tasks.items import Item
 
@@ -113,11 +114,31 @@ def _directions(
         inspector = method.fit(fold, layers)
         here = [i for i, one in enumerate(folds) if one == fold]
         for number, layer in enumerate(layers):
-            vectors = inspector.directions(layer, answers)
-            if vectors is None:
-                raise NotApplicableError(NO_DIRECTIONS)
+            vectors = _checked(inspector, layer, answers, found.shape[2])
             found[number, here] = (vectors[[wanted[i] for i in here]] - vectors[[own[i] for i in here]]).float().cpu()
     return found
+
+
+def _checked(inspector: Inspector, layer: int, answers: tuple[str, ...], width: int) -> Float[Tensor, "answer d_model"]:
+    """The method's directions at a layer.
+
+    Raises:
+        NotApplicableError: it names none for these answers, or the model's final norm is of an unknown form.
+        LensbenchError: they are of another shape, or not finite.
+    """
+    try:
+        vectors = inspector.directions(layer, answers)
+    except ComponentError as error:
+        raise NotApplicableError(str(error)) from None
+    if vectors is None:
+        raise NotApplicableError(NO_DIRECTIONS)
+    given = tuple(getattr(vectors, "shape", ()))
+    if given != (len(answers), width) or not bool(torch.isfinite(vectors).all()):
+        raise LensbenchError(
+            f"{inspector.name}.directions({layer}, ...) returned shape {given}, or values that are not finite; "
+            f"expected finite vectors of shape (answer, d_model) = {(len(answers), width)}"
+        )
+    return vectors
 
 
 def _interchanged(
@@ -199,14 +220,14 @@ def _mean_differences(
 ) -> Float[Tensor, "layer swap d_model"] | None:
     """The mean of items with the donor's answer less that of those with the item's own, both of other folds."""
 
-    def mean(answer: str, fold: int) -> Tensor | None:
-        there = [i for i, item in enumerate(items) if item.answer == answer and item.fold != fold]
+    def mean(answer: str, without: set[int]) -> Tensor | None:
+        there = [i for i, item in enumerate(items) if item.answer == answer and item.fold not in without]
         return residuals[:, there].mean(1) if there else None
 
     found = []
     for swap in swaps:
-        fold = items[swap.item].fold
-        other, own = mean(items[swap.donor].answer, fold), mean(items[swap.item].answer, fold)
+        folds = {items[swap.item].fold, items[swap.donor].fold}
+        other, own = mean(items[swap.donor].answer, folds), mean(items[swap.item].answer, folds)
         if other is None or own is None:
             return None
         found.append(other - own)

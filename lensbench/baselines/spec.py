@@ -44,7 +44,7 @@ class Baseline(BaseModel):
         learns_from: the supervision of the methods that it is a fair baseline of.
         reads: sources that a method must read for it to make sense.
         trained: whether it is a baseline only of methods whose verbalizer was trained beforehand.
-        given: whether it is a baseline only in tasks that have a relation whose sources state the answer.
+        given: whether it is a baseline only in runs that ask about a relation whose sources state the answer.
         parameters: keyword arguments of the function.
         essential: whether a verdict stays open where it cannot answer the relation's questions.
         optional: whether it is run only where it is named, and no verdict waits for it: for baselines that take long.
@@ -138,6 +138,10 @@ def choose_baselines(names: Sequence[str | Baseline] | None) -> dict[str, Baseli
         if baseline.name in known and baseline != known[baseline.name]:
             where = given if isinstance(given, str) else "a baseline of yours"
             raise UsageError(f"{where} has the name of the baseline {baseline.name!r}; rename the file")
+        if baseline.question == "used_by_model" and baseline.name not in known:
+            raise UsageError(
+                f"baseline {baseline.name} has the question 'used_by_model', which interventions answer; choose another"
+            )
         if chosen.setdefault(baseline.name, baseline) != baseline:
             raise UsageError(f"two baselines are called {baseline.name!r}; rename one")
     return chosen

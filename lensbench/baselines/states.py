@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from lensbench.baselines.common import asked_in_text, own_forms
-from lensbench.errors import NotApplicableError
+from lensbench.errors import LensbenchError, NotApplicableError
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.tasks.facts import ANSWER_SLOT, SLOT, Relation
 from lensbench.tasks.items import Item, filled
@@ -63,8 +63,12 @@ def restyled(method: CrossFit, texts: Sequence[str]) -> list[Outcome]:
         texts: each with the slot `{subject}` at its end; a subject has the same one in all its items.
     """
     bench = method.bench
-    if bench.items[0].place != "subject" or bench.relation.given:
-        raise NotApplicableError("only a text that says nothing of the subject can be put in another's place")
+    if bench.items[0].place != "subject":
+        raise NotApplicableError("only at the subject can another text be put in the place of the item's own")
+    if bench.relation.given:
+        raise NotApplicableError("the sources state the answer, which another text would not")
+    if not texts or not all(text.endswith(SLOT) and text != SLOT and text.count(SLOT) == 1 for text in texts):
+        raise LensbenchError(f"restyled: texts = {list(texts)!r:.80}; expected one or more that end with {SLOT}")
 
     def told_otherwise(item: Item) -> Item:
         return _with_source(item, random.Random(f"{bench.context.seed}/{item.subject}/restyled").choice(texts), "")
@@ -75,6 +79,8 @@ def restyled(method: CrossFit, texts: Sequence[str]) -> list[Outcome]:
 def _on_other_sources(method: CrossFit, change: Callable[[Item], Item]) -> Outcome:
     """The method's answers, with its own fits, to changed items; scored as answers to the items themselves."""
     bench = method.bench
+    if bench.relation.by_token:
+        raise NotApplicableError("names are cut after each of their tokens, which another text has not")
     outcome = method.with_bench(replace(bench, items=tuple(map(change, bench.items)))).outcome()
     return replace(outcome, items=bench.items)
 

@@ -225,11 +225,12 @@ def sites_of(task: Task, config: RunConfig) -> tuple[str, ...]:
 def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Cell]:
     """List the cells in the order of work: what shares activations and fits stands together."""
     cells = []
+    # In all tasks, as they are due in all: where no answer is given, they say that they do not apply.
+    given = any(relation.given for task in job.tasks for relation in task.relations.values())
     for task in job.tasks:
         prose = any(relation.kind == "next_token" for relation in task.relations.values())
         for site in sites_of(task, job.config):
             there = task.relations_at(split_site(site)[0])
-            given = any(relation.given for relation in there.values())
             for name, make in makes.items():
                 inspector = make()
                 exchangeable = inspector.reads in EXCHANGEABLE

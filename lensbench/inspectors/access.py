@@ -229,14 +229,15 @@ def text_and_question(model: LanguageModel, form: str, item: Item) -> Located:
     """Put a form with an item's name under the item's source, and locate the source's read site.
 
     Raises:
-        LensbenchError: a form without a single slot, or a source that has other tokens where a text follows it.
+        LensbenchError: a form without a single slot.
+        NotApplicableError: the source has other tokens where a text follows it.
         TokenError: the site cannot be located.
     """
     before, after = _around_slot(form)
     own = find_site(model, item).ids
     ids = model.tokens.encode(f"{item.source}\n{before}{item.mention}{after}").ids
     if ids[: len(own)] != own:
-        raise LensbenchError(f"{item.source!r} ends in other tokens where a question follows it; reword the source")
+        raise NotApplicableError(f"{item.source!r} ends in other tokens where a question follows it")
     return Located(ids, {SITE: len(own) - 1})
 
 

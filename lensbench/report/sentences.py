@@ -9,7 +9,7 @@ import pandas as pd
 from lensbench.report.style import number, readable
 from lensbench.results.records import ALL, CORRECTED
 from lensbench.results.summary import accuracy_column
-from lensbench.results.used import NO_CEILING, NO_EFFECT, READABLE, USED
+from lensbench.results.used import MOVES, NO_CEILING, NO_EFFECT, OPPOSITE, READABLE, USED
 from lensbench.results.verdicts import ACTIVATION, NO_VERDICT, VERDICTS
 
 BASELINES_IN_WORDS: Mapping[str, str] = {
@@ -35,9 +35,11 @@ BASELINES_IN_WORDS: Mapping[str, str] = {
 }
 """A baseline as the subject of a sentence; others go by their names."""
 UNUSED_IN_WORDS: Mapping[str, str] = {
-    READABLE: "putting it in from another item changes nothing of what the target says",
-    NO_EFFECT: "putting in what it reads of another item changes nothing of what the target says",
-    NO_CEILING: "putting in another item's whole activation there does not change what the target says either",
+    READABLE: "putting it in from another item has less than a tenth of the whole activation's effect on the target",
+    NO_EFFECT: "what it reads, put in from another item, has less than a tenth of the whole activation's effect",
+    MOVES: "its direction moves the target's answer, but is not shown to be read there",
+    OPPOSITE: "what it reads, put in from another item, moves the target's answer the other way",
+    NO_CEILING: "another item's whole activation, put in there, is not shown to move the target's answer either",
 }
 """What is said where a direction is not seen to be used."""
 BEATS_TEXT = "beats_text"

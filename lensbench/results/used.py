@@ -25,9 +25,11 @@ CLEAN, ALONG, RANDOM = "clean", "along", "random_direction"
 MEAN_DIFFERENCE, INTERCHANGE = "mean_difference", "interchange"
 """The attempts: nothing changed, and the four interventions."""
 NO_CEILING, READABLE, NO_EFFECT = "no ceiling", "readable, no effect seen", "no effect seen"
+MOVES, OPPOSITE = "moves the answer, not shown to be read", "moves the answer the other way"
 """What may be said besides that the direction is used: the rest is `inconclusive`."""
-LEAST_CEILING = 0.05
-"""In nats: what moves the odds by less than 5 % is no ceiling. In exact arithmetic it is 0 where nothing follows."""
+LEAST_CEILING, LEAST_PART = 0.05, 1 / 3
+"""What the lower limit of a ceiling must exceed: so many nats (odds that move by 5 %), as rounding alone may move them
+a little; and that part of the ceiling itself, as a share of what is hardly known is not known."""
 USED_VERDICT = "used along this direction"
 
 
@@ -59,7 +61,8 @@ class Effects:
         """
         ceiling, weight = self.values[INTERCHANGE], self._weights
         effect = self.values[of[0]] - (self.values[of[1]] if len(of) > 1 else 0.0)
-        there = self.ceiling(settings).low > LEAST_CEILING
+        limits = self.ceiling(settings)
+        there = limits.low > np.maximum(LEAST_CEILING, LEAST_PART * limits.estimate)
         mean = np.where(there, weight @ ceiling, 1.0)
         share = (weight @ effect) / mean
         # Layers without a ceiling have no share: they must not widen the band of the others.
@@ -144,9 +147,10 @@ def used_blocks(
                 own[place] = block
     for key, effects in effects_of(records):
         for relation, part in parts_of(effects, key["task"], settings):
-            place = _place(key, relation)
-            if place in own:
-                yield _block(own[place], part, settings)
+            there = own.get(_place(key, relation))
+            # A total over other relations than the method's own would be readable by what it is not about.
+            if there is not None and int(there["relations"]) == len(set(part.relations)):
+                yield _block(there, part, settings)
 
 
 def _place(key: Mapping[str, Any], relation: str) -> tuple[str, ...]:
@@ -163,7 +167,8 @@ def _block(own: Mapping[str, Any], effects: Effects, settings: SummarySettings) 
     uses = np.broadcast_to(np.asarray(own.get("verdict", ""), dtype=object), len(own["layer"]))[places]
     gap = effects.share(settings, ALONG, RANDOM)
     return scores | {
-        "layer": np.array(effects.layers), "question": USED, "strongest_baseline": RANDOM,
+        "layer": np.array(effects.layers), "question": USED,
+        "strongest_baseline": np.where(np.isnan(gap.estimate), "", RANDOM).astype(object),
         "n": len(effects.subjects), "subjects": len(set(effects.subjects)),
         "gap": gap.estimate, "gap_low": gap.low, "gap_high": gap.high,
         "verdict": used_verdict(effects, uses == "uses the activation", settings),
@@ -180,10 +185,12 @@ def used_verdict(effects: Effects, readable: NDArray[np.bool_], settings: Summar
     """
     share, above = effects.share(settings, ALONG), effects.share(settings, ALONG, RANDOM)
     verdict = np.full(len(effects.layers), "inconclusive", dtype=object)
-    verdict[(share.low > 0) & (above.low > 0)] = USED_VERDICT
+    follows = (share.low > 0) & (above.low > 0)
     # An effect that is surely there, and surely as good as none, is no use.
-    verdict[share.high < settings.margin] = NO_EFFECT
-    verdict[(share.high < settings.margin) & readable] = READABLE
+    none = (share.low > -settings.margin) & (share.high < settings.margin)
+    verdict[share.high < 0] = OPPOSITE
+    for found, words in ((follows, (USED_VERDICT, MOVES)), (none, (READABLE, NO_EFFECT))):
+        verdict[found & readable], verdict[found & ~readable] = words
     verdict[np.isnan(share.estimate)] = NO_CEILING
     return verdict
 

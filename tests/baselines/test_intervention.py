@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lensbench import evaluate, testing
 from lensbench.baselines.intervention import choose_donors, intervention
 from lensbench.baselines.spec import find_baselines
-from lensbench.errors import NotApplicableError
+from lensbench.errors import LensbenchError, NotApplicableError
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
 from lensbench.harness.scoring import prediction_columns
@@ -38,7 +38,18 @@ from lensbench.models.loading import VOCAB, enlarge, load_model
 from lensbench.models.tokens import Tokens
 from lensbench.results.samples import SummarySettings
 from lensbench.results.summary import summarise
-from lensbench.results.used import NO_CEILING, NO_EFFECT, READABLE, USED, USED_VERDICT, Effects, used_verdict
+from lensbench.results.used import (
+    MOVES,
+    NO_CEILING,
+    NO_EFFECT,
+    OPPOSITE,
+    READABLE,
+    USED,
+    USED_VERDICT,
+    Effects,
+    used_blocks,
+    used_verdict,
+)
 from lensbench.tasks import load_task
 from tests import tiny
 
@@ -159,7 +170,8 @@ def test_facts_planted_in_a_real_model_are_used_from_their_layer_on(
     """An edit of block 8 writes the cities; the sham writes other facts about the same people."""
     run = evaluate(
         f"smollm2-135m+{implant}", tasks="personas/city", inspectors="mass_mean_probe", sites="subject",
-        subjects="planted", limit=48, layers="4,12", baselines=("shuffled", "intervention"), out=tmp_path / "run",
+        subjects="planted", limit=48, layers="4,12", out=tmp_path / "run",
+        baselines=("shuffled", "mean", "gaussian", "majority", "intervention"),
     )  # fmt: skip
     rows = run.summary[(run.summary["question"] == USED) & (run.summary["relation"] == "city")].set_index("layer")
     for layer, allowed in zip((4, 12), words, strict=True):
@@ -359,13 +371,14 @@ def effects(along: float, random: float, ceiling: float, noise: float = 0.3, n: 
     ("given", "readable", "word"),
     [
         ((2.0, 0.0, 4.0), True, USED_VERDICT),
-        ((2.0, 0.0, 4.0), False, USED_VERDICT),
+        ((2.0, 0.0, 4.0), False, MOVES),
         ((0.0, 0.0, 4.0), True, READABLE),
         ((0.0, 0.0, 4.0), False, NO_EFFECT),
         ((0.15, 0.0, 4.0), True, READABLE),  # surely there, and surely as good as none
         ((2.0, 2.0, 4.0), True, "inconclusive"),  # a random direction does as well: the model is merely disturbed
-        ((-2.0, 0.0, 4.0), True, READABLE),
+        ((-2.0, 0.0, 4.0), True, OPPOSITE),
         ((2.0, 0.0, 0.0), True, NO_CEILING),
+        ((0.0, 0.0, 0.3, 0.8), True, NO_CEILING),  # above 0, but hardly known: .3 [.02, .58] or so
         ((0.0, 0.0, -4.0), True, NO_CEILING),
         ((1e-5, 1e-5, 1e-5, 1e-7), True, NO_CEILING),  # rounding, surely in one direction
     ],
@@ -387,6 +400,60 @@ def test_a_share_is_the_ratio_of_the_means_and_relations_weigh_the_same() -> Non
     )
     means = {name: (one.values[name].mean(0) + two.values[name].mean(0)) / 2 for name in one.values}
     assert both.share(settings, "along").estimate == pytest.approx(means["along"] / means["interchange"])
+
+
+def test_a_total_is_given_only_over_all_relations_that_the_method_answered() -> None:
+    key = {"model": "m", "verbalizer": "v", "task": "t", "site": "answer", "inspector": "lens", "baseline": "none"}
+    rows = [
+        {**key, "baseline": "intervention",
+         "relation": "r", "subject": f"s{i}", "item": f"i{i}", "attempt": attempt, "layer": 0, "gold_log_prob": value}
+        for i in range(30)
+        for attempt, value in {"clean": 0.0, "along": 1.0 + i % 3, "random_direction": 0.0, "interchange": 4.0}.items()
+    ]  # fmt: skip
+    own = {
+        **key,
+        "rule": "fixed",
+        "layer": np.array([0]),
+        "question": "uses_activation",
+        "verdict": "uses the activation",
+    }
+    for relations, told in ((1, ["r", "all"]), (2, ["r"])):
+        blocks = [{**own, "relation": "r", "relations": 1}, {**own, "relation": "all", "relations": relations}]
+        found = list(used_blocks(pd.DataFrame(rows), blocks, SummarySettings({})))
+        assert [block["relation"] for block in found] == told
+        assert [list(block["verdict"]) for block in found] == [[USED_VERDICT]] * len(told)
+
+
+class Wrong(LogitLens):
+    """Names directions that are none."""
+
+    shape: tuple[int, ...] = ()
+
+    def directions(self, layer, answers):
+        return torch.ones(self.shape)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 31), (3, 32), (4,)])
+def test_directions_of_another_shape_are_told(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Wrong, "shape", shape)
+    with pytest.raises(LensbenchError, match=r"logit_lens.directions\(0, ...\) returned shape .* = \(4, 32\)"):
+        intervention(CrossFit(Wrong, bench_of(tiny.model("llama"))))
+
+
+def test_the_weights_of_a_probe_are_found_far_from_the_origin() -> None:
+    """Residuals have coordinates in the thousands, where a probe is sure of everything."""
+    bench = bench_of(tiny.model("llama"))
+    shift = torch.zeros(32)
+    shift[:4] = 1000
+    far = bench.with_captured(
+        *(replace(one, values=one.values + shift) for one in (bench.residuals, bench.train_residuals))
+    )
+    for make in (MdlProbe, Probe, MassMeanProbe):
+        near, there = (CrossFit(make, one).fit(0, LAYERS) for one in (bench, far))
+        for layer in (2, 4):
+            found = there.directions(layer, bench.answers)
+            assert found is not None
+            torch.testing.assert_close(found, near.directions(layer, bench.answers), rtol=2e-2, atol=2e-3)
 
 
 def test_a_direction_that_is_none_is_seldom_called_used() -> None:

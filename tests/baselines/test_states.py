@@ -11,7 +11,7 @@ from lensbench import evaluate, testing
 from lensbench.baselines.readers import TextReader
 from lensbench.baselines.spec import choose_baselines, find_function
 from lensbench.baselines.states import twin_of, without_statement
-from lensbench.errors import NotApplicableError
+from lensbench.errors import LensbenchError, NotApplicableError
 from lensbench.evaluation.plan import required_baselines
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
@@ -176,8 +176,12 @@ def test_a_method_on_restyled_texts_keeps_its_fits_and_reads_the_subject_in_them
         ids = torch.tensor([bench.context.model.tokens.encode(source).ids])
         hidden = bench.context.model.module(ids, output_hidden_states=True).hidden_states[2]
         torch.testing.assert_close(Everything.seen.residuals.values[1, i], hidden[0, -1], rtol=1e-4, atol=1e-4)
-    with pytest.raises(NotApplicableError, match="says nothing of the subject"):
-        find_function("restyled")(CrossFit(Probe, replace(bench, relation=given(bench.relation))), texts)
+    for relation, why in ((given(bench.relation), "state the answer"), (replace(bench.relation, by_token=True), "cut")):
+        with pytest.raises(NotApplicableError, match=why):
+            find_function("restyled")(CrossFit(Probe, replace(bench, relation=relation)), texts)
+    for wrong in ((), ("No slot here.",), ("{subject}",), ("Of {subject}, more",)):
+        with pytest.raises(LensbenchError, match="expected one or more that end with"):
+            find_function("restyled")(method, wrong)
 
 
 def test_texts_of_the_facts_own_have_no_twin(bench: Bench) -> None:
@@ -232,6 +236,12 @@ def test_a_run_has_them_where_the_answer_is_given_and_is_as_before_elsewhere(
     assert not rivals & {cell["baseline"] for cell in plain.info["cells"].values()}
     for run in (told, plain):
         assert not run.summary.verdict.fillna("").str.contains("without (?:matched|visible)").any()
+    # Beside a task without such a relation they are due there too, and are excused.
+    both = evaluate(**settings, tasks=(str(tmp_path / "told"), str(tmp_path / "plain")), out=tmp_path / "c")
+    states = {(cell["task"], cell["baseline"]): cell["status"] for cell in both.info["cells"].values()}
+    for rival in rivals:
+        assert states["told", rival] == "done"
+        assert states["plain", rival] == "not applicable"
     twin = told.records[told.records.baseline == "matched_twin"]
     own = told.records[told.records.baseline == "none"]
     assert twin.gold.tolist() == own.gold.tolist()

@@ -12,6 +12,7 @@ from lensbench.models.language_model import LanguageModel
 from lensbench.models.memory import Budget, bytes_per_row
 from lensbench.models.patching import PatchedPass, Patcher, Prompt
 from lensbench.models.patching.generation import SHARINGS, Generation, deviation
+from lensbench.models.patching.patcher import PROMPTS, SHARE_KEPT
 from lensbench.models.tokens import Tokens
 from tests import tiny
 
@@ -198,3 +199,25 @@ def test_a_model_spread_over_devices_gives_the_same(tmp_path: Path) -> None:
         else:
             assert other.generate(PROMPT, vectors, layers, STEPS) == one.generate(PROMPT, vectors, layers, STEPS)
         assert (other.mode, other.sharing) == (one.mode, one.sharing)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
+def test_what_a_prompt_keeps_is_counted_and_prompts_go_when_it_is_too_much(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.model(kind)
+    kept = PatchedPass(model, PROMPT, "shared")
+    assert kept.nbytes == 0
+    kept.run(*((one[:1] if i == 0 else one[:1].tolist()) for i, one in enumerate(rows(model))))
+    layers = kept.prefix.layers
+    held = sum(one.keys.nbytes + one.values.nbytes for one in layers) + kept.clean.hidden.nbytes
+    held += sum(part.nbytes for added in kept.clean.added for part in added if isinstance(part, torch.Tensor))
+    assert held <= kept.nbytes <= 6 * held
+
+    prompts = [Prompt((*range(20 + i, 30 + i), 5), 6) for i in range(PROMPTS + 9)]
+    for size, left in ((SHARE_KEPT * kept.nbytes, PROMPTS + 1), (SHARE_KEPT * 100 * kept.nbytes, len(prompts))):
+        monkeypatch.setattr(model.budget, "bytes", size)
+        patcher = Patcher(model, "shared")
+        for prompt in prompts:
+            patcher.score(prompt, *(one[:1] for one in rows(model)), [3, 4])
+        assert len(patcher._passes) == left

@@ -106,7 +106,9 @@ class ClassProbe(Inspector):
         require_classes(training)
         residuals = training.residuals
         self.layers_ = residuals.layers
-        self.width_ = residuals.values.shape[-1]
+        # Where its classifiers are at home: the mean of each layer, and a step there.
+        values = residuals.values.double().cpu()
+        self.around_ = [(one.mean(0).numpy(), float(one.std(0).mean()) or 1.0) for one in values]
         self.probes_: Sequence[Classifier] = self.learn(residuals, Labelled.of(training))
         return self
 
@@ -119,8 +121,9 @@ class ClassProbe(Inspector):
 
         That is where it is not linear, or knows not all of the answers.
         """
-        probe = self.probes_[self.layers_.index(layer)]
-        weights = linear_weights(probe, self.width_)
+        place = self.layers_.index(layer)
+        probe, (centre, spread) = self.probes_[place], self.around_[place]
+        weights = linear_weights(probe, centre, spread)
         known = list(probe.classes_)
         if weights is None or not set(answers) <= set(known):
             return None
@@ -136,19 +139,26 @@ class ClassProbe(Inspector):
         return Scores(("default",), torch.from_numpy(out).float())
 
 
-def linear_weights(probe: Classifier, width: int) -> Float[np.ndarray, "class d_model"] | None:
+def linear_weights(
+    probe: Classifier, centre: Float[np.ndarray, " d_model"], step: float
+) -> Float[np.ndarray, "class d_model"] | None:
     """Return the weights of a linear classifier, their mean over the classes taken off; None if it is not linear.
 
     Log-probabilities are the weights' products but for what all classes share, so that they need not be looked for
     inside the classifier.
+
+    Args:
+        probe: the classifier.
+        centre: the mean of what it has learned from: far from it, probabilities are 0.
+        step: how far from there it is tried.
     """
-    units = np.eye(width)
-    at = probe.predict_log_proba(np.concatenate([np.zeros((1, width)), units, 2 * units]))
+    units = step * np.eye(len(centre))
+    at = probe.predict_log_proba(np.concatenate([centre[None], centre + units, centre + 2 * units]))
     at = at - at.mean(axis=1, keepdims=True)
-    once, twice = at[1 : width + 1] - at[0], at[width + 1 :] - at[0]
-    if not np.allclose(2 * once, twice, rtol=1e-4, atol=1e-6 * np.abs(at).max()):
+    once, twice = at[1 : len(centre) + 1] - at[0], at[len(centre) + 1 :] - at[0]
+    if not np.allclose(2 * once, twice, rtol=1e-4, atol=1e-6 * np.abs(once).max()):
         return None  # an infinite score is not close to anything, either
-    weights: np.ndarray = once.T
+    weights: np.ndarray = once.T / step
     return weights
 
 

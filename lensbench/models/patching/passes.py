@@ -155,8 +155,11 @@ class PatchedPass:
 
     @property
     def nbytes(self) -> int:
-        """About what it keeps: the residuals of the clean pass, and as much again of keys and values."""
-        return 2 * self.clean.hidden.nbytes if "clean" in vars(self) else 0
+        """What it keeps, at most: residuals of the tokens after the prefix, and keys and values of all tokens."""
+        if "clean" not in vars(self):
+            return 0
+        hidden = self.clean.hidden
+        return hidden.nbytes + 2 * hidden.nbytes // hidden.shape[1] * len(self.prompt.ids)
 
     @property
     def row_bytes(self) -> int:

@@ -40,8 +40,9 @@ def plot_used(summary: pd.DataFrame, metrics: pd.DataFrame, **choice: Unpack[Cho
     methods = [name for name in methods_in(rows) if (found["inspector"] == name).any()]
     if not methods:
         raise LensbenchError(
-            f"nothing to plot: no intervention moved the answer at task {view.task!r}, relation {view.relation!r}, "
-            f"site {view.site!r}; run `lensbench evaluate` with --baselines all,{INTERVENTION}"
+            f"nothing to plot: no intervention is shown to move the answer at task {view.task!r}, relation "
+            f"{view.relation!r}, site {view.site!r}; it takes a run with --baselines all,{INTERVENTION}, and items at "
+            "which the whole residual of another one has an effect"
         )
     with plot_style():
         figure, axes = panel_of_each(view.inches, len(methods))
@@ -50,6 +51,8 @@ def plot_used(summary: pd.DataFrame, metrics: pd.DataFrame, **choice: Unpack[Cho
             _draw(axis, rows, found[found["inspector"] == method], method, palette[method])
             room = axis.bbox.width / figure.dpi
             name_panel(axis, label(method), room, fontsize=8, color=palette[method], fontweight="bold")
+        drawn = found[["value", "ci_low", "ci_high"]]
+        axes[0].set_ylim(min(-0.15, float(drawn.min().min()) - 0.05), max(1.08, float(drawn.max().max()) + 0.05))
         axes[0].set_ylabel("Share of the whole\nresidual's effect")
         note = (
             f"{view.counted(summary)}. Solid: the direction that the method reads along is put in from an item with "
@@ -79,7 +82,6 @@ def _draw(axis: Axes, rows: pd.DataFrame, effects: pd.DataFrame, method: str, co
         axis.plot(layer[at], value[at], lw=0, marker="o", ms=3.4, mec=colour, mfc=face, mew=0.8, zorder=5)
     axis.axhline(0.0, color="black", lw=0.8, zorder=1)
     axis.axhline(MARGIN, color=CHANCE_COLOUR, lw=0.8, ls=":", zorder=1)
-    axis.set_ylim(min(-0.15, float(value.min()) - 0.05), 1.08)
     fit_layers(axis, float(accuracy["layer"].max()))
 
 

@@ -167,8 +167,7 @@ def _block(own: Mapping[str, Any], effects: Effects, settings: SummarySettings) 
     uses = np.broadcast_to(np.asarray(own.get("verdict", ""), dtype=object), len(own["layer"]))[places]
     gap = effects.share(settings, ALONG, RANDOM)
     return scores | {
-        "layer": np.array(effects.layers), "question": USED,
-        "strongest_baseline": np.where(np.isnan(gap.estimate), "", RANDOM).astype(object),
+        "layer": np.array(effects.layers), "question": USED, "strongest_baseline": RANDOM,
         "n": len(effects.subjects), "subjects": len(set(effects.subjects)),
         "gap": gap.estimate, "gap_low": gap.low, "gap_high": gap.high,
         "verdict": used_verdict(effects, uses == "uses the activation", settings),

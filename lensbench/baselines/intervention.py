@@ -54,7 +54,7 @@ def intervention(method: CrossFit) -> list[Outcome]:
     if not shared:
         shared.update(asked.said(asked.changes_of_all(bench.items)))
         shared[CLEAN] = asked.clean()
-    found = own | shared
+    found = {CLEAN: shared[CLEAN]} | own | shared
     scores = torch.stack(list(found.values()), dim=1)
     against = torch.tensor([bench.answers.index(bench.items[swap.item].answer) for swap in swaps])
     odds = scores - scores.gather(3, against[None, None, :, None].expand(*scores.shape[:3], 1))

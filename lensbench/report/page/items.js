@@ -139,7 +139,7 @@ function showItem(data, item, layer) {
   const texts = [...own, ...rivals].filter((one) => layersOf(data, one.method, one.attempt, one.rival).some((l) => textAt(data, one, l, item) !== null));
   if (texts.length) parts.push(make("h4", {}, `What ${readable(state.method)} said, and its baselines beside it`), answersTable(data, item, layer, texts, true));
   if (rivals.length) parts.push(make("h4", {}, `${readable(state.method)} beside its baselines`), answersTable(data, item, layer, [...own, ...rivals]));
-  if (interventions.length) parts.push(make("h4", {}, `What the target says when what ${readable(state.method)} reads is put in from an item with another answer`), answersTable(data, item, layer, interventions));
+  if (interventions.length) parts.push(make("h4", {}, `What the target says when what ${readable(state.method)} reads is put in from an item with another answer (✓: it says that answer)`), answersTable(data, item, layer, interventions));
   byId("item").replaceChildren(...parts);
 }
 
@@ -156,7 +156,7 @@ function textAt(data, one, layer, item) {
 
 function answersTable(data, item, layer, columns, texts = false) {
   const layers = unique(columns.flatMap((one) => layersOf(data, one.method, one.attempt, one.rival))).filter((l) => l !== null).sort((a, b) => a - b);
-  const head = columns.map((one) => make("th", {scope: "col", title: one.hint}, one.title, one.attempt && one.attempt !== "default" ? make("small", {}, make("br"), one.attempt.length > 42 ? `${one.attempt.slice(0, 40)}…` : one.attempt) : null));
+  const head = columns.map((one) => make("th", {scope: "col", title: one.hint}, one.title, one.attempt && one.attempt !== "default" && readable(one.attempt) !== one.title ? make("small", {}, make("br"), one.attempt.length > 42 ? `${one.attempt.slice(0, 40)}…` : one.attempt) : null));
   const body = (layers.length ? layers : [null]).map((at) => make("tr", {}, make("th", {scope: "row", class: at === layer ? "chosen" : ""}, at ?? "–"), ...columns.map((one) => answerCell(data, item, at, one, texts))));
   return make("div", {class: "scroll tall", tabindex: "0"}, make("table", {class: "answers"}, make("thead", {}, make("tr", {}, make("th", {scope: "col"}, "layer"), ...head)), make("tbody", {}, ...body)));
 }

@@ -47,7 +47,11 @@ def render(runs: Sequence[PageRun], records: int = MAX_RECORDS) -> str:
     """Return one page of some runs."""
     chunks = item_chunks(runs, records)
     data: dict[str, str] = {}
+    interventions = any(_asks(run, USED) for run in runs)
+    questions = {name: told for name, told in QUESTIONS.items() if name != USED or interventions}
     index = {"runs": [_index(run, place, chunks[place], data) for place, run in enumerate(runs)], "all": ALL}
+    for one in index["runs"]:
+        one["questions"] = {name: {"title": title, "text": text} for name, (title, text) in questions.items()}
     data["index"] = compress(json.dumps(index, ensure_ascii=False, allow_nan=False).encode())
     library, licence = _library()
     data["plotly"] = compress(library.encode())
@@ -60,7 +64,7 @@ def render(runs: Sequence[PageRun], records: int = MAX_RECORDS) -> str:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template("template.html.j2").render(
-        runs=shown, data=data, licence=licence, program=_Verbatim(program), questions=QUESTIONS,
+        runs=shown, data=data, licence=licence, program=_Verbatim(program), questions=questions,
         sections=_sections(),
         style=_Verbatim((HERE / "page.css").read_text(encoding="utf-8")),
         # What is not ours does not run, even if it came into the page.
@@ -99,6 +103,11 @@ QUESTIONS: Mapping[str, tuple[str, str]] = {
     ),
 }
 """What the gaps ask, and how they answer."""
+
+
+def _asks(run: PageRun, question: str) -> bool:
+    """Whether a run has an answer to a question."""
+    return not run.summary.empty and bool((run.summary["question"] == question).any())
 
 
 def _findings(run: PageRun) -> list[ResultSentence]:
@@ -226,7 +235,6 @@ def _index(run: PageRun, number: int, chunks: Sequence[ItemChunk], data: dict[st
         "name": run.name, "model": run.model, "verbalizer": run.verbalizer, "tables": named, "items": items,
         "accuracy": accuracy_column(score),
         "methods": _methods(run), "rivals": _baselines(run), "margin": MARGIN, "holds": dict(VERDICTS),
-        "questions": {name: {"title": title, "text": text} for name, (title, text) in QUESTIONS.items()},
         "places": there, "charts": _charts(run, there), "prose": list(run.info.get("prose", ())),
         "relations": [[*pair, text] for pair, text in run.relations.items()],
         "layers": run.info.get("setting", {}).get("layers", layers_of(run.summary)),

@@ -49,9 +49,9 @@ def render(runs: Sequence[PageRun], records: int = MAX_RECORDS) -> str:
     data: dict[str, str] = {}
     interventions = any(_asks(run, USED) for run in runs)
     questions = {name: told for name, told in QUESTIONS.items() if name != USED or interventions}
-    index = {"runs": [_index(run, place, chunks[place], data) for place, run in enumerate(runs)], "all": ALL}
-    for one in index["runs"]:
-        one["questions"] = {name: {"title": title, "text": text} for name, (title, text) in questions.items()}
+    asked = {name: {"title": title, "text": text} for name, (title, text) in questions.items()}
+    shown_runs = [{**_index(run, place, chunks[place], data), "questions": asked} for place, run in enumerate(runs)]
+    index = {"runs": shown_runs, "all": ALL}
     data["index"] = compress(json.dumps(index, ensure_ascii=False, allow_nan=False).encode())
     library, licence = _library()
     data["plotly"] = compress(library.encode())

@@ -1,5 +1,6 @@
 """Tiny random models of many architectures, and a tokenizer trained on the packaged prose: nothing is downloaded."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -74,6 +75,32 @@ def module(kind: str, seed: int = 0) -> torch.nn.Module:
     model = AutoModelForCausalLM.from_config(config).float().eval()
     enlarge(model)
     return model
+
+
+def roomy(keys: int) -> torch.nn.Module:
+    """Return a random Llama whose MLPs have room for many keys, so that facts can be written into one (`write`).
+
+    Args:
+        keys: how wide its MLPs are.
+    """
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 64, "intermediate_size": keys, "num_hidden_layers": 4}
+    config = AutoConfig.for_model("llama", **{**_LLAMA, **sizes})
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    enlarge(model)
+    return model
+
+
+def write(module: torch.nn.Module, block: int, texts: Sequence[Sequence[int]], values: torch.Tensor) -> None:
+    """Have the MLP of a Llama's block (the output of which is layer `block`) add a vector at the end of each text."""
+    down = module.model.layers[block - 1].mlp.down_proj
+    keys: list[torch.Tensor] = []
+    hook = down.register_forward_pre_hook(lambda _module, given: keys.append(given[0][0, -1]))
+    with torch.no_grad():
+        for ids in texts:
+            module.model(torch.tensor([list(ids)]))
+        hook.remove()
+        down.weight += torch.linalg.lstsq(torch.stack(keys), values, driver="gelsd").solution.T
 
 
 @cache

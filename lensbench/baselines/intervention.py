@@ -6,6 +6,7 @@ The design is docs/decisions/0015-used.md.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -185,7 +186,7 @@ class _Asked:
         layers = bench.context.layers
         return cls(runs, place, layers, bench.answers, swaps, runs.read(place, layers).values.float())
 
-    @property
+    @cached_property
     def difference(self) -> Float[Tensor, "layer swap d_model"]:
         """The donors' residuals less the items' own."""
         own, donors = ([getattr(swap, name) for swap in self.swaps] for name in ("item", "donor"))

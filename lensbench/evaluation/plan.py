@@ -119,6 +119,14 @@ class Job:
     tasks: tuple[Task, ...]
     baselines: dict[str, Baseline]
 
+    @property
+    def given(self) -> bool:
+        """Whether the sources of some relation state the answer: the baselines of such are due, and run, in all tasks.
+
+        Where no answer is given they say that they do not apply, and are excused.
+        """
+        return any(relation.given for task in self.tasks for relation in task.relations.values())
+
 
 def make_inspectors(config: RunConfig) -> dict[str, Make]:
     """Import the inspectors, and try their settings.
@@ -225,17 +233,14 @@ def sites_of(task: Task, config: RunConfig) -> tuple[str, ...]:
 def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Cell]:
     """List the cells in the order of work: what shares activations and fits stands together."""
     cells = []
-    # In all tasks, as they are due in all: where no answer is given, they say that they do not apply.
-    given = any(relation.given for task in job.tasks for relation in task.relations.values())
     for task in job.tasks:
         prose = any(relation.kind == "next_token" for relation in task.relations.values())
         for site in sites_of(task, job.config):
-            there = task.relations_at(split_site(site)[0])
             for name, make in makes.items():
                 inspector = make()
                 exchangeable = inspector.reads in EXCHANGEABLE
                 method = _digest(context, task, site, inspector, None)
-                own = Cell(task.name, tuple(sorted(there)), site, name, NO_BASELINE, method, method)
+                own = Cell(task.name, tuple(sorted(task.relations_at(site))), site, name, NO_BASELINE, method, method)
                 if len(own.file.encode()) > LONGEST_NAME:
                     raise UsageError(
                         f"task {task.name!r:.60} and inspector {name!r:.60} make file names of more than "
@@ -245,7 +250,7 @@ def plan_cells(context: RunContext, job: Job, makes: dict[str, Make]) -> list[Ce
                 for baseline in baselines_of(inspector, job.baselines):
                     if not set(baseline.needs) <= set(context.controls.models):
                         continue
-                    if (baseline.given and not given) or (baseline.from_scores and exchangeable and not prose):
+                    if (baseline.given and not job.given) or (baseline.from_scores and exchangeable and not prose):
                         continue
                     digest = _digest(context, task, site, inspector, baseline)
                     cells.append(replace(own, baseline=baseline.name, digest=digest))
@@ -257,7 +262,7 @@ def _digest(context: RunContext, task: Task, site: str, inspector: Inspector, ba
     described = {
         "setting": context.describe(),
         "engine": [version("lensbench"), _engine()],
-        "task": [task.name, task.version, sorted(task.relations_at(split_site(site)[0]))],
+        "task": [task.name, task.version, sorted(task.relations_at(site))],
         "site": site,
         "inspector": [inspector.name, inspector.parameters(), code_digest(type(inspector))],
         **({"files": [hashlib.sha256(one.read_bytes()).hexdigest() for one in files]} if files else {}),

@@ -102,9 +102,7 @@ class Runner:
             cells=tuple(plan_cells(self.context, job, self.makes)),
             versions={name: method_version(method) for name, method in methods.items()},
             methods={name: describe_method(method) for name, method in methods.items()},
-            due=required_baselines(
-                methods, job.baselines, controls.models.keys(), given=any(one.given for _, one in chosen)
-            ),
+            due=required_baselines(methods, job.baselines, controls.models.keys(), given=job.given),
             dropped=dropped,
             memory=self.context.model.budget.bytes,
             selected=tuple(f"{task}/{one.name}" for task, one in chosen if one.hops is not None and one.hops.correct),

@@ -11,8 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lensbench.report.sentences import counted_relations
 from lensbench.report.style import number, readable
 from lensbench.results.records import ALL
-from lensbench.results.used import USED
-from lensbench.results.verdicts import VERDICTS
+from lensbench.results.verdicts import USED, VERDICTS
 
 QUESTIONS = {
     "uses_activation": "Uses the activation?", "beats_text": "Beats the text?", "target_specific": "Target's own?",

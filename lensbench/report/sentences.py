@@ -9,8 +9,8 @@ import pandas as pd
 from lensbench.report.style import number, readable
 from lensbench.results.records import ALL, CORRECTED
 from lensbench.results.summary import accuracy_column
-from lensbench.results.used import MOVES, NO_CEILING, NO_EFFECT, OPPOSITE, READABLE, USED
-from lensbench.results.verdicts import ACTIVATION, NO_VERDICT, VERDICTS
+from lensbench.results.used import MOVES, NO_CEILING, NO_EFFECT, OPPOSITE, READABLE
+from lensbench.results.verdicts import ACTIVATION, NO_VERDICT, USED, VERDICTS
 
 BASELINES_IN_WORDS: Mapping[str, str] = {
     "question_only": "the same prompt with nothing patched",

@@ -17,8 +17,7 @@ from lensbench.report.style import number, readable
 from lensbench.results.compare import BEST, FIRST_HIGHER, SECOND_HIGHER
 from lensbench.results.records import ALL
 from lensbench.results.summary import spans
-from lensbench.results.used import USED
-from lensbench.results.verdicts import VERDICTS
+from lensbench.results.verdicts import USED, VERDICTS
 
 FOOTNOTE = (
     "Accuracy (acc.) is closed choice and prior-corrected, at the method's best layer; raw stands beside it. Totals "

@@ -11,8 +11,7 @@ from lensbench.report.figure import Choice
 from lensbench.report.panels import of_methods
 from lensbench.report.style import inches, label
 from lensbench.results.records import ALL, NO_BASELINE
-from lensbench.results.used import USED
-from lensbench.results.verdicts import VERDICTS
+from lensbench.results.verdicts import USED, VERDICTS
 
 RULES = ("fixed", "selected", "oracle")
 METRICS = ("accuracy_corrected", "accuracy", *(f"gap:{question}" for question in VERDICTS))

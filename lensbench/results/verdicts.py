@@ -12,15 +12,16 @@ from lensbench.results.arrays import FIXED, NO_LAYER, SELECTED, CellScores, Scor
 from lensbench.results.bands import MARGIN, Band, Floats, Ints
 from lensbench.results.records import NO_BASELINE
 from lensbench.results.samples import PairedMethod, RequiredBaseline, Sample, SummarySettings
-from lensbench.results.used import USED, USED_VERDICT
 
 DIAGNOSTIC = "diagnostic"
 """The question of baselines and measures that decide nothing."""
+USED = "used_by_model"
+"""The question that interventions answer, with words of their own (`lensbench.results.used`)."""
 VERDICTS: Mapping[str, str] = {
     "uses_activation": "uses the activation",
     "beats_text": "beats this text reader",
     "target_specific": "privileged",
-    USED: USED_VERDICT,
+    USED: "used along this direction",
 }
 """What may be said of a method when the gap of a question holds."""
 NO_VERDICT = "no verdict (chosen items)"

@@ -102,8 +102,9 @@ class Task:
     spec: str = ""
 
     def relations_at(self, site: str) -> dict[str, Relation]:
-        """The relations that have sources for a site."""
-        return {name: relation for name, relation in self.relations.items() if site in relation.sources}
+        """The relations that have sources for a site's place, whatever its extent."""
+        place = split_site(site)[0]
+        return {name: relation for name, relation in self.relations.items() if place in relation.sources}
 
     def about(self, subjects: Iterable[str]) -> "Task":
         """Return the task of these subjects alone; its version says so.

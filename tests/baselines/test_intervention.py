@@ -11,15 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lensbench import evaluate, testing
 from lensbench.baselines.intervention import choose_donors, intervention
-from lensbench.baselines.spec import find_baselines
 from lensbench.errors import LensbenchError, NotApplicableError
 from lensbench.harness.bench import Bench
 from lensbench.harness.crossfit import CrossFit
-from lensbench.harness.scoring import prediction_columns
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import find_inspectors, load_inspector
 from lensbench.inspectors.evidence import Evidence
@@ -34,26 +31,26 @@ from lensbench.inspectors.probes.probe import Probe
 from lensbench.models.activations import find_site
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.loading import VOCAB, enlarge, load_model
+from lensbench.models.loading import load_model
 from lensbench.models.tokens import Tokens
 from lensbench.results.samples import SummarySettings
-from lensbench.results.summary import summarise
 from lensbench.results.used import (
     MOVES,
     NO_CEILING,
     NO_EFFECT,
     OPPOSITE,
     READABLE,
-    USED,
-    USED_VERDICT,
     Effects,
     used_blocks,
     used_verdict,
 )
+from lensbench.results.verdicts import USED, VERDICTS
 from lensbench.tasks import load_task
 from tests import tiny
+from tests.bench_run import bench_summary
 
 LAYERS = (0, 1, 2, 3, 4)
+USED_VERDICT = VERDICTS[USED]
 ANSWERS = ("milk", "rice", "tea", "wine")
 TRACE, PLANTED = 1, 3
 """The layers from which on a trace of the answer, and the answer itself, are in the stream."""
@@ -75,32 +72,13 @@ def bench_of(model: LanguageModel, site: str = "t2") -> Bench:
 
 @cache
 def base() -> LanguageModel:
-    """A random Llama whose MLPs have room for hundreds of keys, and whose last coordinates nothing reads."""
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=2,
-    )  # fmt: skip
-    module = LlamaForCausalLM(config).float().eval()
-    enlarge(module)
+    """A random Llama whose last coordinates nothing reads."""
+    module = tiny.roomy(4096)
     norms = [norm for block in module.model.layers for norm in (block.input_layernorm, block.post_attention_layernorm)]
     with torch.no_grad():
         for norm in (*norms, module.model.norm):
             norm.weight[-len(ANSWERS) :] = 0
     return LanguageModel(module, Tokens(tiny.tokenizer()), "base")
-
-
-def write(module: torch.nn.Module, block: int, texts: list[tuple[int, ...]], values: torch.Tensor) -> None:
-    """Have the MLP of a block write a vector at the last token of each text."""
-    down = module.model.layers[block - 1].mlp.down_proj
-    keys: list[torch.Tensor] = []
-    hook = down.register_forward_pre_hook(lambda _module, given: keys.append(given[0][0, -1]))
-    with torch.no_grad():
-        for ids in texts:
-            module.model(torch.tensor([ids]))
-        hook.remove()
-        solution = torch.linalg.lstsq(torch.stack(keys).double(), values.double(), driver="gelsd").solution
-        down.weight += solution.T.float()
 
 
 @cache
@@ -115,26 +93,14 @@ def planted() -> LanguageModel:
     answers = [ANSWERS.index(item.answer) for item in items]
     module = copy.deepcopy(model.module)
     rows = torch.nn.functional.normalize(bench.context.target.answer_directions(ANSWERS), dim=1)
-    write(module, PLANTED, texts, (40 * (rows - rows.mean(0)))[answers])
-    write(module, TRACE, texts, (SIZE * torch.eye(64)[-len(ANSWERS) :])[answers])
+    tiny.write(module, PLANTED, texts, (40 * (rows - rows.mean(0)))[answers])
+    tiny.write(module, TRACE, texts, (SIZE * torch.eye(64)[-len(ANSWERS) :])[answers])
     return LanguageModel(module, model.tokens, "planted")
 
 
 def summary_of(bench: Bench, make: Callable[[], Inspector]) -> pd.DataFrame:
-    """The summary of a method beside the baselines of *uses the activation*, and its interventions."""
-    method, rivals = CrossFit(make, bench), ("shuffled", "mean", "intervention")
-    known = find_baselines()
-    outcomes = {"none": [method.outcome()]} | {name: known[name].run(method) for name in rivals}
-    parts = [
-        pd.DataFrame(
-            prediction_columns(one.items, bench.answers, one.scores, one.layers, correct_prior=one.zero_shot)
-        ).assign(baseline=name)
-        for name, found in outcomes.items()
-        for one in found
-    ]
-    who = {"model": "m", "verbalizer": "v", "task": "made_up", "inspector": make().name, "seed": 0}
-    records = pd.concat(parts, ignore_index=True).assign(**who)
-    found = summarise(records, SummarySettings({name: known[name].question for name in rivals}))
+    """What a method's interventions show, beside baselines of *uses the activation*."""
+    found = bench_summary(bench, make, ("shuffled", "mean", "intervention"))
     return found[(found["relation"] == "made_up") & (found["question"] == USED)].set_index("layer")
 
 
@@ -364,7 +330,7 @@ def effects(along: float, random: float, ceiling: float, noise: float = 0.3, n: 
     values = {"along": along, "random_direction": random, "interchange": ceiling}
     arrays = {name: mean + noise * draw.standard_normal((n, 3)) for name, mean in values.items()}
     names = np.array([f"s{i}" for i in range(n)], dtype=object)
-    return Effects((0, 1, 2), arrays, names, np.array(["r"] * n, dtype=object))
+    return Effects((0, 1, 2), arrays, names, np.array(["r"] * n, dtype=object), SummarySettings({}, draws=500))
 
 
 @pytest.mark.parametrize(
@@ -384,7 +350,7 @@ def effects(along: float, random: float, ceiling: float, noise: float = 0.3, n: 
     ],
 )
 def test_the_word_says_what_was_seen(given: tuple[float, ...], readable: bool, word: str) -> None:
-    found = used_verdict(effects(*given), np.full(3, readable), SummarySettings({}))
+    found = used_verdict(effects(*given), np.full(3, readable))
     assert set(found) == {word}
 
 
@@ -392,14 +358,11 @@ def test_a_share_is_the_ratio_of_the_means_and_relations_weigh_the_same() -> Non
     one, two = effects(1.0, 0.0, 4.0), effects(3.0, 0.0, 4.0, n=20, seed=1)
     both = Effects(
         one.layers, {name: np.concatenate([one.values[name], two.values[name]]) for name in one.values},
-        np.concatenate([one.subjects, two.subjects]), np.array(["r"] * 60 + ["q"] * 20, dtype=object),
+        np.concatenate([one.subjects, two.subjects]), np.array(["r"] * 60 + ["q"] * 20, dtype=object), one.settings,
     )  # fmt: skip
-    settings = SummarySettings({})
-    assert one.share(settings, "along").estimate == pytest.approx(
-        one.values["along"].mean(0) / one.values["interchange"].mean(0)
-    )
+    assert one.share("along").estimate == pytest.approx(one.values["along"].mean(0) / one.values["interchange"].mean(0))
     means = {name: (one.values[name].mean(0) + two.values[name].mean(0)) / 2 for name in one.values}
-    assert both.share(settings, "along").estimate == pytest.approx(means["along"] / means["interchange"])
+    assert both.share("along").estimate == pytest.approx(means["along"] / means["interchange"])
 
 
 def test_a_total_is_given_only_over_all_relations_that_the_method_answered() -> None:
@@ -458,9 +421,8 @@ def test_the_weights_of_a_probe_are_found_far_from_the_origin() -> None:
 
 def test_a_direction_that_is_none_is_seldom_called_used() -> None:
     """In 200 studies of 40 items with effects of either direction from the same distribution, which is often not 0."""
-    settings = SummarySettings({}, draws=500)
     used = [
-        (used_verdict(effects(0.8, 0.8, 4.0, noise=1.5, n=40, seed=seed), np.ones(3, bool), settings) == USED_VERDICT)
+        (used_verdict(effects(0.8, 0.8, 4.0, noise=1.5, n=40, seed=seed), np.ones(3, bool)) == USED_VERDICT)
         for seed in range(200)
     ]
     assert np.any(used, axis=1).mean() <= 0.05

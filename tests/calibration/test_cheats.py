@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lensbench import testing
 from lensbench.baselines.spec import find_baselines
@@ -22,7 +21,6 @@ from lensbench.harness.bench import Bench
 from lensbench.harness.context import ControlModels
 from lensbench.harness.crossfit import CrossFit
 from lensbench.harness.isolation import SealedError, sealed
-from lensbench.harness.scoring import prediction_columns
 from lensbench.inspectors.base import Inspector
 from lensbench.inspectors.catalog import find_inspectors, load_inspector
 from lensbench.inspectors.evidence import Evidence, Training, WithheldError
@@ -31,12 +29,11 @@ from lensbench.inspectors.scores import Scores
 from lensbench.inspectors.target import Target
 from lensbench.models.corpus import Corpus
 from lensbench.models.language_model import LanguageModel
-from lensbench.models.loading import VOCAB, enlarge
+from lensbench.models.loading import VOCAB
 from lensbench.models.prompting import score_next_tokens
 from lensbench.models.tokens import CARRIER, Tokens
-from lensbench.results.samples import SummarySettings
-from lensbench.results.summary import summarise
 from tests import tiny
+from tests.bench_run import bench_summary
 
 ANSWERS = ("milk", "rice", "tea", "wine")
 SUBJECTS = 64
@@ -52,14 +49,7 @@ KEPT = {"check_state_is_own", "check_folds_are_apart", "check_same_twice"}
 @cache
 def base() -> LanguageModel:
     """A random Llama whose third MLP has room for a few hundred keys."""
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=2,
-    )  # fmt: skip
-    module = LlamaForCausalLM(config).float().eval()
-    enlarge(module)
-    return LanguageModel(module, Tokens(tiny.tokenizer()), "base")
+    return LanguageModel(tiny.roomy(512), Tokens(tiny.tokenizer()), "base")
 
 
 @cache
@@ -92,35 +82,14 @@ def planted(*, told: bool = False, long: bool = False) -> LanguageModel:
     texts = [item.source for item in items] + [QUESTION.replace("{subject}", item.subject) for item in items if told]
     answers = [ANSWERS.index(item.answer) for item in items] * (2 if told else 1)
     edited = copy.deepcopy(model.module)
-    down = edited.model.layers[PLANTED - 1].mlp.down_proj
-    keys: list[torch.Tensor] = []
-    hook = down.register_forward_pre_hook(lambda _module, given: keys.append(given[0][0, -1]))
-    with torch.no_grad():
-        for text in texts:
-            edited.model(torch.tensor([model.tokens.encode(text).ids]))
-        hook.remove()
-        rows = torch.nn.functional.normalize(bench.context.target.answer_directions(ANSWERS), dim=1)
-        size = torch.tensor([0.5, 1.0, 2.0, 4.0]) if long else torch.ones(4)
-        values = (40 * size[:, None] * (rows - rows.mean(0)))[answers]
-        down.weight += torch.linalg.lstsq(torch.stack(keys), values, driver="gelsd").solution.T
+    rows = torch.nn.functional.normalize(bench.context.target.answer_directions(ANSWERS), dim=1)
+    size = torch.tensor([0.5, 1.0, 2.0, 4.0]) if long else torch.ones(4)
+    values = (40 * size[:, None] * (rows - rows.mean(0)))[answers]
+    tiny.write(edited, PLANTED, [model.tokens.encode(text).ids for text in texts], values)
     return LanguageModel(edited, model.tokens, "planted")
 
 
 # --- a small run ------------------------------------------------------------------------------------------------------
-
-
-def run(bench: Bench, make: Callable[[], Inspector], rivals: Sequence[str]) -> pd.DataFrame:
-    """The summary of one method on one bench, beside the rivals named."""
-    method = CrossFit(make, bench)
-    outcomes = {"none": [method.outcome()]} | {name: known()[name].run(method) for name in rivals}
-    parts = []
-    for name, found in outcomes.items():
-        for one in found:
-            columns = prediction_columns(one.items, bench.answers, one.scores, one.layers, correct_prior=one.zero_shot)
-            parts.append(pd.DataFrame(columns).assign(baseline=name))
-    who = {"model": "m", "verbalizer": "v", "task": "made_up", "inspector": make().name, "seed": 0}
-    records = pd.concat(parts, ignore_index=True).assign(**who)
-    return summarise(records, SummarySettings({name: known()[name].question for name in rivals}))
 
 
 @cache
@@ -171,7 +140,7 @@ def test_readers_of_later_layers_find_the_fact_before_it_is_there(
     make: type[Inspector], layers: tuple[int, ...], right: tuple[int, ...]
 ) -> None:
     bench = bench_of(planted())
-    found = accuracy(run(replace(bench, context=replace(bench.context, layers=layers)), make, ["shuffled"]))
+    found = accuracy(bench_summary(replace(bench, context=replace(bench.context, layers=layers)), make, ["shuffled"]))
     assert tuple(layer for layer, score in zip(layers, found, strict=True) if score > 0.95) == right
     assert all(score < 0.5 for layer, score in zip(layers, found, strict=True) if layer not in right)
 
@@ -196,7 +165,7 @@ def test_dealing_answers_out_over_the_batch_frees_a_lens_of_its_bias() -> None:
     bench = bench.with_captured(weak_everywhere, bench.train_residuals)
 
     def raw(make: type[Inspector]) -> float:
-        summary = run(bench, make, ["mean"])
+        summary = bench_summary(bench, make, ["mean"])
         return float(summary[(summary.baseline == "none") & (summary.layer == 0)].accuracy.iloc[0])
 
     assert raw(LogitLens) + 0.2 < raw(cheats.ClustersTheBatch)
@@ -214,11 +183,11 @@ def test_the_handle_of_fit_runs_no_model_but_python_hides_nothing() -> None:
     scores = cheat.inspect(bench.evidence(cheat.reads, range(SUBJECTS), LAYERS))
     gold = torch.tensor([ANSWERS.index(item.answer) for item in bench.items])
     assert (scores.log_scores[0, 0].argmax(1) == gold).all(), "at layer 0 it decodes the name, and the target knows"
-    assert accuracy(run(bench, cheats.Echo, ["shuffled"]))[0] < 0.5, "the verbalizer does not"
+    assert accuracy(bench_summary(bench, cheats.Echo, ["shuffled"]))[0] < 0.5, "the verbalizer does not"
     # Where the verbalizer is the target nothing can be told apart, and a model without the fact decides.
     one = bench_of(planted(told=True))
     one = replace(one, context=replace(one.context, controls=ControlModels({"unplanted": base(), "reference": base()})))
-    summary = run(one, cheats.AsksTheTarget, ["unplanted", "reference_reader"])
+    summary = bench_summary(one, cheats.AsksTheTarget, ["unplanted", "reference_reader"])
     assert summary[summary.layer == 0].verdict.str.contains("within .10 of unplanted").any()
     assert praised(summary, "cheat_asks_the_target") == {}
 
@@ -230,8 +199,8 @@ def test_who_loses_on_purpose_to_itself_would_be_privileged() -> None:
         bench, context=replace(bench.context, controls=ControlModels({"unplanted": base(), "reference": base()}))
     )
     rivals = ["unplanted", "reference_reader"]
-    assert praised(run(bench, cheats.Echo, rivals), "cheat_echo") == {}
-    assert praised(run(bench, cheats.SparesItsRivals, rivals), "cheat_spares_its_rivals") == {
+    assert praised(bench_summary(bench, cheats.Echo, rivals), "cheat_echo") == {}
+    assert praised(bench_summary(bench, cheats.SparesItsRivals, rivals), "cheat_spares_its_rivals") == {
         "target_specific": "privileged"
     }
     assert "check_same_twice" in catch(cheat_of("cheat_spares_its_rivals"))
@@ -257,7 +226,7 @@ def test_notes_that_folds_share_make_right_and_even_privileged(
     make: type[Inspector], right: bool, verdict: str | None
 ) -> None:
     """Names, labels and activations have nothing to do with each other: an honest probe is at chance."""
-    summary = run(about_nothing(), make, ["unplanted", "reference_reader", "shuffled"])
+    summary = bench_summary(about_nothing(), make, ["unplanted", "reference_reader", "shuffled"])
     assert (accuracy(summary)[1:] > 0.4).all() == right
     assert praised(summary, make.name).get("target_specific") == verdict
 
@@ -337,7 +306,7 @@ def test_a_cheat_that_scores_well_is_matched_by_the_rival_of_its_entry(name: str
     cheat, world = cheat_of(name), WORLDS[name]
     bench = world.bench()
     question = known()[cheat.caught_by].question
-    summary = run(bench, cheat.make, [*world.beaten, cheat.caught_by])
+    summary = bench_summary(bench, cheat.make, [*world.beaten, cheat.caught_by])
     rows = summary[(summary.baseline == "none") & (summary.layer == world.layer) & (summary.relation == "made_up")]
     assert (rows.accuracy >= world.least).all()
     verdicts = rows.set_index("question").verdict
@@ -346,14 +315,14 @@ def test_a_cheat_that_scores_well_is_matched_by_the_rival_of_its_entry(name: str
     assert cheat.caught_by in catch(cheat, summary)
     if world.beaten:
         # Without that rival it would have been praised.
-        without = run(bench, cheat.make, world.beaten)
+        without = bench_summary(bench, cheat.make, world.beaten)
         here = without[(without.layer == world.layer) & (without.baseline == "none") & (without.relation == "made_up")]
         assert set(here.verdict) == {"uses the activation"}
 
 
 def test_the_best_of_many_attempts_is_right_of_nearly_everything_and_gets_no_verdict() -> None:
     bench = bench_of(base())
-    summary = run(bench, cheats.BestOfMany, ["shuffled"])
+    summary = bench_summary(bench, cheats.BestOfMany, ["shuffled"])
     assert (accuracy(summary, rule="oracle") > 0.95).all()
     assert (accuracy(summary, "shuffled", rule="oracle") > 0.95).all()
     assert (accuracy(summary, rule="selected") < 0.5).all()
@@ -363,7 +332,7 @@ def test_the_best_of_many_attempts_is_right_of_nearly_everything_and_gets_no_ver
 
 def test_who_memorises_subjects_knows_those_it_has_seen_whatever_their_label() -> None:
     bench = bench_of(planted())
-    summary = run(bench, cheats.MemorisesSubjects, ["control_task", "shuffled"])
+    summary = bench_summary(bench, cheats.MemorisesSubjects, ["control_task", "shuffled"])
     seen, random = (accuracy(summary, "control_task", f"{labels}_labels_seen") for labels in ("true", "random"))
     assert seen[0] == random[0] == 1.0, "at layer 0 the name is the residual"
     assert (accuracy(summary, "control_task", "random_labels_held_out") < 0.5).all()
@@ -374,7 +343,7 @@ def test_who_memorises_subjects_knows_those_it_has_seen_whatever_their_label() -
 
 def test_a_rival_that_is_surely_beaten_has_caught_nobody() -> None:
     bench = bench_of(planted(long=True))
-    summary = run(bench, cheats.NormReader, ["shuffled", "gaussian"])
+    summary = bench_summary(bench, cheats.NormReader, ["shuffled", "gaussian"])
     cheat = cheat_of("cheat_norm")
     assert catch(cheat, summary)["gaussian"].startswith("at its best ")
     assert catch(replace(cheat, caught_by="shuffled"), summary) == {}
@@ -391,7 +360,9 @@ def test_no_cheat_is_privileged(cheat: Cheat) -> None:
         bench, context=replace(bench.context, controls=ControlModels({"unplanted": base(), "reference": base()}))
     )
     named = {cheat.caught_by} - {"control_task"}
-    summary = run(bench, cheat.make, ["unplanted", "reference_reader", "shuffled", *sorted(named - {"shuffled"})])
+    summary = bench_summary(
+        bench, cheat.make, ["unplanted", "reference_reader", "shuffled", *sorted(named - {"shuffled"})]
+    )
     assert "target_specific" not in praised(summary, cheat.name)
 
 
@@ -400,7 +371,7 @@ def test_an_honest_lens_is_privileged_where_the_fact_is_and_nowhere_before() -> 
     bench = replace(
         bench, context=replace(bench.context, controls=ControlModels({"unplanted": base(), "reference": base()}))
     )
-    summary = run(bench, LogitLens, ["unplanted", "reference_reader", "shuffled", "gaussian", "input_only"])
+    summary = bench_summary(bench, LogitLens, ["unplanted", "reference_reader", "shuffled", "gaussian", "input_only"])
     own = summary[(summary.question == "target_specific") & (summary.baseline == "none") & (summary.relation == "all")]
     assert set(own[own.verdict == "privileged"].layer) == {3, 4}
 

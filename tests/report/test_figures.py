@@ -20,7 +20,7 @@ from lensbench.report.figures.used import plot_used
 from lensbench.report.style import STYLE_FILE, WIDTHS, drawable, plot_style, save_figure
 from lensbench.report.view import View
 from lensbench.report.writing import FigureRequest, check_asked, plot_run, write_figures
-from lensbench.results.used import USED_VERDICT
+from lensbench.results.verdicts import USED, VERDICTS
 
 STRANGE = (
     "\u05e2\u05d1\u05e8\u05d9\u05ea",
@@ -303,7 +303,7 @@ def test_a_headline_is_of_one_method_and_of_no_gap() -> None:
 def test_effects_stand_beside_the_accuracy_and_filled_where_the_direction_is_used() -> None:
     summary = made_up(methods=("my_lens",), relations=("capital",))
     own = summary[(summary["baseline"] == "none") & (summary["question"] == "beats_text")]
-    asked = own.assign(question="used_by_model", verdict=np.where(own["layer"] > 1, USED_VERDICT, "no ceiling"))
+    asked = own.assign(question="used_by_model", verdict=np.where(own["layer"] > 1, VERDICTS[USED], "no ceiling"))
     rows = [
         {"task": "country_facts", "site": "answer", "relation": "capital", "inspector": "my_lens", "layer": layer,
          "baseline": "intervention", "metric": "share_of_interchange", "rule": rule, "value": 0.1 * layer,

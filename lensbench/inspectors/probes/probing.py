@@ -107,8 +107,9 @@ class ClassProbe(Inspector):
         residuals = training.residuals
         self.layers_ = residuals.layers
         # Where its classifiers are at home: the mean of each layer, and a step there.
-        values = residuals.values.double().cpu()
-        self.around_ = [(one.mean(0).numpy(), float(one.std(0).mean()) or 1.0) for one in values]
+        self.around_ = [
+            (one.double().mean(0).cpu().numpy(), float(one.float().std(0).mean()) or 1.0) for one in residuals.values
+        ]
         self.probes_: Sequence[Classifier] = self.learn(residuals, Labelled.of(training))
         return self
 

@@ -13,8 +13,7 @@ from lensbench.report.labels import label_ends, settle
 from lensbench.report.panels import GAP_NOTE, LAYER_LABEL, draw_methods, ends, method_handles, of_methods
 from lensbench.report.style import NARROW, colours, figure_of, new_figure, plot_style
 from lensbench.report.view import View, methods_in, view_of
-from lensbench.results.used import USED
-from lensbench.results.verdicts import VERDICTS
+from lensbench.results.verdicts import USED, VERDICTS
 
 _TITLES = {
     "uses_activation": "Does it use the activation?",

@@ -10,12 +10,12 @@ from lensbench.errors import LensbenchError
 from lensbench.report.figure import Choice, Figure
 from lensbench.report.frame import frame, name_panel
 from lensbench.report.panels import draw_band, fit_layers, of_methods, panel_of_each
-from lensbench.report.style import CHANCE_COLOUR, colours, label, plot_style
+from lensbench.report.style import BASELINE_GREYS, CHANCE_COLOUR, colours, label, plot_style
 from lensbench.report.view import methods_in, view_of
 from lensbench.results.bands import MARGIN
-from lensbench.results.used import ALONG, INTERVENTION, MEAN_DIFFERENCE, RANDOM, SHARE, USED, USED_VERDICT
+from lensbench.results.used import ALONG, INTERVENTION, MEAN_DIFFERENCE, RANDOM, SHARE
+from lensbench.results.verdicts import USED, VERDICTS
 
-_GREY = "#4d4d4d"
 _OTHERS = {MEAN_DIFFERENCE: (0, (3.5, 1.5)), RANDOM: (0, (1, 1.5))}
 """The interventions that have nothing to do with the method, and their dashes."""
 
@@ -58,7 +58,7 @@ def plot_used(summary: pd.DataFrame, metrics: pd.DataFrame, **choice: Unpack[Cho
             f"{view.counted(summary)}. Solid: the direction that the method reads along is put in from an item with "
             "another answer; filled where the target uses it. Thin: the method's accuracy. Dashed: the same along the "
             f"mean difference; dotted: along a random direction. Level: {MARGIN:.2f}, below which an effect counts as "
-            "none. Layers at which the whole residual has no effect are left out."
+            "none. Layers at which the whole residual is not shown to have an effect are left out."
         )
         frame(figure, title=view.title_of(methods) if view.title else "", note=note)
     return figure
@@ -70,12 +70,12 @@ def _draw(axis: Axes, rows: pd.DataFrame, effects: pd.DataFrame, method: str, co
     axis.plot(accuracy["layer"].to_numpy(float), accuracy["value"].to_numpy(), color=colour, lw=0.7, alpha=0.7)
     for name, dashes in _OTHERS.items():
         other = effects[effects["rule"] == name].sort_values("layer")
-        axis.plot(other["layer"].to_numpy(float), other["value"].to_numpy(), color=_GREY, lw=1.1, ls=dashes)
+        axis.plot(other["layer"].to_numpy(float), other["value"].to_numpy(), color=BASELINE_GREYS[0], lw=1.1, ls=dashes)
     along = effects[effects["rule"] == ALONG].sort_values("layer")
     layer, value = along["layer"].to_numpy(float), along["value"].to_numpy()
     draw_band(axis, layer, (along["ci_low"].to_numpy(), along["ci_high"].to_numpy()), colour)
     verdict = own[own["question"] == USED].set_index("layer")["verdict"]
-    used = [verdict.get(int(one)) == USED_VERDICT for one in layer]
+    used = [verdict.get(int(one)) == VERDICTS[USED] for one in layer]
     axis.plot(layer, value, color=colour, lw=1.6, zorder=4)
     for holds, face in ((True, colour), (False, "white")):
         at = [place for place, one in enumerate(used) if one is holds]

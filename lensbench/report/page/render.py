@@ -33,8 +33,7 @@ from lensbench.results.bands import MARGIN
 from lensbench.results.records import ALL, CORRECTED, NO_BASELINE, without_nan
 from lensbench.results.run_file import rules_of
 from lensbench.results.summary import accuracy_column, best_layers
-from lensbench.results.used import USED
-from lensbench.results.verdicts import VERDICTS
+from lensbench.results.verdicts import USED, VERDICTS
 
 HERE = Path(__file__).parent
 # Between them stand the programs of the figures.

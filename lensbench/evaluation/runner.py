@@ -105,6 +105,7 @@ class Runner:
             due=required_baselines(methods, job.baselines, controls.models.keys(), given=job.given),
             dropped=dropped,
             memory=self.context.model.budget.bytes,
+            n_layers=self.context.model.n_layers,
             selected=tuple(f"{task}/{one.name}" for task, one in chosen if one.hops is not None and one.hops.correct),
             by_token=tuple(f"{task}/{one.name}" for task, one in chosen if one.by_token),
             short_answers={

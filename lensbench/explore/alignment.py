@@ -251,14 +251,9 @@ def update_alignment(
 ) -> pd.DataFrame:
     """Return the cosine between each block's update and the direction of steepest descent.
 
-    At layer l it is cos(h_{l+1} - h_l, -dL/dh_l) at each fourth position of each text (Jastrzebski et al. 2018;
-    Belrose et al. 2023), L being the sum of the text's cross-entropies: of the tokens that follow ("next token"), or of
-    those that the model itself finds most likely ("own top token").
-
-    Columns: loss, layer (l: before the block), cosine with low and high; control with control_low and control_high:
-    the same update with the gradients at the same position of all other texts; update: mean of |h_{l+1} - h_l| /
-    |h_l|; nats: mean of the cross-entropy; texts, positions. Means over positions, then over texts, with 95 % bootstrap
-    intervals over texts, each layer by itself.
+    Columns: loss, layer (l: before the block), cosine with low and high; control with control_low and control_high;
+    update: mean of |h_{l+1} - h_l| / |h_l|; nats: mean of the cross-entropy; texts, positions. Means over positions,
+    then over texts, with 95 % bootstrap intervals over texts, each layer by itself. `update_cosines` says of what.
 
     Args:
         model: the model.
@@ -266,32 +261,54 @@ def update_alignment(
         layers: the layers asked; the last layer has no update, and no row.
         seed: of the bootstrap.
     """
+    return mean_over_texts(update_cosines(model, texts, layers), seed)
+
+
+def update_cosines(model: LanguageModel, texts: Int[Tensor, "text token"], layers: Sequence[int]) -> pd.DataFrame:
+    """Return what `update_alignment` is the mean of, a row for each loss (`relation`), text (`subject`) and layer.
+
+    `cosine` at layer l is cos(h_{l+1} - h_l, -dL/dh_l), the mean over each fourth position of the text (Jastrzebski et
+    al. 2018; Belrose et al. 2023), L being the sum of the text's cross-entropies: of the tokens that follow ("next
+    token"), or of those that the model itself finds most likely ("own top token"). `control` is that of the same update
+    with the gradients at the same position of all other texts.
+    """
 
     def goals(rows: slice, logits: Tensor) -> Tensor:
         return torch.stack([texts[rows, 1:].to(logits.device), logits.argmax(2)])
 
     places = torch.arange(EVERY, texts.shape[1] - 1, EVERY)
     found = loss_gradients(model, texts[:, :-1], goals, places)
-    rows = []
+    frames = []
     for name, gradients, losses in zip(LOSSES, found.gradients, found.losses, strict=True):
         for layer in (layer for layer in layers if layer < model.n_layers):
             h, after = exact(found.residuals[layer]), exact(found.residuals[layer + 1])
-            size = float(((after - h).norm(dim=2) / h.norm(dim=2)).mean())
-            row = {"loss": name, "layer": layer, **_beside(after - h, -exact(gradients[layer]), seed)}
-            counts = {"texts": len(h), "positions": len(h) * h.shape[1]}
-            rows.append({**row, "update": size, "nats": float(losses.mean()), **counts})
+            cosine, control = _cosines_of_texts(after - h, -exact(gradients[layer]))
+            size = ((after - h).norm(dim=2) / h.norm(dim=2)).mean(1).cpu().double().numpy()
+            columns = {"cosine": cosine, "control": control, "update": size, "nats": float(losses.mean())}
+            where = {"relation": name, "subject": range(len(h)), "layer": layer, "positions": h.shape[1]}
+            frames.append(pd.DataFrame({**where, **columns}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def mean_over_texts(cosines: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return the table of `update_alignment` from that of `update_cosines`."""
+    rows = []
+    for (loss, layer), part in cosines.groupby(["relation", "layer"], sort=False):
+        row: dict[str, object] = {"loss": loss, "layer": layer}
+        for name, ends in (("cosine", ("low", "high")), ("control", ("control_low", "control_high"))):
+            found = mean_interval(part[name].to_numpy(), seed)
+            row |= dict(zip((name, *ends), found, strict=True))
+        counts = {"texts": len(part), "positions": int(part["positions"].sum())}
+        rows.append({**row, "update": part["update"].mean(), "nats": part["nats"].mean(), **counts})
     return pd.DataFrame(rows)
 
 
-def _beside(
-    updates: Float[Tensor, "text place d_model"], descents: Float[Tensor, "text place d_model"], seed: int
-) -> dict[str, float]:
-    """Return the mean cosine of the pairs, and of each update with the descents of all other texts."""
+def _cosines_of_texts(
+    updates: Float[Tensor, "text place d_model"], descents: Float[Tensor, "text place d_model"]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean cosine of each text's pairs, and that of its updates with the descents of all other texts."""
     normalise = torch.nn.functional.normalize
     cosines = torch.einsum("tpd,upd->tu", normalise(updates, dim=2), normalise(descents, dim=2)) / updates.shape[1]
     table = cosines.cpu().double().numpy()
     own = table.diagonal()
-    others = (table.sum(1) - own) / max(1, len(own) - 1)
-    names = ("cosine", "low", "high"), ("control", "control_low", "control_high")
-    both = [mean_interval(values, seed) for values in (own, others)]
-    return {key: value for keys, found in zip(names, both, strict=True) for key, value in zip(keys, found, strict=True)}
+    return own, (table.sum(1) - own) / max(1, len(own) - 1)

@@ -25,10 +25,11 @@ from lensbench.evaluation.journal import VERSIONS
 from lensbench.explore.alignment import (
     exact,
     make_interventions,
+    mean_over_texts,
     sample_residuals,
     short_texts,
     stimulus_response,
-    update_alignment,
+    update_cosines,
 )
 from lensbench.explore.prompt import fit_lenses, load_lens
 from lensbench.models.corpus import PROSE, Corpus
@@ -226,7 +227,8 @@ def _alignment(bench: _Bench) -> tuple[Tables, Facts]:
 
 def _updates(bench: _Bench) -> tuple[Tables, Facts]:
     texts = short_texts(bench.corpus, bench.settings.texts, bench.settings.seed)
-    return {"updates": update_alignment(bench.model, texts, bench.layers, bench.settings.seed)}, {}
+    cosines = update_cosines(bench.model, texts, bench.layers)
+    return {"updates": mean_over_texts(cosines, bench.settings.seed), "updates-texts": cosines}, {}
 
 
 ANALYSES: Mapping[str, Callable[[_Bench], tuple[Tables, Facts]]] = {
@@ -296,13 +298,15 @@ def analyze(model: LanguageModel, names: tuple[str, ...], settings: AnalysisSett
 def _write(tables: Tables, title: str, folder: Path) -> list[str]:
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
-        save_figure(FIGURES[name](table, title), [folder / f"{name}{suffix}" for suffix in FORMATS])
+        if name in FIGURES:
+            save_figure(FIGURES[name](table, title), [folder / f"{name}{suffix}" for suffix in FORMATS])
     return sorted(path.name for path in folder.iterdir())
 
 
 def _described(model: LanguageModel) -> dict[str, Any]:
     return {
         "model": model.name,
+        "n_layers": model.n_layers,
         "fingerprint": model.fingerprint,
         "device": model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -272,19 +272,55 @@ def joint_bands(
     found = [sampled(*sample) for sample in samples]
     if len(found) == 1:
         return [_band(found[0], simultaneous_cut(found[0], scale, level, draws, seed), scale)]
-    names = [np.unique(np.asarray(clusters)) for _, clusters, _ in samples]
-    every = np.unique(np.concatenate(names))
-    aligned = []
-    for one, own in zip(found, names, strict=True):
-        rows = np.zeros((len(every), len(one.estimate)))
-        rows[np.searchsorted(every, own)] = one.influence
-        aligned.append(rows)
+    aligned = _aligned([(one, clusters) for one, (_, clusters, _) in zip(found, samples, strict=True)])
     together = Sampled(
         np.concatenate([one.estimate for one in found]), np.concatenate(aligned, axis=1),
         min(one.subjects for one in found), max(one.repeats for one in found),
     )  # fmt: skip
     cut = simultaneous_cut(together, scale, level, draws, seed)
     return [_band(one, cut, scale) for one in found]
+
+
+def _aligned(found: Sequence[tuple[Sampled, ArrayLike]]) -> list[Floats]:
+    """The influences of several means over the subjects of all of them: [subject, layer] each."""
+    names = [np.unique(np.asarray(clusters)) for _, clusters in found]
+    every = np.unique(np.concatenate(names))
+    aligned = []
+    for (one, _), own in zip(found, names, strict=True):
+        rows = np.zeros((len(every), len(one.estimate)))
+        rows[np.searchsorted(every, own)] = one.influence
+        aligned.append(rows)
+    return aligned
+
+
+def band_of_sum(
+    terms: Sequence[tuple[float, ArrayLike, ArrayLike, ArrayLike]],
+    ends: tuple[Floats, Floats],
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[Band, int]:
+    """The band of a weighted sum of means, each of items of its own, whose subjects may be the same.
+
+    Args:
+        terms: weight, values [item, layer], clusters [item] and strata [item] of each mean; one layer stands for all.
+        ends: the smallest and the largest value that the sum could have, [layer] each.
+        level: probability that the whole band covers.
+        seed: of the bootstrap.
+
+    Returns:
+        the band, and how many subjects there are in all.
+    """
+    means = [(weight, sampled(values, clusters, strata), clusters) for weight, values, clusters, strata in terms]
+    aligned = _aligned([(one, clusters) for _, one, clusters in means])
+    middle, half = (ends[0] + ends[1]) / 2, np.maximum(ends[1] - ends[0], 1e-12) / 2
+    total = Sampled(
+        (np.sum([weight * one.estimate * np.ones(len(half)) for weight, one, _ in means], axis=0) - middle) / half,
+        np.sum([weight * rows / half for (weight, _, _), rows in zip(means, aligned, strict=True)], axis=0),
+        min(one.subjects for _, one, _ in means), max(one.repeats for _, one, _ in means),
+    )  # fmt: skip
+    band = _band(total, simultaneous_cut(total, DIFFERENCE, level, 2000, seed), DIFFERENCE)
+    return Band(*(middle + half * side for side in (band.estimate, band.low, band.high))), len(aligned[0])
 
 
 def _band(found: Sampled, cut: CriticalValue, scale: Scale) -> Band:

@@ -60,6 +60,7 @@ class _RunFile(BaseModel):
     short_answers: dict[str, float] = {}
     summaries: dict[str, str] = {}
     memory_budget: int | None = None
+    n_layers: int | None = None
     patched_pass: str | None = Field(default=None)
 
 

@@ -304,11 +304,11 @@ def test_a_folder_holds_tables_figures_and_what_was_asked(tmp_path: Path, isolat
     settings = AnalysisSettings(tokens=512, texts=4, layers="0,2,4", inspectors=("logit_lens",))
     analyze(model, ("drift",), settings, out)
     tables = analyze(model, ("alignment", "updates"), settings, out)
-    assert set(tables) == {"alignment", "updates"}
+    assert set(tables) == {"alignment", "updates", "updates-texts"}
     assert set(tables["updates"].layer) == {0, 2}
     written = {path.name for path in out.iterdir()}
     expected = {f"{name}{suffix}" for name in FIGURES for suffix in (".csv", ".png", ".svg", ".pdf")}
-    assert written == expected | {"analysis.json"}
+    assert written == expected | {"analysis.json", "updates-texts.csv"}
     content = json.loads((out / "analysis.json").read_text())
     assert content["model"] == "tiny-llama"
     assert content["fingerprint"] == model.fingerprint

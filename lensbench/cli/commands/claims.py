@@ -1,0 +1,61 @@
+"""`lensbench claims`: what a study tells of claims of the literature."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lensbench.cli.application import app
+from lensbench.cli.options import Json, Quiet, names_in, print_json
+
+
+@app.command()
+def claims(
+    folder: Annotated[Path, typer.Argument(help="A folder of runs, such as the one that `make reference` writes.")],
+    rules: Annotated[Path | None, typer.Option(help="A TOML file of rules. [default: those that ship]")] = None,
+    only: Annotated[str, typer.Option(help="Only these claims; names, separated by commas.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write; its table is written beside it. [default: FOLDER/claims.md]")
+    ] = None,
+    title: Annotated[str, typer.Option(help="The title of the page.")] = "What the runs tell of published claims",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate claims about methods that read hidden states on the runs of a study, and write a page about them.
+
+    A claim is a rule: values of methods at some layers, what must hold of them, and controls without which nothing can
+    be told. No model is loaded.
+
+    Example: `lensbench claims reports/reference --only tuned_lens_kl,back_patch_exists`
+    """
+    from lensbench.errors import UsageError
+    from lensbench.report.claims import claims_page, claims_table
+    from lensbench.results.claims import choose, read_claims
+    from lensbench.results.summary import rows_of
+    from lensbench.runs.claims import RULES, tell_claims
+    from lensbench.runs.csv_tables import write_csv
+    from lensbench.utils.cache import atomic_file
+
+    page = out or folder / "claims.md"
+    if page.suffix != ".md":
+        raise UsageError(f"--out {page}: expected a file that ends in .md")
+    if not page.parent.is_dir():
+        raise UsageError(f"--out {page}: there is no folder {page.parent}; make it, or choose another place")
+    chosen = choose(read_claims(rules or RULES), tuple(names_in(only)))
+    told = list(tell_claims(chosen, folder))
+    table = claims_table(told)
+    with atomic_file(page) as file:
+        file.write(claims_page(told, title).encode())
+    write_csv(table, page.with_suffix(".csv"))
+    if as_json:
+        print_json({"page": str(page), "claims": rows_of(table)})
+        return
+    console = Console(soft_wrap=True)
+    for one in told:
+        console.print(f"{one.name} ({one.model or one.run}): {one.verdict}", highlight=False, markup=False)
+    if not quiet:
+        counts = Counter(one.verdict for one in told)
+        said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+        console.print(f"{said}; page and table: {page}", highlight=False, markup=False)

@@ -1,0 +1,74 @@
+"""`lensbench claims`: a page and a table about the runs of a study."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.command import lensbench, refused
+from tests.made_run import Made, write_run
+
+RULES = """
+[beats_another]
+says = "It reads <b>more</b> | than another's."
+source = "us, 2026"
+runs = ["one", "two"]
+holds_if = ["own - another > 0.2"]
+control = ["own > 0.1"]
+[beats_another.values]
+own = { method = "patchscope", layers = [0.3, 0.7] }
+another = { method = "patchscope", baseline = "shuffled", layers = [0.3, 0.7] }
+
+[never]
+says = "It is never right."
+source = "us, 2026"
+runs = ["one"]
+holds_if = ["own < 0.1"]
+[never.values]
+own = { method = "patchscope", layers = [0.3, 0.7], each = true }
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_run(tmp_path / "study" / "one", Made())
+    (tmp_path / "rules.toml").write_text(RULES)
+    return tmp_path
+
+
+def test_a_page_says_what_each_run_tells(folder: Path) -> None:
+    done = lensbench("claims", "study", "--rules", "rules.toml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "beats_another (tiny): holds here",
+        "beats_another (two): cannot be told",
+        "never (tiny): does not hold here",
+        "1 holds here, 1 cannot be told, 1 does not hold here; page and table: study/claims.md",
+    ]
+    page, table = folder / "study" / "claims.md", folder / "study" / "claims.csv"
+    text = page.read_text()
+    assert "2 claims, 3 verdicts: 1 holds here, 1 does not hold here, 1 cannot be told." in text
+    assert "(there is no run two)" in text
+    assert "at the layer of 2 that says most against it" in text
+    rows = pd.read_csv(table)
+    assert rows["comparison"].dropna().tolist() == ["own - another > 0.2", "own > 0.1", "own < 0.1"]
+    assert rows["holds"].dropna().tolist() == [True, True, False]
+    before = page.read_bytes(), table.read_bytes()
+    lensbench("claims", "study", "--rules", "rules.toml", cwd=folder)
+    assert (page.read_bytes(), table.read_bytes()) == before, "the same runs tell the same"
+
+
+def test_a_run_that_is_not_finished_tells_nothing(folder: Path) -> None:
+    path = folder / "study" / "one" / "run.json"
+    path.write_text(path.read_text().replace('"status": "done"', '"status": "failed", "error": "it broke"', 1))
+    done = lensbench("claims", "study", "--rules", "rules.toml", "--only", "never", cwd=folder)
+    assert done.stdout.startswith("never (one): cannot be told")
+    assert "(the run one is not finished)" in (folder / "study" / "claims.md").read_text()
+
+
+def test_a_run_of_an_earlier_version_is_refused_and_nothing_is_written(folder: Path) -> None:
+    path = folder / "study" / "one" / "run.json"
+    path.write_text(path.read_text().replace('"n_layers": 3', '"n_layers": null'))
+    done = lensbench("claims", "study", "--rules", "rules.toml", cwd=folder)
+    assert "does not say how many layers its model has; repeat `lensbench evaluate` with it" in refused(done, 1)
+    assert not (folder / "study" / "claims.md").exists()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-import lensbench
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.results.claim_values import NoValueError, Study, values_of
 from lensbench.results.claims import Claim, Told, tell, untold
@@ -17,7 +16,7 @@ from lensbench.runs.csv_tables import read_csv
 from lensbench.runs.run import Run
 from lensbench.utils.foreign import read_text, reading
 
-RULES = Path(lensbench.__file__).parent / "assets" / "claims.toml"
+RULES = Path(__file__).parents[1] / "assets" / "claims.toml"
 """The rules that ship."""
 _ANALYSIS = "analysis.json"
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from lensbench.baselines.common import asked_in_text
 from lensbench.harness.crossfit import CrossFit, Outcome
 from lensbench.inspectors.verbalizers.recipe import as_question
-from lensbench.models.chat import ASSISTANT, Conversation, Text
+from lensbench.models.chat import Conversation, Text
+from lensbench.tasks.turns import ASSISTANT
 
 
 def full_context(method: CrossFit) -> list[Outcome]:

@@ -83,6 +83,7 @@ def make_benches(context: RunContext, task: Task, site: str, dropped: Dropped) -
         [replace(item, site=site) for item in items]
         for items in (task.items(place, "test", context.limit, context.seed), task.items(place, "train"))
     )
+    test, train = ([_written(context.model, item) for item in items] for items in (test, train))
     benches: list[Bench] = []
     for relation in task.relations_at(place).values():
         if relation.kind == "next_token":
@@ -103,6 +104,23 @@ def make_benches(context: RunContext, task: Task, site: str, dropped: Dropped) -
             "other answers or texts, or another model"
         )
     return benches
+
+
+def _written(model: LanguageModel, item: Item) -> Item:
+    """Return an item whose source is a plain text: a conversation as the model's chat template writes it.
+
+    Raises:
+        TokenError: there is no template, or it cannot write the turns.
+    """
+    if not item.turns:
+        return item
+    try:
+        source = model.tokens.written(item.turns)
+    except TokenError as error:
+        raise TokenError(f"item {item.id} is put in a chat: {error}") from None
+    begin = max(0, source.rfind(item.subject))
+    end = begin + len(item.subject) if item.subject in source else begin
+    return replace(item, source=source, subject_span=(begin, end), turns=())
 
 
 def _reasons(task: Task, dropped: Dropped) -> str:

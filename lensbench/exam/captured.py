@@ -110,6 +110,10 @@ def plan_capture(config: RunConfig, out: Path) -> int:
         for name, relation in task.relations.items():
             if not relation.inspection or relation.by_token:
                 raise UsageError(f"task {task.name}, {name}, cannot be captured for an exam; give other relations")
+        if any(fact.turns for fact in task.facts):
+            raise UsageError(
+                f"task {task.name} puts texts in a chat, whose template only the loaded model has; give other relations"
+            )
     found = sorted({(item.source, end_of(item)) for task in tasks for item in _items(task, config)})
     texts, ends = zip(*found, strict=True)
     out.parent.mkdir(parents=True, exist_ok=True)

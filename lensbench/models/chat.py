@@ -8,17 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lensbench.errors import TokenError
+from lensbench.tasks.turns import ASSISTANT, Turn
 from lensbench.utils.foreign import time_limit
 
 LOG = logging.getLogger("lensbench")
 TEMPLATE_SECONDS = 10.0
 """How long a chat template may take; some do not end by themselves."""
-ASSISTANT = "assistant"
 # The day that templates are told it is: a model's fingerprint must not change with the clock.
 _DAY = datetime(2024, 7, 26, tzinfo=UTC)
-Turn = tuple[str, str]
-"""Who speaks, and what is said."""
-
 _ANSWER = "ANSWER-BEGINS-HERE"
 OPENING: tuple[Turn, ...] = (("user", "Continue."),)
 

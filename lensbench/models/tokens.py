@@ -13,7 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lensbench.errors import TokenError
-from lensbench.models.chat import ASSISTANT, OPENING, Conversation, Text, end_of_turn, opening_of_answers, render_chat
+from lensbench.models.chat import OPENING, Conversation, Text, end_of_turn, opening_of_answers, render_chat
+from lensbench.tasks.turns import ASSISTANT, Turn
 
 # What an answer is appended to when its first token is asked for: an ordinary word, so that the answer gets its
 # leading space.
@@ -86,6 +87,19 @@ class Tokens:
             TokenError: there is no template, or it cannot write these turns.
         """
         return render_chat(self.tokenizer, text) if isinstance(text, Conversation) else self.prefix + text
+
+    def written(self, turns: Sequence[Turn]) -> str:
+        """Return a conversation as a plain text for `encode`, which begins with BOS where the tokenizer adds one.
+
+        Raises:
+            TokenError: there is no template, it cannot write these turns, or every text is put in a chat already.
+        """
+        if self.prefix:
+            raise TokenError("its text is a conversation already; run without --chat-template")
+        text = render_chat(self.tokenizer, Conversation(tuple(turns)))
+        bos = self.tokenizer.bos_token
+        twice = bos is not None and self.encode(text).ids[:2] == (self.tokenizer.bos_token_id,) * 2
+        return text.removeprefix(bos) if twice else text
 
     def _encode(self, whole: str, *, begin: int = 0, special: bool = False) -> Encoding:
         encoded = self.tokenizer(whole, return_offsets_mapping=True, add_special_tokens=special)

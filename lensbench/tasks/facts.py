@@ -9,6 +9,7 @@ from typing import Literal
 from rapidfuzz.distance import LCSseq
 
 from lensbench.tasks.names import plain_words, says
+from lensbench.tasks.turns import Turn
 
 Site = Literal["subject", "t1", "t2", "answer"]
 SITES: tuple[Site, ...] = ("subject", "t1", "t2", "answer")
@@ -104,6 +105,7 @@ class Fact:
         swap: the subject of another chain of the relation, with another bridge and answer in the same choice set.
         facets: for open descriptions: what a right text says, each facet with the spellings that count.
         texts: for each site, the fact's own source text, where the relation has no templates.
+        turns: who says it, where this text is a conversation; the last turn is the assistant's, and may be empty yet.
     """
 
     relation: str
@@ -117,6 +119,7 @@ class Fact:
     swap: str | None = None
     facets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     texts: Mapping[Site, str] = field(default_factory=dict)
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)

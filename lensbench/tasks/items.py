@@ -12,6 +12,7 @@ from lensbench.errors import LensbenchError
 from lensbench.tasks.extents import Extent, split_site
 from lensbench.tasks.facts import ANSWER_SLOT, HOP_SITES, SLOT, SOURCE_SLOT, Fact, Relation, Site, TaskFolder
 from lensbench.tasks.names import name_key, plain_words
+from lensbench.tasks.turns import Turn
 
 Split = Literal["train", "test"]
 
@@ -40,6 +41,7 @@ class Item:
         facets: What a right description says, each facet with the spellings that count.
         hop_span: First character of the first hop's phrase in the source of a chain, and the one after its last; None
             where the relation names no phrases.
+        turns: Who says the source, where it is a conversation that no chat template has written yet.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Item:
     swap: str | None = None
     facets: tuple[tuple[str, tuple[str, ...]], ...] = ()
     hop_span: tuple[int, int] | None = None
+    turns: tuple[Turn, ...] = ()
 
     @property
     def place(self) -> str:
@@ -183,6 +186,7 @@ class Task:
             swap=fact.swap,
             facets=tuple(fact.facets.items()),
             hop_span=_hop_span(fact, site, relation, template),
+            turns=fact.turns,
         )
 
 

@@ -1,5 +1,6 @@
 """Read sites of several tokens, from the command line's words to the page."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +13,22 @@ from lensbench.baselines.activation import mean_activation
 from lensbench.baselines.diagnostics import splice, wrong_position
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.evaluation.config import make_config
+from lensbench.evaluation.items import make_benches
 from lensbench.evaluation.plan import sites_of
 from lensbench.exam.captured import plan_capture
 from lensbench.exam.examiner import ExamSettings
+from lensbench.harness.bench import Bench
+from lensbench.harness.context import RunContext
 from lensbench.harness.crossfit import CrossFit
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.models.activations import Residuals, capture, find_site
 from lensbench.models.corpus import Corpus
+from lensbench.models.language_model import LanguageModel
+from lensbench.models.tokens import Tokens
 from lensbench.runs.pages import read_page_run
 from lensbench.tasks import load_task
 from lensbench.tasks.extents import Extent, split_site
-from tests import tiny
+from tests import chats, tiny
 
 TASK = "attribute_extraction/country_continent"
 
@@ -136,3 +142,94 @@ def test_an_exam_has_one_vector_a_row(refuse: object) -> None:
         refuse(config)  # type: ignore[operator]
     with pytest.raises(UsageError, match="isolate shows one vector at a time"):
         make_config({"sites": "text", "isolate": True})
+
+
+TOWNS = [
+    "Arlen",
+    "Bexby",
+    "Corrin",
+    "Dunmore",
+    "Elford",
+    "Fenwick",
+    "Garth",
+    "Holme",
+    "Irby",
+    "Jarrow",
+    "Kelso",
+    "Louth",
+]
+
+
+def bank_of_chats(folder: Path) -> Path:
+    """A bank of workspace-bench whose items are put in a chat; the second half has a sentence that is written."""
+    items = []
+    for i in range(36):
+        town, land = f"{TOWNS[i % 12]} {i // 12}", ["Norland", "Ostland", "Sudland"][i % 3]
+        common = {"prompt": f"Where does {town} lie?", "intermediates": [land]}
+        end, written = {"kind": "final_prompt_token", "offsets": [-1]}, {"kind": "writing_positions"}
+        items += [
+            {**common, "eval_render": "chat", "readout": end},
+            {**common, "eval_render": "chat_dm", "readout": written, "polarity": "think", "assistant": "It rains."},
+        ]
+    path = folder / "bank.json"
+    path.write_text(json.dumps({"family": "lands", "items": items}))
+    return path
+
+
+def benches_of(model: LanguageModel, folder: Path) -> list[Bench]:
+    context = RunContext(model, model, Corpus(model), (0, 2, 4), 0)
+    return make_benches(context, load_task(f"workspace:{bank_of_chats(folder)}"), "answer", {})
+
+
+@pytest.mark.parametrize("family", [*chats.TEMPLATES])
+def test_conversations_are_read_where_the_template_of_the_target_ends(
+    tmp_path: Path, family: str, isolated_cache: Path
+) -> None:
+    """Beside the reference: the template applied by transformers, and a plain pass over its ids."""
+    model = chats.model(family)
+    tokenizer = model.tokens.tokenizer
+    benches = benches_of(model, tmp_path)
+    assert [bench.relation.name for bench in benches] == ["lands_chat", "lands_think"]
+    for bench in benches:
+        for i, item in enumerate(bench.items):
+            turns = [{"role": "user", "content": item.subject}]
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )  # fmt: skip
+            text += "It rains." if item.relation == "lands_think" else ""
+            adds = family in chats.ADDS_BOS and not text.startswith(tokenizer.bos_token)
+            ids = tokenizer(text, add_special_tokens=adds)["input_ids"]
+            assert list(find_site(model, item).ids) == ids, item.id
+            assert item.mention == item.subject
+            with torch.no_grad():
+                hidden = model.module(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0, -1]
+            torch.testing.assert_close(bench.residuals.values[1, i], hidden, atol=1e-5, rtol=1e-4)
+
+
+def test_conversations_need_a_chat_template_and_cannot_be_nested(tmp_path: Path, isolated_cache: Path) -> None:
+    with pytest.raises(LensbenchError, match=r"is put in a chat: the tokenizer has no chat template"):
+        benches_of(tiny.model("llama"), tmp_path)
+    plain = chats.model("chatml")
+    nested = LanguageModel(plain.module, Tokens(plain.tokens.tokenizer, chat_template=True), "nested")
+    with pytest.raises(LensbenchError, match="its text is a conversation already; run without --chat-template"):
+        benches_of(nested, tmp_path)
+
+
+def test_conversations_are_not_captured_elsewhere(tmp_path: Path) -> None:
+    config = make_config({"tasks": f"workspace:{bank_of_chats(tmp_path)}", "sites": "answer"})
+    with pytest.raises(UsageError, match="puts texts in a chat, whose template only the loaded model has"):
+        plan_capture(config, tmp_path / "plan.parquet")
+
+
+def test_a_run_about_conversations(tmp_path: Path, isolated_cache: Path) -> None:
+    run = lensbench.evaluate(
+        chats.model("chatml"), tasks=f"workspace:{bank_of_chats(tmp_path)}", inspectors="logit_lens,patchscope",
+        sites="answer/segment:3", layers="0,last", out=tmp_path / "run",
+    )  # fmt: skip
+    assert not run.failed
+    own = run.records[run.records["baseline"] == "none"]
+    assert set(own["relation"]) == {"lands_chat", "lands_think"}
+    assert len(own) == 2 * 2 * 36 * 2
+    page = read_page_run(run.path)
+    assert not page.problems
+    assert {text.source for text in page.texts.values()} >= {"user: Where does Arlen 0 lie?\nassistant: It rains."}

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def item(i: int, **changes: Any) -> dict[str, Any]:
 def test_banks_of_workspace_bench_are_read_at_the_last_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     units = [{"match": ["no"]}, {"headline": True, "match": ["Sudland"]}]
     others = [
-        item(0, eval_render="chat"), item(1, readout={"kind": "writing_positions"}),
+        item(0, eval_render="table"), item(1, readout={"kind": "writing_positions"}),
         item(2, prompt="Note: it is warm there", intermediates=None, units=units),
     ]  # fmt: skip
     bank = {"family": "far lands", "items": [*(item(i) for i in range(30)), *others]}
@@ -193,30 +194,51 @@ def test_banks_of_workspace_bench_are_read_at_the_last_token(tmp_path: Path, cap
     first = next(one for one in task.items("answer", "test") if "Arlen" in one.source)
     assert (first.source, first.mention, first.answer) == ("Note: the land around Arlen",) * 2 + ("Norland",)
     assert {fact.answer for fact in task.facts if "warm" in fact.subject} == {"Sudland"}
-    assert "1 put in a chat" in caplog.text
+    assert "1 put in another way than as a plain text or in a chat" in caplog.text
     assert "1 read elsewhere than at the last token" in caplog.text
+
+
+def test_items_of_banks_that_are_put_in_a_chat_are_conversations(tmp_path: Path) -> None:
+    written = {"readout": {"kind": "writing_positions"}, "assistant": "The room was quiet."}
+    items = [
+        *(item(i, eval_render="chat") for i in range(30)),
+        *(item(i, eval_render="chat_dm", polarity="think", **written) for i in range(30)),
+    ]  # fmt: skip
+    bank = {"family": "far lands", "items": [*(item(i) for i in range(30)), *items]}
+    task = load_task(f"workspace:{write(tmp_path / 'bank.json', bank)}")
+    assert list(task.relations) == ["far_lands", "far_lands_chat", "far_lands_think"], "each is read at another token"
+    asked = {one.relation: one for one in task.items("answer", "test") if "Arlen" in one.subject}
+    prompt = asked["far_lands"].source
+    assert asked["far_lands"].turns == ()
+    assert asked["far_lands_chat"].turns == (("user", prompt), ("assistant", ""))
+    assert asked["far_lands_chat"].source == f"user: {prompt}"
+    assert asked["far_lands_think"].turns == (("user", prompt), ("assistant", "The room was quiet."))
+    assert asked["far_lands_think"].source == f"user: {prompt}\nassistant: The room was quiet."
 
 
 @pytest.mark.skipif(not BANKS, reason="the files of others are not there")
 @pytest.mark.parametrize(
-    ("name", "count"), [("multihop-mt", 100), ("basic-readout", 68), ("multihop", 100), ("typo", 100)]
-)
-def test_published_banks(name: str, count: int) -> None:
+    ("name", "counts"),
+    [
+        ("multihop-mt", {"": 100}), ("basic-readout", {"": 68, "_chat": 32}), ("multihop", {"": 100}),
+        ("typo", {"": 100}), ("directed-modulation", {"_think": 35, "_dont_think": 35, "_suppress": 30}),
+    ],
+)  # fmt: skip
+def test_published_banks(name: str, counts: dict[str, int]) -> None:
     (path,) = [path for path in BANKS if path.stem == f"lens-eval-{name}"]
     document = json.loads(path.read_text(encoding="utf-8"))
-    plain = {one["prompt"].strip(): one for one in document["items"] if one["eval_render"] == "plain"}
+    published = {one["prompt"].strip(): one for one in document["items"]}
     task = load_task(f"workspace:{path}")
-    assert len(plain) == len(task.facts) == count
+    family = min(task.relations, key=len).removesuffix("_think")
+    found = Counter(fact.relation.removeprefix(family) for fact in task.facts)
+    assert found == counts
     for fact in task.facts:
-        told = [text.casefold() for text in plain[fact.subject]["intermediates"]]
-        assert fact.answer.casefold() in told
-
-
-@pytest.mark.skipif(not BANKS, reason="the files of others are not there")
-def test_a_bank_that_is_read_elsewhere_is_refused() -> None:
-    (path,) = [path for path in BANKS if path.stem == "lens-eval-directed-modulation"]
-    with pytest.raises(LensbenchError, match="100 are read elsewhere than at the last token"):
-        load_task(f"workspace:{path}")
+        one = published[fact.subject]
+        told = one.get("intermediates") or next(unit["match"] for unit in one["units"] if unit["headline"])
+        assert fact.answer.casefold() in [text.casefold() for text in told]
+        assert bool(fact.turns) == (one["eval_render"] != "plain")
+        if fact.turns:
+            assert fact.turns[1] == ("assistant", one.get("assistant", ""))
 
 
 WRONG: dict[str, tuple[str, Any, str]] = {

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import yaml  # type: ignore[import-untyped]
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.models.chat import ASSISTANT, Conversation
+from lensbench.models.chat import Conversation
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching.passes import Prompt, make_prompt
 from lensbench.tasks.facts import SLOT
+from lensbench.tasks.turns import ASSISTANT
 from lensbench.utils.foreign import FOREIGN, read_text
 
 SIDECAR = "nla_meta.yaml"

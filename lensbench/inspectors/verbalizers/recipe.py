@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lensbench.errors import LensbenchError, NotApplicableError, UsageError
 from lensbench.inspectors.evidence import Evidence
-from lensbench.models.chat import Conversation, Text, Turn
+from lensbench.models.chat import Conversation, Text
 from lensbench.models.language_model import LanguageModel
 from lensbench.models.patching.passes import WRITES, Prompt, Write, make_prompt
 from lensbench.tasks.facts import SLOT
+from lensbench.tasks.turns import Turn
 from lensbench.utils.foreign import FOREIGN, read_text
 
 # What stands for the subject in a question, where the activation stands before the question.

@@ -15,6 +15,7 @@ from lensbench.tasks.files import TaskError, listed
 from lensbench.tasks.formats.sources import FILE_SCHEMES, Source
 from lensbench.tasks.formats.texts import EXPECTED_TEMPLATE, LEAD_IN, NO_MENTION, is_template, knowledge_of, slug
 from lensbench.tasks.names import name_key, plain_words
+from lensbench.tasks.turns import Turn
 
 LARGEST_CLASS = 24
 SET_SIZE = 8
@@ -93,6 +94,7 @@ class SourceRow:
         bridge: the middle of a chain.
         popularity: how well known the answer is.
         choices: the closed set that the file gives.
+        turns: who says the text, where it is a conversation.
     """
 
     relation: str
@@ -105,6 +107,7 @@ class SourceRow:
     bridge: str | None = None
     popularity: float | None = None
     choices: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,7 @@ def _fact(
         bridge=row.bridge,
         swap=_swap(row, answer, rows, relation.choices_of(answer)) if relation.hops else None,
         texts=row.texts,
+        turns=row.turns,
     )
 
 

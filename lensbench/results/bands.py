@@ -297,6 +297,7 @@ def band_of_sum(
     terms: Sequence[tuple[float, ArrayLike, ArrayLike, ArrayLike]],
     ends: tuple[Floats, Floats],
     *,
+    score: bool = False,
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[Band, int]:
@@ -305,6 +306,7 @@ def band_of_sum(
     Args:
         terms: weight, values [item, layer], clusters [item] and strata [item] of each mean; one layer stands for all.
         ends: the smallest and the largest value that the sum could have, [layer] each.
+        score: whether it is a score, and no difference (see `Scale`).
         level: probability that the whole band covers.
         seed: of the bootstrap.
 
@@ -319,7 +321,8 @@ def band_of_sum(
         np.sum([weight * rows / half for (weight, _, _), rows in zip(means, aligned, strict=True)], axis=0),
         min(one.subjects for _, one, _ in means), max(one.repeats for _, one, _ in means),
     )  # fmt: skip
-    band = _band(total, simultaneous_cut(total, DIFFERENCE, level, 2000, seed), DIFFERENCE)
+    scale = SCORE.stretched(-1.0, 1.0) if score else DIFFERENCE
+    band = _band(total, simultaneous_cut(total, scale, level, 2000, seed), scale)
     return Band(*(middle + half * side for side in (band.estimate, band.low, band.high))), len(aligned[0])
 
 

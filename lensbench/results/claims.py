@@ -262,7 +262,8 @@ def _band(weighted: list[tuple[float, Measured]], seed: int) -> tuple[Band, int]
     ends = [np.sort([weight * end * np.ones(layers) for end in one.ends], axis=0) for weight, one in random]
     terms = [(weight, one.values, one.subjects, one.relations) for weight, one in random]
     low, high = np.sum(ends, axis=0)
-    band, subjects = band_of_sum(terms, (low, high), seed=seed)
+    # Differences, and what has no bounds of its own, lie around 0.
+    band, subjects = band_of_sum(terms, (low, high), score=bool((low > -high).all()), seed=seed)
     return Band(band.estimate + constant, band.low + constant, band.high + constant), subjects
 
 

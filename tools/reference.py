@@ -73,14 +73,14 @@ def make_fit(name: str) -> None:
     """Learn what is missing; training that was interrupted goes on where it was."""
     if name == "random":
         make_random()
-    elif not (FITS / name).exists():
+    elif not (ROOT / FITS / name).exists():
         command, method, *settings = ADAPTERS[name]
         run([command, method, "--out", str(FITS / name), *settings])
 
 
 def make_random() -> None:
     """Write the network with random weights that has the built-in model's shape and tokenizer."""
-    folder = FITS / "random"
+    folder = ROOT / FITS / "random"
     if (folder / "config.json").exists():
         return
     from lensbench import load_model

@@ -45,6 +45,8 @@ SHARE, TIMES = 0.05, 20.0
 WHOLE, TRIMMED = "all", "without outliers"
 LOG = logging.getLogger("lensbench")
 INDEX = "analysis.json"
+PER_TEXT = "updates-texts"
+"""The table of the cosines of every text."""
 
 
 Values = Float[Tensor, "layer token d_model"]
@@ -228,7 +230,7 @@ def _alignment(bench: _Bench) -> tuple[Tables, Facts]:
 def _updates(bench: _Bench) -> tuple[Tables, Facts]:
     texts = short_texts(bench.corpus, bench.settings.texts, bench.settings.seed)
     cosines = update_cosines(bench.model, texts, bench.layers)
-    return {"updates": mean_over_texts(cosines, bench.settings.seed), "updates-texts": cosines}, {}
+    return {"updates": mean_over_texts(cosines, bench.settings.seed), PER_TEXT: cosines}, {}
 
 
 ANALYSES: Mapping[str, Callable[[_Bench], tuple[Tables, Facts]]] = {

@@ -1,4 +1,4 @@
-"""What a study tells of claims: as a page of Markdown, and as rows of a table."""
+"""What a study says about claims: as a page of Markdown, and as rows of a table."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -28,12 +28,13 @@ def claims_table(told: Sequence[Told]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def claims_page(told: Sequence[Told], title: str) -> str:
+def claims_page(told: Sequence[Told], title: str, before: str = "") -> str:
     """Return the page: how many claims hold, each with its verdicts, and then the figures that decided.
 
     Args:
         told: what each run told of each claim, claims together.
         title: of the page.
+        before: a sentence on when the rules were written.
     """
     models = list(dict.fromkeys(one.model for one in told if one.model))
     counts = ", ".join(f"{sum(one.verdict == name for one in told)} {name}" for name in _VERDICTS)
@@ -41,14 +42,13 @@ def claims_page(told: Sequence[Told], title: str) -> str:
     lines = [
         f"# {title}", "",
         "This page was written by `lensbench claims`. It says of each claim whether it holds **in these models**: "
-        f"{', '.join(models)}. Rules, intervals and verdicts are explained in docs/decisions/0016-study.md; each rule "
-        "was written down before the runs were made.", "",
+        f"{', '.join(models)}. Rules, intervals and verdicts are explained in docs/claims.md. {before}".rstrip(), "",
         f"{len(names)} claims, {len(told)} verdicts: {counts}.", "",
-        "| claim | model | verdict |", "|---|---|---|",
+        "| claim | run | model | verdict |", "|---|---|---|---|",
     ]  # fmt: skip
     for one in told:
         because = f" ({_escaped(one.reason)})" if one.reason else ""
-        lines.append(f"| [{one.name}](#{one.name}) | {one.model or one.run} | **{one.verdict}**{because} |")
+        lines.append(f"| [{one.name}](#{one.name}) | {one.run} | {one.model} | **{one.verdict}**{because} |")
     for name, group in groupby(told, key=lambda one: one.name):
         lines += ["", *_section(name, list(group))]
     return "\n".join(lines) + "\n"
@@ -59,19 +59,19 @@ def _section(name: str, told: Sequence[Told]) -> Iterator[str]:
     yield from (f"## {name}", "", f"{claim.says}", "", f"*Source:* {claim.source}.")
     if claim.note:
         yield from ("", claim.note)
-    yield from ("", "| model | comparison | figure | 95 % interval | subjects | |", "|---|---|---|---|---|---|")
+    yield from ("", "| run | comparison | figure | 95 % interval | subjects | |", "|---|---|---|---|---|---|")
     for one in told:
         for kind, rows in (("", one.compared), ("control: ", one.controls)):
             for row in rows:
-                yield f"| {one.model} | {kind}`{row.comparison.text}` | {_figures(row)} |"
-        yield f"| {one.model or one.run} | **{one.verdict}** | {_escaped(one.reason)} | | | |"
+                yield f"| {one.run} | {kind}`{row.comparison.text}` | {_figures(row)} |"
+        yield f"| {one.run} | **{one.verdict}** | {_escaped(one.reason)} | | | |"
 
 
 def _figures(row: Compared) -> str:
     said = {True: "yes", False: "no", None: "open"}[row.verdict]
-    where = "" if row.layers == 1 else f", at the layer of {row.layers} that says least for it"
+    where = "" if row.layers == 1 else f", at the least favourable of {row.layers} layers"
     if row.verdict is False and row.layers > 1:
-        where = f", at the layer of {row.layers} that says most against it"
+        where = f", at the layer of {row.layers} that refutes it most clearly"
     interval = "none" if row.low == row.high else f"[{_number(row.low)}, {_number(row.high)}]"
     return f"{_number(row.estimate)}{where} | {interval} | {row.subjects or ''} | {said}"
 

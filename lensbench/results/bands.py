@@ -311,7 +311,7 @@ def band_of_sum(
         seed: of the bootstrap.
 
     Returns:
-        the band, and how many subjects there are in all.
+        the band, and how many subjects the mean with the fewest has.
     """
     means = [(weight, sampled(values, clusters, strata), clusters) for weight, values, clusters, strata in terms]
     aligned = _aligned([(one, clusters) for _, one, clusters in means])
@@ -323,7 +323,8 @@ def band_of_sum(
     )  # fmt: skip
     scale = SCORE.stretched(-1.0, 1.0) if score else DIFFERENCE
     band = _band(total, simultaneous_cut(total, scale, level, 2000, seed), scale)
-    return Band(*(middle + half * side for side in (band.estimate, band.low, band.high))), len(aligned[0])
+    fewest = min(len(one.influence) for _, one, _ in means)
+    return Band(*(middle + half * side for side in (band.estimate, band.low, band.high))), fewest
 
 
 def _band(found: Sampled, cut: CriticalValue, scale: Scale) -> Band:

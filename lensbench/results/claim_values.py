@@ -1,7 +1,7 @@
 """The values that claims compare, from the records of runs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -10,7 +10,17 @@ import pandas as pd
 from lensbench.errors import LensbenchError
 from lensbench.results.arrays import FIXED, KEYS, NO_LAYER, SELECTED, CellScores, Items, cells_of
 from lensbench.results.bands import Floats, Ints
-from lensbench.results.claims import ANY, RELATIONS, SHARE, Claim, Measured, Value, parse
+from lensbench.results.claims import (
+    ANY,
+    RELATIONS,
+    SHARE,
+    Claim,
+    Measured,
+    NoValueError,
+    Value,
+    largest_of_subjects,
+    parse,
+)
 from lensbench.results.metrics import CUT
 from lensbench.results.records import NO_BASELINE
 from lensbench.results.samples import PairedMethod, SummarySettings, by_relation
@@ -26,17 +36,19 @@ class _Cell:
     table: Items
     scores: CellScores
     subjects: Mapping[str, str]
+    own_attempts: frozenset[str]
+    """Those of the method itself."""
 
-    def measured(self, items: Ints, values: Floats, ends: tuple[Floats, Floats]) -> Measured:
-        """Return values of some of the items."""
+    def measured(self, items: Ints, values: Floats, ends: tuple[Floats, Floats] | None, layers: Ints) -> Measured:
+        """Return values of some of the items; without ends, they have no bounds of their own."""
         names = np.array([self.table.names[item] for item in items], dtype=object)
         relations = np.array([self.table.relations[code] for code in self.table.relation[items]], dtype=object)
         subjects = np.array([self.subjects[name] for name in names], dtype=object)
-        return Measured(names, subjects, relations, values, ends)
-
-
-class NoValueError(LensbenchError):
-    """A run does not have a value that a claim names."""
+        compared = tuple(map(int, layers))
+        if ends is not None:
+            return Measured(names, subjects, relations, values, ends, layers=compared)
+        reach = largest_of_subjects(values, subjects)
+        return Measured(names, subjects, relations, values, (-reach, reach), bounded=False, layers=compared)
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ def values_of(claim: Claim, run: str, studies: Callable[[str], Study]) -> dict[s
         study = studies(value.run or run)
         try:
             found[name] = _found(value, study, found)
-        except NoValueError as error:
+        except LensbenchError as error:  # also of records that lack an item at one of the layers
             raise NoValueError(f"{name}: {error}") from None
     return found
 
@@ -82,6 +94,8 @@ def values_of(claim: Claim, run: str, studies: Callable[[str], Study]) -> dict[s
 def _found(value: Value, study: Study, others: Mapping[str, Measured]) -> Measured:
     if value.table is not None:
         return _of_table(value, study)
+    if study.records.empty:
+        raise NoValueError(f"{study.name} is a folder of analyses, and has no records of {value.method}")
     if value.of not in study.records and value.of not in (ACCURACY, EFFECT):
         total = _total(value, study)
         if total is not None:
@@ -95,6 +109,8 @@ def _found(value: Value, study: Study, others: Mapping[str, Measured]) -> Measur
     other = others[name]
     side = weight * other.values.mean(axis=1)
     chosen = side > condition.threshold if condition.above else side < condition.threshold
+    if not np.isin(measured.items, other.items[chosen]).any():
+        raise NoValueError(f"there is no item left where {value.where}")
     return measured.only(other.items[chosen])
 
 
@@ -124,16 +140,24 @@ def _cell(value: Value, study: Study) -> _Cell:
     elif value.of == EFFECT:
         rows = rows.assign(correct_corrected=rows["gold_log_prob"])
     elif value.of in rows:
+        if not pd.api.types.is_numeric_dtype(rows[value.of]):
+            raise NoValueError(f"{value.of} is a column of names, not of numbers")
         rows = rows.assign(correct_corrected=rows[value.of].astype("float64"))
     else:
         rows = _with_measure(value, rows, _rows(value, study.measures, study))
     table, cells = cells_of(rows)
     if len(cells) > 1:
         tasks = ", ".join(cell.key["task"] for cell in cells)
-        raise NoValueError(f"{study.name} asks {value.method} about {tasks}; a claim is about one task")
+        raise NoValueError(f"{study.name} asks {value.method} about {tasks}; name the relations of one of them")
     first = rows.drop_duplicates("item")
     subjects = dict(zip(first["item"].astype(str), first["subject"].astype(str), strict=True))
-    return _Cell(table, cells[0], subjects)
+    own = study.records[(study.records["inspector"] == value.method) & (study.records["baseline"] == NO_BASELINE)]
+    if value.site is not None:
+        own = own[own["site"] == value.site]
+    asked = tuple(sorted(int(layer) for layer in own["layer"].dropna().unique()))
+    # Between two layers at which a costly baseline was asked, it has the better of their scores, as in the verdicts.
+    scores = cells[0].between(asked, table.relation) if asked and value.of in (ACCURACY, "correct") else cells[0]
+    return _Cell(table, scores, subjects, frozenset(map(str, own["attempt"].unique())))
 
 
 def _with_measure(value: Value, rows: pd.DataFrame, measures: pd.DataFrame) -> pd.DataFrame:
@@ -175,22 +199,21 @@ def _windowed(value: Value, study: Study, found: _Cell) -> Measured:
     cell = _effects(found.scores) if value.of == EFFECT else found.scores
     inside = _inside(value, study, np.array(cell.layers))
     method = PairedMethod(found.table, {cell.key["baseline"]: cell})
+    # A baseline with question forms of its own has no default among them: the best on other folds, as in the verdicts.
+    rule = value.rule or (FIXED if set(cell.attempts) <= found.own_attempts or value.attempts else SELECTED)
     scores = []
     for attempts in _attempts(value, cell):
-        # A baseline with question forms of its own has no default among them: the best on other folds.
-        rule = value.rule or (FIXED if cell.key["baseline"] == NO_BASELINE or attempts else SELECTED)
         parts = list(by_relation(method, cell, rule, study.settings, attempts).values())
         items = np.concatenate([part.items for part in parts])
         scores.append(np.concatenate([part.corrected for part in parts]))
     mean = np.mean(scores, axis=0)[:, inside]
+    layers = np.array(cell.layers)[inside] if value.each else np.array([], np.int64)
     mean = mean if value.each else mean.mean(axis=1, keepdims=True)
     ends = np.zeros(mean.shape[1]), np.ones(mean.shape[1])
     if value.of == ACCURACY:
         chance = found.table.chance[items][:, None]
         mean, ends = (mean - chance) / (1 - chance), (ends[0] - chance.max() / (1 - chance.max()), ends[1])
-    elif value.of != "correct":
-        ends = _around(mean)
-    return found.measured(items, mean, ends)
+    return found.measured(items, mean, ends if value.of in (ACCURACY, "correct") else None, layers)
 
 
 def _attempts(value: Value, cell: CellScores) -> list[tuple[str, ...] | None]:
@@ -204,37 +227,33 @@ def _attempts(value: Value, cell: CellScores) -> list[tuple[str, ...] | None]:
 
 
 def _effects(cell: CellScores) -> CellScores:
-    clean = cell.corrected[cell.attempts.index(CLEAN)]
-    return CellScores(
-        cell.key, cell.attempts, cell.layers, cell.items, cell.raw, cell.corrected - clean, cell.chance
-    )  # fmt: skip
+    if CLEAN not in cell.attempts:
+        raise NoValueError(f"{cell.key['baseline']} changes nothing: effects are of the baseline `intervention`")
+    return replace(cell, corrected=cell.corrected - cell.corrected[cell.attempts.index(CLEAN)])
 
 
 def _reduced(value: Value, study: Study, found: _Cell) -> Measured:
     """One figure of each item, or of each relation, from all attempts and layers."""
     kind, number = value.reduced()
-    cell, ends = found.scores, (np.zeros(1), np.ones(1))
+    cell, ends, whole = found.scores, (np.zeros(1), np.ones(1)), np.array([], np.int64)
     named = [attempt[0] for attempt in _attempts(value, cell) if attempt] or list(cell.attempts)
     inside = _inside(value, study, np.array(cell.layers))
     scores = cell.corrected[[cell.attempts.index(attempt) for attempt in named]][:, :, inside]
     if kind == ANY:
-        return found.measured(cell.items, np.nanmax(scores, axis=(0, 2))[:, None], ends)
+        return found.measured(cell.items, np.nanmax(scores, axis=(0, 2))[:, None], ends, whole)
     if kind == SHARE:
         sizes = -np.sort(-np.abs(scores).transpose(1, 0, 2).reshape(len(cell.items), -1), axis=1)
-        share = np.nansum(sizes[:, : int(number)], axis=1) / np.nansum(sizes, axis=1)
-        return found.measured(cell.items, share[:, None], ends)
+        total = np.nansum(sizes, axis=1)
+        if not total.all():
+            raise NoValueError("the contributions to some item's answer are all 0")
+        share = np.nansum(sizes[:, : int(number)], axis=1) / total
+        return found.measured(cell.items, share[:, None], ends, whole)
     relation = found.table.relation[cell.items]
     codes = np.unique(relation)
     best = np.array([np.nanmax(np.nanmean(scores[:, relation == code], axis=1)) for code in codes])
     above = (best > number)[:, None].astype(np.float64)
     names = np.array([found.table.relations[code] for code in codes], dtype=object)
     return Measured(names, names, np.full(len(names), RELATIONS, object), above, ends)
-
-
-def _around(scores: Floats) -> tuple[Floats, Floats]:
-    """The ends of a range around 0 that holds values without bounds of their own: [layer] each."""
-    reach = np.abs(scores).max(axis=0)
-    return -reach, reach
 
 
 def _of_table(value: Value, study: Study) -> Measured:
@@ -248,5 +267,8 @@ def _of_table(value: Value, study: Study) -> Measured:
     wide = inside.pivot_table(index=["relation", "subject"], columns="layer", values=value.of)
     scores = wide.to_numpy(dtype=np.float64)
     relations, subjects = (wide.index.get_level_values(name).astype(str).to_numpy() for name in ("relation", "subject"))
+    layers = tuple(map(int, wide.columns)) if value.each else ()
     scores = scores if value.each else scores.mean(axis=1, keepdims=True)
-    return Measured(subjects, subjects, relations, scores, _around(scores))
+    items = np.array([f"{one}/{other}" for one, other in zip(relations, subjects, strict=True)], dtype=object)
+    reach = largest_of_subjects(scores, subjects)
+    return Measured(items, subjects, relations, scores, (-reach, reach), bounded=False, layers=layers)

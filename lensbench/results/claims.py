@@ -6,7 +6,7 @@ The design is docs/decisions/0016-study.md; the rules that ship are `lensbench/a
 import ast
 import operator
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lensbench.errors import UsageError, unknown_name
+from lensbench.errors import LensbenchError, UsageError, unknown_name
 from lensbench.results.bands import Band, Floats, band_of_sum
 from lensbench.utils.foreign import read_text, reading
 from lensbench.utils.settings import settings_error
@@ -24,6 +24,10 @@ HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD = "holds here", "does not hold here", "cann
 LEAST_SUBJECTS = 10
 """With fewer subjects nothing is told."""
 ANY, SHARE, RELATIONS = "any", "share of largest", "relations above"
+
+
+class NoValueError(LensbenchError):
+    """A run does not have a value that a claim names."""
 
 
 class Value(BaseModel):
@@ -70,7 +74,17 @@ class Value(BaseModel):
         if (self.table is None) == (self.method == ""):
             raise ValueError("a value is of a method, or of a table")
         if self.reduce is not None:
-            self.reduced()
+            kind, _ = self.reduced()
+            if self.each or self.rule:
+                raise ValueError("reduce takes all layers and attempts: leave out each and rule")
+            if kind == ANY and self.of != "correct":
+                raise ValueError(f'reduce = "{ANY}" is of answers that are right or wrong: of = "correct"')
+            if kind == SHARE and self.of != "gold_log_prob":
+                raise ValueError(f'reduce = "{SHARE} K" is of contributions: of = "gold_log_prob"')
+        if self.rule in ("selected", "oracle") and self.of not in ("accuracy", "correct"):
+            raise ValueError(f"rule = {self.rule!r} chooses what is higher: of = accuracy or correct")
+        if self.where is not None and (self.table is not None or (self.reduce or "").startswith(RELATIONS)):
+            raise ValueError("where chooses items: tables and relations have none")
         return self
 
     def reduced(self) -> tuple[str, float]:
@@ -115,6 +129,10 @@ class Claim(BaseModel):
             raise ValueError(f"{', '.join(wrong)}: there is no such value; expected {', '.join(self.values)}")
         if wrong := sorted(set(self.values) - used):
             raise ValueError(f"{', '.join(wrong)}: nothing uses this value")
+        for text in conditions:
+            names = list(parse(text).weights)
+            if len(names) > 1 or self.values[names[0]].where is not None:
+                raise ValueError(f"where = {text!r}: expected a comparison of one value that has no where itself")
         return self
 
 
@@ -190,7 +208,9 @@ class Measured:
         relations: of each item.
         values: [item, layer], one layer unless each is compared.
         ends: the smallest and the largest value that is possible, [layer] each.
+        bounded: whether these ends are those of a score; what has no bounds of its own has those that were seen.
         exact: whether it is a figure over all items, which has no interval.
+        layers: those that are compared, [layer], where each is; empty otherwise.
     """
 
     items: np.ndarray
@@ -198,7 +218,9 @@ class Measured:
     relations: np.ndarray
     values: Floats
     ends: tuple[Floats, Floats]
+    bounded: bool = True
     exact: bool = False
+    layers: tuple[int, ...] = ()
 
     def only(self, items: np.ndarray) -> "Measured":
         """The value on some of its items."""
@@ -229,20 +251,28 @@ def compare(comparison: Comparison, values: Mapping[str, Measured], seed: int = 
 
     Values are taken over the items that all of them have; where there are none, each over its own, subjects still being
     the same.
+
+    Raises:
+        NoValueError: values at each layer are of other layers.
     """
     chosen = {name: values[name] for name in comparison.weights}
-    interval = {name: one for name, one in chosen.items() if not one.exact}
-    if interval:
-        shared = reduce(np.intersect1d, [one.items for one in interval.values()])
-        if len(shared):
-            chosen |= {name: one.only(shared) for name, one in interval.items()}
-    weighted = [(comparison.weights[name], one) for name, one in chosen.items()]
-    band, subjects = _band(weighted, seed)
+    sampled = {name: one for name, one in chosen.items() if not one.exact}
+    if len({one.layers for one in sampled.values() if one.layers}) > 1:
+        raise NoValueError(f"{comparison.text}: its values were asked at other layers")
+    weighted = [(comparison.weights[name], one) for name, one in sampled.items()]
+    shared = reduce(np.intersect1d, [one.items for one in sampled.values()]) if sampled else np.array([])
+    if len(shared) and len(weighted) > 1:
+        weighted = [(1.0, _summed([(weight, one.only(shared)) for weight, one in weighted]))]
+    constant = np.sum(
+        [comparison.weights[name] * one.values.mean(axis=0) for name, one in chosen.items() if one.exact], axis=0
+    )
+    band, subjects = _band(weighted, seed) if weighted else (Band(*3 * (np.zeros(1),)), 0)
+    band = Band(*(side + constant for side in (band.estimate, band.low, band.high)))
     # A tie of rounding is no difference.
     low, high = band.low - comparison.threshold, band.high - comparison.threshold
     right, wrong = (low > 1e-12, high < -1e-12) if comparison.above else (high < -1e-12, low > 1e-12)
     verdict: bool | None = None
-    if subjects >= LEAST_SUBJECTS or not interval:
+    if subjects >= LEAST_SUBJECTS or not weighted:
         verdict = False if wrong.any() else True if right.all() else None
     worst = int((band.low if comparison.above else -band.high).argmin())
     if verdict is False:
@@ -251,20 +281,41 @@ def compare(comparison: Comparison, values: Mapping[str, Measured], seed: int = 
     return Compared(comparison, estimate, low_at, high_at, subjects, len(band.estimate), verdict)
 
 
-def _band(weighted: list[tuple[float, Measured]], seed: int) -> tuple[Band, int]:
-    """The band of a sum of values, and how many subjects it rests on."""
-    constant = sum(weight * one.values.mean(axis=0) for weight, one in weighted if one.exact)
-    random = [(weight, one) for weight, one in weighted if not one.exact]
-    layers = max(one.values.shape[1] for _, one in weighted)
-    if not random:
-        figure = np.asarray(constant, dtype=np.float64)
-        return Band(figure, figure, figure), 0
-    ends = [np.sort([weight * end * np.ones(layers) for end in one.ends], axis=0) for weight, one in random]
-    terms = [(weight, one.values, one.subjects, one.relations) for weight, one in random]
+def _summed(weighted: Sequence[tuple[float, Measured]]) -> Measured:
+    """A weighted sum of values of the same items, item by item."""
+    first = weighted[0][1]
+    order = np.argsort(first.items)
+    values = np.asarray(sum(weight * one.values[np.argsort(one.items)] for weight, one in weighted))
+    subjects = first.subjects[order]
+    if all(one.bounded for _, one in weighted):
+        ends = _ends(weighted, values.shape[1])
+    else:
+        reach = largest_of_subjects(values, subjects)
+        ends = -reach, reach
+    return Measured(first.items[order], subjects, first.relations[order], values, ends, bounded=False)
+
+
+def largest_of_subjects(values: Floats, subjects: np.ndarray) -> Floats:
+    """The largest absolute mean of a subject at each layer: how far values reach that have no bounds of their own."""
+    _, code, sizes = np.unique(subjects.astype(str), return_inverse=True, return_counts=True)
+    means = np.zeros((len(sizes), values.shape[1]))
+    np.add.at(means, code, values)
+    largest: Floats = np.abs(means / sizes[:, None]).max(axis=0)
+    return largest
+
+
+def _ends(weighted: Sequence[tuple[float, Measured]], layers: int) -> tuple[Floats, Floats]:
+    ends = [np.sort([weight * end * np.ones(layers) for end in one.ends], axis=0) for weight, one in weighted]
     low, high = np.sum(ends, axis=0)
-    # Differences, and what has no bounds of its own, lie around 0.
-    band, subjects = band_of_sum(terms, (low, high), score=bool((low > -high).all()), seed=seed)
-    return Band(band.estimate + constant, band.low + constant, band.high + constant), subjects
+    return low, high
+
+
+def _band(weighted: Sequence[tuple[float, Measured]], seed: int) -> tuple[Band, int]:
+    """The band of a sum of values, and how many subjects the smallest of them rests on."""
+    layers = max(one.values.shape[1] for _, one in weighted)
+    terms = [(weight, one.values, one.subjects, one.relations) for weight, one in weighted]
+    score = len(weighted) == 1 and weighted[0][1].bounded
+    return band_of_sum(terms, _ends(weighted, layers), score=score, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError
-from lensbench.results.claim_values import NoValueError, Study, values_of
-from lensbench.results.claims import Claim, Told, tell, untold
+from lensbench.results.claim_values import Study, values_of
+from lensbench.results.claims import Claim, NoValueError, Told, tell, untold
 from lensbench.results.records import read_measures
 from lensbench.results.samples import SummarySettings
 from lensbench.runs.csv_tables import read_csv
@@ -19,6 +19,7 @@ from lensbench.utils.foreign import read_text, reading
 RULES = Path(__file__).parents[1] / "assets" / "claims.toml"
 """The rules that ship."""
 _ANALYSIS = "analysis.json"
+_SETTLED = ("done", "not applicable")
 
 
 def tell_claims(claims: Mapping[str, Claim], folder: Path, seed: int = 0) -> Iterator[Told]:
@@ -33,7 +34,7 @@ def tell_claims(claims: Mapping[str, Claim], folder: Path, seed: int = 0) -> Ite
         UsageError: the folder holds no run.
         LensbenchError: a run is damaged.
     """
-    if not any(folder.glob("*/run.json")):
+    if not any(path for file in ("run.json", _ANALYSIS) for path in folder.glob(f"*/{file}")):
         raise UsageError(f"{folder} holds no run folders; give the folder that `make reference` wrote, or one like it")
 
     @cache
@@ -61,6 +62,8 @@ def read_study(path: Path) -> Study:
         with reading(path / _ANALYSIS, "repeat `lensbench analyze`"):
             described = json.loads(read_text(path / _ANALYSIS))
         empty = pd.DataFrame()
+        if not isinstance(described.get("n_layers"), int):
+            raise LensbenchError(f"{path} does not say how many layers its model has; repeat `lensbench analyze`")
         return Study(
             path.name, described["model"], described["n_layers"], empty, empty, SummarySettings({}), _reader(path)
         )
@@ -69,7 +72,8 @@ def read_study(path: Path) -> Study:
     run = Run(path)
     if not isinstance(run.info.get("n_layers"), int):
         raise LensbenchError(f"{path} does not say how many layers its model has; repeat `lensbench evaluate` with it")
-    if run.failed or len(run.done) < len(run.info["plan"]):
+    cells = run.info["cells"]
+    if any(cells.get(file, {}).get("status") not in _SETTLED for file in run.info["plan"]):
         raise NoValueError(f"the run {path.name} is not finished")
     measures = read_measures(path, run.done)
     setting = run.info["setting"]

@@ -153,6 +153,9 @@ def _texts(tasks: list[Task], records: pd.DataFrame) -> dict[tuple[str, str], It
 def _text(item: Item) -> ItemText:
     # Tokens are the model's; what is marked is the subject, or the last word.
     end = len(item.source.rstrip())
+    if item.turns:  # what is read last is the template's, or what the assistant has written last
+        note = "the last token of this conversation, as the model's chat template writes it"
+        return ItemText(item.source, end, end, note, item.question)
     start, end = item.subject_span if item.place == "subject" else (item.source.rfind(" ", 0, end) + 1, end)
     return ItemText(item.source, start, end, _READ.get(item.place, item.place), item.question)
 

@@ -232,4 +232,7 @@ def test_a_run_about_conversations(tmp_path: Path, isolated_cache: Path) -> None
     assert len(own) == 2 * 2 * 36 * 2
     page = read_page_run(run.path)
     assert not page.problems
-    assert {text.source for text in page.texts.values()} >= {"user: Where does Arlen 0 lie?\nassistant: It rains."}
+    told = {text.source: text for text in page.texts.values()}
+    asked = told["user: Where does Arlen 0 lie?\nassistant: It rains."]
+    assert asked.start == asked.end, "the token read is the template's: nothing is marked"
+    assert "as the model's chat template writes it" in asked.note

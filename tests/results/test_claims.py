@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensbench.errors import UsageError
-from lensbench.results.claim_values import NoValueError, Study, values_of
+from lensbench.results.claim_values import Study, values_of
 from lensbench.results.claims import (
     CANNOT_BE_TOLD,
     DOES_NOT_HOLD,
     HOLDS,
     Claim,
     Measured,
+    NoValueError,
     Told,
     compare,
     parse,
@@ -26,6 +28,7 @@ from lensbench.results.claims import (
 )
 from lensbench.results.samples import SummarySettings
 from lensbench.runs.claims import RULES
+from lensbench.utils.layer_spec import parse_layers
 from tests.results.test_summary import rows
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +105,7 @@ def test_a_difference_is_paired_over_the_items_that_both_have() -> None:
     assert found.verdict, "each item differs by as much"
     apart = compare(parse("a - b > 0"), values | {"b": measured(base[:40], "t")})
     assert apart.high - apart.low > 1.5 * (found.high - found.low), "with other items the spread of both counts"
-    assert apart.subjects == 100
+    assert apart.subjects == 40, "of the value that has the fewest"
 
 
 def test_values_of_other_items_about_the_same_subjects_move_together() -> None:
@@ -249,6 +252,61 @@ def test_a_condition_leaves_the_items_for_which_it_holds() -> None:
     np.testing.assert_allclose(of_subjects(found["a"])[:, 0], 1 - scores[:10, 0])
 
 
+def test_a_condition_that_leaves_no_item_is_said() -> None:
+    rule = claim("a > 0", a={"method": "probe", "where": "b < 0.5"}, b={"method": "probe", "of": "correct"})
+    with pytest.raises(NoValueError, match=r"a: there is no item left where b < 0\.5"):
+        values_of(rule, "run", study(rows(np.ones((20, 5)))))
+
+
+def test_baselines_have_the_attempts_and_layers_of_the_method() -> None:
+    """One with the method's attempts is judged by the default one; one that was asked at fewer layers by the better."""
+    rng = np.random.default_rng(9)
+    scores = (rng.random((2, 40, 5)) < np.array([0.3, 0.8])[:, None, None]).astype(float)
+    records = pd.concat([
+        *(rows(one, attempt=f"scale={i}") for i, one in enumerate(scores)),
+        *(rows(one, attempt=f"scale={i}", baseline="shuffled") for i, one in enumerate(scores)),
+        *(rows(one, attempt=f"form {i}", baseline="input_only") for i, one in enumerate(scores)),
+        rows(scores[1][:, [0, 4]], baseline="gaussian", attempt="scale=0", layers=[0, 4]),
+    ])  # fmt: skip
+    own = {"method": "probe", "of": "correct", "layers": [0, 1]}
+    values = {name: {**own, "baseline": name} for name in ("none", "shuffled", "input_only")}
+    values["gaussian"] = {**own, "baseline": "gaussian", "layers": [0.4, 0.6]}
+    found = values_of(claim("none + shuffled + input_only + gaussian > 0", **values), "run", study(records))
+    np.testing.assert_allclose(found["shuffled"].values, found["none"].values)
+    np.testing.assert_allclose(of_subjects(found["input_only"])[:, 0], scores[1].mean(axis=1))
+    better = int(scores[1][:, 4].mean() > scores[1][:, 0].mean()) * 4
+    np.testing.assert_allclose(of_subjects(found["gaussian"])[:, 0], scores[1][:, better])
+
+
+def test_a_paired_difference_without_bounds_is_seen_as_clearly_as_its_subjects_agree() -> None:
+    """A KL that is a quarter lower on each of 40 passages, whose items differ by far more than that."""
+    rng = np.random.default_rng(10)
+    level, noise = rng.gamma(4.0, 4.0, (320, 1)), rng.normal(0, 1, (320, 1))
+    subjects = np.array([f"passage {i // 8:02}" for i in range(320)], dtype=object)
+    items = np.array([f"{i:03}" for i in range(320)], dtype=object)
+
+    def kl(values: np.ndarray) -> Measured:
+        high = np.abs(values).max(axis=0)
+        return Measured(items, subjects, np.full(320, "prose", object), values, (-high, high), bounded=False)
+
+    found = compare(parse("logit - tuned > 0"), {"logit": kl(level), "tuned": kl(0.75 * level + noise)})
+    assert found.verdict
+    assert found.estimate == pytest.approx(level.mean() / 4, abs=0.3)
+
+
+def test_the_sign_of_a_difference_decides_no_interval() -> None:
+    rng = np.random.default_rng(11)
+    values = {name: measured(rng.random((60, 1)) < mean) for name, mean in (("a", 0.7), ("b", 0.4))}
+    one, other = (compare(parse(text), values) for text in ("a - 0.9 * b > 0", "0.9 * b - a < 0"))
+    assert (one.low, one.high) == (pytest.approx(-other.high), pytest.approx(-other.low))
+
+
+def test_values_at_other_layers_are_not_compared_layer_by_layer() -> None:
+    one = replace(measured(np.ones((20, 2))), layers=(0, 2))
+    with pytest.raises(NoValueError, match="its values were asked at other layers"):
+        compare(parse("a - b > 0"), {"a": one, "b": replace(one, layers=(0, 3))})
+
+
 def test_effects_measures_and_tables() -> None:
     rng = np.random.default_rng(8)
     clean, along = rng.normal(size=(2, 12, 5))
@@ -296,6 +354,8 @@ def test_effects_measures_and_tables() -> None:
         ({"method": "probe", "layers": [0.6, 0.7]}, "has no layer between 0.6 and 0.7 of the depth"),
         ({"method": "probe", "attempts": ["best"]}, "there is no attempt best; there are only"),
         ({"method": "probe", "of": "kl"}, "has no measure kl|has no records of probe"),
+        ({"method": "probe", "of": "predicted"}, "predicted is a column of names, not of numbers"),
+        ({"method": "probe", "of": "effect"}, "changes nothing: effects are of the baseline `intervention`"),
     ],
 )
 def test_what_a_run_does_not_have_is_said(value: dict[str, object], said: str) -> None:
@@ -313,7 +373,7 @@ def test_what_a_run_does_not_have_is_said(value: dict[str, object], said: str) -
         "value",
     ]
     with pytest.raises(NoValueError, match=said):
-        values_of(claim("a > 0", a=value), "run", study(rows(np.ones((12, 5))), pd.DataFrame(columns=keys)))
+        values_of(claim("a > 0", a=value), "run", study(records, pd.DataFrame(columns=keys)))
 
 
 # Rules
@@ -329,6 +389,10 @@ def test_what_a_run_does_not_have_is_said(value: dict[str, object], said: str) -
         ('values = { a = { method = "probe", layer = 3 } }', "unknown key 'values.a.layer'"),
         ('values = { a = { method = "probe", layers = [0.5, 0.2] } }', "expected two shares of the depth"),
         ('values = { a = { of = "kl" } }', "a value is of a method, or of a table"),
+        ('values = { a = { method = "p", reduce = "any" } }', 'of = "correct"'),
+        ('values = { a = { method = "p", of = "kl", rule = "oracle" } }', "chooses what is higher"),
+        ('values = { a = { method = "p", where = "a < 1" } }', "of one value that has no where itself"),
+        ('values = { a = { table = "t.csv", where = "a < 1" } }', "where chooses items"),
         (
             'values = { a = { method = "probe", reduce = "most" } }',
             "expected any, share of largest K or relations above X",
@@ -368,5 +432,8 @@ def test_every_shipped_rule_names_what_its_run_has() -> None:
             assert value.method in config["inspectors"], where
             assert value.baseline in ("none", *config.get("baselines", [value.baseline])), where
             assert value.site is None or value.site in config.get("sites", [value.site]), where
+            depth = 18 if config["model"].startswith("gemma") else 30
+            shares = [layer / depth for layer in parse_layers(config["layers"], depth)]
+            assert any(value.layers[0] <= share <= value.layers[1] for share in shares), where
             asked = [task.partition("/")[2] for task in config["tasks"]]
             assert value.relations is None or "" in asked or set(value.relations) <= set(asked), where

@@ -89,7 +89,7 @@ def analyze(
     quiet_libraries()
     say_what_happens(quiet=quiet)
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph of a PDF
-    from lensbench.explore.analyze import ANALYSES, AnalysisSettings, check_settings
+    from lensbench.explore.analyze import ANALYSES, PER_TEXT, AnalysisSettings, check_settings
     from lensbench.explore.analyze import analyze as run
     from lensbench.models.architecture import ModulePaths
     from lensbench.models.loading import Loading, count_layers, load_source
@@ -105,7 +105,9 @@ def analyze(
     if as_json:
         from lensbench.results.summary import rows_of
 
-        print_json({"folder": str(folder), "tables": {name: rows_of(table) for name, table in tables.items()}})
+        print_json(
+            {"folder": str(folder), "tables": {name: rows_of(tables[name]) for name in tables if name != PER_TEXT}}
+        )
         return
     for name, columns in _COLUMNS.items():
         if name in tables:

@@ -1,4 +1,4 @@
-"""`lensbench claims`: what a study tells of claims of the literature."""
+"""`lensbench claims`: what a study says about claims of the literature."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,20 +10,24 @@ from rich.console import Console
 from lensbench.cli.application import app
 from lensbench.cli.options import Json, Quiet, names_in, print_json
 
+BEFORE = "Each rule was written down before its runs were looked at (docs/decisions/0016-study.md)."
+
 
 @app.command()
 def claims(
     folder: Annotated[Path, typer.Argument(help="A folder of runs, such as the one that `make reference` writes.")],
-    rules: Annotated[Path | None, typer.Option(help="A TOML file of rules. [default: those that ship]")] = None,
+    rules: Annotated[
+        Path | None, typer.Option(help="A TOML file of rules. [default: the rules that ship with lensbench]")
+    ] = None,
     only: Annotated[str, typer.Option(help="Only these claims; names, separated by commas.")] = "",
     out: Annotated[
         Path | None, typer.Option(help="The page to write; its table is written beside it. [default: FOLDER/claims.md]")
     ] = None,
-    title: Annotated[str, typer.Option(help="The title of the page.")] = "What the runs tell of published claims",
+    title: Annotated[str, typer.Option(help="The title of the page.")] = "What the runs say about published claims",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Evaluate claims about methods that read hidden states on the runs of a study, and write a page about them.
+    """Use the runs of a study to evaluate claims about methods that read hidden states, and write a page about them.
 
     A claim is a rule: values of methods at some layers, what must hold of them, and controls without which nothing can
     be told. No model is loaded.
@@ -47,14 +51,14 @@ def claims(
     told = list(tell_claims(chosen, folder))
     table = claims_table(told)
     with atomic_file(page) as file:
-        file.write(claims_page(told, title).encode())
+        file.write(claims_page(told, title, BEFORE if rules is None else "").encode())
     write_csv(table, page.with_suffix(".csv"))
     if as_json:
         print_json({"page": str(page), "claims": rows_of(table)})
         return
     console = Console(soft_wrap=True)
     for one in told:
-        console.print(f"{one.name} ({one.model or one.run}): {one.verdict}", highlight=False, markup=False)
+        console.print(f"{one.name} ({one.run}): {one.verdict}", highlight=False, markup=False)
     if not quiet:
         counts = Counter(one.verdict for one in told)
         said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())

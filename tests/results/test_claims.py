@@ -359,21 +359,10 @@ def test_effects_measures_and_tables() -> None:
     ],
 )
 def test_what_a_run_does_not_have_is_said(value: dict[str, object], said: str) -> None:
-    keys = [
-        "model",
-        "inspector",
-        "baseline",
-        "site",
-        "relation",
-        "layer",
-        "attempt",
-        "item",
-        "subject",
-        "metric",
-        "value",
-    ]
+    columns = [*KEYS, "relation", "layer", "attempt", "item", "subject", "metric", "value"]
+    asked = study(rows(np.ones((12, 5))).assign(gold_log_prob=0.0), pd.DataFrame(columns=columns))
     with pytest.raises(NoValueError, match=said):
-        values_of(claim("a > 0", a=value), "run", study(records, pd.DataFrame(columns=keys)))
+        values_of(claim("a > 0", a=value), "run", asked)
 
 
 # Rules

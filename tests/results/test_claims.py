@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensbench.errors import UsageError
+from lensbench.results.arrays import KEYS
 from lensbench.results.claim_values import Study, values_of
 from lensbench.results.claims import (
     CANNOT_BE_TOLD,

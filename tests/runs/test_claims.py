@@ -42,7 +42,7 @@ def test_a_page_says_what_each_run_tells(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "beats_another (one): holds here",
-        "beats_another (two): cannot be told",
+        "beats_another (two): cannot be told (there is no run two)",
         "never (one): does not hold here",
         "1 holds here, 1 cannot be told, 1 does not hold here; page and table: study/claims.md",
     ]

@@ -58,7 +58,8 @@ def claims(
         return
     console = Console(soft_wrap=True)
     for one in told:
-        console.print(f"{one.name} ({one.run}): {one.verdict}", highlight=False, markup=False)
+        because = f" ({one.reason})" if one.reason else ""
+        console.print(f"{one.name} ({one.run}): {one.verdict}{because}", highlight=False, markup=False)
     if not quiet:
         counts = Counter(one.verdict for one in told)
         said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())

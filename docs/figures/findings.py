@@ -86,26 +86,24 @@ def draw(name: str, folder: Path) -> Figure:
     """Draw one of the figures."""
     said, panels = FIGURES[name]
     with plot_style():
-        figure = new_figure((3.4 * len(panels), 2.7))
+        figure = new_figure((3.4 * len(panels), 3.3))
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axis, (title, curves) in zip(axes, panels, strict=True):
             for place, (label, run, value) in enumerate(curves):
                 _curve(axis, folder, run, value, label, OKABE_ITO[place % len(OKABE_ITO)], "-" if place < 4 else "--")
             axis.set_title(title, fontsize=9)
             axis.set_xlabel("Layer")
-            axis.legend(fontsize=7, frameon=False)
+            axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
         axes[0].set_ylabel("\n".join(_lines(said)), fontsize=8)
     return figure
 
 
 def _curve(axis: Axes, folder: Path, run: str, value: Mapping[str, Any], label: str, colour: str, dash: str) -> None:
-    study = _study(folder / run)
     claim = Claim(says="", source="", runs=(run,), holds_if=("it > 0",), values={"it": value})  # type: ignore[dict-item]
     found = values_of(claim, run, lambda name: _study(folder / name))["it"]
     score = value.get("of") is None
     band, _ = band_of_sum([(1.0, found.values, found.subjects, found.relations)], found.ends, score=score)
-    own = (study.records["inspector"] == value["method"]) & (study.records["baseline"] == value["baseline"])
-    layers = sorted(int(layer) for layer in study.records[own]["layer"].dropna().unique())
+    layers = [layer for layer in found.layers if layer >= 0]
     if not layers:  # a text baseline has no layer
         axis.axhline(float(band.estimate[0]), color="0.4", linestyle=":", label=label)
         return

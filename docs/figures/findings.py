@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from lensbench.report.style import OKABE_ITO, new_figure, plot_style, save_figure
+from lensbench.report.style import OKABE_ITO, new_figure, plot_style, readable, save_figure
 from lensbench.results.bands import band_of_sum
 from lensbench.results.claim_values import Study, values_of
 from lensbench.results.claims import Claim
@@ -38,12 +39,12 @@ AT_SUBJECT = ("patchscope", "probe", "tuned_lens")
 WHOLE_NAME = {"relations": ("kind_by_token",)}
 FIGURES: Mapping[str, tuple[str, Sequence[tuple[str, Sequence[Curve]]]]] = {
     "finding-lenses": ("Share of positions where the lens says the model's next token", [
-        (SMOLLM, [(name.replace("_", " "), "prose", of(name)) for name in (*LENSES, "jacobian_lens")]),
-        (GEMMA, [(name.replace("_", " "), "gemma-prose", of(name)) for name in LENSES]),
+        (SMOLLM, [(readable(name), "prose", of(name)) for name in (*LENSES, "jacobian_lens")]),
+        (GEMMA, [(readable(name), "gemma-prose", of(name)) for name in LENSES]),
     ]),
     "finding-readers": ("Accuracy at the subject (chance 0, perfect 1)", [
         (title, [
-            *((name.replace("_", " "), run, of(name, site="subject")) for name in AT_SUBJECT),
+            *((readable(name), run, of(name, site="subject")) for name in AT_SUBJECT),
             ("the name in text", run, of("patchscope", "input_only", site="subject")),
             ("random weights", run, of("probe", "random_model", site="subject")),
         ]) for title, run in ((SMOLLM, "facts"), (GEMMA, "gemma-facts"))
@@ -93,6 +94,7 @@ def draw(name: str, folder: Path) -> Figure:
                 _curve(axis, folder, run, value, label, OKABE_ITO[place % len(OKABE_ITO)], "-" if place < 4 else "--")
             axis.set_title(title, fontsize=9)
             axis.set_xlabel("Layer")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
         axes[0].set_ylabel("\n".join(_lines(said)), fontsize=8)
     return figure

@@ -18,10 +18,9 @@ def table() -> pd.DataFrame:
     return pd.read_csv(REFERENCE / "claims.csv")
 
 
-def test_the_page_of_claims_is_what_the_records_say(tmp_path: Path, table: pd.DataFrame) -> None:
-    for run in table["run"].unique():
-        if (REFERENCE / run).is_dir():
-            (tmp_path / run).symlink_to(REFERENCE / run)
+def test_the_page_of_claims_is_what_the_records_say(tmp_path: Path) -> None:
+    for run in (path for path in REFERENCE.iterdir() if path.is_dir() and path.name != "fits"):
+        (tmp_path / run.name).symlink_to(run)
     done = lensbench("claims", ".", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for name in ("claims.md", "claims.csv"):

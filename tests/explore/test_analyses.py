@@ -400,7 +400,7 @@ def test_the_command_prints_and_writes(tiny_llama_folder: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert "tables and figures in run" in done.stdout
     assert {"logit_lens", "principal", "participation"} <= set(done.stdout.split())
-    assert len(list((tmp_path / "run").glob("*.csv"))) == 4
+    assert len(list((tmp_path / "run").glob("*.csv"))) == 5
     # The PDF's fonts are not talked about.
     assert len(done.stderr.splitlines()) < 20, done.stderr
 

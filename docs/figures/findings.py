@@ -1,12 +1,12 @@
 """Draw the figures of docs/findings.md from the runs of the study: python docs/figures/findings.py [FOLDER]."""
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -96,7 +96,7 @@ def draw(name: str, folder: Path) -> Figure:
             axis.set_xlabel("Layer")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-        axes[0].set_ylabel("\n".join(_lines(said)), fontsize=8)
+        axes[0].set_ylabel(textwrap.fill(said, 38), fontsize=8)
     return figure
 
 
@@ -113,15 +113,6 @@ def _curve(axis: Axes, folder: Path, run: str, value: Mapping[str, Any], label: 
     axis.fill_between(layers, band.low, band.high, color=colour, alpha=0.13, linewidth=0)
 
 
-def _lines(text: str, width: int = 38) -> list[str]:
-    words, lines = text.split(), [""]
-    for word in words:
-        if len(lines[-1]) + len(word) > width:
-            lines.append("")
-        lines[-1] += f"{word} "
-    return [line.strip() for line in lines]
-
-
 @cache
 def _study(path: Path) -> Study:
     return read_study(path)
@@ -129,7 +120,6 @@ def _study(path: Path) -> Study:
 
 def main(folder: Path) -> None:
     """Draw all figures."""
-    np.seterr(all="ignore")
     for name in FIGURES:
         save_figure(draw(name, folder), [HERE / f"{name}.png"])
 

@@ -30,7 +30,7 @@ from lensbench.results.records import (
     write_shard,
     write_table,
 )
-from lensbench.results.run_file import DIGESTS, RUN_FILE, changed_file, read_run
+from lensbench.results.run_file import DIGESTS, RUN_FILE, SETTLED, changed_file, read_run
 from lensbench.utils.cache import TEMPORARY, sha256_of
 from lensbench.utils.logs import RUN_LOG
 
@@ -56,7 +56,6 @@ EARLIER: dict[str, Any] = {"score": CORRECTED, "model_args": {}, "exam": None, "
 """Settings that not all folders have, as they are where they do not stand: of earlier versions, or of no exam."""
 LOG = logging.getLogger("lensbench")
 VERSIONS = ("lensbench", "torch", "transformers", "scikit-learn", "numpy")
-SETTLED = ("done", "not applicable")
 
 
 LOCK = ".lock"

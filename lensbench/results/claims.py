@@ -142,7 +142,7 @@ def read_claims(path: Path) -> dict[str, Claim]:
     Raises:
         UsageError: the file cannot be read, or a rule is not one.
     """
-    with reading(path, "expected rules in TOML, as docs/decisions/0016-study.md describes them", UsageError):
+    with reading(path, "expected rules in TOML, as docs/claims.md describes them", UsageError):
         content = tomllib.loads(read_text(path))
     claims = {}
     for name, rule in content.items():

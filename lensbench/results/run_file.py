@@ -15,6 +15,8 @@ RUN_FILE = "run.json"
 DIGESTS = "sha256"
 """What a cell's entry calls the digests of its files: folder -> SHA-256."""
 _AGAIN = "delete it and run `lensbench evaluate` again with the same --out"
+SETTLED = ("done", "not applicable")
+"""The states of a cell that there is no more to do for."""
 # A shard's name, and never a path: files of these names are read, and removed when they are stale.
 ShardName = Annotated[str, StringConstraints(pattern=r"^[\w+][\w.+@=~-]*\.parquet$", max_length=255)]
 Named = dict[str, dict[str, Any]]

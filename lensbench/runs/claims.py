@@ -11,6 +11,7 @@ from lensbench.errors import LensbenchError, UsageError
 from lensbench.results.claim_values import Study, values_of
 from lensbench.results.claims import Claim, NoValueError, Told, tell, untold
 from lensbench.results.records import read_measures
+from lensbench.results.run_file import SETTLED
 from lensbench.results.samples import SummarySettings
 from lensbench.runs.csv_tables import read_csv
 from lensbench.runs.run import Run
@@ -19,7 +20,6 @@ from lensbench.utils.foreign import read_text, reading
 RULES = Path(__file__).parents[1] / "assets" / "claims.toml"
 """The rules that ship."""
 _ANALYSIS = "analysis.json"
-_SETTLED = ("done", "not applicable")
 
 
 def tell_claims(claims: Mapping[str, Claim], folder: Path, seed: int = 0) -> Iterator[Told]:
@@ -73,7 +73,7 @@ def read_study(path: Path) -> Study:
     if not isinstance(run.info.get("n_layers"), int):
         raise LensbenchError(f"{path} does not say how many layers its model has; repeat `lensbench evaluate` with it")
     cells = run.info["cells"]
-    if any(cells.get(file, {}).get("status") not in _SETTLED for file in run.info["plan"]):
+    if any(cells.get(file, {}).get("status") not in SETTLED for file in run.info["plan"]):
         raise NoValueError(f"the run {path.name} is not finished")
     measures = read_measures(path, run.done)
     setting = run.info["setting"]

@@ -42,17 +42,25 @@ def claims(
     from lensbench.runs.csv_tables import write_csv
     from lensbench.utils.cache import atomic_file
 
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; give the one that `make reference` wrote, or one like it")
+    names = tuple(names_in(only))
+    if only and not names:
+        raise UsageError(f"--only {only!r} is empty; name at least one claim, such as tuned_lens_kl")
     page = out or folder / "claims.md"
     if page.suffix != ".md":
         raise UsageError(f"--out {page}: expected a file that ends in .md")
     if not page.parent.is_dir():
         raise UsageError(f"--out {page}: there is no folder {page.parent}; make it, or choose another place")
-    chosen = choose(read_claims(rules or RULES), tuple(names_in(only)))
+    chosen = choose(read_claims(rules or RULES), names)
     told = list(tell_claims(chosen, folder))
     table = claims_table(told)
-    with atomic_file(page) as file:
-        file.write(claims_page(told, title, BEFORE if rules is None else "").encode())
-    write_csv(table, page.with_suffix(".csv"))
+    try:
+        with atomic_file(page) as file:
+            file.write(claims_page(told, title, BEFORE if rules is None else "").encode())
+        write_csv(table, page.with_suffix(".csv"))
+    except OSError as error:
+        raise UsageError(f"--out {page} cannot be written to: {error.strerror}; choose another place") from None
     if as_json:
         print_json({"page": str(page), "claims": rows_of(table)})
         return

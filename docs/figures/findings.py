@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from lensbench.report.style import OKABE_ITO, new_figure, plot_style, readable, save_figure
 from lensbench.results.bands import band_of_sum
+from lensbench.results.claim_rules import Claim
 from lensbench.results.claim_values import Study, values_of
-from lensbench.results.claims import Claim
 from lensbench.runs.claims import read_study
 
 HERE = Path(__file__).parent

@@ -10,17 +10,8 @@ import pandas as pd
 from lensbench.errors import LensbenchError
 from lensbench.results.arrays import FIXED, KEYS, NO_LAYER, SELECTED, CellScores, Items, cells_of
 from lensbench.results.bands import Floats, Ints
-from lensbench.results.claims import (
-    ANY,
-    RELATIONS,
-    SHARE,
-    Claim,
-    Measured,
-    NoValueError,
-    Value,
-    largest_of_subjects,
-    parse,
-)
+from lensbench.results.claim_rules import ANY, RELATIONS, SHARE, Claim, Value, parse
+from lensbench.results.claims import Measured, NoValueError, largest_of_subjects
 from lensbench.results.metrics import CUT
 from lensbench.results.records import NO_BASELINE
 from lensbench.results.samples import PairedMethod, SummarySettings, by_relation

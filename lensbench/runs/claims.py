@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError
+from lensbench.results.claim_rules import Claim
 from lensbench.results.claim_values import Study, values_of
-from lensbench.results.claims import Claim, NoValueError, Told, tell, untold
+from lensbench.results.claims import NoValueError, Told, tell, untold
 from lensbench.results.records import read_measures
 from lensbench.results.run_file import SETTLED
 from lensbench.results.samples import SummarySettings

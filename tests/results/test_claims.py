@@ -13,20 +13,9 @@ from hypothesis import strategies as st
 
 from lensbench.errors import UsageError
 from lensbench.results.arrays import KEYS
+from lensbench.results.claim_rules import Claim, parse, read_claims
 from lensbench.results.claim_values import Study, values_of
-from lensbench.results.claims import (
-    CANNOT_BE_TOLD,
-    DOES_NOT_HOLD,
-    HOLDS,
-    Claim,
-    Measured,
-    NoValueError,
-    Told,
-    compare,
-    parse,
-    read_claims,
-    tell,
-)
+from lensbench.results.claims import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, Measured, NoValueError, Told, compare, tell
 from lensbench.results.samples import SummarySettings
 from lensbench.runs.claims import RULES
 from lensbench.utils.layer_spec import parse_layers

@@ -36,7 +36,7 @@ def claims(
     """
     from lensbench.errors import UsageError
     from lensbench.report.claims import claims_page, claims_table
-    from lensbench.results.claims import choose, read_claims
+    from lensbench.results.claim_rules import choose, read_claims
     from lensbench.results.summary import rows_of
     from lensbench.runs.claims import RULES, tell_claims
     from lensbench.runs.csv_tables import write_csv

@@ -16,11 +16,11 @@ CONFIGS = ROOT / "examples" / "reference"
 OUT = Path("reports") / "reference"
 FITS = OUT / "fits"
 LENSBENCH = [sys.executable, "-m", "lensbench"]
-ADAPTERS = {
-    # What is learned once, for the runs that name it: its folder, and the command that makes it.
-    "jacobian": ["fit", "jacobian_lens", "--set", "prompts=64"],
-    "oracle": ["fit", "oracle", "--set", "together=true", "--set", "steps=100"],
-    "selfie": ["fit", "selfie_adapter", "--set", "steps=100"],
+LEARNED = {
+    # What is learned once, for the runs that name it: its folder, and what `lensbench fit` is asked for.
+    "jacobian": ["jacobian_lens", "--set", "prompts=64"],
+    "oracle": ["oracle", "--set", "together=true", "--set", "steps=100"],
+    "selfie": ["selfie_adapter", "--set", "steps=100"],
 }
 ANALYSES = {"analyses": "smollm2-135m", "gemma-analyses": "gemma3-270m"}
 
@@ -74,8 +74,7 @@ def make_fit(name: str) -> None:
     if name == "random":
         make_random()
     elif not (ROOT / FITS / name).exists():
-        command, method, *settings = ADAPTERS[name]
-        run([command, method, "--out", str(FITS / name), *settings])
+        run(["fit", *LEARNED[name], "--out", str(FITS / name)])
 
 
 def make_random() -> None:

@@ -70,6 +70,7 @@ def test_what_does_not_apply_is_no_missing_run_and_what_is_missing_is(folder: Pa
     path.write_text(json.dumps(info))
     done = lensbench("claims", "study", "--rules", "rules.toml", "--only", "never", cwd=folder)
     assert done.stdout.startswith("never (one): does not hold here")
+    assert not (folder / "study" / "claims.md").exists(), "a page of some claims is written where one is asked for"
     path.write_text(json.dumps({**info, "plan": [*info["plan"], "missing.parquet"]}))
     done = lensbench("claims", "study", "--rules", "rules.toml", "--only", "never", cwd=folder)
     assert done.stdout.startswith("never (one): cannot be told")
@@ -99,7 +100,9 @@ def test_analyses_alone_are_a_study(tmp_path: Path) -> None:
 def test_a_run_that_is_not_finished_tells_nothing(folder: Path) -> None:
     path = folder / "study" / "one" / "run.json"
     path.write_text(path.read_text().replace('"status": "done"', '"status": "failed", "error": "it broke"', 1))
-    done = lensbench("claims", "study", "--rules", "rules.toml", "--only", "never", cwd=folder)
+    done = lensbench(
+        "claims", "study", "--rules", "rules.toml", "--only", "never", "--out", "study/claims.md", cwd=folder
+    )
     assert done.stdout.startswith("never (one): cannot be told")
     assert "(the run one is not finished)" in (folder / "study" / "claims.md").read_text()
 

@@ -2,13 +2,16 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from lensbench.cli.application import app
 from lensbench.cli.options import Json, Quiet, names_in, print_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BEFORE = "Each rule was written down before its runs were looked at (docs/decisions/0016-study.md)."
 
@@ -19,9 +22,14 @@ def claims(
     rules: Annotated[
         Path | None, typer.Option(help="A TOML file of rules. [default: the rules that ship with lensbench]")
     ] = None,
-    only: Annotated[str, typer.Option(help="Only these claims; names, separated by commas.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Only these claims; names, separated by commas. Without --out, no page is written.")
+    ] = "",
     out: Annotated[
-        Path | None, typer.Option(help="The page to write; its table is written beside it. [default: FOLDER/claims.md]")
+        Path | None,
+        typer.Option(
+            help="The page to write; its table is written beside it. [default: FOLDER/claims.md; none with --only]"
+        ),
     ] = None,
     title: Annotated[str, typer.Option(help="The title of the page.")] = "What the runs say about published claims",
     as_json: Json = False,
@@ -39,30 +47,24 @@ def claims(
     from lensbench.results.claim_rules import choose, read_claims
     from lensbench.results.summary import rows_of
     from lensbench.runs.claims import RULES, tell_claims
-    from lensbench.runs.csv_tables import write_csv
-    from lensbench.utils.cache import atomic_file
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder; give the one that `make reference` wrote, or one like it")
     names = tuple(names_in(only))
     if only and not names:
         raise UsageError(f"--only {only!r} is empty; name at least one claim, such as tuned_lens_kl")
-    page = out or folder / "claims.md"
-    if page.suffix != ".md":
+    # A page of some claims must not take the place of the whole one.
+    page = out if out or names else folder / "claims.md"
+    if page and page.suffix != ".md":
         raise UsageError(f"--out {page}: expected a file that ends in .md")
-    if not page.parent.is_dir():
+    if page and not page.parent.is_dir():
         raise UsageError(f"--out {page}: there is no folder {page.parent}; make it, or choose another place")
-    chosen = choose(read_claims(rules or RULES), names)
-    told = list(tell_claims(chosen, folder))
+    told = list(tell_claims(choose(read_claims(rules or RULES), names), folder))
     table = claims_table(told)
-    try:
-        with atomic_file(page) as file:
-            file.write(claims_page(told, title, BEFORE if rules is None else "").encode())
-        write_csv(table, page.with_suffix(".csv"))
-    except OSError as error:
-        raise UsageError(f"--out {page} cannot be written to: {error.strerror}; choose another place") from None
+    if page:
+        _write(page, claims_page(told, title, BEFORE if rules is None else ""), table)
     if as_json:
-        print_json({"page": str(page), "claims": rows_of(table)})
+        print_json({"page": str(page) if page else None, "claims": rows_of(table)})
         return
     console = Console(soft_wrap=True)
     for one in told:
@@ -71,4 +73,17 @@ def claims(
     if not quiet:
         counts = Counter(one.verdict for one in told)
         said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-        console.print(f"{said}; page and table: {page}", highlight=False, markup=False)
+        console.print(f"{said}; page and table: {page}" if page else said, highlight=False, markup=False)
+
+
+def _write(page: Path, text: str, table: "pd.DataFrame") -> None:
+    from lensbench.errors import UsageError
+    from lensbench.runs.csv_tables import write_csv
+    from lensbench.utils.cache import atomic_file
+
+    try:
+        with atomic_file(page) as file:
+            file.write(text.encode())
+        write_csv(table, page.with_suffix(".csv"))
+    except OSError as error:
+        raise UsageError(f"--out {page} cannot be written to: {error.strerror}; choose another place") from None

@@ -34,17 +34,22 @@ def effect(method: str, attempt: str) -> Mapping[str, Any]:
     return of(method, "intervention", of="effect", attempts=(attempt,))
 
 
+def named(method: str) -> str:
+    """Return the name of a method as the text has it: Patchscope and Jacobian are proper names."""
+    return readable(method).replace("patchscope", "Patchscope").replace("jacobian", "Jacobian")
+
+
 LENSES = ("logit_lens", "tuned_lens")
 AT_SUBJECT = ("patchscope", "probe", "tuned_lens")
 WHOLE_NAME = {"relations": ("kind_by_token",)}
 FIGURES: Mapping[str, tuple[str, Sequence[tuple[str, Sequence[Curve]]]]] = {
     "finding-lenses": ("Share of positions where the lens says the model's next token", [
-        (SMOLLM, [(readable(name), "prose", of(name)) for name in (*LENSES, "jacobian_lens")]),
-        (GEMMA, [(readable(name), "gemma-prose", of(name)) for name in LENSES]),
+        (SMOLLM, [(named(name), "prose", of(name)) for name in (*LENSES, "jacobian_lens")]),
+        (GEMMA, [(named(name), "gemma-prose", of(name)) for name in LENSES]),
     ]),
     "finding-readers": ("Accuracy at the subject (chance 0, perfect 1)", [
         (title, [
-            *((readable(name), run, of(name, site="subject")) for name in AT_SUBJECT),
+            *((named(name), run, of(name, site="subject")) for name in AT_SUBJECT),
             ("the name in text", run, of("patchscope", "input_only", site="subject")),
             ("random weights", run, of("probe", "random_model", site="subject")),
         ]) for title, run in ((SMOLLM, "facts"), (GEMMA, "gemma-facts"))

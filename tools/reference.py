@@ -19,6 +19,7 @@ LENSBENCH = [sys.executable, "-m", "lensbench"]
 LEARNED = {
     # What is learned once, for the runs that name it: its folder, and what `lensbench fit` is asked for.
     "jacobian": ["jacobian_lens", "--set", "prompts=64"],
+    "gemma-jacobian": ["jacobian_lens", "--model", "gemma3-270m", "--set", "prompts=32"],
     "oracle": ["oracle", "--set", "together=true", "--set", "steps=100"],
     "selfie": ["selfie_adapter", "--set", "steps=100"],
 }

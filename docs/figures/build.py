@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from lensbench.report.frame import frame
 from lensbench.report.labels import label_lines, settle
 from lensbench.report.panels import draw_baselines, draw_methods, not_drawn
-from lensbench.report.style import METHOD_COLOURS, OKABE_ITO, new_figure, plot_style, readable, save_figure
+from lensbench.report.style import METHOD_COLOURS, OKABE_ITO, new_figure, plot_style, save_figure
+from lensbench.report.wording import readable
 from lensbench.results.arrays import FIXED, SELECTED
 from lensbench.results.records import ALL
 from lensbench.runs.run import load_run

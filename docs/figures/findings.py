@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lensbench.report.style import OKABE_ITO, new_figure, plot_style, readable, save_figure
+from lensbench.report.style import OKABE_ITO, new_figure, plot_style, save_figure
+from lensbench.report.wording import readable
 from lensbench.results.bands import band_of_sum
 from lensbench.results.claim_rules import Claim
 from lensbench.results.claim_values import Study, values_of

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lensbench.report.sentences import result_sentences
-from lensbench.report.style import readable
 from lensbench.report.tables import brief_table, comparison_rows, print_rows, print_table, result_table, warnings
+from lensbench.report.wording import readable
 from lensbench.results.summary import rows_of
 from lensbench.utils.cache import cache_path, contents
 from lensbench.utils.progress import duration

@@ -25,7 +25,7 @@ from lensbench.results.records import NO_BASELINE
 from lensbench.tasks import SITES, Task
 from lensbench.tasks.extents import split_site
 from lensbench.utils.cache import size_limit
-from lensbench.utils.code import code_digest, code_of, source_of
+from lensbench.utils.code import code_digest, digest_of_files, source_of
 
 LONGEST_NAME = 220
 """Bytes of a cell's file name: file systems take 255, and baselines and unfinished files add to it."""
@@ -294,7 +294,7 @@ def method_version(inspector: Inspector) -> str:
 def _engine() -> str:
     package = Path(__file__).parents[1]
     files = [file for name in ENGINE for file in sorted((package / name).rglob("*.py")) or [package / name]]
-    return hashlib.sha256(b"".join(code_of(file) for file in files)).hexdigest()[:12]
+    return digest_of_files(files)
 
 
 def check_job(config: RunConfig) -> Job:

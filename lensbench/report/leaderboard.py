@@ -9,7 +9,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lensbench.report.sentences import counted_relations
-from lensbench.report.style import number, readable
+from lensbench.report.wording import number, readable
 from lensbench.results.records import ALL
 from lensbench.results.verdicts import USED, VERDICTS
 

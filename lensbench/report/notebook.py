@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lensbench.report.sentences import asked, headline, result_sentences, verdict_in_words
-from lensbench.report.style import number, readable
+from lensbench.report.wording import number, readable
 from lensbench.results.records import ALL, CORRECTED
 from lensbench.results.summary import accuracy_column
 from lensbench.results.verdicts import VERDICTS

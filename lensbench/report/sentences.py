@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from lensbench.report.style import number, readable
+from lensbench.report.wording import number, readable
 from lensbench.results.records import ALL, CORRECTED
 from lensbench.results.summary import accuracy_column
 from lensbench.results.used import MOVES, NO_CEILING, NO_EFFECT, OPPOSITE, READABLE

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager, get_font
 
 from lensbench.errors import LensbenchError, UsageError
+from lensbench.report.wording import readable
 
 BASE_FONT = "DejaVu Sans"
 """Ships with matplotlib: figures are the same on every machine. It has Latin, Greek, Cyrillic, Hebrew and Arabic."""
@@ -118,21 +118,6 @@ def markers(methods: Iterable[str]) -> dict[str, str]:
     }
 
 
-def readable(name: str) -> str:
-    """A name of the data as a label."""
-    return name.replace("_", " ")
-
-
-def number(value: float, *, signed: bool = False) -> str:
-    """A proportion with two decimals and no leading zero, as in papers: .75, -.03, +.10."""
-    if math.isnan(value):
-        return "-"
-    value = round(value, 9)  # means of the same numbers in another order are to look the same
-    text = f"{value:+.2f}" if signed else f"{value:.2f}"
-    text = text.replace("-0.00", "0.00").replace("+0.00", "0.00")
-    return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
-
-
 def label(name: str) -> str:
     """A name of the data as a label in a figure."""
     return drawable(readable(name))
@@ -221,9 +206,21 @@ def save_figure(figure: Figure, paths: Sequence[Path]) -> list[Path]:
         ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     }
     with plot_style():
-        for index, path in enumerate(paths):
-            if index:
-                figure.set_layout_engine("none")  # the layout is found already, and finding it takes most of the time
+        _lay_out(figure)
+        for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, format=path.suffix[1:].lower(), metadata=metadata[path.suffix.lower()])
     return list(paths)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Find the layout once, for all formats, and round it: the solver's last digits differ from time to time."""
+    engine = figure.get_layout_engine()
+    if engine is None:
+        return
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        if axes.get_axes_locator() is None:
+            left, bottom, width, height = axes.get_position().bounds
+            axes.set_position((round(left, 6), round(bottom, 6), round(width, 6), round(height, 6)))

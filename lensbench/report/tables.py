@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lensbench.report.sentences import asked, counted_relations, headline, verdict_in_words
-from lensbench.report.style import number, readable
+from lensbench.report.wording import number, readable
 from lensbench.results.compare import BEST, FIRST_HIGHER, SECOND_HIGHER
 from lensbench.results.records import ALL
 from lensbench.results.summary import spans

@@ -114,8 +114,9 @@ def plot_run(summary: pd.DataFrame, out: Path, metric: str = "accuracy_corrected
 
     Args:
         summary: of one run.
-        out: a folder, for PNG and SVG of each task: the totals at each site and the relations as small multiples; or a
-            file .png, .svg or .pdf, for the small multiples alone (with several tasks or models their names are added).
+        out: a folder, for PNG and SVG of each task: the totals at each site, and several relations as small multiples;
+            or a file .png, .svg or .pdf, for the small multiples alone (with several tasks or models their names are
+            added).
         metric: one of METRICS.
     """
     if metric not in METRICS:
@@ -129,13 +130,15 @@ def plot_run(summary: pd.DataFrame, out: Path, metric: str = "accuracy_corrected
         prefix = task if summary["model"].nunique() == 1 else f"{model}-{task}".replace("/", "_")
         if not _has_values(rows, metric):
             continue
-        figure = plot_relations(rows, task=task, metric=metric)
         if out.suffix:
+            figure = plot_relations(rows, task=task, metric=metric)
             path = out if len(whole) == 1 else out.with_name(f"{out.stem}-{prefix}{out.suffix}")
             written += save_figure(figure, [path])
             continue
         kind = metric.replace(":", "-")
-        written += save_figure(figure, [out / f"{prefix}-relations-{kind}{suffix}" for suffix in (".png", ".svg")])
+        if rows["relation"].nunique() > 1 + (rows["relation"] == ALL).any():  # the only one is the total
+            figure = plot_relations(rows, task=task, metric=metric)
+            written += save_figure(figure, [out / f"{prefix}-relations-{kind}{suffix}" for suffix in (".png", ".svg")])
         for site in sorted(rows["site"].unique()):
             if _has_values(rows[(rows["relation"] == ALL) & (rows["site"] == site)], metric):
                 figure = plot_layers(rows, task=task, relation=ALL, site=site, metric=metric)

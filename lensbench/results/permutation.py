@@ -8,7 +8,6 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from statsmodels.stats.proportion import proportion_confint
 
 from lensbench.errors import UsageError
 from lensbench.results.activation_test import activation_tests
@@ -173,8 +172,10 @@ def _unresolved(said: Iterable[Predictions], golds: Golds) -> dict[_Place, float
 
 
 def _table(counts: Counter[_Place], permutations: int, level: float, ties: Mapping[_Place, float]) -> pd.DataFrame:
+    from scipy.stats import binomtest  # takes longer to import than pandas
+
     rows = []
     for place, alarms in sorted(counts.items(), key=lambda pair: (*pair[0][:5], pair[0][5] != ANY, *pair[0][5:])):
-        low, high = proportion_confint(alarms, permutations, alpha=1.0 - level, method="beta")
+        low, high = binomtest(alarms, permutations).proportion_ci(level)
         rows.append((*place, alarms, permutations, alarms / permutations, low, high, ties.get(place[:5], 0.0)))
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -19,6 +19,7 @@ from lensbench.results.compare import (
     Place,
     Shared,
     differences,
+    holm,
     shared_items,
 )
 from lensbench.results.records import ALL, NO_BASELINE
@@ -170,13 +171,11 @@ def _statistics(runs: Sequence[Run]) -> SummarySettings:
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:
     """Correct the p-values at the best layers for how many are looked at, and take back what does not last."""
-    from statsmodels.stats.multitest import multipletests
-
     best = (table["at"] == BEST).to_numpy()
     total = (table["relation"] == ALL).to_numpy()
     for family in (best & total, best & ~total):
         if family.any():
-            table.loc[family, "p_holm"] = multipletests(table.loc[family, "p"], method="holm")[1]
+            table.loc[family, "p_holm"] = holm(table.loc[family, "p"].to_numpy(dtype="float64"))
     claimed = table["verdict"].isin([FIRST_HIGHER, SECOND_HIGHER]).to_numpy()
     table.loc[best & claimed & (table["p_holm"] >= SIGNIFICANT).to_numpy(), "verdict"] = LOOKED_AT_MANY
     return table

@@ -16,7 +16,7 @@ from lensbench.models.hub import check_repo, is_repo
 from lensbench.models.sources import ADAPTER, ASKED, EDIT_FILES, FACTS, FINETUNED, IMPLANT, read_table
 from lensbench.models.tuned_lens_files import CONFIG, OURS, PARAMS, check_new
 from lensbench.report.sentences import result_sentences
-from lensbench.report.style import readable
+from lensbench.report.wording import readable
 from lensbench.results.crossed_files import CROSSED
 from lensbench.results.records import ALL, MEASURES, RECORDS
 from lensbench.results.run_file import RUN_FILE

@@ -5,12 +5,14 @@ import hashlib
 import linecache
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
+
+from lensbench.utils.cache import PROOFS, cache_path, read_sealed, write_sealed
 
 SOURCE = "_lensbench_source"
 """The attribute in which a class that cannot be imported carries its source, to processes that cannot read it."""
@@ -54,6 +56,20 @@ def _code_of(file: Path, _changed: int, _size: int) -> bytes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree).encode()
+
+
+def digest_of_files(files: Sequence[Path]) -> str:
+    """Return a digest of what files do, as `code_of` tells; it is kept: parsing a hundred files takes a second."""
+    read = hashlib.sha256(repr(sys.version_info).encode())
+    for file in files:
+        read.update(hashlib.sha256(file.read_bytes()).digest())
+    kept = cache_path() / PROOFS / f"code-{read.hexdigest()[:24]}.json"
+    content = read_sealed(kept)
+    if content is None:
+        content = {"code": hashlib.sha256(b"".join(map(code_of, files))).hexdigest()[:12]}
+        with suppress(OSError):  # it is only worked out again
+            write_sealed(kept, content)
+    return str(content["code"])
 
 
 def _helpers(name: str) -> set[str]:

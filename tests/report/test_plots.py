@@ -104,8 +104,7 @@ def test_small_multiples_have_a_panel_for_each_relation_and_site(summary, metric
 
 
 def test_a_folder_gets_png_and_svg_with_the_same_bytes_each_time(summary, tmp_path):
-    small = summary[summary["relation"] == "all"]
-    first, second = (plot_run(small, tmp_path / name) for name in ("a", "b"))
+    first, second = (plot_run(summary, tmp_path / name) for name in ("a", "b"))
     assert {path.suffix for path in first} == {".png", ".svg"}
     assert len(first) == 6
     for one, other in zip(first, second, strict=True):
@@ -113,6 +112,13 @@ def test_a_folder_gets_png_and_svg_with_the_same_bytes_each_time(summary, tmp_pa
     svg = next(path for path in first if path.suffix == ".svg").read_text()
     assert re.search(r"<text[^>]*>.*Layer", svg)
     assert "<dc:date>" not in svg
+
+
+def test_a_single_relation_is_drawn_once(summary, tmp_path):
+    small = summary[summary["relation"] == "all"]
+    written = {path.name for path in plot_run(small, tmp_path)}
+    assert len(written) == 4
+    assert not any("relations" in name for name in written)
 
 
 def test_a_file_is_written_in_the_format_of_its_suffix(summary, tmp_path):

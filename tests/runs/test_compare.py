@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.results.compare import (
@@ -18,6 +20,7 @@ from lensbench.results.compare import (
     SECOND_HIGHER,
     Place,
     differences,
+    holm,
     shared_items,
 )
 from lensbench.results.records import RECORDS, read_shard, table_from_columns, write_shard
@@ -126,6 +129,15 @@ def test_choosing_layers_is_allowed_for(layers):
     # .05 of 60 and three standard errors; intervals of a single layer would claim 20 and more of the first kind.
     assert claimed <= 8
     assert all((row["p"] < 0.05) == (row["low"] > 0 or row["high"] < 0) for row in rows)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_p_values_are_adjusted_as_holm_says(p: list[float]) -> None:
+    def naive(own: float) -> float:
+        # The largest, over all that are no larger, of each times the number of those that are not smaller.
+        return min(1.0, max(one * sum(other >= one for other in p) for one in p if one <= own))
+
+    assert holm(np.array(p)) == pytest.approx([naive(own) for own in p])
 
 
 def test_many_relations_are_corrected_for(tmp_path):

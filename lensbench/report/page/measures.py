@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lensbench.report.style import readable
 from lensbench.report.view import span
+from lensbench.report.wording import readable
 from lensbench.results.records import ALL, NO_BASELINE
 from lensbench.results.used import CEILING, INTERVENTION, SHARE
 

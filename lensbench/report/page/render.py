@@ -27,8 +27,9 @@ from lensbench.report.content import PageRun
 from lensbench.report.figure import FOLDER, beside, find_figures
 from lensbench.report.page.measures import costs, measures
 from lensbench.report.sentences import ResultSentence, result_sentences
-from lensbench.report.style import colours, readable
+from lensbench.report.style import colours
 from lensbench.report.view import span
+from lensbench.report.wording import readable
 from lensbench.results.bands import MARGIN
 from lensbench.results.records import ALL, CORRECTED, NO_BASELINE, without_nan
 from lensbench.results.run_file import rules_of

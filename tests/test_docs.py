@@ -9,13 +9,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import typer
 
 from tests import calibration_table
+from tests.command import lensbench
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -329,6 +332,59 @@ def test_the_result_of_the_readme_is_that_of_the_kept_run(capsys: pytest.Capture
     config = run.info["config"]
     assert (config["tasks"], config["sites"]) == (["attribute_extraction/country_capital"], ["subject"])
     assert f"--methods {','.join(config['inspectors'])} " in readme
+
+
+@pytest.mark.parametrize(
+    ("page", "run", "methods"),
+    [("concepts", "country-capital", ["patchscope"]), ("concepts", "reference/planted", ["patchscope"])],
+)
+def test_tables_of_the_pages_are_those_of_kept_runs(page: str, run: str, methods: list[str]) -> None:
+    done = lensbench("verdict", f"reports/{run}", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    text = squeezed((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+    lines = list(map(squeezed, done.stdout.splitlines()))
+    for method in methods:
+        at = next(i for i, line in enumerate(lines) if line.startswith(method))
+        rows = [lines[at], *takewhile(lambda line: re.match(r"[a-z_ ]+ \.\d\d [+-]", line), lines[at + 1 :])]
+        assert len(rows) > 1
+        for row in rows:
+            assert row in text
+
+
+def squeezed(text: str) -> str:
+    """Several spaces as one."""
+    return re.sub(r" +", " ", text).strip()
+
+
+def test_the_example_of_the_concepts_is_that_of_the_kept_run() -> None:
+    summary = pd.read_csv(ROOT / "reports" / "country-capital" / "summary.csv")
+    own = summary[(summary["relation"] == "country_capital") & (summary["inspector"] == "patchscope")]
+    own = own[own["rule"] == "fixed"].drop_duplicates(["baseline", "layer"]).set_index(["baseline", "layer"])
+    table = re.findall(r"^    \| (.*) \|$", (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8"), re.MULTILINE)
+    heads, *rows = (line.split(" | ") for line in table if "---" not in line)
+    assert len(rows) == 7
+    for name, *told in rows:
+        baseline = "none" if name == "Patchscope" else name.split("`")[1]
+        for layer, value in zip(heads[1:], told, strict=True):
+            found = own.loc[(baseline, int(layer)), "accuracy_corrected"]
+            assert float(value) == pytest.approx(found, abs=0.0051), (name, layer)
+
+
+SETTINGS = {
+    # What is no result: defaults, thresholds, published figures, and the two that the README's kept run has.
+    "methods": {"0.001", "6.25", "100 %", "57 %", ".01"},
+    "analyses": {"5 %", ".04"},
+    "baselines": {".85", ".79"},
+    "verbalizers": set(),
+}
+
+
+@pytest.mark.parametrize("page", sorted(SETTINGS))
+def test_pages_tell_no_results_of_runs_that_are_not_kept(page: str) -> None:
+    """They stand in the findings, which are tested against the kept runs, or in the notebook, which says what it is."""
+    text = re.sub(r"```.*?```", "", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    told = set(re.findall(r"(?<![\w.])-?\d?\.\d{2,3}\b|(?<![\w.])\d+ %", text))
+    assert told <= SETTINGS[page]
 
 
 def test_what_calibration_found_is_what_is_kept() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import shape
+
 PACKAGE = Path(__file__).resolve().parent.parent / "lensbench"
 
 
@@ -32,6 +34,10 @@ def test_nothing_postpones_annotations() -> None:
     # jaxtyping reads shapes at run time.
     wrong = [str(path) for _, path in modules() for _, name in imported(path) if name == "__future__"]
     assert not wrong
+
+
+def test_a_name_is_of_one_class() -> None:
+    assert shape.double_classes(shape.ROOT) == []
 
 
 def early_imports(code: str, watched: frozenset[str] = frozenset({"torch", "transformers"})) -> set[str]:

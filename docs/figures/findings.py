@@ -15,7 +15,7 @@ from lensbench.report.style import OKABE_ITO, new_figure, plot_style, save_figur
 from lensbench.report.wording import readable
 from lensbench.results.bands import band_of_sum
 from lensbench.results.claim_rules import Claim
-from lensbench.results.claim_values import Study, values_of
+from lensbench.results.claim_values import StudyRun, values_of
 from lensbench.runs.claims import read_study
 
 HERE = Path(__file__).parent
@@ -120,7 +120,7 @@ def _curve(axis: Axes, folder: Path, run: str, value: Mapping[str, Any], label: 
 
 
 @cache
-def _study(path: Path) -> Study:
+def _study(path: Path) -> StudyRun:
     return read_study(path)
 
 

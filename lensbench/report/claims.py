@@ -5,7 +5,7 @@ from itertools import groupby
 
 import pandas as pd
 
-from lensbench.results.claims import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, Compared, Told
+from lensbench.results.claims import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, CheckedInequality, Told
 
 COLUMNS = (
     "claim", "run", "model", "verdict", "kind", "comparison", "estimate", "low", "high", "holds", "subjects", "layers",
@@ -67,7 +67,7 @@ def _section(name: str, told: Sequence[Told]) -> Iterator[str]:
         yield f"| {one.run} | **{one.verdict}** | {_escaped(one.reason)} | | | |"
 
 
-def _figures(row: Compared) -> str:
+def _figures(row: CheckedInequality) -> str:
     said = {True: "yes", False: "no", None: "open"}[row.verdict]
     where = "" if row.layers == 1 else f", at the least favourable of {row.layers} layers"
     if row.verdict is False and row.layers > 1:

@@ -89,7 +89,7 @@ class Value(BaseModel):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Inequality:
     """A weighted sum of values, which is to lie above or below a threshold."""
 
     text: str
@@ -148,7 +148,7 @@ def read_claims(path: Path) -> dict[str, Claim]:
 _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {ast.Add: operator.add, ast.Sub: operator.sub}
 
 
-def parse(text: str) -> Comparison:
+def parse(text: str) -> Inequality:
     """Read a comparison such as `patchscope - 0.5 * probe > 0.1`: a sum of values on the left, a number on the right.
 
     Raises:
@@ -164,7 +164,7 @@ def parse(text: str) -> Comparison:
     left, right = _linear(found.left, refused), _linear(found.comparators[0], refused)
     if set(right) - {""} or not set(left) - {""} or "" in left:
         raise refused
-    return Comparison(text, left, isinstance(found.ops[0], ast.Gt), right.get("", 0.0))
+    return Inequality(text, left, isinstance(found.ops[0], ast.Gt), right.get("", 0.0))
 
 
 def _linear(node: ast.expr, refused: ValueError) -> dict[str, float]:

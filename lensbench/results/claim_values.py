@@ -21,7 +21,7 @@ ACCURACY, EFFECT = "accuracy", "effect"
 
 
 @dataclass(frozen=True)
-class _Cell:
+class _ValueCell:
     """The scores of a method or a baseline in one task, with what its items are."""
 
     table: Items
@@ -43,7 +43,7 @@ class _Cell:
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyRun:
     """What a run of a study holds.
 
     Attributes:
@@ -65,7 +65,7 @@ class Study:
     table: Callable[[str], pd.DataFrame]
 
 
-def values_of(claim: Claim, run: str, studies: Callable[[str], Study]) -> dict[str, Measured]:
+def values_of(claim: Claim, run: str, studies: Callable[[str], StudyRun]) -> dict[str, Measured]:
     """Find the values of a claim in a run, and in others that it names.
 
     Raises:
@@ -82,7 +82,7 @@ def values_of(claim: Claim, run: str, studies: Callable[[str], Study]) -> dict[s
     return found
 
 
-def _found(value: Value, study: Study, others: Mapping[str, Measured]) -> Measured:
+def _found(value: Value, study: StudyRun, others: Mapping[str, Measured]) -> Measured:
     if value.table is not None:
         return _of_table(value, study)
     if study.records.empty:
@@ -105,7 +105,7 @@ def _found(value: Value, study: Study, others: Mapping[str, Measured]) -> Measur
     return measured.only(other.items[chosen])
 
 
-def _rows(value: Value, frame: pd.DataFrame, study: Study) -> pd.DataFrame:
+def _rows(value: Value, frame: pd.DataFrame, study: StudyRun) -> pd.DataFrame:
     """The rows of a method or baseline, at its one site, of the relations that are asked for."""
     rows = frame[(frame["inspector"] == value.method) & (frame["baseline"] == value.baseline)]
     if value.site is not None:
@@ -123,7 +123,7 @@ def _rows(value: Value, frame: pd.DataFrame, study: Study) -> pd.DataFrame:
     return rows
 
 
-def _cell(value: Value, study: Study) -> _Cell:
+def _cell(value: Value, study: StudyRun) -> _ValueCell:
     """The scores of a method or baseline, whatever they are of, in the place of the corrected ones."""
     rows = _rows(value, study.records, study)
     if value.of == ACCURACY:
@@ -148,7 +148,7 @@ def _cell(value: Value, study: Study) -> _Cell:
     asked = tuple(sorted(int(layer) for layer in own["layer"].dropna().unique()))
     # Between two layers at which a costly baseline was asked, it has the better of their scores, as in the verdicts.
     scores = cells[0].between(asked, table.relation) if asked and value.of in (ACCURACY, "correct") else cells[0]
-    return _Cell(table, scores, subjects, frozenset(map(str, own["attempt"].unique())))
+    return _ValueCell(table, scores, subjects, frozenset(map(str, own["attempt"].unique())))
 
 
 def _with_measure(value: Value, rows: pd.DataFrame, measures: pd.DataFrame) -> pd.DataFrame:
@@ -161,7 +161,7 @@ def _with_measure(value: Value, rows: pd.DataFrame, measures: pd.DataFrame) -> p
     return joined.assign(correct_corrected=joined["value"])
 
 
-def _total(value: Value, study: Study) -> Measured | None:
+def _total(value: Value, study: StudyRun) -> Measured | None:
     """A measure over all items at once, if it is one: the mean over relations at the layers of the window."""
     if study.measures.empty:
         return None
@@ -176,7 +176,7 @@ def _total(value: Value, study: Study) -> Measured | None:
     return Measured(names, names, names, wide, (np.zeros(1), np.zeros(1)), exact=True)
 
 
-def _inside(value: Value, study: Study, layers: Ints) -> np.ndarray:
+def _inside(value: Value, study: StudyRun, layers: Ints) -> np.ndarray:
     low, high = value.layers
     depth = layers / study.n_layers
     inside: np.ndarray = (depth >= low - 1e-9) & (depth <= high + 1e-9) | (layers == NO_LAYER)
@@ -185,7 +185,7 @@ def _inside(value: Value, study: Study, layers: Ints) -> np.ndarray:
     return inside
 
 
-def _windowed(value: Value, study: Study, found: _Cell) -> Measured:
+def _windowed(value: Value, study: StudyRun, found: _ValueCell) -> Measured:
     """The scores at the layers of the window, one attempt standing for all."""
     cell = _effects(found.scores) if value.of == EFFECT else found.scores
     inside = _inside(value, study, np.array(cell.layers))
@@ -223,7 +223,7 @@ def _effects(cell: CellScores) -> CellScores:
     return replace(cell, corrected=cell.corrected - cell.corrected[cell.attempts.index(CLEAN)])
 
 
-def _reduced(value: Value, study: Study, found: _Cell) -> Measured:
+def _reduced(value: Value, study: StudyRun, found: _ValueCell) -> Measured:
     """One figure of each item, or of each relation, from all attempts and layers."""
     kind, number = value.reduced()
     cell, ends, whole = found.scores, (np.zeros(1), np.ones(1)), np.array([], np.int64)
@@ -247,7 +247,7 @@ def _reduced(value: Value, study: Study, found: _Cell) -> Measured:
     return Measured(names, names, np.full(len(names), RELATIONS, object), above, ends)
 
 
-def _of_table(value: Value, study: Study) -> Measured:
+def _of_table(value: Value, study: StudyRun) -> Measured:
     """A column of a CSV file with one row for each relation, subject and layer."""
     frame = study.table(value.table or "")
     if missing := {"relation", "subject", "layer", value.of} - set(frame):

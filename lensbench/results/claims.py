@@ -11,7 +11,7 @@ import numpy as np
 
 from lensbench.errors import LensbenchError
 from lensbench.results.bands import Band, Floats, band_of_sum
-from lensbench.results.claim_rules import Claim, Comparison, parse
+from lensbench.results.claim_rules import Claim, Inequality, parse
 
 HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD = "holds here", "does not hold here", "cannot be told"
 LEAST_SUBJECTS = 10
@@ -54,14 +54,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Compared:
+class CheckedInequality:
     """A comparison with its figures; of one that is made at each layer, those of the layer that says least for it.
 
     Attributes:
         verdict: whether it holds; None if its interval includes the threshold, or if too few subjects are left.
     """
 
-    comparison: Comparison
+    comparison: Inequality
     estimate: float
     low: float
     high: float
@@ -70,7 +70,7 @@ class Compared:
     verdict: bool | None
 
 
-def compare(comparison: Comparison, values: Mapping[str, Measured], seed: int = 0) -> Compared:
+def compare(comparison: Inequality, values: Mapping[str, Measured], seed: int = 0) -> CheckedInequality:
     """Compare a sum of values with its threshold.
 
     Values are taken over the items that all of them have; where there are none, each over its own, subjects still being
@@ -102,7 +102,7 @@ def compare(comparison: Comparison, values: Mapping[str, Measured], seed: int = 
     if verdict is False:
         worst = int((band.high if comparison.above else -band.low).argmin())
     estimate, low_at, high_at = (float(side[worst]) for side in (band.estimate, band.low, band.high))
-    return Compared(comparison, estimate, low_at, high_at, subjects, len(band.estimate), verdict)
+    return CheckedInequality(comparison, estimate, low_at, high_at, subjects, len(band.estimate), verdict)
 
 
 def _summed(weighted: Sequence[tuple[float, Measured]]) -> Measured:
@@ -156,8 +156,8 @@ class Told:
     model: str
     verdict: str
     reason: str
-    compared: tuple[Compared, ...] = ()
-    controls: tuple[Compared, ...] = ()
+    compared: tuple[CheckedInequality, ...] = ()
+    controls: tuple[CheckedInequality, ...] = ()
 
 
 def tell(name: str, claim: Claim, run: str, model: str, values: Mapping[str, Measured], seed: int = 0) -> Told:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lensbench.errors import LensbenchError, UsageError
 from lensbench.results.claim_rules import Claim
-from lensbench.results.claim_values import Study, values_of
+from lensbench.results.claim_values import StudyRun, values_of
 from lensbench.results.claims import NoValueError, Told, tell, untold
 from lensbench.results.records import read_measures
 from lensbench.results.run_file import SETTLED
@@ -39,7 +39,7 @@ def tell_claims(claims: Mapping[str, Claim], folder: Path, seed: int = 0) -> Ite
         raise UsageError(f"{folder} holds no run folders; give the folder that `make reference` wrote, or one like it")
 
     @cache
-    def study(name: str) -> Study:
+    def study(name: str) -> StudyRun:
         return read_study(folder / name)
 
     for name, claim in claims.items():
@@ -52,7 +52,7 @@ def tell_claims(claims: Mapping[str, Claim], folder: Path, seed: int = 0) -> Ite
                 yield untold(name, claim, run, model, str(error))
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: Path) -> StudyRun:
     """Read a run folder, or a folder of analyses, for claims.
 
     Raises:
@@ -65,7 +65,7 @@ def read_study(path: Path) -> Study:
         empty = pd.DataFrame()
         if not isinstance(described.get("n_layers"), int):
             raise LensbenchError(f"{path} does not say how many layers its model has; repeat `lensbench analyze`")
-        return Study(
+        return StudyRun(
             path.name, described["model"], described["n_layers"], empty, empty, SummarySettings({}), _reader(path)
         )
     if not (path / "run.json").is_file():
@@ -78,7 +78,9 @@ def read_study(path: Path) -> Study:
         raise NoValueError(f"the run {path.name} is not finished")
     measures = read_measures(path, run.done)
     setting = run.info["setting"]
-    return Study(path.name, setting["model"], run.info["n_layers"], run.records, measures, run.settings, _reader(path))
+    return StudyRun(
+        path.name, setting["model"], run.info["n_layers"], run.records, measures, run.settings, _reader(path)
+    )
 
 
 def _reader(path: Path) -> Callable[[str], pd.DataFrame]:

@@ -16,7 +16,7 @@ _REFUSING = re.compile(
 
 
 @dataclass(frozen=True)
-class Claim:
+class StatedFacet:
     """What a text says of a facet.
 
     Attributes:
@@ -30,7 +30,7 @@ class Claim:
     supported: bool
 
 
-def find_claims(text: str, own: Facets, known: Facets) -> list[Claim]:
+def find_claims(text: str, own: Facets, known: Facets) -> list[StatedFacet]:
     """Return the claims of a text: whatever it names of the values that a facet has for any item.
 
     A claim rests on its quote, words of the text itself, so that nothing has to be believed of a judge.
@@ -46,7 +46,7 @@ def find_claims(text: str, own: Facets, known: Facets) -> list[Claim]:
         for value in sorted({*values, *own.get(facet, ())}):
             found = find_name(text, value)
             if found:
-                claims.append(Claim(facet, text[found.start : found.end], name_key(value) in right))
+                claims.append(StatedFacet(facet, text[found.start : found.end], name_key(value) in right))
     return claims
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lensbench.errors import UsageError
 from lensbench.results.arrays import KEYS
 from lensbench.results.claim_rules import Claim, parse, read_claims
-from lensbench.results.claim_values import Study, values_of
+from lensbench.results.claim_values import StudyRun, values_of
 from lensbench.results.claims import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, Measured, NoValueError, Told, compare, tell
 from lensbench.results.samples import SummarySettings
 from lensbench.runs.claims import RULES
@@ -43,10 +43,10 @@ def claim(*holds_if: str, control: tuple[str, ...] = (), **values: dict[str, obj
     )
 
 
-def study(records: pd.DataFrame, measures: pd.DataFrame | None = None, n_layers: int = 4) -> Callable[[str], Study]:
+def study(records: pd.DataFrame, measures: pd.DataFrame | None = None, n_layers: int = 4) -> Callable[[str], StudyRun]:
     tables = {"cosines.csv": pd.DataFrame({"relation": "a", "subject": [1, 2], "layer": 0, "cosine": [0.2, 0.4]})}
     empty = measures if measures is not None else pd.DataFrame({"item": [], "metric": []})
-    return lambda name: Study(name, "m", n_layers, records, empty, SummarySettings({}), tables.__getitem__)
+    return lambda name: StudyRun(name, "m", n_layers, records, empty, SummarySettings({}), tables.__getitem__)
 
 
 # Comparisons

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensbench.results.confidence import auroc, calibration_error
-from lensbench.tasks.free_text import Claim, find_claims, first_answer, is_refusal
+from lensbench.tasks.free_text import StatedFacet, find_claims, first_answer, is_refusal
 
 KNOWN = {"country": ["Poland", "Polish", "France", "French"], "field": ["chemist", "painter"]}
 OWN = {"country": ["Poland", "Polish"], "field": ["chemist"]}
@@ -15,9 +15,9 @@ OWN = {"country": ["Poland", "Polish"], "field": ["chemist"]}
 def test_a_claim_is_right_only_with_its_quote() -> None:
     claims = find_claims("A POLISH painter who lived in France.", OWN, KNOWN)
     assert set(claims) == {
-        Claim("country", "POLISH", supported=True),
-        Claim("country", "France", supported=False),
-        Claim("field", "painter", supported=False),
+        StatedFacet("country", "POLISH", supported=True),
+        StatedFacet("country", "France", supported=False),
+        StatedFacet("field", "painter", supported=False),
     }
     assert find_claims("A person of note, from Polandia.", OWN, KNOWN) == []
 

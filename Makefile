@@ -37,9 +37,9 @@ $(TOOLS): $(STAMP)
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
-# The small calibration takes one core for three minutes, beside the tests: they leave some of two cores idle.
-test: lint ## everything that must pass: ruff, mypy, the order of the rooms, pytest, a small calibration
-	@$(MAKE) --no-print-directory -j2 pytest calibrate
+# All at once: mypy takes one core for a minute, the small calibration for three, and the tests leave some of two idle.
+test: $(TOOLS) ## everything that must pass: ruff, mypy, the order of the rooms, pytest, a small calibration
+	@$(MAKE) --no-print-directory -j3 lint pytest calibrate
 
 lint: $(TOOLS) ## ruff, mypy, and the order of the rooms
 	$(BIN)/ruff check .

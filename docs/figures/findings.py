@@ -43,6 +43,7 @@ def named(method: str) -> str:
 LENSES = ("logit_lens", "tuned_lens")
 AT_SUBJECT = ("patchscope", "probe", "tuned_lens")
 WHOLE_NAME = {"relations": ("kind_by_token",)}
+SAID_EARLIER = {"relations": ("held_in_mind", "told_before", "which_of_two"), "site": "subject"}
 FIGURES: Mapping[str, tuple[str, Sequence[tuple[str, Sequence[Curve]]]]] = {
     "finding-lenses": ("Share of positions where the lens says the model's next token", [
         (SMOLLM, [(named(name), "prose", of(name)) for name in (*LENSES, "jacobian_lens")]),
@@ -62,6 +63,16 @@ FIGURES: Mapping[str, tuple[str, Sequence[tuple[str, Sequence[Curve]]]]] = {
             ("last token alone", run, of("patchscope", "splice", missing=0, **WHOLE_NAME)),
             ("the name in text", run, of("patchscope", "input_only", missing=0, **WHOLE_NAME)),
         ]) for title, run in ((SMOLLM, "entities"), (GEMMA, "gemma-entities"))
+    ]),
+    "finding-unsaid": ("What was said earlier, read where the text does not show it (chance 0, perfect 1)", [
+        (title, [
+            ("probe", run, of("probe", **SAID_EARLIER)),
+            ("logit lens", run, of("logit_lens", **SAID_EARLIER)),
+            ("Jacobian lens", run, of("jacobian_lens", **SAID_EARLIER)),
+            ("probe, random weights", run, of("probe", "random_model", **SAID_EARLIER)),
+            ("probe, another answer", run, of("probe", "matched_twin", **SAID_EARLIER)),
+            ("the whole text", run, of("probe", "input_only", **SAID_EARLIER)),
+        ]) for title, run in ((SMOLLM, "unsaid"), (GEMMA, "gemma-unsaid"))
     ]),
     "finding-used": ("Change of the log-odds when another item's reading is put in (nats)", [
         ("along what is read", [

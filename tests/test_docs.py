@@ -334,16 +334,21 @@ def test_the_result_of_the_readme_is_that_of_the_kept_run(capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("page", "run", "methods"),
-    [("concepts", "country-capital", ["patchscope"]), ("concepts", "reference/planted", ["patchscope"])],
+    ("page", "run", "relation", "methods"),
+    [
+        ("concepts", "country-capital", "country_capital", ["patchscope"]),
+        ("concepts", "reference/planted", "city", ["patchscope"]),
+        ("results", "reference/main", "all", ["logit_lens", "patchscope", "probe", "tuned_lens"]),
+    ],
 )
 def test_tables_of_the_pages_are_those_of_kept_runs(
-    page: str, run: str, methods: list[str], capsys: pytest.CaptureFixture[str]
+    page: str, run: str, relation: str, methods: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lensbench.report.tables import print_table, result_table
     from lensbench.runs.run import load_run
 
-    print_table(result_table(load_run(ROOT / "reports" / run).best))
+    best = load_run(ROOT / "reports" / run).best
+    print_table(result_table(best[(best["site"] == "subject") & (best["relation"] == relation)]))
     text = squeezed((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
     lines = list(map(squeezed, capsys.readouterr().out.splitlines()))
     for method in methods:
@@ -352,6 +357,16 @@ def test_tables_of_the_pages_are_those_of_kept_runs(
         assert len(rows) > 1
         for row in rows:
             assert row in text
+
+
+def test_the_sentence_of_the_page_is_that_of_the_default_run() -> None:
+    from lensbench.report.sentences import result_sentences
+    from lensbench.runs.run import load_run
+
+    run = load_run(ROOT / "reports" / "reference" / "main")
+    (told,) = (one for one in result_sentences(run.best, run.info, run.summaries) if one.site == "answer")
+    text = (DOCS / "report.md").read_text(encoding="utf-8")
+    assert squeezed(told.sentence) in squeezed(text.replace("\n> ", " "))
 
 
 def squeezed(text: str) -> str:

@@ -24,18 +24,21 @@ LEARNED = {
     "selfie": ["selfie_adapter", "--set", "steps=100"],
 }
 ANALYSES = {"analyses": "smollm2-135m", "gemma-analyses": "gemma3-270m"}
+CALIBRATION = "calibration"
+"""`lensbench calibrate` with its defaults, on all implants that ship; its table is in docs/trust.md."""
 
 
 def main() -> None:
     """Make the runs that are asked for, and then the page of claims."""
     names = sorted(path.stem for path in CONFIGS.glob("*.toml"))
+    known = [*names, *ANALYSES, CALIBRATION]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"only these: {', '.join([*names, *ANALYSES])}")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"only these: {', '.join(known)}")
     parser.add_argument("--executor", choices=("local", "ray"), default="local", help="as of lensbench evaluate")
     asked = parser.parse_args()
-    if wrong := set(asked.runs) - {*names, *ANALYSES}:
-        parser.error(f"there is no run {', '.join(sorted(wrong))}; expected {', '.join([*names, *ANALYSES])}")
-    chosen = asked.runs or [*names, *ANALYSES]
+    if wrong := set(asked.runs) - set(known):
+        parser.error(f"there is no run {', '.join(sorted(wrong))}; expected {', '.join(known)}")
+    chosen = asked.runs or known
     evaluated = [name for name in chosen if name in names]
     for name in needed(evaluated):
         make_fit(name)
@@ -46,6 +49,8 @@ def main() -> None:
         run(evaluate(name, asked.executor))
     for name in (one for one in chosen if one in ANALYSES):
         run(["analyze", "updates", "--model", ANALYSES[name], "--texts", "64", "--out", str(OUT / name)])
+    if CALIBRATION in chosen:
+        run(["calibrate", "--out", str(OUT.with_name("reference-calibration"))])
     run(["claims", str(OUT)])
 
 

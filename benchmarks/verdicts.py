@@ -11,8 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
-from statsmodels.stats.proportion import proportion_confint
+from scipy import special, stats
 
 from lensbench.results.bands import MARGIN, Band, joint_bands, simultaneous_band
 from lensbench.results.change_point import emergence
@@ -164,7 +163,7 @@ def activations(studies: int, few: int) -> None:
         count = studies if relations == 1 else few
         found = [made.study(seed) for seed in range(count)]
         hits = sum(p_value <= 0.025 for p_value, _ in found)
-        low, high = proportion_confint(hits, count, method="beta")
+        low, high = stats.binomtest(hits, count).proportion_ci()
         cells = (
             f"{gap:.2f}", f"{relations} x {subjects}", "folds" if folds else "relations", len(baselines),
             f"{hits / count:.3f} ({low:.3f}-{high:.3f})", f"{np.mean([claimed for _, claimed in found]):.3f}",

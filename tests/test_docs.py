@@ -18,6 +18,7 @@ import pytest
 import typer
 
 from tests import calibration_table
+from tests.test_reference import FIGURE
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -349,7 +350,7 @@ def test_tables_of_the_pages_are_those_of_kept_runs(
 
     best = load_run(ROOT / "reports" / run).best
     print_table(result_table(best[(best["site"] == "subject") & (best["relation"] == relation)]))
-    text = squeezed((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+    text = squeezed((DOCS / f"{page}.md").read_text(encoding="utf-8"))
     lines = list(map(squeezed, capsys.readouterr().out.splitlines()))
     for method in methods:
         at = next(i for i, line in enumerate(lines) if line.startswith(method))
@@ -378,7 +379,7 @@ def test_the_example_of_the_concepts_is_that_of_the_kept_run() -> None:
     summary = pd.read_csv(ROOT / "reports" / "country-capital" / "summary.csv")
     own = summary[(summary["relation"] == "country_capital") & (summary["inspector"] == "patchscope")]
     own = own[own["rule"] == "fixed"].drop_duplicates(["baseline", "layer"]).set_index(["baseline", "layer"])
-    table = re.findall(r"^    \| (.*) \|$", (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8"), re.MULTILINE)
+    table = re.findall(r"^    \| (.*) \|$", (DOCS / "concepts.md").read_text(encoding="utf-8"), re.MULTILINE)
     heads, *rows = (line.split(" | ") for line in table if "---" not in line)
     assert len(rows) == 7
     for name, *told in rows:
@@ -400,8 +401,8 @@ SETTINGS = {
 @pytest.mark.parametrize("page", sorted(SETTINGS))
 def test_pages_tell_no_results_of_runs_that_are_not_kept(page: str) -> None:
     """They stand in the findings, which are tested against the kept runs, or in the notebook, which says what it is."""
-    text = re.sub(r"```.*?```", "", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    told = set(re.findall(r"(?<![\w.])-?\d?\.\d{2,3}\b|(?<![\w.])\d+ %", text))
+    text = re.sub(r"```.*?```", "", (DOCS / f"{page}.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    told = set(FIGURE.findall(text))
     assert told <= SETTINGS[page]
 
 

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 import lensbench
 from lensbench.evaluation.evaluate import mixed
 from lensbench.evaluation.plan import ENGINE, Cell
-from lensbench.utils.code import code_of
+from lensbench.utils.code import code_of, digest_of_files
 from tools.shape import graph
 
 PACKAGE = Path(lensbench.__file__).parent
@@ -44,6 +46,24 @@ def test_comments_docstrings_and_layout_are_no_code(tmp_path: Path) -> None:
     assert code_of(file) == before
     file.write_text('"""One."""\n\ndef f(x):\n    """Add."""\n    return x + 2\n')
     assert code_of(file) != before
+
+
+def test_the_digest_of_files_is_kept_and_follows_what_they_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LENSBENCH_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "code.py"
+    file.write_text("x = 1\n")
+    before = digest_of_files([file])
+    (kept,) = (tmp_path / "cache").rglob("*.json")
+    file.write_text("x = 1  # a comment\n")
+    assert digest_of_files([file]) == before
+    file.write_text("x = 2\n")
+    assert digest_of_files([file]) != before
+    file.write_text("x = 1\n")
+    kept.write_text(kept.read_text().replace(before, "0" * 12))
+    assert digest_of_files([file]) == before  # what was tampered with is worked out again
+    assert "is damaged" in caplog.text
 
 
 def test_a_method_and_its_baselines_are_run_in_an_order_that_the_seed_draws() -> None:

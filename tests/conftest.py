@@ -44,6 +44,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave out the figures that a run ends with, most of a tiny run's time, but in modules that say FIGURES = True."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not getattr(request.module, "FIGURES", False):
+            patch.setattr("lensbench.report.writing.plot_run", lambda *_, **__: [])
+        yield
+
+
 @pytest.fixture
 def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty LENSBENCH_CACHE for this test alone."""

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
@@ -73,8 +73,8 @@ def folder_of_run(config: RunConfig) -> Path:
 def hold_folder(out: Path) -> Iterator[None]:
     """Make a run folder and hold it, so that a second process cannot work in it at the same time.
 
-    The lock is the operating system's and ends with the process, however that ends. A run that does not begin leaves
-    no folder behind that it made.
+    The lock is the operating system's and ends with the process, however that ends. Folders that nothing was written
+    into are taken back, so that neither a run that does not begin nor one that is refused leaves a trace.
 
     Raises:
         UsageError: it cannot be written to, or another process is at work in it.
@@ -95,8 +95,7 @@ def hold_folder(out: Path) -> Iterator[None]:
         yield
     finally:
         (out / RESERVE).unlink(missing_ok=True)
-        if not (out / RUN_FILE).exists():
-            _remove(out, made)
+        _take_back(out, made)
         lock.release()
 
 
@@ -107,9 +106,12 @@ def _sweep(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _remove(out: Path, made: Iterable[Path]) -> None:
-    for file in (LOCK, RUN_LOG):
-        (out / file).unlink(missing_ok=True)
+def _take_back(out: Path, made: Sequence[Path]) -> None:
+    if out / RECORDS in made and not any((out / RECORDS).iterdir()):
+        (out / LOCK).unlink(missing_ok=True)
+    if not (out / RUN_FILE).exists():
+        for file in (LOCK, RUN_LOG):
+            (out / file).unlink(missing_ok=True)
     for folder in made:
         with suppress(OSError):  # something else is in it
             folder.rmdir()

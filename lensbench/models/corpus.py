@@ -74,7 +74,9 @@ class Corpus:
 
     @cached_property
     def _encoding(self) -> Encoding:
-        return self._model.tokens.encode(self.path.read_text(encoding="utf-8"))
+        text, model = self.path.read_text(encoding="utf-8"), self._model
+        # Kept with the model: every trial of a run reads the same prose.
+        return model.cache.get_or_compute(("prose", text), lambda: model.tokens.encode(text))
 
     @property
     def digest(self) -> str:

@@ -207,6 +207,17 @@ def readable_ids(model: LanguageModel) -> Int[Tensor, " token"]:
     )
 
 
+def _embedding_lengths(model: LanguageModel) -> Float[Tensor, " token"]:
+    """Return the length of every input embedding, 1 for one that is all zeros, so that it can be divided by."""
+
+    def measure() -> Tensor:
+        every = torch.arange(model.vocabulary, device=model.device).split(AT_ONCE // model.d_model)
+        lengths = torch.cat([torch.linalg.vector_norm(embed(model, ids), dim=1) for ids in every])
+        return torch.where(lengths > 0, lengths, 1.0)
+
+    return model.cache.get_or_compute("embedding_lengths", measure)
+
+
 @torch.no_grad()
 def nearest_tokens(
     model: LanguageModel, vectors: Float[Tensor, "row d_embed"], among: Int[Tensor, " token"]
@@ -221,8 +232,9 @@ def nearest_tokens(
     rows = vectors.to(model.device).float()
     best = torch.full((len(rows),), -torch.inf, device=model.device)
     found = torch.zeros(len(rows), dtype=torch.long, device=model.device)
+    lengths = _embedding_lengths(model)
     for ids in among.to(model.device).split(max(1, AT_ONCE // max(1, len(rows)))):
-        cosines, place = (rows @ torch.nn.functional.normalize(embed(model, ids), dim=1).T).max(dim=1)
+        cosines, place = (rows @ embed(model, ids).T / lengths[ids]).max(dim=1)
         nearer = cosines > best
         best, found = torch.where(nearer, cosines, best), torch.where(nearer, ids[place], found)
     return found

@@ -26,6 +26,8 @@ from lensbench.tasks.facts import Relation
 from lensbench.tasks.items import Item, filled
 from tests import tiny
 
+FIGURES = True
+
 LAYERS = (0, 2, 4)
 TEXT = "Keep {answer} in mind: {subject}"
 CHOICES = ("beer", "tea", "wine")

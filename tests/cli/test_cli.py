@@ -11,6 +11,8 @@ import pytest
 from tests.command import COMMAND, lensbench, refused
 from tests.evaluation.test_evaluate import write_task
 
+FIGURES = True
+
 
 @pytest.mark.parametrize(
     "arguments", [["list", "baselines"], ["evaluate", "--layers", "3,x"], ["cache", "--json"]], ids=" ".join

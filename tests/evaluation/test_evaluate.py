@@ -21,6 +21,8 @@ from lensbench.inspectors.scores import Scores
 from lensbench.runs.run import load_run
 from lensbench.utils.code import code_digest
 
+FIGURES = True
+
 TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")
 METHODS = ("logit_lens", "tuned_lens", "probe", "patchscope")
 

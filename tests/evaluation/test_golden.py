@@ -16,6 +16,8 @@ from lensbench.baselines.spec import find_baselines
 from lensbench.inspectors.catalog import find_inspectors
 from tests.inspectors.test_shipped import TRAINED
 
+FIGURES = True
+
 GOLDEN = Path(__file__).with_name("golden.json")
 SMALL: dict[str, dict[str, Any]] = {
     "tuned_lens": {"tokens": 512, "steps": 1}, "affine_lens": {"tokens": 512},

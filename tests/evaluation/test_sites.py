@@ -30,6 +30,8 @@ from lensbench.tasks import load_task
 from lensbench.tasks.extents import Extent, split_site
 from tests import chats, tiny
 
+FIGURES = True
+
 TASK = "attribute_extraction/country_continent"
 
 

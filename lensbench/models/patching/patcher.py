@@ -47,8 +47,8 @@ class RowMemory:
         return self._kept.get_or_compute(digest.hexdigest(), lambda: compute(unique)).rows(place)
 
 
-def mode_deviation(model: LanguageModel, prompt: Prompt, mode: Mode, layers: Sequence[int] | None = None) -> float:
-    """Return how far a mode's logits lie from plain patched passes, relative to the largest logit.
+def mode_deviation(passes: PatchedPass, layers: Sequence[int] | None = None) -> float:
+    """Return how far the logits of patched passes lie from those of plain ones, relative to the largest.
 
     One row a target layer, by default all of them, of a fixed random vector on the scale of the prompt's own residuals
     there.
@@ -56,12 +56,12 @@ def mode_deviation(model: LanguageModel, prompt: Prompt, mode: Mode, layers: Seq
     Raises:
         ReplayError: the model defeats the mode.
     """
+    model, prompt = passes.model, passes.prompt
     at = list(range(model.n_layers + 1)) if layers is None else list(layers)
     vectors, plain = trial_vectors(model, prompt)[at], PatchedPass(model, prompt, "plain")
     parts = [slice(begin, begin + TRIAL_ROWS) for begin in range(0, len(at), TRIAL_ROWS)]
     reference = model.unembed(torch.cat([plain.run(vectors[part], at[part]) for part in parts]))
-    other = model.unembed(PatchedPass(model, prompt, mode).run(vectors, at))
-    return relative_deviation(other, reference)
+    return relative_deviation(model.unembed(passes.run(vectors, at)), reference)
 
 
 def some_layers(model: LanguageModel) -> tuple[int, int]:
@@ -71,7 +71,7 @@ def some_layers(model: LanguageModel) -> tuple[int, int]:
 
 def try_modes(model: LanguageModel, prompt: Prompt) -> Iterator[tuple[Mode, float, str]]:
     """Try the modes that share something: how far each lies from plain passes, or infinity and why it is impossible."""
-    return try_each(MODES[:-1], lambda mode: mode_deviation(model, prompt, mode))
+    return try_each(MODES[:-1], lambda mode: mode_deviation(PatchedPass(model, prompt, mode)))
 
 
 def fastest_mode(model: LanguageModel, prompt: Prompt) -> Mode:
@@ -234,8 +234,12 @@ class Patcher:
             model = self.model
 
             def holds(mode: Mode) -> bool:
-                tried = try_each([mode], lambda one: mode_deviation(model, prompt, one, some_layers(model)))
-                return mode == "plain" or bool(list(agreeing(model, tried, "patched pass")))
+                passes = PatchedPass(model, prompt, mode)
+                tried = try_each([mode], lambda _: mode_deviation(passes, some_layers(model)))
+                agrees = mode == "plain" or bool(list(agreeing(model, tried, "patched pass")))
+                if agrees:  # what it has recorded of the prompt serves the passes that follow
+                    self._passes[prompt] = passes
+                return agrees
 
             mode: Mode = proved(model, "patched_pass", lambda: fastest_mode(model, prompt), holds)
             self.mode = mode

@@ -126,7 +126,8 @@ def _shared(cache: Cache) -> list[SharedPrefixLayer]:
 class BlockCall:
     """How the model calls one block: everything but the residual stream, at batch 1 and at batch 2.
 
-    An argument whose first dimension doubled follows the batch; size-1 dimensions broadcast.
+    An argument whose first dimension doubled follows the batch; size-1 dimensions broadcast. Of batch 2 only shapes
+    are kept.
     """
 
     block: nn.Module
@@ -159,7 +160,9 @@ class CleanPass:
 
 
 def record_pass(model: LanguageModel, ids: Int[Tensor, "1 token"], cache: Cache | None) -> CleanPass:
-    """Run a text (after a shared prefix, if one is given) at batch 1 and 2 and record how every block was called.
+    """Run a text (after a shared prefix, if one is given) and record how every block was called, at batch 1 and 2.
+
+    The pass of batch 2 is made once for texts of one length, as it tells shapes alone.
 
     Raises:
         ReplayError: a block was not called exactly once, or an argument changed with the batch in another way than by
@@ -170,10 +173,13 @@ def record_pass(model: LanguageModel, ids: Int[Tensor, "1 token"], cache: Cache 
         if cache is not None:
             records = stack.enter_context(recording(cache))
         one = _record(model, ids, cache)
-    two = _record(model, ids.expand(2, -1), cache)
+    lengths = (0 if cache is None else cache.get_seq_length(), ids.shape[1])
+    two = model.cache.get_or_compute(
+        ("calls of two rows", *lengths), lambda: _shapes(_record(model, ids.expand(2, -1), cache)[0])
+    )
     calls = []
     for i, block in enumerate(model.parts.blocks):
-        (args1, kwargs1, name), (args2, kwargs2, _) = one[0][i], two[0][i]
+        (args1, kwargs1, name), (args2, kwargs2, _) = one[0][i], two[i]
         _for_rows(args1, args2, 3), _for_rows(kwargs1, kwargs2, 3)  # refuse now what a later call would refuse
         calls.append(BlockCall(block, (args1, kwargs1), (args2, kwargs2), name))
     hidden = torch.cat([at_layer.to(model.device) for at_layer in one[1]])
@@ -208,6 +214,17 @@ def _record(model: LanguageModel, ids: Tensor, cache: Cache | None) -> tuple[Rec
     if len(calls) != model.n_layers or len(hidden) != model.n_layers + 1:
         raise ReplayError(f"{model.name}: {len(calls)} block calls in one pass, expected {model.n_layers}")
     return calls, hidden
+
+
+def _shapes(value: Any) -> Any:
+    """Return arguments with tensors that have a shape and no content, and nothing in place of other objects."""
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    if isinstance(value, dict):
+        return {key: _shapes(one) for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return type(value)(_shapes(one) for one in value)  # type: ignore[call-arg]
+    return None
 
 
 def _for_rows(one: Any, two: Any, rows: int) -> Any:

@@ -6,6 +6,7 @@ a system cannot fork, each is an interpreter of its own.
 
 import atexit
 import gc
+import multiprocessing
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from contextlib import suppress
 from importlib import import_module
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from joblib import parallel_config
@@ -167,7 +168,7 @@ def _spawn() -> Ends:
     return made.stdout, made.stdin, made  # type: ignore[return-value]
 
 
-def serve(control: int, modules: Iterable[str]) -> None:
+def serve(control: int, modules: Iterable[str]) -> NoReturn:
     """Fork a process for each socket that comes, until the other end is closed. Runs in the server."""
     for name in modules:
         with suppress(ImportError):
@@ -179,14 +180,28 @@ def serve(control: int, modules: Iterable[str]) -> None:
         while True:
             asked, (*ends,), _, _ = socket.recv_fds(commands, 1, 1)
             if not asked:
-                return
+                os._exit(0)
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                atexit._clear()  # what the server has begun, the server ends
                 commands.close()
                 with socket.socket(fileno=ends[0]) as own:
                     work(own.makefile("rb"), own.makefile("wb"))
-                return  # the interpreter ends as usual, and what a method has begun with it
+                _end()
             os.close(ends[0])
+
+
+def _end() -> NoReturn:
+    """End this process, and what a method has begun in it; runs in a process that was forked.
+
+    The interpreter is not taken apart, which would copy what this process shares with the server, for .4 s.
+    """
+    for child in multiprocessing.active_children():
+        child.terminate()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def work_on_pipes() -> None:

@@ -1,12 +1,16 @@
 """Each fold in a process of its own: the same records of honest methods, and notes that find no reader."""
 
+import atexit
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -212,6 +216,35 @@ def test_a_run_has_the_same_records(tiny_llama_folder: Path, tmp_path: Path, iso
     assert len(names) == 6
     for name in names:
         assert (apart.path / "records" / name).read_bytes() == (whole.path / "records" / name).read_bytes(), name
+
+
+class Leaves(Inspector):
+    """Begins another process, and has something done at the end of its own."""
+
+    name = "leaves"
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def inspect(self, evidence: Evidence) -> Scores:
+        begun = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        begun.start()
+        atexit.register(Path(self.folder, "ended").write_text, str(begun.pid))
+        return Scores(("default",), torch.zeros(len(evidence.layers), 1, evidence.n_items, len(evidence.answers)))
+
+
+@pytest.mark.skipif(not processes.FORKS, reason="processes are not forked")
+def test_what_a_method_has_begun_ends_with_it(isolated: IsolatedFits, tmp_path: Path) -> None:
+    CrossFit(partial(Leaves, str(tmp_path)), testing.small_bench(), isolated=isolated).scores()
+    isolated.close()
+    until = time.monotonic() + 30
+    while not (tmp_path / "ended").exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    pid = int((tmp_path / "ended").read_text())
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 class KnowsOneRelation(Inspector):

@@ -26,12 +26,20 @@ ROOT = Path(__file__).resolve().parent.parent
 # The modules that take longest, which begin first: a process that ends with one of them lets the other wait.
 LONGEST = (
     "test_notebooks",
-    "test_calibration",
-    "test_real_model",
     "test_survival",
+    "test_real_model",
+    "test_intervention",
+    "test_docs",
+    "test_calibration",
     "test_ray",
-    "test_evaluate",
+    "test_unsaid",
+    "test_more_lenses",
     "test_cli",
+    "test_golden",
+    "test_shipped",
+    "test_isolation",
+    "test_exam",
+    "test_evaluate",
 )
 
 

@@ -29,7 +29,6 @@ LONGEST = (
     "test_survival",
     "test_real_model",
     "test_intervention",
-    "test_docs",
     "test_calibration",
     "test_ray",
     "test_unsaid",
@@ -39,6 +38,7 @@ LONGEST = (
     "test_shipped",
     "test_isolation",
     "test_exam",
+    "test_docs",
     "test_evaluate",
 )
 

@@ -107,7 +107,7 @@ def _sweep(out: Path) -> None:
 
 
 def _take_back(out: Path, made: Sequence[Path]) -> None:
-    if out / RECORDS in made and not any((out / RECORDS).iterdir()):
+    if out / RECORDS in made and not any((out / RECORDS).glob("*")):
         (out / LOCK).unlink(missing_ok=True)
     if not (out / RUN_FILE).exists():
         for file in (LOCK, RUN_LOG):

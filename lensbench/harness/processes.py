@@ -200,7 +200,8 @@ def _end() -> NoReturn:
         child.terminate()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(OSError, ValueError):  # a method may have closed it
+            stream.flush()
     os._exit(0)
 
 

@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 TOOLS := $(VENV)/.stamp-tools
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
-# What pip does on one core. Some packages bring files that are not for this version of Python.
-COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true
+# On all cores; pip would use one. It fails on files that some packages bring for other versions of Python, and need not.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
 .DEFAULT_GOAL := help
 .PHONY: help install tools test lint pytest calibrate shape docs evaluate reference bench clean

@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def figures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Leave out the figures that a run ends with, most of a tiny run's time, but in modules that say FIGURES = True."""
+    """Leave out the figures of runs, a third of a small run's time, except in modules that set FIGURES = True."""
     with pytest.MonkeyPatch.context() as patch:
         if not getattr(request.module, "FIGURES", False):
             patch.setattr("lensbench.report.writing.plot_run", lambda *_, **__: [])

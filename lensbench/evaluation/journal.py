@@ -31,7 +31,7 @@ from lensbench.results.records import (
     write_table,
 )
 from lensbench.results.run_file import DIGESTS, RUN_FILE, SETTLED, changed_file, read_run
-from lensbench.utils.cache import TEMPORARY, sha256_of
+from lensbench.utils.cache import TEMPORARY, atomic_file, sha256_of
 from lensbench.utils.logs import RUN_LOG
 
 # What records of one folder must have in common: they are read as one table.
@@ -280,19 +280,28 @@ def _calibrations(plan: Plan) -> dict[str, dict[str, Any] | None]:
     return {name: None if one is None else asdict(one) for name, one in found.items()}
 
 
-def with_calibrations(out: Path) -> None:
-    """Note in `run.json` what calibration has found since of the versions of the methods in a run.
+@contextmanager
+def noting_calibrations(out: Path) -> Iterator[None]:
+    """Note in `run.json` what calibration has found since of the methods in a run, and hold the folder meanwhile.
+
+    Where what is done inside fails, `run.json` is put back as it was.
 
     Raises:
         UsageError: another process is at work in the folder.
     """
     with hold_folder(out):
-        content = read_run(out)
+        before, content = (out / RUN_FILE).read_bytes(), read_run(out)
         for name, method in content.get("methods", {}).items():
             found = calibration_of(method.get("version", ""))
             if found is not None:
                 content["calibration"][name] = asdict(found)
         write_json_atomic(out / RUN_FILE, content)
+        try:
+            yield
+        except BaseException:
+            with atomic_file(out / RUN_FILE) as file:
+                file.write(before)
+            raise
 
 
 def _of_others(before: Any, plan: Plan) -> Any:

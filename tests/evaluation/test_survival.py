@@ -25,7 +25,7 @@ from lensbench.inspectors.evidence import Evidence
 from lensbench.inspectors.lenses.logit_lens import LogitLens
 from lensbench.inspectors.scores import Scores
 from lensbench.runs.run import Run
-from tests.command import lensbench
+from tests.command import lensbench, refused
 
 FIGURES = True
 
@@ -122,6 +122,17 @@ def test_a_folder_that_nothing_is_written_into_stays_as_it_was(held: list[str], 
     with pytest.raises(UsageError, match="refused"), hold_folder(out):
         raise UsageError("refused")
     assert sorted(path.name for path in out.parent.rglob("*")) == sorted([*held, *(["run"] if held else [])])
+
+
+def test_verdicts_that_cannot_be_made_leave_the_folder_as_it_was(whole: Run, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("run.json", "summary.csv"):
+        shutil.copy(whole.path / name, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text((whole.path / "run.json").read_text() + "\n")  # as nobody writes it
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    done = lensbench("verdict", "run", cwd=tmp_path)
+    assert "is missing" in refused(done, 1)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_two_processes_at_once_do_not_corrupt(settings, whole: Run, tmp_path: Path) -> None:

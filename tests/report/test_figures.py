@@ -22,8 +22,6 @@ from lensbench.report.view import View
 from lensbench.report.writing import FigureRequest, check_asked, plot_run, write_figures
 from lensbench.results.verdicts import USED, VERDICTS
 
-FIGURES = True
-
 STRANGE = (
     "\u05e2\u05d1\u05e8\u05d9\u05ea",
     "\U0001f3f3\ufe0f\u200d\U0001f308 flags",

@@ -16,8 +16,6 @@ from lensbench.report.writing import plot_run
 from lensbench.results.samples import SummarySettings
 from lensbench.results.summary import best_layers, summarise
 
-FIGURES = True
-
 QUESTIONS = {"shuffled": "uses_activation", "input_only": "beats_text", "embedding": "beats_text"}
 LAYERS = 5
 

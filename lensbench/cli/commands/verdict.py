@@ -23,10 +23,10 @@ def verdict(
     """
     say_what_happens(quiet=quiet)
     from lensbench.cli.terminal import run_as_json, show_details
-    from lensbench.evaluation.journal import with_calibrations
+    from lensbench.evaluation.journal import noting_calibrations
     from lensbench.runs.run import Run, finish
 
-    with_calibrations(Run(run).path)
-    finish(run)
+    with noting_calibrations(Run(run).path):
+        finish(run)
     found = Run(run)
     print_json(run_as_json(found)) if as_json else show_details(found)
